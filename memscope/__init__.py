@@ -1,0 +1,1 @@
+"""See inside a language model's memory."""

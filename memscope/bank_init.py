@@ -1,0 +1,114 @@
+"""Where the entries of a bank start: random vectors, or sentences through a table of token embeddings.
+
+    sentence --tokenizer--> ids --table [vocab, dim]--> vectors --projection [dim, D]--> slots of unit norm
+
+Pooled (``knowledge_length`` 1): an entry is the mean over its sentence's tokens. Slot-wise (more): slot i is the
+sentence's token i; slots past its end hold the pad token. Entries without a sentence stay random. Everything needed
+to say later where an entry came from is saved with the run: ``bank_init.parquet`` (sentence, triples, token ids per
+entry) and ``bank_init.safetensors`` (initial entries, table, projection).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from memscope.errors import InputError
+from memscope.files import atomic_path
+from memscope.sentences import Sentence, Triple
+from memscope.tokenizer import Tokenizer
+
+PARQUET = "bank_init.parquet"
+TENSORS = "bank_init.safetensors"
+
+
+class BankInit(NamedTuple):
+    """The starting point of a bank."""
+
+    entries: np.ndarray
+    """Initial entries, float32 ``[N, L, D]``."""
+    table: np.ndarray
+    """Token embeddings that sentences went through, float32 ``[vocab, dim]``."""
+    projection: np.ndarray
+    """Map from embedding space to entry space, float32 ``[dim, D]``, orthonormal along its shorter axis."""
+
+
+def orthogonal_projection(dim: int, knowledge_dim: int, seed: int) -> np.ndarray:
+    """Seeded random map ``[dim, knowledge_dim]`` with orthonormal rows or columns, whichever are fewer."""
+    gaussian = np.random.default_rng(seed).standard_normal((max(dim, knowledge_dim), min(dim, knowledge_dim)))
+    q, r = np.linalg.qr(gaussian)
+    q = q * np.sign(np.diag(r))  # makes the decomposition unique
+    return (q if dim >= knowledge_dim else q.T).astype(np.float32)
+
+
+def init_bank(
+    random_entries: np.ndarray, token_ids: list[list[int]], table: np.ndarray, pad: int, seed: int
+) -> BankInit:
+    """Write the sentences given as token ids over the first rows of ``random_entries [N, L, D]``.
+
+    Rows past the sentences stay random. Slots are scaled to unit norm, the average norm of a random slot.
+    """
+    n_slots, width = random_entries.shape[1:]
+    projection = orthogonal_projection(table.shape[1], width, seed)
+    space = table @ projection  # [vocab, D]
+    entries = random_entries.copy()
+    for entry, ids in enumerate(token_ids):
+        padded = (ids + [pad] * n_slots)[:n_slots]
+        slots = space[ids].mean(0, keepdims=True) if n_slots == 1 else space[padded]
+        entries[entry] = slots / np.maximum(np.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
+    return BankInit(entries, table, projection)
+
+
+def encode_sentences(sentences: list[Sentence], tokenizer: Tokenizer, knowledge_length: int) -> list[list[int]]:
+    """Token ids per sentence; cut to ``knowledge_length`` unless entries are pooled."""
+    encoded = tokenizer.encode_batch([sentence.text for sentence in sentences])
+    for number, ids in enumerate(encoded):
+        if not ids:
+            raise InputError(f"sentence {number} ({sentences[number].text[:40]!r}) has no tokens")
+    return encoded if knowledge_length == 1 else [ids[:knowledge_length] for ids in encoded]
+
+
+def save_bank_init(
+    run: Path, init: BankInit, sentences: list[Sentence], token_ids: list[list[int]], space: str
+) -> None:
+    """Save ``init`` and the provenance of every entry into a run folder.
+
+    Args:
+        run: the run folder.
+        init: initial entries with their table and projection.
+        sentences: of the first entries; the rest are recorded as random.
+        token_ids: ids that went into each entry, parallel to ``sentences``.
+        space: name of the embedding table, for readers ("this model at step 0", or a run folder).
+    """
+    blank = [None] * (len(init.entries) - len(sentences))
+    columns = {
+        "entry": np.arange(len(init.entries), dtype=np.uint32),
+        "sentence": pa.array([sentence.text for sentence in sentences] + blank, pa.string()),
+        "token_ids": pa.array([*token_ids, *blank], pa.list_(pa.uint32())),
+    }
+    for field in Triple._fields:
+        values = [[getattr(triple, field) for triple in sentence.triples] for sentence in sentences]
+        columns[field] = pa.array(values + blank, pa.list_(pa.string()))
+    with atomic_path(run / PARQUET) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    with atomic_path(run / TENSORS) as temporary:
+        save_file(init._asdict(), temporary, metadata={"space": space})
+
+
+def load_bank_init(run: Path) -> BankInit:
+    """Read the initial entries, table and projection of a run.
+
+    Raises:
+        InputError: missing or corrupted file.
+    """
+    path = run / TENSORS
+    try:
+        return BankInit(**load_file(path))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: missing; was this run trained with memscope?") from error
+    except (SafetensorError, TypeError) as error:
+        raise InputError(f"{path}: corrupted ({error}); restore it or train again") from error

@@ -1,0 +1,98 @@
+"""Hooks that note what every memory layer selects and reads during a forward pass.
+
+    with capture_memory(model) as captured:
+        model(tokens)
+    captured[layer].indices      # [batch, pos, K]
+
+The hooks only look: the model's output is the same bit for bit, and they are gone when the block ends.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memscope.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
+from memscope.model import MemoryTransformer, next_token_loss
+from memscope.runtime import autocast
+
+
+@dataclass
+class LayerCapture:
+    """One memory layer in the latest forward pass; later passes overwrite it."""
+
+    indices: Int[Tensor, "batch pos K"]
+    """Selected entries."""
+    gate_scores: Float[Tensor, "batch pos K"]
+    """Their gate scores."""
+    read_weights: Float[Tensor, "batch pos K"]
+    """Their read weights: mean over read heads, sum over slots."""
+    slot_weights: Float[Tensor, "batch pos K slot"]
+    """Read weight of every slot, mean over read heads."""
+
+
+@contextmanager
+def capture_memory(model: MemoryTransformer) -> Iterator[dict[int, LayerCapture]]:
+    """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass."""
+    captured: dict[int, LayerCapture] = {}
+    latest: dict[str, Tensor] = {}
+
+    def note(tensor: Tensor, hook: object) -> None:
+        latest[getattr(hook, "name", "")] = tensor.detach()
+
+    def finish(pattern: Tensor, hook: object) -> None:  # the last hook of a memory layer to fire
+        prefix, _, _ = getattr(hook, "name", "").rpartition(".")
+        indices, scores = latest.pop(f"{prefix}.hook_indices"), latest.pop(f"{prefix}.hook_gate_scores")
+        slots = pattern.detach().float().mean(2).unflatten(-1, (indices.shape[-1], -1))
+        layer = int(prefix.split(".")[1])
+        captured[layer] = LayerCapture(indices, scores.float(), slots.sum(-1), slots)
+
+    hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
+    for layer in model.cfg.model.memory_layers:
+        prefix = f"blocks.{layer}.memory"
+        hooks += [(f"{prefix}.hook_indices", note), (f"{prefix}.hook_gate_scores", note)]
+        hooks += [(f"{prefix}.hook_pattern", finish)]
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        yield captured
+
+
+class WindowPass(NamedTuple):
+    """One forward pass over a padded batch of document windows."""
+
+    windows: list[DocumentWindow]
+    batch: WindowBatch
+    logits: Float[Tensor, "batch pos vocab"]
+    losses: Float[Tensor, "batch pos"]
+    """Loss of every target in nats, 0 where there is none."""
+    captured: dict[int, LayerCapture]
+    """What every memory layer selected and read."""
+
+
+def run_windows(
+    model: MemoryTransformer,
+    corpus: PackedCorpus,
+    windows: list[DocumentWindow],
+    pad: int,
+    dtype: str,
+    batch_size: int = 16,
+) -> Iterator[WindowPass]:
+    """Run a model over document windows, shortest first (little padding), without gradients, with capturing hooks.
+
+    The one way in which evaluation, recording and tracing read text.
+    """
+    device = model.embed.weight.device
+    was_training = model.training
+    model.eval()
+    with capture_memory(model) as captured, autocast(device, dtype):
+        by_length = sorted(windows, key=lambda window: window.end - window.start)
+        for start in range(0, len(windows), batch_size):
+            chosen = by_length[start : start + batch_size]
+            batch = window_batch(corpus, chosen, pad)
+            logits = model(torch.from_numpy(batch.tokens).to(device))
+            losses = next_token_loss(logits, torch.from_numpy(batch.targets).to(device))
+            yield WindowPass(chosen, batch, logits, losses, captured)
+    model.train(was_training)

@@ -1,0 +1,131 @@
+"""A run on disk: model, optimiser and position as safetensors and JSON; no pickle is written or read.
+
+    run/config.yaml  tokenizer.json  model.safetensors  bank_init.*  metrics.jsonl  run.json
+    run/checkpoints/step-00000100/model.safetensors  optimizer.safetensors  state.json
+
+A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from memscope.config import Config, load_config
+from memscope.errors import InputError
+from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.model import MemoryTransformer
+from memscope.tokenizer import Tokenizer
+
+MODEL = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with what is needed to use it."""
+
+    path: Path
+    config: Config
+    tokenizer: Tokenizer
+    model: MemoryTransformer
+    fingerprint: str
+    """SHA-256 of the model file."""
+
+
+def load_run(run: Path, device: torch.device | None = None) -> LoadedRun:
+    """Load a run's newest model, in eval mode.
+
+    Raises:
+        InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
+    """
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"{run}: not a run folder (no config.yaml); train one with 'memscope train'")
+    if not (run / MODEL).is_file():
+        raise InputError(f"{run}: no {MODEL}; the run has not saved a checkpoint yet")
+    config = load_config(run / "config.yaml")
+    model = MemoryTransformer(config)
+    load_weights(model, run / MODEL)
+    model.to(device or torch.device("cpu")).eval()
+    return LoadedRun(run, config, Tokenizer.load(run / "tokenizer.json"), model, sha256_file(run / MODEL))
+
+
+def load_weights(model: MemoryTransformer, path: Path) -> None:
+    """Fill ``model`` from a safetensors file, strictly."""
+    tensors = read_tensors(path)
+    expected = model.state_dict()
+    if tensors.keys() != expected.keys():
+        odd = sorted(tensors.keys() ^ expected.keys())[0]
+        raise InputError(f"{path}: holds another model than config.yaml describes (tensor '{odd}')")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise InputError(
+                f"{path}: '{name}' has shape {tuple(tensor.shape)}, config.yaml gives {tuple(expected[name].shape)}"
+            )
+    model.load_state_dict(tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; a missing or damaged one is an ``InputError``."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: corrupted ({error}); restore it or resume from an older checkpoint") from error
+
+
+def save_checkpoint(
+    run: Path, step: int, model: MemoryTransformer, optimizer: torch.optim.Optimizer, keep: int
+) -> None:
+    """Write ``checkpoints/step-*``, point ``run/model.safetensors`` at it and drop all but the newest ``keep``."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    if not folder.is_dir():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / MODEL)
+            save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER)
+            write_json(temporary / _STATE, {"step": step})
+    with atomic_path(run / MODEL) as temporary:
+        try:
+            os.link(folder / MODEL, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(folder / MODEL, temporary)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def restore_checkpoint(folder: Path, model: MemoryTransformer, optimizer: torch.optim.Optimizer) -> int:
+    """Load model and optimiser from a checkpoint folder; returns the number of steps already done."""
+    load_weights(model, folder / MODEL)
+    tensors = read_tensors(folder / _OPTIMIZER)
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        prefix = f"{name}/"
+        optimizer.state[parameter] = {
+            key.removeprefix(prefix): value.to(parameter.device if value.dim() else value.device)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
+    state: dict[str, Any] = read_json(folder / _STATE)
+    return int(state["step"])
+
+
+def _optimizer_tensors(model: MemoryTransformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

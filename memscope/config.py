@@ -1,0 +1,313 @@
+"""One configuration for a whole run: a YAML file with the sections ``model``, ``memory``, ``data`` and ``train``.
+
+    config = load_config(Path("configs/demo.yaml"), overrides=["knowledge_num=1024"])
+
+Keys keep the names of the founding experiment (``dim``, ``knowledge_num``, ``num_selected`` ...). They are unique
+over the sections, so ``--set dim=256`` and ``--set model.dim=256`` say the same. Every model is frozen; what can be
+derived is a property, not a key.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from memscope.errors import InputError
+
+BlockKind = Literal["memory", "ffn"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, the docstring under a field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Shape of the decoder. The defaults with ``block: ffn`` are the founding experiment's baseline."""
+
+    vocab_size: int = Field(6400, gt=3)
+    """Number of token ids; must equal the tokenizer's."""
+    dim: int = Field(512, gt=0)
+    """Width of the residual stream."""
+    n_layers: int = Field(8, gt=0)
+    """Number of blocks."""
+    n_heads: int = Field(32, gt=0)
+    """Query heads of self-attention; divides ``dim``."""
+    n_kv_heads: int = Field(8, gt=0)
+    """Key/value heads of self-attention (grouped-query attention, arXiv 2305.13245); divides ``n_heads``."""
+    max_seq_len: int = Field(512, gt=1)
+    """Longest sequence in tokens; also the training window."""
+    block: BlockKind | tuple[BlockKind, ...] = "memory"
+    """What follows attention: ``memory`` (gate + cross-attention over the bank) or ``ffn`` (SwiGLU); one for all
+    layers or one per layer."""
+    hidden_dim: int = Field(0, ge=0)
+    """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
+    rope_theta: float = Field(1e6, gt=0)
+    """Base of the rotary position embedding (arXiv 2104.09864)."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of RMSNorm (arXiv 1910.07467)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"dim / n_heads = {self.head_dim} must be even for rotary embeddings")
+        if not isinstance(self.block, str) and len(self.block) != self.n_layers:
+            raise ValueError(f"block lists {len(self.block)} kinds for n_layers={self.n_layers}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the SwiGLU after derivation."""
+        return self.hidden_dim or 64 * -(-(8 * self.dim // 3) // 64)
+
+    @property
+    def blocks(self) -> tuple[BlockKind, ...]:
+        """Kind of every block, first layer first."""
+        return (self.block,) * self.n_layers if isinstance(self.block, str) else self.block
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that read the bank."""
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind == "memory")
+
+
+class MemoryConfig(Section):
+    """The bank, the gate that selects its entries and the cross-attention that reads them."""
+
+    knowledge_num: int = Field(65536, gt=1)
+    """Entries in the bank (N)."""
+    knowledge_length: int = Field(1, gt=0)
+    """Slots per entry (L): 1 = a pooled sentence, more = one slot per sentence token."""
+    knowledge_dim: int = Field(128, gt=0)
+    """Width of one slot (D)."""
+    num_selected: int = Field(8, gt=0)
+    """Entries that each gate head selects for a token (k)."""
+    gate: Literal["full", "product"] = "full"
+    """``full`` scores every key, as the experiment did; ``product`` scores two sets of sqrt(N) half keys
+    (product keys, arXiv 1907.05242) and needs a square ``knowledge_num``."""
+    gate_heads: int = Field(1, gt=0)
+    """Independent gate heads (H); a token selects H * k entries."""
+    query_dim: int = Field(0, ge=0)
+    """Width of gate queries and keys; 0 derives ``knowledge_dim``."""
+    query_norm: Literal["none", "rms"] = "none"
+    """Normalisation of gate queries before scoring."""
+    score_fn: Literal["softmax", "sigmoid", "relu"] = "softmax"
+    """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
+    read_heads: int = Field(0, ge=0)
+    """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim``."""
+    read_fn: Literal["softmax", "gelu"] = "softmax"
+    """Activation of q.k: ``softmax`` over all selected slots, or the non-competing ``gelu``. A read weight is this
+    activation times the gate score of its entry."""
+    output_gate: bool = False
+    """Multiply what was read by SiLU(W h) before the output projection (Memory+, arXiv 2412.09764)."""
+    absorbed: bool = True
+    """Fold the key and value projections into query and output instead of projecting every selected slot: same
+    result, less work (as DeepSeek-V2's MLA does, arXiv 2405.04434)."""
+    database_init_path: str | None = None
+    """Sentences that entries start from: T-REx-shaped JSON or one sentence a line; none = random."""
+    embedding_init_path: str | None = None
+    """Run folder whose token embeddings turn sentences into entries; none = this model's own, at initialisation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MemoryConfig":
+        if self.num_selected > self.knowledge_num:
+            raise ValueError(
+                f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower num_selected"
+            )
+        side = round(self.knowledge_num**0.5)
+        if self.gate == "product":
+            if side * side != self.knowledge_num:
+                raise ValueError(
+                    f"the product gate needs a square knowledge_num, got {self.knowledge_num}; "
+                    f"the nearest square is {side * side}"
+                )
+            if self.key_dim % 2:
+                raise ValueError(f"the product gate halves its query: query_dim={self.key_dim} must be even")
+        if self.score_fn == "softmax" and self.num_selected == 1:
+            raise ValueError(
+                "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "
+                "use score_fn=sigmoid or select at least 2"
+            )
+        return self
+
+    @property
+    def key_dim(self) -> int:
+        """Width of gate queries and keys after derivation."""
+        return self.query_dim or self.knowledge_dim
+
+    @property
+    def selected(self) -> int:
+        """Selections per token and layer over all gate heads (K = H * k)."""
+        return self.gate_heads * self.num_selected
+
+
+class DataConfig(Section):
+    """Where text comes from."""
+
+    train_path: str = ""
+    """Training corpus: JSON lines with a ``text`` field, plain, .gz or .zst."""
+    valid_path: str = ""
+    """Validation corpus in the same format; never trained on."""
+    tokenizer_path: str | None = None
+    """A ``tokenizer.json``; none trains a byte-level BPE of ``vocab_size`` entries on the training corpus."""
+    cache_dir: str = ".cache/memscope"
+    """Folder for packed corpora, named by content."""
+
+
+class TrainConfig(Section):
+    """The optimisation, and what is measured on the way."""
+
+    epochs: int = Field(1, gt=0)
+    """Passes over the training corpus; ignored when ``steps`` is given."""
+    steps: int = Field(0, ge=0)
+    """Optimiser steps; 0 derives them from ``epochs``."""
+    batch_size: int = Field(16, gt=0)
+    """Sequences per forward pass and process."""
+    accumulation_steps: int = Field(1, gt=0)
+    """Forward passes per optimiser step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    memory_lr_scale: float = Field(1.0, gt=0)
+    """Multiplier on the learning rate of bank and gate keys, kept by the schedule (PKM practice: 4 to 10)."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    warmup_iters: int = Field(0, ge=0)
+    """Steps of linear warm-up before the cosine."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW decay of matrices; norms, embeddings, bank and keys have none."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """Second-moment decay of AdamW (the first is 0.9)."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Autocast type of forward and backward; parameters stay float32."""
+    seed: int = 1337
+    """Seed of initialisation, sampling of sentences and data order."""
+    log_interval: int = Field(10, gt=0)
+    """Steps between lines of metrics."""
+    eval_interval: int = Field(100, gt=0)
+    """Steps between validations; the last step always validates."""
+    eval_tokens: int = Field(65536, gt=0)
+    """Validation tokens per evaluation while training."""
+    save_interval: int = Field(100, gt=0)
+    """Steps between checkpoints; the last step always saves."""
+    keep_checkpoints: int = Field(2, gt=0)
+    """Newest checkpoints to keep."""
+    sample_interval: int = Field(0, ge=0)
+    """Steps between sample generations from the first validation documents; 0 = with the last validation only."""
+    profile_interval: int = Field(10, gt=0)
+    """Steps between measurements of data, forward, backward and optimiser time."""
+    tracker: Literal["tensorboard", "wandb", "swanlab", "trackio", "none"] = "tensorboard"
+    """Experiment tracker, through Accelerate; ``metrics.jsonl`` is always written."""
+
+
+class Config(Section):
+    """Everything that defines a run; saved as ``config.yaml`` in the run folder."""
+
+    model: ModelConfig = ModelConfig()
+    memory: MemoryConfig = MemoryConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.model.dim % self.read_heads:
+            raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
+        return self
+
+    @property
+    def read_heads(self) -> int:
+        """Heads of the cross-attention after derivation."""
+        return self.memory.read_heads or self.model.n_heads
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig,
+    "memory": MemoryConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+}
+
+
+def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config and apply ``key=value`` overrides.
+
+    Raises:
+        InputError: the file is missing or not YAML, a key is unknown, or values are wrong or clash.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such config file; presets are in configs/") from error
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a text file; a YAML config was expected") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict) or any(not isinstance(value, dict) for value in raw.values()):
+        raise InputError(f"{path}: a config has the sections {', '.join(SECTIONS)}, each with key: value lines")
+    for section, values in raw.items():
+        if section not in SECTIONS:
+            raise InputError(f"{path}: unknown section '{section}'{_nearest(section, SECTIONS)}")
+        for key in values:
+            if key not in SECTIONS[section].model_fields:
+                raise InputError(
+                    f"{path}: unknown key '{section}.{key}'{_nearest(key, SECTIONS[section].model_fields)}"
+                )
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        raw.setdefault(section, {})[key] = value
+    return validate_config(raw, source=str(path))
+
+
+def validate_config(raw: dict[str, Any], source: str) -> Config:
+    """Build a ``Config`` from nested dicts; every problem becomes one ``InputError`` that names its key."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"][:2])
+            message = problem["msg"].removeprefix("Value error, ")
+            shown = f", got {problem['input']!r}" if problem["type"] != "value_error" else ""
+            problems.append(f"{key}: {message}{shown}")
+        raise InputError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise InputError(f"--set {override}: expected key=value")
+    known = {f"{section}.{key}": (section, key) for section, cls in SECTIONS.items() for key in cls.model_fields}
+    known |= {key: place for place in known.values() for key in [place[1]]}
+    if name not in known:
+        raise InputError(f"--set {override}: unknown key '{name}'{_nearest(name, known)}")
+    try:
+        return (*known[name], yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else f"; known are {', '.join(list(known))}"

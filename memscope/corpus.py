@@ -1,0 +1,227 @@
+"""Corpora: JSON lines -> packed token file -> training batches, or windows of single documents.
+
+A corpus is one ``{"text": ...}`` object a line (plain, .gz or .zst); ``title`` is kept when present. It is tokenized
+once into ``cache_dir/<hash>/``: ``tokens.bin`` (uint16 or uint32, memory-mapped; every document is bos + text + eos)
+and ``documents.parquet`` (title, length). Training reads windows that cross document boundaries; evaluation and
+recording read ``document_windows``, which never do.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, NamedTuple, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from memscope.errors import InputError
+from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.tokenizer import Tokenizer
+
+_ENCODE_BATCH = 256
+
+
+class Document(NamedTuple):
+    """One line of a corpus."""
+
+    text: str
+    title: str
+
+
+@dataclass(frozen=True)
+class PackedCorpus:
+    """A tokenized corpus on disk."""
+
+    tokens: np.ndarray
+    """All documents after one another, memory-mapped, uint16 or uint32."""
+    starts: np.ndarray
+    """First token of every document and one past the last, int64 ``[documents + 1]``."""
+    titles: list[str]
+    """One per document, may be empty."""
+    path: str
+    """The corpus file it came from."""
+    sha256: str
+    """Hash of that file's bytes."""
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents."""
+        return len(self.titles)
+
+
+class DocumentWindow(NamedTuple):
+    """A stretch of one document: inputs are ``tokens[start:end]``, the target of each is its successor."""
+
+    doc: int
+    """Document number."""
+    pos: int
+    """Position of the first token in its document."""
+    start: int
+    """Offset of the first token in the packed corpus."""
+    end: int
+    """One past the last input token; a window that ends its document has no target for its last token."""
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Stream the documents of a JSON-lines corpus.
+
+    Raises:
+        InputError: missing, binary, truncated or compressed wrongly, or a line is not ``{"text": string}``; the
+            message names the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such corpus file")
+    line_number = 0
+    try:
+        with _open_bytes(path) as file:
+            for line_number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _parse_line(line, f"{path}:{line_number}")
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise InputError(
+            f"{path}: cannot be decompressed after line {line_number} ({error}); is it truncated?"
+        ) from error
+
+
+def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorpus:
+    """Tokenize a corpus into ``cache_dir``, or open what an earlier call with the same content left there.
+
+    Raises:
+        InputError: see ``read_documents``; also a corpus without any text.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such corpus file")
+    corpus_hash = sha256_file(path)
+    key = hashlib.sha256((corpus_hash + tokenizer.backend.to_str()).encode()).hexdigest()[:16]
+    folder = cache_dir / key
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
+    if not folder.is_dir():
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            _pack_into(temporary, path, tokenizer, dtype)
+    meta = read_json(folder / "meta.json")
+    documents = pq.read_table(folder / "documents.parquet")
+    lengths = documents["length"].to_numpy()
+    return PackedCorpus(
+        tokens=np.memmap(folder / "tokens.bin", dtype=np.dtype(meta["dtype"]), mode="r"),
+        starts=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        titles=documents["title"].to_pylist(),
+        path=str(path),
+        sha256=corpus_hash,
+    )
+
+
+def document_windows(corpus: PackedCorpus, length: int, max_tokens: int | None = None) -> list[DocumentWindow]:
+    """Cut every document, in order, into windows of at most ``length`` tokens; stop once ``max_tokens`` are covered.
+
+    Every token but a document's first is the target of exactly one window position.
+    """
+    windows: list[DocumentWindow] = []
+    left = max_tokens if max_tokens is not None else len(corpus.tokens)
+    for doc, (start, stop) in enumerate(zip(corpus.starts[:-1], corpus.starts[1:], strict=True)):
+        for begin in range(int(start), int(stop), length):
+            end = min(begin + min(length, left), int(stop))
+            windows.append(DocumentWindow(doc, begin - int(start), begin, end))
+            left -= end - begin
+            if left <= 0:
+                return windows
+    return windows
+
+
+class TrainingOrder:
+    """Which window of a packed corpus comes when: a fresh seeded permutation for every pass.
+
+    The order is a function of (seed, sample number) alone, so one integer resumes it.
+
+    Raises:
+        InputError: the corpus is shorter than one window.
+    """
+
+    def __init__(self, corpus: PackedCorpus, window: int, seed: int):
+        self.tokens, self.window, self.seed = corpus.tokens, window, seed
+        self.n_windows = (len(corpus.tokens) - 1) // window
+        if self.n_windows < 1:
+            raise InputError(
+                f"{corpus.path}: {len(corpus.tokens)} tokens do not fill one window of {window} + 1; "
+                "use a longer corpus or a smaller max_seq_len"
+            )
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def batch(self, first_sample: int, size: int) -> np.ndarray:
+        """Samples ``first_sample ... + size``: int64 ``[size, window + 1]``, inputs and their successors."""
+        return np.stack([self._window(sample) for sample in range(first_sample, first_sample + size)])
+
+    def _window(self, sample: int) -> np.ndarray:
+        epoch, index = divmod(sample, self.n_windows)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n_windows)
+        start = self._permutation[index] * self.window
+        return self.tokens[start : start + self.window + 1].astype(np.int64)
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if path.suffix == ".zst":
+        return cast(IO[bytes], zstandard.open(path, "rb"))
+    return path.open("rb")
+
+
+def _parse_line(line: bytes, where: str) -> Document:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 text; a corpus has one JSON object a line") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not a JSON object ({error.msg}); is the file truncated?") from error
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise InputError(f'{where}: expected an object with a string "text"')
+    return Document(value["text"], str(value.get("title") or ""))
+
+
+def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
+    titles: list[str] = []
+    lengths: list[int] = []
+    documents = (document for document in read_documents(path) if document.text.strip())
+    with (folder / "tokens.bin").open("wb") as file:
+        while chunk := list(islice(documents, _ENCODE_BATCH)):
+            for document, ids in zip(chunk, tokenizer.encode_batch([d.text for d in chunk]), strict=True):
+                np.array([tokenizer.bos, *ids, tokenizer.eos], dtype=dtype).tofile(file)
+                titles.append(document.title)
+                lengths.append(len(ids) + 2)
+    if not titles:
+        raise InputError(f"{path}: no document with text in this corpus")
+    pq.write_table(pa.table({"title": titles, "length": lengths}), folder / "documents.parquet")
+    write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path)})
+
+
+class WindowBatch(NamedTuple):
+    """Document windows of unequal length, padded on the right; with causal attention padding changes nothing."""
+
+    tokens: np.ndarray
+    """int64 ``[batch, pos]``."""
+    targets: np.ndarray
+    """Successor of every token, int64 ``[batch, pos]``; -100 where there is none."""
+    mask: np.ndarray
+    """True where a token stands, bool ``[batch, pos]``."""
+
+
+def window_batch(corpus: PackedCorpus, windows: list[DocumentWindow], pad: int) -> WindowBatch:
+    """Load some windows as one padded batch."""
+    shape = (len(windows), max(window.end - window.start for window in windows))
+    tokens, targets = np.full(shape, pad, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
+    mask = np.zeros(shape, dtype=bool)
+    for row, window in enumerate(windows):
+        length = window.end - window.start
+        tokens[row, :length] = corpus.tokens[window.start : window.end]
+        mask[row, :length] = True
+        successors = corpus.tokens[window.start + 1 : min(window.end + 1, corpus.starts[window.doc + 1])]
+        targets[row, : len(successors)] = successors
+    return WindowBatch(tokens, targets, mask)

@@ -1,0 +1,97 @@
+"""Files written whole or not at all, and fingerprints of what was read.
+
+Everything memscope writes goes to a temporary name beside its target and is renamed into place, so that a
+full disk or a killed process never leaves half a file under a name that something else trusts.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memscope.errors import InputError
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``target``; rename it to ``target`` when the block succeeds.
+
+    The block may create a file or a folder there. On an error the temporary is removed and ``target`` is
+    untouched. A folder replaces an existing folder.
+
+    Raises:
+        InputError: the parent folder cannot be created or written.
+    """
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir() and target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.rename(old)
+            temporary.rename(target)
+            _remove(old)
+        else:
+            temporary.replace(target)
+    finally:
+        _remove(temporary)
+
+
+def make_folder(path: Path) -> Path:
+    """Create ``path`` and its parents and check that it is a folder one can write to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot create this folder ({error.strerror}); choose another one") from error
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: this folder is not writable; choose another one or change its permissions")
+    return path
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically and durably (fsync before the rename)."""
+    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, is not UTF-8 or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise InputError(f"{path}: this is a folder, a JSON file was expected") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; a JSON file was expected") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); is the file truncated?") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

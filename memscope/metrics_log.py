@@ -1,0 +1,61 @@
+"""``metrics.jsonl`` of a run: one JSON object a line with ``kind`` (train, eval, sample), ``step`` and numbers.
+
+The file is the truth; an experiment tracker, when there is one, gets the same numbers.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from memscope.errors import InputError
+from memscope.files import write_text
+
+
+class MetricsLog:
+    """Append-only metrics of the main process; after a resume, lines that will be written again are dropped.
+
+    A ``train`` line of step s describes the update that made s; ``eval`` and ``sample`` lines describe the state
+    after s updates, which a run resumed at s writes anew.
+    """
+
+    def __init__(self, path: Path, first_step: int, accelerator: Any):
+        self.path, self.accelerator = path, accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in read_metrics(path) if _is_before(line, first_step)]
+            write_text(path, "".join(_dump(line) for line in kept))
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line, and pass its numbers to the tracker under ``kind/name``."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_dump({"kind": kind, "step": step, **values}))
+        numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        if numbers:
+            self.accelerator.log(numbers, step=step)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file, oldest first; a last line that a crash cut off is left out.
+
+    Raises:
+        InputError: a line before the last is not JSON.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{path}:{number}: not JSON; the file was damaged") from error
+    return records
+
+
+def _is_before(line: dict[str, Any], first_step: int) -> bool:
+    return bool(line["step"] <= first_step if line["kind"] == "train" else line["step"] < first_step)
+
+
+def _dump(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

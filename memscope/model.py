@@ -1,0 +1,235 @@
+"""MiniMind-style decoder whose blocks hold a memory or a feed-forward layer, as a TransformerLens HookedRootModule.
+
+    model = MemoryTransformer(config, seed=0)
+    logits = model(tokens)                       # [batch, pos, vocab]
+    logits, cache = model.run_with_cache(tokens, names_filter=lambda name: "memory" in name)
+
+Architecture after jingyaogong/minimind (Apache-2.0) as the founding experiment used it: RMSNorm before each half
+block, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no biases. A model whose blocks are all
+``ffn`` can use a KV cache; a memory model has none.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from memscope.config import Config, ModelConfig
+from memscope.memory import MemoryBank, MemoryLayer
+
+Rotation = tuple[Tensor, Tensor]  # cos and sin, [pos, head_dim / 2]
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, one pair per layer; only ``ffn`` models use it."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device):
+        shape = (batch, config.max_seq_len, config.n_kv_heads, config.head_dim)
+        self.layers = [
+            (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in range(config.n_layers)
+        ]
+        self.length = 0
+        """Positions filled."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values ``[batch, pos, kv_head, head_dim]`` and return all up to here."""
+        end = self.length + k.shape[1]
+        for stored, new in zip(self.layers[layer], (k, v), strict=True):
+            stored[:, self.length : end] = new
+        stored_k, stored_v = self.layers[layer]
+        return stored_k[:, :end].to(k.dtype), stored_v[:, :end].to(v.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query self-attention with rotary positions.
+
+    A hook on ``hook_pattern`` switches from the fused kernel to explicit attention, which agrees within rounding.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.groups = config.n_heads // config.n_kv_heads
+        self.q_proj = nn.Linear(config.dim, config.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * self.head_dim, config.dim, bias=False)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()  # [batch, pos, head, head_dim]
+        self.hook_pattern = HookPoint()  # [batch, head, query_pos, key_pos]
+        self.hook_z = HookPoint()  # [batch, pos, head, head_dim]
+
+    def forward(
+        self, x: Float[Tensor, "batch pos dim"], rotation: Rotation, cache: KVCache | None = None
+    ) -> Float[Tensor, "batch pos dim"]:
+        """What attention adds to the residual stream for normalised input ``x``."""
+        q, k, v = (
+            rearrange(proj(x), "b t (h d) -> b t h d", d=self.head_dim)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k, v = self.hook_q(_rotate(q, rotation)), self.hook_k(_rotate(k, rotation)), self.hook_v(v)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+        k, v = (t.repeat_interleave(self.groups, dim=2) for t in (k, v))
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [b, h, t, d]
+        if self.hook_pattern.has_hooks():
+            z = self.hook_pattern(_explicit_pattern(q, k)).to(v.dtype) @ v
+        elif q.shape[2] == k.shape[2]:
+            z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # continuing from a cache: the mask of the last rows only
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=_causal_mask(q, k))
+        z = self.hook_z(z.transpose(1, 2))
+        out: Tensor = self.o_proj(z.flatten(2))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """Feed-forward layer ``W2(SiLU(W1 x) * W3 x)`` (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos dim"]:
+        """What the layer adds to the residual stream for normalised input ``x``."""
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then a memory or a feed-forward layer, each on the normalised residual stream."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        model = config.model
+        self.attn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+        self.attn = Attention(model, layer)
+        self.ffn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_out = HookPoint()
+        if model.blocks[layer] == "memory":
+            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory)
+            self.hook_mem_out = HookPoint()
+        else:
+            self.ffn = SwiGLU(model.dim, model.ffn_dim)
+            self.hook_mlp_out = HookPoint()
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos dim"],
+        rotation: Rotation,
+        bank: MemoryBank | None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "batch pos dim"]:
+        """Residual stream after this block."""
+        x = self.hook_resid_pre(x)
+        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.attn_norm(x), rotation, cache)))
+        normed = self.ffn_norm(x)
+        added = self.hook_mlp_out(self.ffn(normed)) if bank is None else self.hook_mem_out(self.memory(normed, bank))
+        out: Tensor = self.hook_resid_post(x + added)
+        return out
+
+
+class MemoryTransformer(HookedRootModule):
+    """The decoder. ``tokens [batch, pos]`` -> ``logits [batch, pos, vocab]``.
+
+    Initialisation: embeddings and projections N(0, 0.02), those that write into the residual stream divided by
+    sqrt(2 * n_layers) (GPT-2), entries N(0, D^-0.5), keys N(0, width^-0.5), norms 1.
+    """
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: Config, seed: int = 0):
+        super().__init__()
+        self.cfg = config
+        model = config.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(model.vocab_size, model.dim)
+            self.bank = (
+                MemoryBank(config.memory.knowledge_num, config.memory.knowledge_length, config.memory.knowledge_dim)
+                if model.memory_layers
+                else None
+            )
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(model.n_layers))
+            self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+            self._init_weights()
+        cos, sin = _rotation_table(model)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
+        self.setup()  # names the hook points; must come last
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], cache: KVCache | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Next-token logits.
+
+        Raises:
+            ValueError: more positions than ``max_seq_len``, or a KV cache given to a memory model.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + tokens.shape[1]
+        if end > self.cfg.model.max_seq_len:
+            raise ValueError(f"{end} positions exceed max_seq_len={self.cfg.model.max_seq_len}")
+        if cache is not None and self.bank is not None:
+            raise ValueError("a memory model has no KV cache; run it on the whole sequence")
+        rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
+        x = self.embed(tokens)
+        for kind, block in zip(self.cfg.model.blocks, self.blocks, strict=True):
+            x = block(x, rotation, self.bank if kind == "memory" else None, cache)
+        if cache is not None:
+            cache.length = end
+        return self.unembed(x)
+
+    def unembed(self, resid: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead vocab"]:
+        """Final norm and tied unembedding of residual-stream vectors."""
+        logits: Tensor = F.linear(self.norm(resid), self.embed.weight)
+        return logits
+
+    def count_parameters(self) -> int:
+        """Trainable parameters, the tied embedding counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _init_weights(self) -> None:
+        nn.init.normal_(self.embed.weight, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                writes = name.endswith(("o_proj", "w2"))
+                nn.init.normal_(module.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5 if writes else 0.02)
+
+
+def next_token_loss(
+    logits: Float[Tensor, "batch pos vocab"], targets: Int[Tensor, "batch pos"], ignore: int = -100
+) -> Float[Tensor, "batch pos"]:
+    """Cross-entropy in nats of every target; 0 where the target is ``ignore``."""
+    # Flat rows: cross_entropy on a transposed view takes a strided path that is several times slower.
+    flat = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="none")
+    return flat.view(targets.shape)
+
+
+def _rotation_table(config: ModelConfig) -> Rotation:
+    frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    angle = torch.outer(torch.arange(config.max_seq_len).float(), frequency)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate neighbouring pairs of ``x [batch, pos, head, head_dim]`` by their position's angles."""
+    cos, sin = (t[:, None, :] for t in rotation)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+
+
+def _explicit_pattern(q: Tensor, k: Tensor) -> Tensor:
+    scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.masked_fill(~_causal_mask(q, k), -torch.inf).softmax(-1)

@@ -1,0 +1,153 @@
+"""What stands before the first training step: run folder, tokenizer, packed corpora, model and its bank, optimiser."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from memscope import bank_init
+from memscope.checkpoint import load_run
+from memscope.config import Config, TrainConfig, load_config
+from memscope.corpus import PackedCorpus, pack_corpus, read_documents
+from memscope.errors import InputError
+from memscope.files import make_folder
+from memscope.model import MemoryTransformer
+from memscope.sentences import choose_sentences, read_sentences
+from memscope.tokenizer import Tokenizer
+
+
+class Prepared(NamedTuple):
+    """A run before its first step."""
+
+    tokenizer: Tokenizer
+    train_corpus: PackedCorpus
+    valid_corpus: PackedCorpus
+    model: MemoryTransformer
+
+
+def check_run_folder(config: Config, run: Path, resume: bool) -> None:
+    """Refuse to overwrite a run, or to resume one under another config.
+
+    Raises:
+        InputError: for either, for missing corpora, and for a tracker that is not installed.
+    """
+    saved = run / "config.yaml"
+    if saved.is_file():
+        if not resume:
+            raise InputError(f"{run}: holds a run already; add --resume to go on with it, or choose another --out")
+        if (old := load_config(saved)) != config:
+            raise InputError(f"{run}: was started with another config ({_first_difference(old, config)})")
+    make_folder(run)
+    for key, value in (("train_path", config.data.train_path), ("valid_path", config.data.valid_path)):
+        if not value:
+            raise InputError(f"data.{key} is empty; set it to a corpus ('memscope corpus' writes one)")
+        if not Path(value).is_file():
+            raise InputError(f"{value}: no such corpus file (data.{key}); 'memscope corpus' writes the default one")
+    tracker = config.train.tracker
+    if tracker != "none" and find_spec(tracker) is None:
+        raise InputError(f"train.tracker={tracker} is not installed: pip install {tracker}, or set it to none")
+
+
+def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
+    """Tokenizer, packed corpora and the model as it is before training.
+
+    Args:
+        config: the run's config.
+        run: its folder.
+        write: whether this process writes ``tokenizer.json`` and ``bank_init.*`` (the main one does).
+
+    Raises:
+        InputError: any of the input files is unusable.
+    """
+    tokenizer = _tokenizer(config, run)
+    if write:
+        tokenizer.save(run / "tokenizer.json")
+    cache = Path(config.data.cache_dir)
+    train_corpus = pack_corpus(Path(config.data.train_path), tokenizer, cache)
+    valid_corpus = pack_corpus(Path(config.data.valid_path), tokenizer, cache)
+    model = MemoryTransformer(config, seed=config.train.seed)
+    if model.bank is not None:
+        _fill_bank(model, config, run, tokenizer, write)
+    return Prepared(tokenizer, train_corpus, valid_corpus, model)
+
+
+def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank and keys (not, own rate).
+
+    Every group keeps its peak in ``peak_lr``; the schedule multiplies it, so the groups' ratio holds throughout.
+    """
+    memory, matrices, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name == "bank.entries" or name.endswith("gate.keys"):
+            memory.append(parameter)
+        elif parameter.dim() >= 2 and name != "embed.weight":
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    rate, scale = config.learning_rate, config.memory_lr_scale
+    groups = [
+        {"params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay},
+        {"params": rest, "peak_lr": rate, "weight_decay": 0.0},
+        {"params": memory, "peak_lr": rate * scale, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = model.embed.weight.device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.beta2), fused=fused)
+
+
+def _tokenizer(config: Config, run: Path) -> Tokenizer:
+    size = config.model.vocab_size
+    if (run / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(run / "tokenizer.json")
+    elif config.data.tokenizer_path:
+        tokenizer = Tokenizer.load(Path(config.data.tokenizer_path))
+    else:
+        texts = (document.text for document in read_documents(Path(config.data.train_path)))
+        tokenizer = Tokenizer.train(texts, size)
+    if tokenizer.vocab_size != size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {size}; "
+            f"set vocab_size={tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+@torch.no_grad()
+def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: Tokenizer, write: bool) -> None:
+    """Initialise the entries from sentences where the config names some, and save where each came from."""
+    assert model.bank is not None
+    memory = config.memory
+    sentences = []
+    if memory.database_init_path:
+        found = read_sentences(Path(memory.database_init_path))
+        sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
+        print(
+            f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
+            f"{memory.knowledge_num - len(sentences):,} entries start random",
+            file=sys.stderr,
+        )
+    table, space = model.embed.weight, "this model at step 0"
+    if memory.embedding_init_path:
+        source = load_run(Path(memory.embedding_init_path))
+        if source.tokenizer.backend.to_str() != tokenizer.backend.to_str():
+            raise InputError(f"{source.path}: has another tokenizer; embedding_init_path needs the same one")
+        table, space = source.model.embed.weight, f"{source.path} ({source.fingerprint[:12]})"
+    token_ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
+    init = bank_init.init_bank(
+        model.bank.entries.numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
+    )
+    model.bank.entries.copy_(torch.from_numpy(init.entries))
+    if write:
+        bank_init.save_bank_init(run, init, sentences, token_ids, space)
+
+
+def _first_difference(old: Config, new: Config) -> str:
+    before, after = old.model_dump(), new.model_dump()
+    return next(
+        f"{section}.{key} was {value!r}, is {after[section][key]!r}"
+        for section, values in before.items()
+        for key, value in values.items()
+        if value != after[section][key]
+    )

@@ -1,0 +1,223 @@
+"""The training loop, readable top to bottom: evaluate -> sample -> save -> one step -> log.
+
+    memscope train configs/demo.yaml --out runs/demo
+
+Everything a step needs is a function of the config and the step number (data order, learning rates), so a run that
+was killed resumes from its newest checkpoint to the same losses. Runs on one process or many (Hugging Face
+Accelerate; start it with torchrun).
+"""
+
+import sys
+import time
+from contextlib import nullcontext
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from memscope.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
+from memscope.config import Config, TrainConfig, dump_config
+from memscope.corpus import PackedCorpus, TrainingOrder
+from memscope.evaluate import evaluate
+from memscope.files import write_json, write_text
+from memscope.generate import generate
+from memscope.metrics_log import MetricsLog, read_metrics
+from memscope.model import MemoryTransformer, next_token_loss
+from memscope.prepare import check_run_folder, make_optimizer, prepare_run
+from memscope.runtime import autocast, peak_rss_bytes, pick_device
+from memscope.timing import StepClock, Throughput
+from memscope.tokenizer import Tokenizer
+from memscope.usage import usage_metrics
+
+_SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 24, 48
+
+
+def train(config: Config, run: Path, resume: bool = False, device: str = "auto") -> dict[str, Any]:
+    """Train a model into the folder ``run`` and return its summary (also in ``run/run.json``).
+
+    Raises:
+        InputError: bad paths or data; a run folder that exists without ``resume``, or has another config with it.
+    """
+    check_run_folder(config, run, resume)
+    started = time.perf_counter()
+    settings = config.train
+    accelerator = _accelerator(settings, run, device)
+    with accelerator.main_process_first():  # the main process fills the caches, the others read them
+        tokenizer, train_corpus, valid_corpus, net = prepare_run(config, run, write=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        write_text(run / "config.yaml", dump_config(config))
+
+    net.to(accelerator.device)
+    optimizer = make_optimizer(net, settings)
+    checkpoints = list_checkpoints(run)
+    first_step = restore_checkpoint(checkpoints[-1], net, optimizer) if checkpoints else 0
+    model, wrapped_optimizer = accelerator.prepare(net, optimizer)
+
+    order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
+    micro_samples = settings.batch_size * accelerator.num_processes
+    step_samples = micro_samples * settings.accumulation_steps
+    n_steps = settings.steps or max(1, settings.epochs * order.n_windows // step_samples)
+    speed = Throughput(step_samples * config.model.max_seq_len)
+    log = MetricsLog(run / "metrics.jsonl", first_step, accelerator)
+    progress = _progress_bar(first_step, n_steps, accelerator)
+    progress.write(
+        f"{net.count_parameters():,} parameters, {len(train_corpus.tokens):,} training tokens, "
+        f"{n_steps} steps of {speed.tokens_per_step:,} tokens on {accelerator.device}",
+        file=sys.stderr,
+    )
+    model.train()
+    for step in range(first_step, n_steps + 1):
+        last = step == n_steps
+
+        # once in a while: validate, with the usage of the bank
+        if last or step % settings.eval_interval == 0:
+            with speed.paused():
+                evaluation = _evaluate(net, valid_corpus, tokenizer, config)
+            log.write("eval", step, evaluation)
+            progress.write(_eval_line(step, evaluation), file=sys.stderr)
+
+        # once in a while: continue the first validation documents
+        if last or (settings.sample_interval and step and step % settings.sample_interval == 0):
+            with speed.paused():
+                for sample in _samples(net, valid_corpus, tokenizer, config):
+                    log.write("sample", step, sample)
+
+        # once in a while: save; a checkpoint is the state before this step
+        if step > first_step and (last or step % settings.save_interval == 0):
+            with speed.paused():
+                if accelerator.is_main_process:
+                    save_checkpoint(run, step, net, optimizer, settings.keep_checkpoints)
+                accelerator.wait_for_everyone()
+        if last:
+            break
+
+        # one training step
+        clock = StepClock(accelerator.device, on=step % settings.profile_interval == 0)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * learning_rate_factor(step, n_steps, settings)
+        loss_sum = torch.zeros((), device=accelerator.device)
+        for micro in range(settings.accumulation_steps):
+            sample = step * step_samples + micro * micro_samples + accelerator.process_index * settings.batch_size
+            tokens = torch.from_numpy(order.batch(sample, settings.batch_size)).to(accelerator.device)
+            clock.lap("data")
+            accumulating = micro + 1 < settings.accumulation_steps
+            with accelerator.no_sync(model) if accumulating else nullcontext():
+                loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean() / settings.accumulation_steps
+                clock.lap("forward")
+                accelerator.backward(loss)
+                clock.lap("backward")
+            loss_sum += loss.detach()
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        wrapped_optimizer.step()
+        wrapped_optimizer.zero_grad(set_to_none=True)
+        clock.lap("optimizer")
+        speed.step()
+
+        # once in a while: log the step that was just made
+        if clock.on or (step + 1) % settings.log_interval == 0:
+            record = {
+                "loss": float(accelerator.reduce(loss_sum, "mean")),
+                "grad_norm": float(grad_norm),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "tokens_per_second": speed.recent(),
+                **_peak_memory(accelerator.device),
+                **clock.seconds,
+            }
+            log.write("train", step + 1, record)
+            progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+        progress.update()
+
+    progress.close()
+    summary = {
+        "parameters": net.count_parameters(),
+        "steps": n_steps,
+        "tokens": n_steps * speed.tokens_per_step,
+        "untrained_valid_loss": _first_valid_loss(run),
+        "valid_loss": evaluation["loss"],
+        "valid_bits_per_byte": evaluation["bits_per_byte"],
+        "tokens_per_second": speed.overall(),
+        "seconds": time.perf_counter() - started,
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "torch": torch.__version__,
+        **_peak_memory(accelerator.device),
+    }
+    if accelerator.is_main_process:
+        write_json(run / "run.json", summary)
+    accelerator.end_training()
+    return summary
+
+
+def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine down to ``min_lr_ratio``."""
+    if step < config.warmup_iters:
+        return (step + 1) / config.warmup_iters
+    done = (step - config.warmup_iters) / max(1, n_steps - config.warmup_iters)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + cos(pi * done))
+
+
+def _accelerator(settings: TrainConfig, run: Path, device: str) -> Accelerator:
+    tracker = None if settings.tracker == "none" else settings.tracker
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
+        cpu=pick_device(device).type == "cpu",
+        log_with=tracker,
+        project_dir=run,
+        step_scheduler_with_optimizer=False,
+    )
+    if tracker:
+        accelerator.init_trackers("tracker", config={k: v for k, v in settings.model_dump().items() if k != "tracker"})
+    return accelerator
+
+
+def _progress_bar(first_step: int, n_steps: int, accelerator: Accelerator) -> Any:
+    quiet = not accelerator.is_main_process or not sys.stderr.isatty()
+    return tqdm(total=n_steps, initial=first_step, unit="step", file=sys.stderr, disable=quiet)
+
+
+def _evaluate(net: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer, config: Config) -> dict[str, Any]:
+    """Validation loss, and per memory layer the evenness of its selections."""
+    result, usage = evaluate(net, corpus, tokenizer, config.train.eval_tokens, config.train.dtype)
+    values: dict[str, Any] = result.as_dict()
+    if usage is not None:
+        for row, layer in enumerate(config.model.memory_layers):
+            metrics = usage_metrics(usage.count[row], int(usage.count[row].sum()))
+            values |= {f"layer_{layer}/{name}": value for name, value in metrics.as_dict().items()}
+    return values
+
+
+def _eval_line(step: int, evaluation: dict[str, Any]) -> str:
+    coverage = [value for name, value in evaluation.items() if name.endswith("/coverage")]
+    used = f", entries used per layer {', '.join(f'{value:.0%}' for value in coverage)}" if coverage else ""
+    loss, bits = evaluation["loss"], evaluation["bits_per_byte"]
+    return f"step {step}: validation loss {loss:.4f}, {bits:.4f} bits per byte{used}"
+
+
+def _samples(
+    net: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer, config: Config
+) -> list[dict[str, str]]:
+    """Continuations of the first validation documents."""
+    samples = []
+    net.eval()
+    new_tokens = min(_NEW_TOKENS, config.model.max_seq_len - _PROMPT_TOKENS)
+    for start, stop in list(zip(corpus.starts[:-1], corpus.starts[1:], strict=True))[:_SAMPLES]:
+        prompt = corpus.tokens[start : min(start + _PROMPT_TOKENS, stop - 1)].tolist()
+        with autocast(net.embed.weight.device, config.train.dtype):
+            new = generate(net, prompt, new_tokens, eos=tokenizer.eos, seed=config.train.seed)
+        samples.append({"prompt": tokenizer.decode(prompt[1:]), "text": tokenizer.decode(new)})
+    net.train()
+    return samples
+
+
+def _peak_memory(device: torch.device) -> dict[str, int]:
+    peak = {"peak_rss_bytes": peak_rss_bytes()}
+    if device.type == "cuda":
+        peak["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def _first_valid_loss(run: Path) -> float:
+    return float(next(line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "eval"))

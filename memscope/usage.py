@@ -1,0 +1,136 @@
+"""How evenly a bank is used: mergeable counts and the metrics on them. numpy and scipy only, shared by the trainer,
+the recorder and every view.
+
+Of D selections over N entries, z is the share of each entry. A finite D makes even perfectly even selection look
+uneven, so every metric that depends on D comes with ``even_*``: what selection at random with equal chances gives
+at this D (counts then follow a Poisson law of mean D / N).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import poisson
+
+HOT_FACTOR = 10
+"""An entry is hot when it takes more than this many times the even share."""
+
+
+class UsageCounts:
+    """Selections per layer and entry; two of them add up to what one pass over both parts would have counted.
+
+    Weights are sums of float16 values in float64 and therefore exact: the order of adding does not matter.
+    """
+
+    def __init__(self, n_layers: int, n_entries: int):
+        self.count = np.zeros((n_layers, n_entries), dtype=np.int64)
+        self.gate = np.zeros((n_layers, n_entries))
+        """Sum of gate scores."""
+        self.read = np.zeros((n_layers, n_entries))
+        """Sum of absolute read weights."""
+
+    def update(self, layer: int, indices: np.ndarray, gate: np.ndarray, read: np.ndarray) -> None:
+        """Add the selections of some tokens in one layer: three arrays of equal shape, row number of the layer."""
+        entries, n = indices.ravel(), self.count.shape[1]
+        self.count[layer] += np.bincount(entries, minlength=n)
+        self.gate[layer] += np.bincount(entries, weights=gate.ravel(), minlength=n)
+        self.read[layer] += np.bincount(entries, weights=np.abs(read.ravel()), minlength=n)
+
+    def merge(self, other: "UsageCounts") -> None:
+        """Add the counts of another part."""
+        if self.count.shape != other.count.shape:
+            raise ValueError(f"cannot merge counts of shape {other.count.shape} into {self.count.shape}")
+        self.count += other.count
+        self.gate += other.gate
+        self.read += other.read
+
+
+@dataclass(frozen=True)
+class UsageMetrics:
+    """Evenness of one usage distribution; definitions in docs/metrics.md."""
+
+    entries: int
+    """N."""
+    selections: int
+    """D."""
+    coverage: float
+    """Share of entries with any usage."""
+    even_coverage: float
+    kl_to_uniform: float
+    """ln N + sum z ln z in nats; 0 = even, ln N = one entry takes all."""
+    even_kl_to_uniform: float
+    relative_perplexity: float
+    """exp(entropy of z) / N; 1 = even."""
+    gini: float
+    """1 - 2 mean(cumsum(sort z)) + 1/N: XLM's product-key evaluator, shifted so that even use is exactly 0."""
+    even_gini: float
+    top50: int
+    """Most used entries that hold 50% of the mass."""
+    top90: int
+    top99: int
+    max_violation: float
+    """(largest load - mean load) / mean load (MaxVio, arXiv 2408.15664)."""
+    dead: int
+    """Entries without any usage."""
+    hot: int
+    """Entries with more than ``HOT_FACTOR`` times the even share."""
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Plain numbers, for JSON and tables."""
+        return asdict(self)
+
+
+def usage_metrics(usage: np.ndarray, selections: int) -> UsageMetrics:
+    """Metrics of ``usage`` (counts or summed weights per entry, ``[N]``) after ``selections`` selections."""
+    n = len(usage)
+    total = float(usage.sum())
+    even = even_selection(n, selections)
+    if total <= 0:
+        return UsageMetrics(n, selections, 0.0, even.coverage, 0.0, even.kl, 0.0, 0.0, even.gini, 0, 0, 0, 0.0, n, 0)
+    z = np.sort(usage / total)
+    used = z[z > 0]
+    kl = float(np.log(n) + (used * np.log(used)).sum())
+    cumulative = np.cumsum(z)
+    top50, top90, top99 = (int(n - np.searchsorted(cumulative, 1 - share)) for share in (0.5, 0.9, 0.99))
+    return UsageMetrics(
+        entries=n,
+        selections=selections,
+        coverage=len(used) / n,
+        even_coverage=even.coverage,
+        kl_to_uniform=max(kl, 0.0),
+        even_kl_to_uniform=even.kl,
+        relative_perplexity=float(np.exp(-kl)),
+        gini=float(1 - 2 * cumulative.mean() + 1 / n),
+        even_gini=even.gini,
+        top50=top50,
+        top90=top90,
+        top99=top99,
+        max_violation=float(z[-1] * n - 1),
+        dead=n - len(used),
+        hot=int((z > HOT_FACTOR / n).sum()),
+    )
+
+
+class EvenSelection(NamedTuple):
+    """What even selection looks like after D selections."""
+
+    coverage: float
+    kl: float
+    gini: float
+
+
+def even_selection(n_entries: int, selections: int) -> EvenSelection:
+    """Expected coverage, KL to uniform and Gini when every selection is uniform over ``n_entries``.
+
+    Counts are Poisson with mean D / N: coverage 1 - exp(-D/N), KL = E[(c/m) ln(c/m)], Gini from the Lorenz curve.
+    """
+    if selections <= 0:
+        return EvenSelection(0.0, 0.0, 0.0)
+    mean = selections / n_entries
+    counts = np.arange(int(poisson.isf(1e-12, mean)) + 2)
+    probability = poisson.pmf(counts, mean)
+    share = counts / mean
+    kl = float((probability[1:] * share[1:] * np.log(share[1:])).sum())
+    mass = np.concatenate([[0.0], np.cumsum(probability * share)])
+    gini = float(1 - (probability * (mass[1:] + mass[:-1])).sum())
+    return EvenSelection(float(-np.expm1(-mean)), kl, gini)
