@@ -1,1 +1,24 @@
-"""See inside a language model's memory."""
+"""See inside a language model's memory.
+
+    corpus, sentences -> train -> run/ -> record -> recording/ -> query -> report, app
+
+The public names are imported on first use, so that ``import memscope`` stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memscope.capture import capture_memory as capture_memory
+    from memscope.checkpoint import load_run as load_run
+    from memscope.query import Recording as Recording
+
+_HOMES = {"Recording": "query", "capture_memory": "capture", "load_run": "checkpoint"}
+
+__all__ = ["Recording", "capture_memory", "load_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'memscope' has no attribute '{name}'")
+    return getattr(import_module(f"memscope.{_HOMES[name]}"), name)

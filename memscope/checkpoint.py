@@ -40,12 +40,13 @@ class LoadedRun:
     """SHA-256 of the model file."""
 
 
-def load_run(run: Path, device: torch.device | None = None) -> LoadedRun:
+def load_run(run: Path | str, device: torch.device | None = None) -> LoadedRun:
     """Load a run's newest model, in eval mode.
 
     Raises:
         InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
     """
+    run = Path(run)
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml); train one with 'memscope train'")
     if not (run / MODEL).is_file():

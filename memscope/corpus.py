@@ -6,19 +6,18 @@ and ``documents.parquet`` (title, length). Training reads windows that cross doc
 recording read ``document_windows``, which never do.
 """
 
-import gzip
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, read_json, sha256_file, write_json
@@ -83,10 +82,8 @@ def read_documents(path: Path) -> Iterator[Document]:
             for line_number, line in enumerate(file, start=1):
                 if line.strip():
                     yield _parse_line(line, f"{path}:{line_number}")
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise InputError(
-            f"{path}: cannot be decompressed after line {line_number} ({error}); is it truncated?"
-        ) from error
+    except OSError as error:  # what Arrow raises for a damaged or truncated stream
+        raise InputError(f"{path}: cannot be read after line {line_number} ({error}); is it truncated?") from error
 
 
 def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorpus:
@@ -134,6 +131,11 @@ def document_windows(corpus: PackedCorpus, length: int, max_tokens: int | None =
     return windows
 
 
+def clean_text(text: str) -> str:
+    """Replace lone surrogates, which scraped JSON holds and UTF-8 cannot, by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 class TrainingOrder:
     """Which window of a packed corpus comes when: a fresh seeded permutation for every pass.
 
@@ -166,12 +168,9 @@ class TrainingOrder:
         return self.tokens[start : start + self.window + 1].astype(np.int64)
 
 
-def _open_bytes(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return cast(IO[bytes], zstandard.open(path, "rb"))
-    return path.open("rb")
+def _open_bytes(path: Path) -> io.BufferedReader:
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    return io.BufferedReader(pa.input_stream(str(path), compression=compression))
 
 
 def _parse_line(line: bytes, where: str) -> Document:
@@ -179,11 +178,11 @@ def _parse_line(line: bytes, where: str) -> Document:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 text; a corpus has one JSON object a line") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not a JSON object ({error.msg}); is the file truncated?") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not a JSON object ({error}); is the file truncated?") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InputError(f'{where}: expected an object with a string "text"')
-    return Document(value["text"], str(value.get("title") or ""))
+    return Document(clean_text(value["text"]), clean_text(str(value.get("title") or "")))
 
 
 def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:

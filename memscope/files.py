@@ -11,9 +11,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memscope.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -66,6 +69,18 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_csv(target: Path, frame: "pd.DataFrame") -> None:
+    """Write a table as CSV, atomically; see ``csv_text``."""
+    write_text(target, csv_text(frame))
+
+
+def csv_text(frame: "pd.DataFrame") -> str:
+    """A table as CSV in which no text cell can be taken for a formula by a spreadsheet (it then starts with ')."""
+    text = frame.select_dtypes(include=["object", "string"]).columns
+    safe = frame.assign(**{column: frame[column].map(_unformula) for column in text})
+    return str(safe.to_csv(index=False))
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -82,12 +97,20 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not UTF-8 text; a JSON file was expected") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); is the file truncated?") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: JSON nested too deeply") from error
 
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unformula(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # a list column of Parquet
+        value = "; ".join(str(item) for item in value.tolist())
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _remove(path: Path) -> None:

@@ -42,12 +42,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: a crash may have cut inside a character
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            if line:
+                records.append(json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number < len(lines):
                 raise InputError(f"{path}:{number}: not JSON; the file was damaged") from error
     return records

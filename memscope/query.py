@@ -20,22 +20,12 @@ import pyarrow.parquet as pq
 from memscope.errors import InputError
 from memscope.files import read_json
 from memscope.metrics_log import read_metrics
-from memscope.store import RecordingInfo, TokenRows, read_info, read_rows
+from memscope.store import RecordingInfo, read_info, read_rows
+from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
 _TABLES = {"usage": "usage", "contexts": "contexts", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
-
-
-class Trace(NamedTuple):
-    """What happened on a stretch of text."""
-
-    tokens: pd.DataFrame
-    """One row per token: ``pos token text loss gate_entropy top_share silent_layers``. ``loss`` is that of predicting
-    the next token (nats); ``gate_entropy`` (nats) and ``top_share`` are means over layers of the entropy and the
-    largest of the token's gate shares; ``silent_layers`` counts layers in which nothing was read."""
-    selections: pd.DataFrame
-    """One row per (token, layer, selected entry): ``pos layer rank entry gate read``, rank 0 = most read."""
 
 
 class EntryCard(NamedTuple):
@@ -64,8 +54,8 @@ class Recording:
         InputError: not a recording, or one that is not finished.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path | str):
+        self.path = path = Path(path)
         self.info: RecordingInfo = read_info(path)
         if not self.info.complete:
             raise InputError(
@@ -122,6 +112,20 @@ class Recording:
         counts[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["count"].to_numpy()
         return counts
 
+    def usage_table(self) -> pd.DataFrame:
+        """Selections of every entry in use: ``layer entry count gate_sum read_sum``."""
+        return self._sql("SELECT * FROM usage ORDER BY layer, entry")
+
+    def drift_summary(self) -> dict[str, float]:
+        """Drift of used and unused entries, and the share of nearest tokens from the init sentence; NaN if none."""
+        frame = self._sql(
+            """SELECT median(drift) FILTER (used) AS median_used, quantile_cont(drift, 0.9) FILTER (used) AS p90_used,
+                      median(drift) FILTER (NOT used) AS median_unused, avg(kept) FILTER (used) AS kept,
+                      avg(kept_at_init) FILTER (used) AS kept_at_init
+               FROM (SELECT *, entry IN (SELECT entry FROM usage) AS used FROM decodings)"""
+        )
+        return {name: float("nan") if pd.isna(value) else float(value) for name, value in frame.iloc[0].items()}
+
     def entries(
         self, search: str = "", sort: str = "count", descending: bool = True, limit: int = 50, offset: int = 0
     ) -> pd.DataFrame:
@@ -172,13 +176,9 @@ class Recording:
         own = set(bank["token_ids"].tolist()) if has_sentence else set()
         nearest = decoding["nearest"].tolist()
         lens = [
-            {
-                "layer": layer,
-                "top": self._texts(decoding[f"l{layer}_top"]),
-                "bottom": self._texts(decoding[f"l{layer}_bottom"]),
-            }
+            {"layer": layer, **{end: self._texts(decoding[f"l{layer}_{end}"]) for end in ("top", "bottom")}}
             for layer in self.info.layers
-            if decoding.get(f"l{layer}_top") is not None
+            if isinstance(decoding[f"l{layer}_top"], np.ndarray)  # null where the layer never selected the entry
         ]
         return EntryCard(
             entry=entry,
@@ -266,39 +266,6 @@ class Recording:
         return frame
 
 
-def make_trace(rows: TokenRows, layers: tuple[int, ...], tokenizer: Tokenizer) -> Trace:
-    """Recorded rows of one text as the two tables of a ``Trace``."""
-    n, n_layers, k = rows.indices.shape
-    gate = rows.gate.astype(np.float64)
-    total = gate.sum(-1, keepdims=True)
-    share = np.divide(gate, total, out=np.zeros_like(gate), where=total > 0)
-    entropy = -(share * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(-1)  # [token, layer]
-    tokens = pd.DataFrame(
-        {
-            "pos": rows.pos.astype(np.int64),
-            "token": rows.token,
-            "text": [tokenizer.token_texts[i] for i in rows.token],
-            "loss": rows.loss,
-            "gate_entropy": entropy.mean(-1),
-            "top_share": share.max(-1).mean(-1),
-            "silent_layers": (np.abs(rows.read).sum(-1) == 0).sum(-1),
-        }
-    )
-    by_read = np.argsort(-np.abs(rows.read.astype(np.float32)), axis=-1, kind="stable")
-    indices, gates, reads = (np.take_along_axis(a, by_read, -1) for a in (rows.indices, rows.gate, rows.read))
-    selections = pd.DataFrame(
-        {
-            "pos": np.repeat(rows.pos.astype(np.int64), n_layers * k),
-            "layer": np.tile(np.repeat(layers, k), n),
-            "rank": np.tile(np.arange(k), n * n_layers),
-            "entry": indices.ravel().astype(np.int64),
-            "gate": gates.ravel().astype(np.float32),
-            "read": reads.ravel().astype(np.float32),
-        }
-    )
-    return Trace(tokens, selections)
-
-
 _ENTRY_TABLE = """
     SELECT bank.entry, sentence, subject, predicate, object, drift, kept,
            coalesce(u.count, 0)::BIGINT AS count, coalesce(u.gate_sum, 0) AS gate_sum,
@@ -331,4 +298,4 @@ def _unique(values: Iterable[int]) -> list[int]:
 
 
 def _optional(value: Any) -> float | None:
-    return None if value is None or np.isnan(value) else float(value)
+    return None if pd.isna(value) else float(value)

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memscope.corpus import clean_text
 from memscope.errors import InputError
 from memscope.files import read_json
 
@@ -70,14 +71,14 @@ def _parse_item(item: Any, where: str) -> list[Sentence]:
         text = row.get("sentence")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'{where}: a row has no "sentence" text')
-        triple = Triple(*(str(row.get(key) or "") for key in Triple._fields))
-        sentences.append(Sentence(text.strip(), (triple,)))
+        triple = Triple(*(clean_text(str(row.get(key) or "")) for key in Triple._fields))
+        sentences.append(Sentence(clean_text(text.strip()), (triple,)))
     return sentences
 
 
 def _read_lines(path: Path) -> list[Sentence]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; expected one sentence a line or T-REx .json") from error
     if any("\0" in line for line in lines):

@@ -12,8 +12,8 @@ from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
-from memscope.query import Trace, make_trace
 from memscope.record import collect_rows
+from memscope.token_table import Trace, make_trace
 
 N_PREDICTED = 5
 

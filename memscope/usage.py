@@ -90,8 +90,9 @@ def usage_metrics(usage: np.ndarray, selections: int) -> UsageMetrics:
     z = np.sort(usage / total)
     used = z[z > 0]
     kl = float(np.log(n) + (used * np.log(used)).sum())
-    cumulative = np.cumsum(z)
-    top50, top90, top99 = (int(n - np.searchsorted(cumulative, 1 - share)) for share in (0.5, 0.9, 0.99))
+    cumulative, from_top = np.cumsum(z), np.cumsum(z[::-1])
+    # The tolerance keeps rounding from adding an entry where the share is met exactly.
+    top50, top90, top99 = (int(np.searchsorted(from_top, share - 1e-12)) + 1 for share in (0.5, 0.9, 0.99))
     return UsageMetrics(
         entries=n,
         selections=selections,

@@ -1,17 +1,29 @@
 """Shared fixtures: a small corpus, a run trained on it and a recording of it, made once per test session."""
 
 import json
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
+from memscope import cli as command_line
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.config import Config, validate_config
+from memscope.config import Config, dump_config, validate_config
+from memscope.corpus import PackedCorpus, pack_corpus
+from memscope.prepare import prepare_run
 from memscope.query import Recording
 from memscope.record import record
 from memscope.train import train
+
+# Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -108,6 +120,36 @@ def tiny_config(corpus_dir: Path, **sections: dict[str, object]) -> Config:
     return validate_config(raw, source="tiny_config")
 
 
+def untrained_run(config: Config, run: Path) -> LoadedRun:
+    """A run folder as it is before the first step."""
+    prepared = prepare_run(config, run, write=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    save_file(prepared.model.state_dict(), run / "model.safetensors")
+    return load_run(run)
+
+
+class CliResult(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CliResult]:
+    """Call the command line in this process: ``cli("train", config, "--out", run)``."""
+
+    def call(*words: object) -> CliResult:
+        monkeypatch.setattr("sys.argv", ["memscope", *map(str, words)])
+        code = 0
+        try:
+            command_line.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return CliResult(code, *capsys.readouterr())
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def tiny_run_path(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
@@ -130,3 +172,24 @@ def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory:
 @pytest.fixture(scope="session")
 def tiny_recording(tiny_recording_path: Path) -> Recording:
     return Recording(tiny_recording_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tiny_run: LoadedRun, corpus_dir: Path) -> PackedCorpus:
+    """``valid.jsonl`` packed with the tokenizer of the tiny run."""
+    return pack_corpus(corpus_dir / "valid.jsonl", tiny_run.tokenizer, corpus_dir / "cache")
+
+
+@pytest.fixture(scope="session")
+def ffn_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    """A baseline run: its model has feed-forward layers and no bank."""
+    run = tmp_path_factory.mktemp("runs") / "ffn"
+    train(tiny_config(corpus_dir, model={"block": "ffn"}, train={"steps": 2}), run, device="cpu")
+    return load_run(run)
+
+
+@pytest.fixture(scope="session")
+def slot_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    """An untrained run whose entries have one slot per sentence token, read by two gate heads."""
+    config = tiny_config(corpus_dir, memory={"knowledge_length": 32, "gate_heads": 2})
+    return untrained_run(config, tmp_path_factory.mktemp("runs") / "slots")

@@ -1,0 +1,66 @@
+# Two commands: `make demo` (train, record, report, open the app) and `make test`. Both set up everything they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 8501
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check format docs setup-browser clean-demo
+
+demo: reports/demo/gate_bias.html  ## train a memory model here, record it, write its report and open the app
+	$(BIN)/memscope app recordings/demo --port $(PORT)
+
+test: .venv/installed-dev setup-browser  ## run all tests
+	$(BIN)/pytest
+
+check: .venv/installed-dev  ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/installed-dev  ## write docs/cli.md from the commands' own help, and docs/config.md from the config's fields
+	$(BIN)/python docs/generate.py
+
+clean-demo:  ## forget the demo's run, recording and report
+	rm -rf runs/demo recordings/demo reports/demo
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+# torch first and alone: it is the large one, and an index of CPU wheels given by PIP_EXTRA_INDEX_URL then decides it.
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "memscope needs Python 3.11 or newer" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed-torch: constraints.txt | .venv/bin/python
+	$(PIP) torch
+	touch $@
+
+.venv/installed-demo: pyproject.toml .venv/installed-torch
+	$(PIP) -e '.[demo]'
+	touch $@
+
+.venv/installed-dev: pyproject.toml .venv/installed-torch
+	$(PIP) -e '.[dev]'
+	touch $@
+
+setup-browser:
+	@command -v chromium > /dev/null || $$([ "$$(id -u)" = 0 ] || echo sudo -n) sh -c 'apt-get -qq update && apt-get -qq install -y chromium' > /dev/null 2>&1 \
+	  || echo "Chromium is missing and cannot be installed here: browser tests will be skipped" >&2
+
+# --- the demo, one stage a file: each is made once and picked up where it stopped -------------------------------------
+
+data/wiki/train.jsonl: | .venv/installed-demo
+	$(BIN)/memscope corpus --out data/wiki
+
+runs/demo/run.json: | data/wiki/train.jsonl
+	$(BIN)/memscope train configs/demo.yaml --out runs/demo --resume
+
+recordings/demo/.done: | runs/demo/run.json
+	$(BIN)/memscope record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo
+	touch $@
+
+reports/demo/gate_bias.html: | recordings/demo/.done
+	$(BIN)/memscope report recordings/demo --out reports/demo

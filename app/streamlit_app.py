@@ -1,0 +1,42 @@
+"""The app's frame: navigation, the choice of a recording, and the page. Start it with ``memscope app``."""
+
+import streamlit as st
+
+from app import state
+
+st.set_page_config(page_title="memscope", page_icon=":material/network_node:", layout="wide")
+
+page = st.navigation(
+    [
+        st.Page(
+            "app_pages/overview.py",
+            title="Overview",
+            icon=":material/dashboard:",
+            default=True,
+            help="What was recorded, how training went and how evenly the bank is used.",
+        ),
+        st.Page(
+            "app_pages/prompts.py",
+            title="Prompts",
+            icon=":material/notes:",
+            url_path="prompts",
+            help="Token by token: the entries that the gate selected and the attention read.",
+        ),
+        st.Page(
+            "app_pages/entries.py",
+            title="Entries",
+            icon=":material/database:",
+            url_path="entries",
+            help="The whole bank: search it, sort it, and open one entry.",
+        ),
+        st.Page(
+            "app_pages/gate_bias.py",
+            title="Gate bias",
+            icon=":material/balance:",
+            url_path="gate_bias",
+            help="How far selection is from even, per layer, with tables to download.",
+        ),
+    ]
+)
+state.choose_recording()
+page.run()

@@ -1,0 +1,113 @@
+"""Start the app (``app/streamlit_app.py``) as a local web page.
+
+The page is served by ``python -m streamlit run``, which takes this process over: signals and the exit status are
+its own, and nothing is left behind when it is stopped. Streamlit itself is imported by the app alone.
+"""
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+
+import psutil
+
+import memscope
+from memscope.errors import InputError
+from memscope.store import INFO, read_info
+
+RECORDINGS = "MEMSCOPE_RECORDINGS"
+"""Environment variable with what the app opens: a recording, or a folder of recordings."""
+_ANY_ADDRESS = ("0.0.0.0", "::")
+
+
+def serve_app(recording: Path | None, host: str, port: int) -> None:
+    """Serve the app until it is stopped; does not return.
+
+    Args:
+        recording: a recording or a folder of them; none takes ``$MEMSCOPE_RECORDINGS`` or ``recordings``.
+        host: address to listen on.
+        port: port to listen on.
+
+    Raises:
+        InputError: not a recording, or an address or port that cannot be listened on.
+    """
+    if recording is not None:
+        check_recordings(recording)
+    check_address(host, port)
+    package = Path(memscope.__file__).resolve().parent.parent
+    command = streamlit_command(package / "app" / "streamlit_app.py", host, port)
+    opened = recording or Path(os.environ.get(RECORDINGS) or "recordings")
+    search = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, RECORDINGS: str(opened.resolve()), "PYTHONPATH": os.pathsep.join(search)}
+    shown = "localhost" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
+    print(f"memscope: http://{shown}:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)
+    os.execve(command[0], command, environment)
+
+
+def check_recordings(path: Path) -> None:
+    """Check that ``path`` is a recording or a folder with at least one.
+
+    Raises:
+        InputError: it is neither, or a recording that cannot be read or is not finished.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; make a recording with 'memscope record'")
+    if not (path / INFO).is_file() and any(path.glob(f"*/{INFO}")):
+        return  # the app says which of several cannot be opened
+    info = read_info(path)
+    if not info.complete:
+        raise InputError(
+            f"{path}: this recording is unfinished ({info.rows:,} of {info.total_tokens:,} tokens); "
+            "run the same 'memscope record' command again to complete it"
+        )
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that ``host`` and ``port`` can be listened on.
+
+    Raises:
+        InputError: an address of another machine, a port in use, or one that needs more rights.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise InputError(f"--host {host}: no such address ({error.strerror}); try --host 127.0.0.1") from error
+    with socket.socket(family, kind, protocol) as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: skip lingering closes
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise InputError(f"--port {port}: in use on {host}; choose another, like --port {port + 1}") from error
+            raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
+
+
+def streamlit_command(script: Path, host: str, port: int) -> list[str]:
+    """The command line that serves ``script`` to this machine alone, unless ``host`` says otherwise.
+
+    Options given here win over any Streamlit config file of the user.
+    """
+    options = {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": "true",  # no browser is opened, no e-mail address asked for
+        "server.fileWatcherType": "none",
+        "server.enableCORS": "true",
+        "server.enableXsrfProtection": "true",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "viewer",
+    }
+    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command += [f"--{name}={value}" for name, value in options.items()]
+    return command + [f"--server.allowedHosts={name}" for name in allowed_hosts(host)]
+
+
+def allowed_hosts(host: str) -> list[str]:
+    """Names under which browsers may ask for the page; any other is refused, against DNS rebinding."""
+    names = ["localhost", "127.0.0.1", host]
+    if host in _ANY_ADDRESS:
+        names += [socket.gethostname(), socket.getfqdn()]
+        names += [address.address for card in psutil.net_if_addrs().values() for address in card]
+    return list(dict.fromkeys(name for name in names if name not in _ANY_ADDRESS))

@@ -1,0 +1,49 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from memscope.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import generate  # noqa: E402
+
+COMMANDS = list(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
+    group = typer.main.get_command(app)
+    assert group.commands[command].help, f"{command} is missing its help"
+    assert f"memscope {command}" in (ROOT / "README.md").read_text()
+
+
+def test_generated_pages_are_up_to_date() -> None:
+    message = "run 'make docs'"
+    assert (ROOT / "docs" / "cli.md").read_text() == generate.render_cli() + "\n", message
+    assert (ROOT / "docs" / "config.md").read_text() == generate.render_config() + "\n", message
+
+
+def test_readme_commands_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    used = set(re.findall(r"^memscope (\w+)", text, flags=re.MULTILINE))
+    assert used <= set(COMMANDS), f"README names unknown commands {used - set(COMMANDS)}"
+    targets = set(re.findall(r"^make ([\w-]+)", text + (ROOT / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets and all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_readme_tree_lists_every_module() -> None:
+    text = (ROOT / "README.md").read_text()
+    modules = [path.name for path in (ROOT / "memscope").glob("*.py") if not path.name.startswith("__")]
+    missing = [name for name in modules if name not in text]
+    assert not missing
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,175 @@
+"""The gate against brute force, and the absorbed read against the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memscope.config import MemoryConfig
+from memscope.memory import CrossAttentionMemory, MemoryBank, MemoryGate, MemoryLayer
+
+DIM = 24
+
+
+def make_gate(seed: int = 0, **values: object) -> MemoryGate:
+    torch.manual_seed(seed)
+    return MemoryGate(DIM, MemoryConfig(**{"knowledge_dim": 16, "num_selected": 4, **values}))
+
+
+def make_input(tokens: int = 7, seed: int = 1) -> Tensor:
+    return torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(seed))
+
+
+def all_scores(gate: MemoryGate, x: Tensor) -> Tensor:
+    """Raw score of every one of the N entries, [batch, pos, head, N], one key pair at a time."""
+    query = gate.query(x)
+    if gate.kind == "full":
+        return torch.stack([F.linear(query[:, :, h], gate.keys[h]) for h in range(gate.heads)], 2)
+    side, half = gate.keys.shape[2], gate.keys.shape[3]
+    scores = torch.empty(*query.shape[:3], side * side)
+    for head in range(gate.heads):
+        for i in range(side):
+            for j in range(side):
+                first = query[:, :, head, :half] @ gate.keys[head, 0, i]
+                second = query[:, :, head, half:] @ gate.keys[head, 1, j]
+                scores[:, :, head, i * side + j] = first + second
+    return scores
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+@pytest.mark.parametrize(
+    ("heads", "k"),
+    [(1, 1), (1, 5), (3, 4), (2, 11), (1, 64)],  # 11 and 64 exceed sqrt(N) = 8; 64 selects everything
+)
+def test_gate_selects_the_best_k_of_all_entries(kind: str, heads: int, k: int) -> None:
+    gate = make_gate(gate=kind, knowledge_num=64, gate_heads=heads, num_selected=k, score_fn="sigmoid")
+    x = make_input()
+    best = all_scores(gate, x).topk(k)
+    selection = gate.select(gate.query(x))
+    indices, scores = (t.unflatten(-1, (heads, k)) for t in selection)
+    assert torch.equal(indices.sort(-1).values, best.indices.sort(-1).values)
+    torch.testing.assert_close(scores, best.values.sigmoid())  # best first within a head
+
+
+def test_product_gate_numbers_entries_row_by_row() -> None:
+    gate = make_gate(gate="product", knowledge_num=9, knowledge_dim=2, num_selected=2)
+    with torch.no_grad():
+        gate.keys.copy_(torch.tensor([[[[1.0], [2.0], [3.0]], [[10.0], [30.0], [20.0]]]]))
+    # query (1, 1): half scores 1 2 3 and 10 30 20; best sums 3 + 30 at (2, 1) = 7 and 2 + 30 at (1, 1) = 4
+    selection = gate.select(torch.ones(1, 1, 1, 2))
+    assert selection.indices.tolist() == [[[7, 4]]]
+
+
+@pytest.mark.parametrize(
+    ("score_fn", "expected"),
+    [("softmax", [0.7311, 0.2689]), ("sigmoid", [0.8808, 0.7311]), ("relu", [2.0, 1.0])],
+)
+def test_score_functions_on_a_hand_made_gate(score_fn: str, expected: list[float]) -> None:
+    gate = make_gate(knowledge_num=3, knowledge_dim=1, num_selected=2, score_fn=score_fn)
+    with torch.no_grad():
+        gate.keys.copy_(torch.tensor([[[-5.0], [2.0], [1.0]]]))
+    selection = gate.select(torch.ones(1, 1, 1, 1))  # raw scores -5 2 1: entries 1 and 2 win
+    assert selection.indices.tolist() == [[[1, 2]]]
+    torch.testing.assert_close(selection.scores[0, 0], torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+def test_softmax_scores_sum_to_one_per_head(kind: str) -> None:
+    gate = make_gate(gate=kind, knowledge_num=64, gate_heads=3)
+    scores = gate.select(gate.query(make_input())).scores.unflatten(-1, (3, 4))
+    torch.testing.assert_close(scores.sum(-1), torch.ones(2, 7, 3))
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+def test_gate_gradient_equals_that_of_scoring_every_entry(kind: str) -> None:
+    gate = make_gate(gate=kind, knowledge_num=64, gate_heads=2)
+    x, target = make_input(), torch.randn(2, 7, 8)
+
+    def gradients(scores: Tensor) -> tuple[Tensor, ...]:
+        order = scores.flatten(2) * target
+        return torch.autograd.grad(order.sum(), (gate.keys, gate.proj.weight))
+
+    fast = gradients(gate.select(gate.query(x)).scores)
+    naive = gradients(all_scores(gate, x).topk(4).values.softmax(-1))
+    for a, b in zip(fast, naive, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_full_gate_searches_more_tokens_than_one_chunk() -> None:
+    gate = make_gate(knowledge_num=10, score_fn="sigmoid")
+    x = make_input(tokens=400)  # 800 tokens, the search takes 512 at a time
+    assert torch.equal(gate.select(gate.query(x)).indices, all_scores(gate, x).topk(4).indices.flatten(2))
+
+
+def test_rms_query_norm_makes_selection_blind_to_the_input_scale() -> None:
+    gate = make_gate(knowledge_num=64, query_norm="rms")
+    x = make_input()
+    one, ten = gate.select(gate.query(x)), gate.select(gate.query(10 * x))
+    assert torch.equal(one.indices, ten.indices)
+    torch.testing.assert_close(one.scores, ten.scores, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
+@pytest.mark.parametrize("output_gate", [False, True])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_absorbed_read_equals_the_plain_one_forward_and_backward(read_fn: str, output_gate: bool, slots: int) -> None:
+    config = MemoryConfig(
+        knowledge_num=16, knowledge_dim=8, knowledge_length=slots, read_fn=read_fn, output_gate=output_gate
+    )
+    read = CrossAttentionMemory(DIM, 4, config)
+    bank = MemoryBank(16, slots, 8)
+    x, generator = make_input(), torch.Generator().manual_seed(2)
+    indices = torch.randint(16, (2, 7, 5), generator=generator)
+    scores = torch.rand(2, 7, 5, generator=generator)
+    parameters = [*read.parameters(), bank.entries]
+    results = []
+    for absorbed in (True, False):
+        read.absorbed = absorbed
+        entries = bank(indices)
+        pattern = read.pattern(x, entries, scores)
+        out = read.output(x, entries, pattern)
+        results.append((pattern, out, *torch.autograd.grad(out.square().sum(), parameters)))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
+def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str) -> None:
+    heads, width = 4, DIM // 4
+    read = CrossAttentionMemory(DIM, heads, MemoryConfig(knowledge_dim=8, read_fn=read_fn))
+    x, entries, scores = make_input(3), torch.randn(2, 3, 6, 8), torch.rand(2, 3, 3)  # 3 entries of 2 slots
+    pattern = read.pattern(x, entries, scores)
+    out = read.output(x, entries, pattern)
+    for b in range(2):
+        for t in range(3):
+            mixed = torch.empty(DIM)
+            for a in range(heads):
+                part = slice(a * width, (a + 1) * width)
+                q = (read.q_proj.weight @ x[b, t])[part]
+                keys, values = ((p.weight @ entries[b, t].T).T[:, part] for p in (read.k_proj, read.v_proj))
+                logits = keys @ q / width**0.5
+                active = logits.softmax(0) if read_fn == "softmax" else F.gelu(logits)
+                weights = torch.stack([active[slot] * scores[b, t, slot // 2] for slot in range(6)])
+                torch.testing.assert_close(pattern[b, t, a], weights, atol=1e-6, rtol=1e-5)
+                mixed[part] = weights @ values
+            torch.testing.assert_close(out[b, t], read.o_proj.weight @ mixed, atol=1e-6, rtol=1e-5)
+
+
+def test_bank_lays_the_slots_of_an_entry_side_by_side() -> None:
+    bank = MemoryBank(4, 2, 3)
+    slots = bank(torch.tensor([[[2, 0]]]))
+    assert torch.equal(slots[0, 0], torch.cat([bank.entries[2], bank.entries[0]]))
+
+
+def test_entries_start_with_unit_norm_on_average() -> None:
+    torch.manual_seed(0)
+    norms = MemoryBank(2000, 1, 64).entries.norm(dim=-1)
+    assert float(norms.detach().square().mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_gate_score_of_zero_reads_nothing() -> None:
+    layer = MemoryLayer(DIM, 4, MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=2, score_fn="relu"))
+    bank = MemoryBank(16, 1, 8)
+    with torch.no_grad():
+        layer.gate.proj.weight.zero_()  # every raw score is 0, and so is its ReLU
+    assert torch.equal(layer(make_input(), bank), torch.zeros(2, 7, DIM))

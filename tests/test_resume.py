@@ -1,0 +1,184 @@
+"""A run that was killed at any moment goes on to exactly the losses of one that was not."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_config
+
+from memscope.checkpoint import list_checkpoints, load_run
+from memscope.config import Config
+from memscope.errors import InputError
+from memscope.metrics_log import read_metrics
+from memscope.train import train
+
+STEPS = 18
+CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
+
+FRESH = multiprocessing.get_context("forkserver")
+"""Every training is a process of its own, forked from one that has done the imports."""
+FRESH.set_forkserver_preload(["memscope.train"])
+
+
+def make_config(corpus_dir: Path) -> Config:
+    often = {"save_interval": 3, "eval_interval": 5, "log_interval": 1, "sample_interval": 7, "eval_tokens": 256}
+    return tiny_config(
+        corpus_dir,
+        train={"steps": STEPS, "batch_size": 2, "accumulation_steps": 2, "warmup_iters": 4, **often},
+    )
+
+
+def start(config: Config, run: Path) -> Any:
+    process = FRESH.Process(target=train, args=(config, run), kwargs={"resume": True, "device": "cpu"})
+    process.start()
+    return process
+
+
+def finish(config: Config, run: Path) -> None:
+    process = start(config, run)
+    process.join()
+    assert process.exitcode == 0
+
+
+def train_and_die(config: Config, run: Path, module: str, function: str, call: int) -> None:
+    """Train, and be killed on entering a function for the ``call``-th time."""
+    owner = importlib.import_module(module)
+    original, calls = getattr(owner, function), 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, function, deadly)
+    train(config, run, resume=True, device="cpu")
+
+
+def results(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without clocks and memory."""
+    return [
+        {key: value for key, value in line.items() if key not in CHANGING and not key.endswith("_seconds")}
+        for line in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    assert results(run) == results(reference)
+    assert (run / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert [folder.name for folder in list_checkpoints(run)] == [f.name for f in list_checkpoints(reference)]
+    assert json.loads((run / "run.json").read_text())["steps"] == STEPS
+
+
+@pytest.fixture(scope="module")
+def reference(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run."""
+    run = tmp_path_factory.mktemp("resume") / "reference"
+    finish(make_config(corpus_dir), run)
+    return run
+
+
+def test_the_reference_has_every_line_once(reference: Path) -> None:
+    lines = results(reference)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [0, 5, 10, 15, 18]
+    assert [line["step"] for line in lines if line["kind"] == "sample"] == [7] * 3 + [14] * 3 + [18] * 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
+    corpus_dir: Path, reference: Path, tmp_path: Path, seed: int
+) -> None:
+    config, run, chance = make_config(corpus_dir), tmp_path / "run", random.Random(seed)
+    metrics = run / "metrics.jsonl"
+    kills = 0
+    for lines in sorted(chance.sample(range(2, 27), 4)):
+        process = start(config, run)
+        while process.is_alive() and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    finish(config, run)
+    assert kills >= 2  # a run that was done before the signal came would prove nothing
+    assert_same_run(run, reference)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [
+        pytest.param("memscope.checkpoint", "save_file", 1, id="before the first checkpoint holds anything"),
+        pytest.param("memscope.checkpoint", "save_file", 6, id="between the model and the optimiser of the third"),
+        pytest.param("memscope.checkpoint", "write_json", 2, id="before a checkpoint holds its step number"),
+        pytest.param("os", "link", 2, id="before run/model.safetensors points at a new checkpoint"),
+        pytest.param("os", "link", 6, id="before run/model.safetensors points at the last checkpoint"),
+        pytest.param("memscope.prepare", "pack_corpus", 1, id="before the corpus is packed"),
+        pytest.param("memscope.train", "evaluate", 3, id="before a validation"),
+        pytest.param("memscope.train", "write_json", 1, id="before the summary"),
+    ],
+)
+def test_run_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(
+    corpus_dir: Path, reference: Path, tmp_path: Path, module: str, function: str, call: int
+) -> None:
+    config, run = make_config(corpus_dir), tmp_path / "run"
+    process = FRESH.Process(target=train_and_die, args=(config, run, module, function, call))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    finish(config, run)
+    assert_same_run(run, reference)
+
+
+@pytest.fixture
+def half_run(corpus_dir: Path, tmp_path: Path) -> Path:
+    """A run that was killed in its third checkpoint, after step 9."""
+    run = tmp_path / "half"
+    process = FRESH.Process(target=train_and_die, args=(make_config(corpus_dir), run, "memscope.checkpoint", "save_file", 6))
+    process.start()
+    process.join()
+    return run
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"kind": "train", "step": 10, "lo', '{"kind": "sample", "step": 9, "text": "é'.encode()[:-1]]
+)
+def test_a_torn_last_line_and_a_stale_temporary_folder_do_no_harm(
+    corpus_dir: Path, reference: Path, half_run: Path, torn: bytes
+) -> None:
+    with (half_run / "metrics.jsonl").open("ab") as file:
+        file.write(torn)
+    stale = half_run / "checkpoints" / ".step-00000099.12345.tmp"
+    stale.mkdir()
+    (stale / "model.safetensors").write_bytes(b"half a file")
+    finish(make_config(corpus_dir), half_run)
+    assert_same_run(half_run, reference)
+
+
+def test_a_killed_run_can_be_loaded_from_its_newest_checkpoint(half_run: Path) -> None:
+    assert [folder.name for folder in list_checkpoints(half_run)] == ["step-00000003", "step-00000006"]
+    newest = list_checkpoints(half_run)[-1] / "model.safetensors"
+    assert load_run(half_run).path == half_run
+    assert (half_run / "model.safetensors").read_bytes() == newest.read_bytes()
+
+
+def test_resuming_a_finished_run_changes_nothing(corpus_dir: Path, reference: Path) -> None:
+    before = results(reference), (reference / "model.safetensors").read_bytes()
+    train(make_config(corpus_dir), reference, resume=True, device="cpu")
+    assert (results(reference), (reference / "model.safetensors").read_bytes()) == before
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json", "model.safetensors"])
+def test_a_damaged_checkpoint_is_named(corpus_dir: Path, half_run: Path, name: str) -> None:
+    damaged = list_checkpoints(half_run)[-1] / name
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"step-00000006/{name}"):
+        train(make_config(corpus_dir), half_run, resume=True, device="cpu")
