@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from memscope.errors import InputError
-from memscope.files import atomic_path
+from memscope.files import atomic_path, disk_errors
 from memscope.sentences import Sentence, Triple
 from memscope.tokenizer import Tokenizer
 
@@ -95,7 +95,7 @@ def save_bank_init(
         columns[field] = pa.array(values + blank, pa.list_(pa.string()))
     with atomic_path(run / PARQUET) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
-    with atomic_path(run / TENSORS) as temporary:
+    with atomic_path(run / TENSORS) as temporary, disk_errors(run / TENSORS):
         save_file(init._asdict(), temporary, metadata={"space": space})
 
 

@@ -87,12 +87,14 @@ def run_windows(
     device = model.embed.weight.device
     was_training = model.training
     model.eval()
-    with capture_memory(model) as captured, autocast(device, dtype):
-        by_length = sorted(windows, key=lambda window: window.end - window.start)
-        for start in range(0, len(windows), batch_size):
-            chosen = by_length[start : start + batch_size]
-            batch = window_batch(corpus, chosen, pad)
-            logits = model(torch.from_numpy(batch.tokens).to(device))
-            losses = next_token_loss(logits, torch.from_numpy(batch.targets).to(device))
-            yield WindowPass(chosen, batch, logits, losses, captured)
-    model.train(was_training)
+    by_length = sorted(windows, key=lambda window: window.end - window.start)
+    try:
+        with capture_memory(model) as captured, autocast(device, dtype):
+            for start in range(0, len(windows), batch_size):
+                chosen = by_length[start : start + batch_size]
+                batch = window_batch(corpus, chosen, pad)
+                logits = model(torch.from_numpy(batch.tokens).to(device))
+                losses = next_token_loss(logits, torch.from_numpy(batch.targets).to(device))
+                yield WindowPass(chosen, batch, logits, losses, captured)
+    finally:
+        model.train(was_training)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memscope.config import Config, load_config
 from memscope.errors import InputError
-from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.files import atomic_path, disk_errors, read_json, sha256_file, write_json
 from memscope.model import MemoryTransformer
 from memscope.tokenizer import Tokenizer
 
@@ -89,18 +89,23 @@ def save_checkpoint(
     """Write ``checkpoints/step-*``, point ``run/model.safetensors`` at it and drop all but the newest ``keep``."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     if not folder.is_dir():
-        with atomic_path(folder) as temporary:
+        with atomic_path(folder) as temporary, disk_errors(folder):
             temporary.mkdir()
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / MODEL)
             save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER)
             write_json(temporary / _STATE, {"step": step})
-    with atomic_path(run / MODEL) as temporary:
-        try:
-            os.link(folder / MODEL, temporary)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(folder / MODEL, temporary)
+    publish_model(run, folder)
     for old in list_checkpoints(run)[:-keep]:
         shutil.rmtree(old)
+
+
+def publish_model(run: Path, checkpoint: Path) -> None:
+    """Make ``run/model.safetensors`` the model of a checkpoint, as a hard link where the file system has them."""
+    with atomic_path(run / MODEL) as temporary:
+        try:
+            os.link(checkpoint / MODEL, temporary)
+        except OSError:
+            shutil.copyfile(checkpoint / MODEL, temporary)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -106,9 +106,8 @@ def kept_share(nearest: list[list[int]], token_ids: list[list[int] | None], n_sl
 def logit_lens(model: MemoryTransformer, layer: int, entries: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
     """Logits that reading entries in a layer points to: W_O W_V mean-slot, final norm, unembedding."""
     assert model.bank is not None
-    read = model.blocks[layer].memory.read  # type: ignore[union-attr]
-    vectors = model.bank.entries[entries].mean(1)
-    return model.unembed(read.o_proj(read.v_proj(vectors)))  # type: ignore[union-attr,operator,no-any-return]
+    read = model.memory_layer(layer).read
+    return model.unembed(read.o_proj(read.v_proj(model.bank.entries[entries].mean(1))))
 
 
 def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> tuple[pa.Array, pa.Array]:
@@ -124,7 +123,8 @@ def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> 
         bottom[chunk.cpu()] = logits.topk(N_LENS, largest=False).indices.cpu()
     unused = np.ones(n, bool)
     unused[entries] = False
-    return tuple(_lists(torch.from_numpy(ids), pa.uint32(), unused) for ids in (top, bottom))  # type: ignore[return-value]
+    top_column, bottom_column = (_lists(torch.from_numpy(ids), pa.uint32(), unused) for ids in (top, bottom))
+    return top_column, bottom_column
 
 
 def _lists(values: Tensor, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:

@@ -102,9 +102,13 @@ def check_generation(
 ) -> tuple[GenerationCheck, list[tuple[str, str]]]:
     """Continue the first documents that are long enough; also returns (prompt, continuation) texts.
 
+    Prompt and continuation are cut to half the model's window each where it is too short for both.
+
     Raises:
         InputError: no document has ``prompt_tokens + new_tokens`` tokens.
     """
+    half = model.cfg.model.max_seq_len // 2
+    prompt_tokens, new_tokens = min(prompt_tokens, half), min(new_tokens, half)
     need = prompt_tokens + new_tokens
     starts = [int(s) for s, e in zip(corpus.starts[:-1], corpus.starts[1:], strict=True) if e - s >= need][:samples]
     if not starts:

@@ -4,6 +4,7 @@ Everything memscope writes goes to a temporary name beside its target and is ren
 full disk or a killed process never leaves half a file under a name that something else trusts.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from memscope.errors import InputError
 
@@ -99,6 +102,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); is the file truncated?") from error
     except RecursionError as error:
         raise InputError(f"{path}: JSON nested too deeply") from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what safetensors raises when it cannot write ``path`` (a full disk, say) into an ``OSError``."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"cannot be written ({error})", str(path)) from error
 
 
 def sha256_file(path: Path) -> str:

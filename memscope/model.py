@@ -192,6 +192,18 @@ class MemoryTransformer(HookedRootModule):
         logits: Tensor = F.linear(self.norm(resid), self.embed.weight)
         return logits
 
+    def memory_layer(self, layer: int) -> MemoryLayer:
+        """Gate and read of a memory layer.
+
+        Raises:
+            ValueError: the block of this layer has no memory.
+        """
+        if layer not in self.cfg.model.memory_layers:
+            raise ValueError(f"layer {layer} has no memory; memory layers are {self.cfg.model.memory_layers}")
+        memory = self.blocks[layer].memory
+        assert isinstance(memory, MemoryLayer)
+        return memory
+
     def count_parameters(self) -> int:
         """Trainable parameters, the tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

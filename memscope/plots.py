@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-SIZE = (6.4, 3.6)
+SIZE = (5.6, 3.5)
 """Width and height of one panel in inches."""
 ORANGE, GREEN = "#E69F00", "#009E73"
 _POINTS = 400

@@ -7,6 +7,7 @@
 The command line, the app and the report ask here and nowhere else.
 """
 
+import glob
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
+_WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}
 _TABLES = {"usage": "usage", "contexts": "contexts", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
 
 
@@ -67,8 +69,8 @@ class Recording:
             source = path / f"{file}.parquet"
             if not source.is_file():
                 raise InputError(f"{source}: missing; record again")
-            quoted = str(source).replace("'", "''")
-            self._db.execute(f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}')")
+            quoted = glob.escape(str(source)).replace("'", "''")  # DuckDB reads [ and * in a path as a pattern
+            self._run(self._db, f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}')", [])
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -111,6 +113,26 @@ class Recording:
         axis = {layer: number for number, layer in enumerate(self.info.layers)}
         counts[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["count"].to_numpy()
         return counts
+
+    def usage(self, weighting: str) -> np.ndarray:
+        """Usage of every entry under a weighting of ``layer_metrics``, ``[layer, N]``: int64 counts or float64 sums."""
+        if weighting == "by_count":
+            return self.usage_counts()
+        frame = self._sql(f"SELECT layer, entry, {_WEIGHTS[weighting]} AS weight FROM usage")
+        weights = np.zeros((len(self.info.layers), self.info.knowledge_num))
+        axis = {layer: number for number, layer in enumerate(self.info.layers)}
+        weights[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
+        return weights
+
+    def most_used(self, layer: int, weighting: str = "by_count", limit: int = 20) -> pd.DataFrame:
+        """Entries with the largest share of a layer's usage: ``entry count gate_sum read_sum share sentence``."""
+        weight = _WEIGHTS[weighting]
+        return self._sql(
+            f"""SELECT entry, count, gate_sum, read_sum, share, sentence
+                FROM (SELECT *, {weight} / sum({weight}) OVER () AS share FROM usage WHERE layer = ?)
+                JOIN bank USING (entry) ORDER BY {weight} DESC, entry LIMIT ?""",
+            [layer, limit],
+        )
 
     def usage_table(self) -> pd.DataFrame:
         """Selections of every entry in use: ``layer entry count gate_sum read_sum``."""
@@ -262,8 +284,14 @@ class Recording:
 
     def _sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
         # A cursor per question: one recording serves many threads.
-        frame: pd.DataFrame = self._db.cursor().execute(query, values or []).df()
+        frame: pd.DataFrame = self._run(self._db.cursor(), query, values or []).df()
         return frame
+
+    def _run(self, cursor: Any, query: str, values: list[Any]) -> Any:
+        try:
+            return cursor.execute(query, values)
+        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+            raise InputError(f"{self.path}: damaged ({str(error).splitlines()[0]}); record again") from error
 
 
 _ENTRY_TABLE = """
@@ -284,7 +312,7 @@ def _search_condition(search: str) -> tuple[str, list[Any]]:
     conditions = [f"{text} ILIKE ? ESCAPE '\\'" for _ in words]
     values: list[Any] = [f"%{_escape_like(word)}%" for word in words]
     condition = " AND ".join(conditions) or "TRUE"
-    if len(words) == 1 and words[0].isdecimal():
+    if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:  # fits the column's type
         return f"(entry = ? OR {condition})", [int(words[0]), *values]
     return condition, values
 

@@ -47,12 +47,12 @@ def read_sentences(path: Path) -> list[Sentence]:
 
 
 def choose_sentences(sentences: list[Sentence], count: int, seed: int) -> list[Sentence]:
-    """At most ``count`` of them: a seeded sample in file order (files are sorted by relation; a prefix would be
-    one-sided)."""
-    if len(sentences) <= count:
-        return sentences
-    kept = sorted(random.Random(seed).sample(range(len(sentences)), count))
-    return [sentences[number] for number in kept]
+    """At most ``count`` of them, in a seeded random order.
+
+    Files are sorted by relation or article: a prefix would be one-sided, and file order would give neighbouring
+    entries, which share half keys under a product gate, to one topic.
+    """
+    return random.Random(seed).sample(sentences, min(count, len(sentences)))
 
 
 def _read_trex(path: Path) -> list[Sentence]:

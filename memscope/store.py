@@ -154,8 +154,13 @@ def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> T
         begin, end = max(first, offset), min(first + count, offset + part.rows)
         if begin < end:
             groups = range((begin - offset) // ROW_GROUP, (end - 1 - offset) // ROW_GROUP + 1)
-            with pq.ParquetFile(part_path(recording, part)) as file:
-                table = file.read_row_groups(list(groups))
+            try:
+                with pq.ParquetFile(part_path(recording, part)) as file:
+                    table = file.read_row_groups(list(groups))
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(
+                    f"{part_path(recording, part)}: damaged ({error}); run its 'memscope record' command again"
+                ) from error
             tables.append(table.slice(begin - offset - groups[0] * ROW_GROUP, end - begin))
         offset += part.rows
     if not tables:

@@ -17,7 +17,8 @@ class Trace(NamedTuple):
     the next token (nats); ``gate_entropy`` (nats) and ``top_share`` are means over layers of the entropy and the
     largest of the token's gate shares; ``silent_layers`` counts layers in which nothing was read."""
     selections: pd.DataFrame
-    """One row per (token, layer, selected entry): ``pos layer rank entry gate read``, rank 0 = most read."""
+    """One row per (token, layer, selected entry): ``pos layer rank k entry gate read``; rank 0 = most
+    read, ``k`` = place along the recorded K axis."""
 
 
 def make_trace(rows: TokenRows, layers: tuple[int, ...], tokenizer: Tokenizer) -> Trace:
@@ -45,6 +46,7 @@ def make_trace(rows: TokenRows, layers: tuple[int, ...], tokenizer: Tokenizer) -
             "pos": np.repeat(rows.pos.astype(np.int64), n_layers * k),
             "layer": np.tile(np.repeat(layers, k), n),
             "rank": np.tile(np.arange(k), n * n_layers),
+            "k": by_read.ravel(),
             "entry": indices.ravel().astype(np.int64),
             "gate": gates.ravel().astype(np.float32),
             "read": reads.ravel().astype(np.float32),

@@ -26,10 +26,8 @@ class TextTrace(NamedTuple):
     predictions: pd.DataFrame
     """``pos rank text probability``: the most likely next tokens after every token."""
     slots: np.ndarray
-    """Read weight of every slot, mean over read heads, float32 ``[token, layer, K, L]``; entries in the order of
-    ``entries``."""
-    entries: np.ndarray
-    """Selected entries in gate order, ``[token, layer, K]``: the K axis of ``slots``."""
+    """Read weight of every slot, mean over read heads, float32 ``[token, layer, K, L]``; column ``k`` of the
+    selections is the K axis."""
 
 
 def trace_text(run: LoadedRun, text: str) -> TextTrace:
@@ -62,7 +60,7 @@ def trace_text(run: LoadedRun, text: str) -> TextTrace:
             "probability": top.values.flatten().cpu().numpy(),
         }
     )
-    return TextTrace(make_trace(rows, layers, run.tokenizer), predictions, slots.cpu().numpy(), rows.indices)
+    return TextTrace(make_trace(rows, layers, run.tokenizer), predictions, slots.cpu().numpy())
 
 
 def describe_trace(run: LoadedRun, traced: TextTrace) -> list[dict[str, Any]]:
@@ -80,13 +78,12 @@ def describe_trace(run: LoadedRun, traced: TextTrace) -> list[dict[str, Any]]:
     for token in traced.trace.tokens.itertuples():
         layers = []
         for layer, axis in layer_axis.items():
-            chosen = traced.entries[token.pos, axis].tolist()
             entries = [
                 {
                     "entry": int(s.entry),
                     "gate": float(s.gate),
                     "read": float(s.read),
-                    **({"slots": traced.slots[token.pos, axis, chosen.index(s.entry)].tolist()} if n_slots > 1 else {}),
+                    **({"slots": traced.slots[token.pos, axis, s.k].tolist()} if n_slots > 1 else {}),
                     "sentence": bank[int(s.entry)].as_py(),
                 }
                 for s in selections[token.pos, layer].itertuples()

@@ -10,7 +10,7 @@ Accelerate; start it with torchrun).
 import sys
 import time
 from contextlib import nullcontext
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from memscope.checkpoint import list_checkpoints, restore_checkpoint, save_checkpoint
+from memscope.checkpoint import list_checkpoints, publish_model, restore_checkpoint, save_checkpoint
 from memscope.config import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
+from memscope.errors import InputError
 from memscope.evaluate import evaluate
 from memscope.files import write_json, write_text
 from memscope.generate import generate
@@ -54,6 +55,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     optimizer = make_optimizer(net, settings)
     checkpoints = list_checkpoints(run)
     first_step = restore_checkpoint(checkpoints[-1], net, optimizer) if checkpoints else 0
+    if checkpoints and accelerator.is_main_process:
+        publish_model(run, checkpoints[-1])  # the run may have been killed between saving and publishing
     model, wrapped_optimizer = accelerator.prepare(net, optimizer)
 
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
@@ -76,6 +79,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         if last or step % settings.eval_interval == 0:
             with speed.paused():
                 evaluation = _evaluate(net, valid_corpus, tokenizer, config)
+            _check_finite("validation loss", evaluation["loss"], step)
             log.write("eval", step, evaluation)
             progress.write(_eval_line(step, evaluation), file=sys.stderr)
 
@@ -126,6 +130,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 **_peak_memory(accelerator.device),
                 **clock.seconds,
             }
+            _check_finite("training loss", record["loss"], step + 1)
             log.write("train", step + 1, record)
             progress.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
         progress.update()
@@ -157,6 +162,11 @@ def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
         return (step + 1) / config.warmup_iters
     done = (step - config.warmup_iters) / max(1, n_steps - config.warmup_iters)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + cos(pi * done))
+
+
+def _check_finite(name: str, loss: float, step: int) -> None:
+    if not isfinite(loss):
+        raise InputError(f"the {name} is {loss} at step {step}: training diverged; lower learning_rate or grad_clip")
 
 
 def _accelerator(settings: TrainConfig, run: Path, device: str) -> Accelerator:
