@@ -5,6 +5,7 @@ input. Heavy imports happen inside the commands, so that ``--help`` answers at o
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,7 +67,10 @@ def train(
 
     keep_freed_memory()
     run = out or Path("runs") / config.stem
-    _print_json(run_training(settings, run, resume=resume, device=device))
+    summary = run_training(settings, run, resume=resume, device=device)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the main process speaks for all
+        return
+    _print_json(summary)
     _hint(f"next: memscope record {run} --corpus {settings.data.valid_path} --out recordings/{run.name}")
 
 

@@ -308,6 +308,6 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
 
 
-def _nearest(name: str, known: Any) -> str:
+def _nearest(name: object, known: Any) -> str:
     matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else f"; known are {', '.join(list(known))}"

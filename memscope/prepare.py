@@ -123,11 +123,12 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     if memory.database_init_path:
         found = read_sentences(Path(memory.database_init_path))
         sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
-        print(
-            f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
-            f"{memory.knowledge_num - len(sentences):,} entries start random",
-            file=sys.stderr,
-        )
+        if write:
+            print(
+                f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
+                f"{memory.knowledge_num - len(sentences):,} entries start random",
+                file=sys.stderr,
+            )
     table, space = model.embed.weight, "this model at step 0"
     if memory.embedding_init_path:
         source = load_run(Path(memory.embedding_init_path))

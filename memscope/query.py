@@ -279,7 +279,7 @@ class Recording:
         files = [self.path / "tokens" / part.name for part in self.info.parts]
         return np.concatenate([pq.read_table(file, columns=["token"])["token"].to_numpy() for file in files])
 
-    def _texts(self, ids: Iterable[int]) -> list[str]:
+    def _texts(self, ids: Iterable[Any]) -> list[str]:
         return [self.tokenizer.token_texts[int(i)] for i in ids]
 
     def _sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:

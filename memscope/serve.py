@@ -1,7 +1,7 @@
 """Start the app (``app/streamlit_app.py``) as a local web page.
 
-The page is served by ``python -m streamlit run``, which takes this process over: signals and the exit status are
-its own, and nothing is left behind when it is stopped. Streamlit itself is imported by the app alone.
+The page is served by ``python -m app``, Streamlit's own command line, which takes this process over: signals and the
+exit status are its own, and nothing is left behind when it is stopped. Streamlit is imported by the app alone.
 """
 
 import errno
@@ -98,8 +98,10 @@ def streamlit_command(script: Path, host: str, port: int) -> list[str]:
         "server.enableXsrfProtection": "true",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "viewer",
+        "logger.hideWelcomeMessage": "true",
+        "logger.level": "warning",
     }
-    command = [sys.executable, "-m", "streamlit", "run", str(script)]
+    command = [sys.executable, "-P", "-m", "app", "run", str(script)]  # -P: not the app/ of the current folder
     command += [f"--{name}={value}" for name, value in options.items()]
     return command + [f"--server.allowedHosts={name}" for name in allowed_hosts(host)]
 

@@ -1,4 +1,4 @@
-"""The default corpus: 106 Wikipedia articles that ship inside the gensim wheel, so that nothing is downloaded.
+"""The default corpus: 101 Wikipedia articles that ship inside the gensim wheel, so that nothing is downloaded.
 
     memscope corpus --out data/wiki    # train.jsonl, valid.jsonl, sentences.json
 
@@ -32,6 +32,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“'(])")
 _ABBREVIATION = re.compile(
     r"(?:\b[A-Z]|\b(?:St|Dr|Mr|Mrs|Ms|Jr|Sr|vs|etc|cf|No|Vol|ca|c|e\.g|i\.e|approx|Inc|Prof|Gen))\.$"
 )
+_LEFT_OVER = re.compile(r"<ref.*?(?:</ref>|/>|$)|\[\[File:[^\]]*\]*|'{2,}|</?(?:br|small|sup|sub)\b[^>]*>")
 _EMPTY_BRACKETS = re.compile(r" ?\([;, ]*\)")
 
 
@@ -104,7 +105,8 @@ def strip_markup(wikitext: str) -> str:
                 section.remove(node)
         parts.append(section.strip_code(normalize=True, collapse=True))
     paragraphs = [re.sub(r"[ \t]+", " ", line).strip() for line in "\n".join(parts).splitlines()]
-    prose = [paragraph for paragraph in paragraphs if len(paragraph.split()) > 3]
+    prose = [paragraph for paragraph in paragraphs if len(paragraph.split()) > 3 and paragraph[0] not in "|{!"]
+    prose = [_LEFT_OVER.sub("", paragraph) for paragraph in prose]  # markup too broken for the parser
     # Templates leave brackets behind that are empty, or that open with the separator of what is gone.
     prose = [re.sub(r"\([;, ]+", "(", _EMPTY_BRACKETS.sub("", paragraph)) for paragraph in prose]
     return "\n".join(prose)
