@@ -5,20 +5,24 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
 from memscope import plots
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.errors import InputError
 from memscope.files import csv_text
-from memscope.query import Recording, Trace
+from memscope.query import Recording
 from memscope.serve import RECORDINGS
 from memscope.store import INFO
-from memscope.trace import TextTrace, trace_text
+from memscope.token_table import Trace
+
+if TYPE_CHECKING:  # torch is loaded when a reader first types a text
+    from memscope.checkpoint import LoadedRun
+    from memscope.trace import TextTrace
 
 _RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"
 
@@ -32,20 +36,25 @@ def choose_recording() -> None:
         st.code(_RECORD, language="bash")
         st.stop()
     asked = st.query_params.get("recording")
-    if asked is not None and asked not in found:
-        st.warning(f"The address asks for a recording that is not here; this is another one of {len(found)}.")
-    # The widget's own default is no choice at all, so that every address names its recording.
-    if st.session_state.get("recording") is None and asked not in found:
-        st.session_state["recording"] = next(iter(found))
+    if asked in found:
+        st.session_state["chosen"] = asked  # the address decides; the box below changes the address
+    elif asked is not None:
+        st.warning("There is no such recording as the address asks for; this is another one.")
     with st.sidebar:
-        name = st.selectbox("Recording", list(found), index=None, key="recording", bind="query-params")
-    path = found[name or next(iter(found))]
+        name = st.selectbox("Recording", list(found), key="chosen", on_change=_write_choice, persist_state="session")
+    st.query_params["recording"] = name
+    path = found[name]
+    st.session_state["_open"] = path, (path / INFO).stat().st_mtime_ns
     try:
-        st.session_state["_open"] = _open(path, (path / INFO).stat().st_mtime_ns)
+        recording()
     except InputError as error:
         st.error("This recording cannot be opened.", icon=":material/error:")
         st.code(str(error), language=None, wrap_lines=True)
         st.stop()
+
+
+def _write_choice() -> None:
+    st.query_params["recording"] = st.session_state["chosen"]
 
 
 def find_recordings(root: Path) -> dict[str, Path]:
@@ -56,7 +65,7 @@ def find_recordings(root: Path) -> dict[str, Path]:
 
 def recording() -> Recording:
     """The recording that ``choose_recording`` opened."""
-    opened: Recording = st.session_state["_open"]
+    opened: Recording = _open(*st.session_state["_open"])
     return opened
 
 
@@ -65,19 +74,63 @@ def link_params(**values: int | str) -> dict[str, str]:
     return {"recording": recording().path.name, **{name: str(value) for name, value in values.items()}}
 
 
-def warn_of_bad_number(name: str, count: int) -> None:
+def entry_address(entry: int) -> str:
+    """Address of an entry's page, relative to the other pages."""
+    return f"entries?{urlencode(link_params(entry=entry))}"
+
+
+def number(label: str, name: str, count: int, place: Any) -> int:
+    """A box for a number from 0 to ``count`` - 1 that is kept in the address."""
+    check_number(name, count)
+    value: int = place.number_input(label, 0, count - 1, key=name, bind="query-params")
+    return value
+
+
+def check_number(name: str, count: int) -> None:
     """Say so when the address holds a ``name`` outside 0 to ``count`` - 1; call before the widget of that name."""
     asked = st.query_params.get(name)
-    if asked is not None and not (asked.isdecimal() and int(asked) < count):
-        st.warning(f"The address asks for a {name} that is not there; there are 0 to {count - 1:,}.")
+    kept = st.session_state.get(name)
+    if kept is not None and kept >= count:
+        st.session_state[name] = 0  # left from another recording or a longer text
+    elif kept is None and asked and not (asked.isdecimal() and int(asked) < count):
+        st.warning(f"There is no such {name} as the address asks for; they run from 0 to {count - 1:,}.")
+
+
+def choose_document(place: Any, titles: int) -> int:
+    """Let the reader choose one of the first ``titles`` documents, or keep the one in the address."""
+    documents = recording().documents
+    asked = st.query_params.get("doc")
+    if asked is None:
+        asked = str(min(st.session_state.get("_doc", 0), len(documents) - 1))
+    valid = asked.isdecimal() and int(asked) < len(documents)
+    if not valid:
+        st.warning(f"There is no such doc as the address asks for; they run from 0 to {len(documents) - 1:,}.")
+    st.session_state["document"] = int(asked) if valid else 0
+    known = sorted({*range(min(titles, len(documents))), st.session_state["document"]})
+    names = dict(zip(known, documents["title"].iloc[known], strict=True))
+    chosen: int = place.selectbox(
+        "Document",
+        known,
+        format_func=lambda doc: f"{doc}: {names[doc] or 'untitled'}",
+        key="document",
+        on_change=_write_document,
+    )
+    st.query_params["doc"] = str(chosen)
+    st.session_state["_doc"] = chosen  # for when the reader comes back from another page
+    return chosen
+
+
+def _write_document() -> None:
+    st.query_params["doc"] = str(st.session_state["document"])
+    st.session_state["token"] = 0
 
 
 def trace_document(doc: int, first: int, count: int) -> Trace:
     """``Recording.trace`` of the open recording, cached."""
-    return _trace_document(*_stamp(), doc, first, count)
+    return _trace_document(*st.session_state["_open"], doc, first, count)
 
 
-def trace_typed(text: str) -> TextTrace:
+def trace_typed(text: str) -> "TextTrace":
     """What the recorded model does on a text.
 
     Raises:
@@ -108,16 +161,12 @@ def show_figure(draw: Callable[..., Figure], *arguments: Any, alt: str) -> None:
     st.image(_draw(draw.__name__, dark, *arguments), width="stretch", output_format="PNG", alt=alt)
 
 
-def download(label: str, frame: pd.DataFrame, name: str) -> None:
-    """A button that saves a table as CSV."""
+def download(label: str, table: Callable[[], pd.DataFrame], name: str) -> None:
+    """A button that saves a table as CSV; the table is asked for on the click."""
     file = f"{recording().path.name}-{name}.csv"
-    st.download_button(label, csv_text(frame), file, "text/csv", icon=":material/download:", on_click="ignore")
-
-
-def _stamp() -> tuple[str, int]:
-    """Name of the open recording for the caches, new when it is written anew."""
-    path = recording().path
-    return str(path), (path / INFO).stat().st_mtime_ns
+    st.download_button(
+        label, lambda: csv_text(table()), file, "text/csv", icon=":material/download:", on_click="ignore"
+    )
 
 
 @st.cache_resource(max_entries=4, show_spinner="Opening the recording ...")
@@ -126,7 +175,9 @@ def _open(path: Path, modified: int) -> Recording:
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
-def _load_run(run: Path, modified: int) -> LoadedRun:
+def _load_run(run: Path, modified: int) -> "LoadedRun":
+    from memscope.checkpoint import load_run
+
     return load_run(run)
 
 
@@ -137,17 +188,20 @@ def _model_lock() -> threading.Lock:
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _trace_document(path: str, modified: int, doc: int, first: int, count: int) -> Trace:
-    return recording().trace(doc, first, count)
+def _trace_document(path: Path, modified: int, doc: int, first: int, count: int) -> Trace:
+    return _open(path, modified).trace(doc, first, count)
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_typed(fingerprint: str, text: str, _run: LoadedRun) -> TextTrace:
+def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
+    from memscope.trace import trace_text
+
     with _model_lock():
         return trace_text(_run, text)
 
 
-@st.cache_data(max_entries=64, show_spinner=False)
+# Some tables hold lists, which pandas cannot hash.
+@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={pd.DataFrame: pd.DataFrame.to_json})
 def _draw(name: str, dark: bool, *arguments: Any) -> bytes:
     buffer = io.BytesIO()
     getattr(plots, name)(*arguments, dark=dark).savefig(buffer, format="png", dpi=150)

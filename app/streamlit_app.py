@@ -4,7 +4,14 @@ import streamlit as st
 
 from app import state
 
-st.set_page_config(page_title="memscope", page_icon=":material/network_node:", layout="wide")
+# An icon of Streamlit's own would be fetched from another site.
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
+<rect width="16" height="16" rx="3" fill="#0072B2"/>
+<path d="M3 4h10M3 8h10M3 12h10" stroke="#fff" stroke-opacity=".45" stroke-width="1.6"/>
+<circle cx="6" cy="8" r="2.2" fill="#E69F00"/></svg>"""
+
+st.set_page_config(page_title="memscope", page_icon=ICON, layout="wide")
+st.logo(ICON, size="large")
 
 page = st.navigation(
     [

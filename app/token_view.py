@@ -21,7 +21,7 @@ MEASURES = {
 
 _CSS = """
 .tokens { font-family: var(--st-font); font-size: 1rem; line-height: 1.95; color: var(--st-text-color);
-          white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; overflow-y: auto;
+          white-space: pre-wrap; overflow-wrap: anywhere; max-height: 18rem; overflow-y: auto;
           padding: 0.6rem 0.8rem; border: 1px solid var(--st-border-color); border-radius: var(--st-base-radius); }
 .tokens:focus-within { border-color: var(--st-primary-color); }
 .token { cursor: pointer; border-radius: 3px; padding: 0.12em 0; box-decoration-break: clone;
@@ -30,7 +30,7 @@ _CSS = """
 .token:hover { outline: 1px solid var(--st-text-color); }
 .token:focus-visible { outline: 2px dashed var(--st-text-color); outline-offset: 1px; }
 .token[aria-selected="true"] { outline: 2px solid var(--st-text-color); outline-offset: 1px; }
-.token.special { color: var(--st-gray-text-color); font-family: var(--st-code-font); font-size: 0.8em; }
+.token.special { opacity: 0.75; font-family: var(--st-code-font); font-size: 0.8em; }
 .legend { display: flex; align-items: center; gap: 0.5rem; margin-bottom: 0.4rem; font-family: var(--st-font);
           font-size: 0.85rem; color: var(--st-text-color); }
 .legend i { width: 9rem; height: 0.7rem; border-radius: 3px; border: 1px solid var(--st-border-color);
@@ -181,13 +181,13 @@ def context_view(contexts: pd.DataFrame, *, key: str) -> int | None:
     """Show ``Recording.contexts()`` as lines with the firing token marked; returns the row just clicked, if any."""
     lines = [
         {
-            "about": f"layer {c.layer} · gate {c.gate:.3g} · read {c.read:+.3g} · {c.title or 'document'} "
-            f"({c.doc}), token {c.pos}",
-            "before": c.before,
-            "token": c.token,
-            "after": c.after,
+            "about": f"layer {c['layer']} · gate {c['gate']:.3g} · read {c['read']:+.3g} · "
+            f"{c['title'] or 'untitled'} (document {c['doc']}), token {c['pos']}",
+            "before": c["before"],
+            "token": c["token"],
+            "after": c["after"],
         }
-        for c in contexts.itertuples()
+        for c in contexts.to_dict("records")
     ]
     clicked = _CONTEXTS(data={"lines": lines}, key=key, on_clicked_change=_nothing).clicked
     return None if clicked is None else int(clicked)

@@ -52,10 +52,16 @@ def load_run(run: Path | str, device: torch.device | None = None) -> LoadedRun:
     if not (run / MODEL).is_file():
         raise InputError(f"{run}: no {MODEL}; the run has not saved a checkpoint yet")
     config = load_config(run / "config.yaml")
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise InputError(
+            f"{run / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, config.yaml says {config.model.vocab_size}; "
+            "restore the tokenizer this model was trained with"
+        )
     model = MemoryTransformer(config)
     load_weights(model, run / MODEL)
     model.to(device or torch.device("cpu")).eval()
-    return LoadedRun(run, config, Tokenizer.load(run / "tokenizer.json"), model, sha256_file(run / MODEL))
+    return LoadedRun(run, config, tokenizer, model, sha256_file(run / MODEL))
 
 
 def load_weights(model: MemoryTransformer, path: Path) -> None:
@@ -94,18 +100,24 @@ def save_checkpoint(
             save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / MODEL)
             save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER)
             write_json(temporary / _STATE, {"step": step})
-    publish_model(run, folder)
-    for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    publish_newest(run, keep)
 
 
-def publish_model(run: Path, checkpoint: Path) -> None:
-    """Make ``run/model.safetensors`` the model of a checkpoint, as a hard link where the file system has them."""
+def publish_newest(run: Path, keep: int) -> None:
+    """Make ``run/model.safetensors`` the newest checkpoint's model and drop all but the newest ``keep`` checkpoints.
+
+    The model is a hard link where the file system has them. What a killed process left half-written goes too.
+    """
+    checkpoints = list_checkpoints(run)
     with atomic_path(run / MODEL) as temporary:
         try:
-            os.link(checkpoint / MODEL, temporary)
+            os.link(checkpoints[-1] / MODEL, temporary)
         except OSError:
-            shutil.copyfile(checkpoint / MODEL, temporary)
+            shutil.copyfile(checkpoints[-1] / MODEL, temporary)
+    for folder in [*checkpoints[:-keep], *(run / "checkpoints").glob(".step-*")]:
+        shutil.rmtree(folder)
+    for file in run.glob(f".{MODEL}.*"):
+        file.unlink()
 
 
 def list_checkpoints(run: Path) -> list[Path]:

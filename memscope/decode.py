@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch import Tensor
 from memscope.bank_init import PARQUET, load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.model import MemoryTransformer
-from memscope.store import write_table
+from memscope.store import read_parquet, write_table
 
 N_NEAREST = 10
 N_LENS = 10
@@ -52,7 +51,7 @@ def write_decodings(run: LoadedRun, path: Path, used: dict[int, np.ndarray]) -> 
     init = load_bank_init(run.path)
     now, before = run.model.bank.entries.detach().float().cpu(), torch.from_numpy(init.entries)
     space = torch.from_numpy(init.table @ init.projection)  # [vocab, D]
-    token_ids = pq.read_table(run.path / PARQUET, columns=["token_ids"])["token_ids"].to_pylist()
+    token_ids = read_parquet(run.path / PARQUET, ["token_ids"])["token_ids"].to_pylist()
     n, n_slots, _ = now.shape
     slot_drift = 1 - torch.cosine_similarity(now, before, dim=-1)  # [N, L]
     top = N_NEAREST if n_slots == 1 else 1

@@ -25,7 +25,7 @@ def find(recording: Recording) -> list[Finding]:
     ]
 
 
-def _evenness(layers: pd.DataFrame, everywhere: dict[str, float]) -> Finding:
+def _evenness(layers: pd.DataFrame, everywhere: dict[str, int | float]) -> Finding:
     worst = layers.loc[layers["kl_to_uniform"].idxmax()]
     n, d = int(worst["entries"]), int(worst["selections"])
     answer = (
@@ -68,17 +68,21 @@ def _chance_jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _reading(reading: pd.DataFrame) -> Finding:
-    parts = [
-        f"layer {int(row['layer'])}: {row['effective_entries_read']:.1f} entries effectively read, "
-        f"{row['unread_share']:.0%} of selections unread, rank correlation of gate score with attention alone "
-        f"{row['gate_attention_rank_correlation']:+.2f}"
-        for _, row in reading.iterrows()
-    ]
-    return Finding(
-        "Does the attention read what the gate selects?",
-        f"{'; '.join(parts)}. A selection is unread below 1% of its token's read. The read weight itself contains the "
-        "gate score by construction, so the correlation is given for the attention part (read weight / gate score).",
+    def span(column: str, form: str) -> str:
+        """Lowest and highest layer of a column."""
+        low, high = (reading.loc[getattr(reading[column], end)()] for end in ("idxmin", "idxmax"))
+        return (
+            f"{format(low[column], form)} (layer {int(low['layer'])}) to "
+            f"{format(high[column], form)} (layer {int(high['layer'])})"
+        )
+
+    answer = (
+        f"A token effectively reads {span('effective_entries_read', '.1f')} entries a layer. "
+        f"{span('unread_share', '.0%')} of selections stay unread, below 1% of their token's read. "
+        f"Gate score and attention agree at a rank correlation of {span('gate_attention_rank_correlation', '+.2f')}; "
+        "the attention is taken alone (read weight / gate score), since the read weight contains the gate score."
     )
+    return Finding("Does the attention read what the gate selects?", answer)
 
 
 def _drift(drift: dict[str, float]) -> Finding:

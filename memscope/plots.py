@@ -41,8 +41,10 @@ def usage_histogram(counts: np.ndarray, layers: Sequence[int], *, dark: bool = F
             kept = np.unique(np.geomspace(1, len(used), _POINTS).astype(int)) - 1
             axes.plot(kept + 1, used[kept], color=color)
             axes.plot(len(used), used[-1], "o", color=color, markersize=4)
-    axes.axhline(float(counts.mean()), color=_ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
-    axes.set(xscale="log", yscale="log", xlim=(0.9, n * 1.1), xlabel="rank of entry within its layer (1 = most used)")
+    if counts.any():
+        axes.axhline(float(counts.mean()), color=_ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
+        axes.set_yscale("log")
+    axes.set(xscale="log", xlim=(0.9, n * 1.1), xlabel="rank of entry within its layer (1 = most used)")
     axes.set_ylabel("selections" if np.issubdtype(counts.dtype, np.integer) else "summed weight")
     _layer_legend(axes, layers, dark)
     return figure

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from memscope.errors import InputError
 from memscope.files import read_json
 from memscope.metrics_log import read_metrics
-from memscope.store import RecordingInfo, read_info, read_rows
+from memscope.store import RecordingInfo, read_info, read_parquet, read_rows
 from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
 
@@ -277,7 +276,7 @@ class Recording:
     def _token_ids(self) -> np.ndarray:
         """Token ids of all rows: two bytes a token, read once for the texts of contexts."""
         files = [self.path / "tokens" / part.name for part in self.info.parts]
-        return np.concatenate([pq.read_table(file, columns=["token"])["token"].to_numpy() for file in files])
+        return np.concatenate([read_parquet(file, ["token"])["token"].to_numpy() for file in files])
 
     def _texts(self, ids: Iterable[Any]) -> list[str]:
         return [self.tokenizer.token_texts[int(i)] for i in ids]

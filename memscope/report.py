@@ -113,7 +113,7 @@ def _figures(recording: Recording) -> Iterator[ReportFigure]:
     )
     yield _inline(
         "Training",
-        "Loss in nats per token on training batches and on validation documents, and the share of entries that the "
+        "Loss in nats per token on training batches and on validation documents, and the number of entries that the "
         "validation tokens selected.",
         plots.training_curve(recording.training_curve()),
     )

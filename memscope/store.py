@@ -143,7 +143,7 @@ def write_part(recording: Path, number: int, rows: TokenRows, info: RecordingInf
 
 def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
     """Read a whole part back."""
-    return _to_rows(pq.read_table(part_path(recording, part)), info)
+    return _to_rows(read_parquet(part_path(recording, part)), info)
 
 
 def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> TokenRows:
@@ -154,13 +154,7 @@ def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> T
         begin, end = max(first, offset), min(first + count, offset + part.rows)
         if begin < end:
             groups = range((begin - offset) // ROW_GROUP, (end - 1 - offset) // ROW_GROUP + 1)
-            try:
-                with pq.ParquetFile(part_path(recording, part)) as file:
-                    table = file.read_row_groups(list(groups))
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(
-                    f"{part_path(recording, part)}: damaged ({error}); run its 'memscope record' command again"
-                ) from error
+            table = read_parquet(part_path(recording, part), row_groups=list(groups))
             tables.append(table.slice(begin - offset - groups[0] * ROW_GROUP, end - begin))
         offset += part.rows
     if not tables:
@@ -177,6 +171,21 @@ def part_is_whole(recording: Path, part: Part) -> bool:
 def part_path(recording: Path, part: Part) -> Path:
     """Where a part lies."""
     return recording / "tokens" / part.name
+
+
+def read_parquet(path: Path, columns: list[str] | None = None, row_groups: list[int] | None = None) -> pa.Table:
+    """Read a Parquet file, or some columns or row groups of it.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = list(range(file.num_row_groups)) if row_groups is None else row_groups
+            return file.read_row_groups(groups, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({str(error).splitlines()[0]})"
+        raise InputError(f"{path}: {what}; run the command that made it again") from error
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:

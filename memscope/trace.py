@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 
 from memscope.bank_init import PARQUET
@@ -13,6 +12,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
 from memscope.record import collect_rows
+from memscope.store import read_parquet
 from memscope.token_table import Trace, make_trace
 
 N_PREDICTED = 5
@@ -69,7 +69,7 @@ def describe_trace(run: LoadedRun, traced: TextTrace) -> list[dict[str, Any]]:
     A token is ``{pos, text, loss, next: [{text, probability}], layers: [{layer, entries: [...]}]}``, a fired entry
     ``{entry, gate, read, slots, sentence}``; ``slots`` is there when entries have several.
     """
-    bank = pq.read_table(run.path / PARQUET, columns=["sentence"])["sentence"]
+    bank = read_parquet(run.path / PARQUET, ["sentence"])["sentence"]
     layer_axis = {layer: axis for axis, layer in enumerate(run.config.model.memory_layers)}
     n_slots = traced.slots.shape[-1]
     selections = dict(list(traced.trace.selections.groupby(["pos", "layer"])))

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from memscope.checkpoint import list_checkpoints, publish_model, restore_checkpoint, save_checkpoint
+from memscope.checkpoint import list_checkpoints, publish_newest, restore_checkpoint, save_checkpoint
 from memscope.config import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
 from memscope.errors import InputError
@@ -56,7 +56,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     checkpoints = list_checkpoints(run)
     first_step = restore_checkpoint(checkpoints[-1], net, optimizer) if checkpoints else 0
     if checkpoints and accelerator.is_main_process:
-        publish_model(run, checkpoints[-1])  # the run may have been killed between saving and publishing
+        publish_newest(run, settings.keep_checkpoints)  # the run may have been killed between saving and publishing
     model, wrapped_optimizer = accelerator.prepare(net, optimizer)
 
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)

@@ -3,12 +3,11 @@
 import pandas as pd
 import streamlit as st
 
-from app import state
+from app import columns, state
 from app.token_view import context_view, visible
 from memscope.query import SORT_COLUMNS
 
-PAGE = 50
-"""Rows of one page of the table."""
+PAGE = 50  # rows of one page of the table
 
 
 def open_row() -> None:
@@ -21,8 +20,9 @@ def close_entry() -> None:
     st.session_state["entry"] = None
 
 
-def first_page() -> None:
+def show_table() -> None:
     st.session_state["page"] = 1
+    close_entry()
 
 
 recording = state.recording()
@@ -38,19 +38,19 @@ search = search_box.text_input(
     bind="query-params",
     icon=":material/search:",
     placeholder="a number, or words of the sentence or its triples",
-    on_change=first_page,
+    on_change=show_table,
 )
 sort = sort_box.selectbox(
     "Sort by",
     SORT_COLUMNS,
     index=SORT_COLUMNS.index("count"),
-    format_func=lambda name: name.replace("_", " "),
+    format_func=lambda name: columns.SORT_LABELS[name],
     key="sort",
     bind="query-params",
-    on_change=first_page,
+    on_change=show_table,
 )
 order = order_box.selectbox(
-    "Order", ["largest first", "smallest first"], key="order", bind="query-params", on_change=first_page
+    "Order", ["largest first", "smallest first"], key="order", bind="query-params", on_change=show_table
 )
 entry = open_box.number_input(
     "Open entry", 0, info.knowledge_num - 1, value=None, step=1, key="entry", bind="query-params", placeholder="number"
@@ -60,7 +60,7 @@ if entry is None:
     found = recording.count_entries(search)
     pages = max(1, -(-found // PAGE))
     if st.session_state.get("page", 1) > pages:
-        first_page()
+        st.session_state["page"] = 1
     bar, note = st.columns([3, 2], vertical_alignment="center")
     with bar:
         page = st.pagination(pages, key="page", bind="query-params")
@@ -78,12 +78,12 @@ if entry is None:
         on_select=open_row,
         selection_mode="single-row",
         column_order=["entry", "count", "layers_used", "gate_sum", "read_sum", "drift", "kept", "sentence"],
-        column_config=state.ENTRY_CONFIG,
+        column_config=columns.ENTRY,
         alt="Entries of the bank",
     )
     st.caption(
-        f"Count, gate and read are sums over all layers and {selections:,} selections (D). Drift is 1 - cosine to the "
-        "initial entry; kept is the share of its nearest tokens that stand in the init sentence."
+        f"Selections, gate and read are sums over all layers, of D = {selections:,} selections. Drift is 1 - cosine "
+        "to the initial entry; kept is the share of its nearest tokens that stand in the init sentence."
     )
     st.stop()
 
@@ -95,9 +95,20 @@ if card.sentence is None:
 else:
     st.text(card.sentence)
 with st.container(horizontal=True):
-    st.metric("Selections", f"{int(card.usage['count'].sum()):,}", border=True)
-    st.metric("Layers that select it", f"{int((card.usage['count'] > 0).sum())} of {len(info.layers)}", border=True)
-    st.metric("Drift", f"{card.drift:.4f}", border=True, help="1 - cosine between the entry at the start and now.")
+    st.metric("Selections", f"{int(card.usage['count'].sum()):,}", border=True, height="stretch")
+    st.metric(
+        "Layers that select it",
+        f"{int((card.usage['count'] > 0).sum())} of {len(info.layers)}",
+        border=True,
+        height="stretch",
+    )
+    st.metric(
+        "Drift",
+        f"{card.drift:.4f}",
+        border=True,
+        height="stretch",
+        help="1 - cosine between the entry at the start and now.",
+    )
     if card.kept is not None and card.kept_at_init is not None:
         st.metric(
             "Kept",
@@ -106,6 +117,7 @@ with st.container(horizontal=True):
             delta_color="off",
             delta_arrow="off",
             border=True,
+            height="stretch",
             help="Share of the nearest tokens that stand in the init sentence.",
         )
 
@@ -116,7 +128,7 @@ with left:
         card.usage.assign(times_even=card.usage["share"] * info.knowledge_num),
         hide_index=True,
         column_order=["layer", "count", "share", "times_even", "gate_sum", "read_sum"],
-        column_config=state.ENTRY_CONFIG,
+        column_config=columns.ENTRY,
         alt="Usage of this entry per layer",
     )
     st.caption(
@@ -163,7 +175,9 @@ else:
     layer = st.segmented_control("Layer", layers, default="all", required=True, key="layer", bind="query-params")
     shown = contexts if layer == "all" else contexts[contexts["layer"] == layer]
     clicked = context_view(shown, key="contexts")
-    st.caption("Tokens with the highest gate scores for this entry, at most 8 a layer. Click one to see all it selected.")
+    st.caption(
+        "Tokens with the highest gate scores for this entry, at most 8 a layer. Click one to see all it selected."
+    )
     if clicked is not None and 0 <= clicked < len(shown):
         place = shown.iloc[clicked]
         target = state.link_params(doc=int(place["doc"]), token=int(place["pos"]))

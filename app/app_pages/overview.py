@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import state
+from app import columns, state
 from memscope import plots
 from memscope.findings import find
 
@@ -12,10 +12,10 @@ per_layer = info.rows * info.selected
 
 st.title("Overview")
 with st.container(horizontal=True):
-    st.metric("Recorded tokens", f"{info.rows:,}", border=True)
-    st.metric("Selections (D)", f"{per_layer * len(info.layers):,}", border=True)
-    st.metric("Bank entries (N)", f"{info.knowledge_num:,}", border=True)
-    st.metric("Parameters", f"{run['parameters']:,}" if run else "unknown", border=True)
+    st.metric("Recorded tokens", f"{info.rows:,}", border=True, height="stretch")
+    st.metric("Selections (D)", f"{per_layer * len(info.layers):,}", border=True, height="stretch")
+    st.metric("Bank entries (N)", f"{info.knowledge_num:,}", border=True, height="stretch")
+    st.metric("Parameters", f"{run['parameters']:,}" if run else "unknown", border=True, height="stretch")
     if run:
         change = run["valid_loss"] - run["untrained_valid_loss"]
         st.metric(
@@ -24,6 +24,7 @@ with st.container(horizontal=True):
             f"{change:+.3f} from untrained",
             delta_color="inverse",
             border=True,
+            height="stretch",
             help="Nats per token, at the end of training.",
         )
 
@@ -54,7 +55,7 @@ for column, facts in zip(st.columns(2), (recorded, trained), strict=True):
 
 st.subheader("Is the memory healthy?")
 for finding in find(recording):
-    with st.container(border=True):
+    with st.container(border=True, gap="xsmall"):
         st.markdown(f"**{finding.question}**")
         st.text(finding.answer)
 
@@ -62,8 +63,8 @@ st.subheader("Usage per layer")
 st.dataframe(
     recording.layer_metrics(),
     hide_index=True,
-    column_order=state.METRIC_COLUMNS,
-    column_config=state.METRIC_CONFIG,
+    column_order=columns.METRIC_COLUMNS,
+    column_config=columns.METRICS,
     alt="Evenness of selection per layer, beside what even selection gives",
 )
 st.caption(

@@ -1,0 +1,79 @@
+"""How the pages show columns that several tables share."""
+
+import streamlit as st
+
+_NUMBER, _PLAIN = st.column_config.NumberColumn, "localized"
+
+METRIC_COLUMNS = [
+    "layer",
+    "coverage",
+    "even_coverage",
+    "kl_to_uniform",
+    "even_kl_to_uniform",
+    "gini",
+    "even_gini",
+    "relative_perplexity",
+    "top50",
+    "top90",
+    "top99",
+    "max_violation",
+    "dead",
+    "hot",
+]
+"""Columns of ``Recording.layer_metrics()`` in the order that pages show them."""
+
+METRICS = {
+    "coverage": _NUMBER(format="percent", help="Share of entries used at least once."),
+    "even_coverage": _NUMBER("even", format="percent", help="Coverage of even selection."),
+    "kl_to_uniform": _NUMBER("KL", format="%.3f", help="KL divergence of usage from uniform, nats."),
+    "even_kl_to_uniform": _NUMBER("even", format="%.3f", help="KL of even selection."),
+    "gini": _NUMBER("Gini", format="%.3f", help="0 when all entries are used alike, near 1 when few take all."),
+    "even_gini": _NUMBER("even", format="%.3f", help="Gini of even selection."),
+    "relative_perplexity": _NUMBER("rel. perplexity", format="percent", help="exp(entropy of usage) / N."),
+    "top50": _NUMBER("top 50%", format=_PLAIN, help="Most used entries that hold half of the usage."),
+    "top90": _NUMBER("top 90%", format=_PLAIN, help="Most used entries that hold 90% of the usage."),
+    "top99": _NUMBER("top 99%", format=_PLAIN, help="Most used entries that hold 99% of the usage."),
+    "max_violation": _NUMBER("MaxVio", format="%.1f", help="(largest load - mean load) / mean load."),
+    "dead": _NUMBER(format=_PLAIN, help="Entries without any usage."),
+    "hot": _NUMBER(format=_PLAIN, help="Entries with more than 10 times the even share."),
+}
+
+READING = {
+    "gate_entropy": _NUMBER("gate entropy", format="%.3f", help="Of a token's gate shares, nats."),
+    "gate_top_share": _NUMBER("top gate share", format="percent", help="Largest gate share of a token."),
+    "read_entropy": _NUMBER("read entropy", format="%.3f", help="Of a token's read shares, nats."),
+    "effective_entries_read": _NUMBER("effective entries", format="%.1f"),
+    "read_top_share": _NUMBER("top read share", format="percent", help="Largest read share of a token."),
+    "gate_read_rank_correlation": _NUMBER("gate ~ read", format="%.2f", help="Spearman, mean over tokens."),
+    "gate_attention_rank_correlation": _NUMBER(
+        "gate ~ attention", format="%.2f", help="Spearman of gate score and read weight / gate score."
+    ),
+    "unread_share": _NUMBER("unread", format="percent", help="Selections with under 1% of their token's read."),
+    "silent_tokens": _NUMBER("silent tokens", format="percent", help="Tokens that read nothing."),
+}
+
+ENTRY = {
+    "entry": _NUMBER(format="%d"),
+    "count": _NUMBER("selections", format=_PLAIN),
+    "layers_used": _NUMBER("layers", format="%d", help="Layers that selected it."),
+    "share": _NUMBER(format="percent", help="Share of the layer's usage."),
+    "times_even": _NUMBER("x even", format="%.1f", help="Times the share of even selection."),
+    "gate_sum": _NUMBER("gate, sum", format="compact", help="Sum of gate scores."),
+    "read_sum": _NUMBER("read, sum", format="compact", help="Sum of absolute read weights."),
+    "drift": _NUMBER(format="%.4f"),
+    "kept": _NUMBER(format="percent"),
+    "sentence": st.column_config.TextColumn("init sentence"),
+    "link": st.column_config.LinkColumn("entry", display_text=r"entry=(\d+)", alignment="right", width=70),
+}
+"""Columns of tables of entries; ``link`` holds ``state.entry_address``."""
+
+SORT_LABELS = {
+    "entry": "number",
+    "count": "selections",
+    "gate_sum": "gate, sum",
+    "read_sum": "read, sum",
+    "drift": "drift",
+    "kept": "kept",
+    "layers_used": "layers",
+}
+"""Names of ``query.SORT_COLUMNS`` as the table of entries shows them."""

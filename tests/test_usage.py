@@ -1,0 +1,134 @@
+"""Usage counts add up, and every metric equals its naive loop."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from memscope.usage import HOT_FACTOR, UsageCounts, even_selection, usage_metrics
+
+
+def naive_gini(usage: np.ndarray) -> float:
+    """Mean absolute difference between all pairs, relative to twice the mean."""
+    differences = [abs(a - b) for a in usage for b in usage]
+    return sum(differences) / (2 * len(usage) ** 2 * usage.mean())
+
+
+def naive_top(usage: np.ndarray, percent: int) -> int:
+    """How many of the most used entries hold the share."""
+    held, count = 0.0, 0
+    for value in sorted(usage, reverse=True):
+        if held * 100 >= usage.sum() * percent:
+            break
+        held, count = held + value, count + 1
+    return count
+
+
+def some_selections(seed: int, tokens: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    indices = chance.integers(0, 10, (tokens, 4))
+    gate, read = chance.random((tokens, 4)).astype(np.float16), chance.standard_normal((tokens, 4)).astype(np.float16)
+    return indices, gate, read
+
+
+def test_counts_equal_a_loop_over_selections() -> None:
+    counts = UsageCounts(2, 10)
+    indices, gate, read = some_selections(0)
+    counts.update(1, indices, gate, read)
+    expected = np.zeros((3, 10))
+    for i, g, r in zip(indices.flat, gate.flat, read.flat, strict=True):
+        expected[:, i] += 1, g, abs(r)
+    np.testing.assert_array_equal(counts.count, [np.zeros(10), expected[0]])
+    np.testing.assert_array_equal(counts.gate[1], expected[1])
+    np.testing.assert_array_equal(counts.read[1], expected[2])
+
+
+def test_merged_counts_equal_one_pass_over_both_parts() -> None:
+    one_pass, first, second = (UsageCounts(1, 10) for _ in range(3))
+    for seed, part in ((1, first), (2, second)):
+        part.update(0, *some_selections(seed))
+        one_pass.update(0, *some_selections(seed))
+    second.merge(first)  # in the other order
+    for name in ("count", "gate", "read"):
+        np.testing.assert_array_equal(getattr(second, name), getattr(one_pass, name))
+
+
+def test_counts_of_another_shape_cannot_be_merged() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 9\).*\(1, 10\)"):
+        UsageCounts(1, 10).merge(UsageCounts(1, 9))
+
+
+def test_metrics_of_a_hand_worked_example() -> None:
+    # 10 selections over 5 entries: 4 3 2 1 0
+    metrics = usage_metrics(np.array([0, 4, 2, 3, 1]), 10)
+    assert (metrics.entries, metrics.selections, metrics.dead, metrics.hot) == (5, 10, 1, 0)
+    assert metrics.coverage == 0.8
+    assert metrics.even_coverage == pytest.approx(1 - math.exp(-2))
+    # sum z ln z = 0.4 ln 0.4 + 0.3 ln 0.3 + 0.2 ln 0.2 + 0.1 ln 0.1 = -1.2799
+    assert metrics.kl_to_uniform == pytest.approx(math.log(5) - 1.27985, abs=1e-5)
+    assert metrics.relative_perplexity == pytest.approx(math.exp(1.27985) / 5, abs=1e-5)
+    assert metrics.gini == pytest.approx(0.4)  # cumsum of sorted z: 0 .1 .3 .6 1, mean .4; 1 - .8 + .2
+    assert (metrics.top50, metrics.top90, metrics.top99) == (2, 3, 4)  # 4 + 3 hold 70%, with 2 exactly 90%
+    assert metrics.max_violation == pytest.approx(1.0)  # the largest load 4 against a mean of 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_metrics_of_random_usage_equal_naive_loops(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    usage = chance.zipf(1.5, 60) * (chance.random(60) < 0.7)
+    total = int(usage.sum())
+    metrics = usage_metrics(usage, total)
+    assert metrics.kl_to_uniform == pytest.approx(entropy(usage, np.ones(60)))
+    assert metrics.relative_perplexity == pytest.approx(math.exp(entropy(usage)) / 60)
+    assert metrics.gini == pytest.approx(naive_gini(usage))
+    assert [metrics.top50, metrics.top90, metrics.top99] == [naive_top(usage, percent) for percent in (50, 90, 99)]
+    assert metrics.max_violation == pytest.approx((usage.max() - usage.mean()) / usage.mean())
+    assert metrics.dead == sum(value == 0 for value in usage)
+    assert metrics.hot == sum(value > HOT_FACTOR * usage.mean() for value in usage)
+    assert metrics.coverage == sum(value > 0 for value in usage) / 60
+
+
+@pytest.mark.parametrize("n", [4, 10, 100, 1024])
+def test_even_use_is_even(n: int) -> None:
+    metrics = usage_metrics(np.full(n, 7), 7 * n)
+    assert metrics.kl_to_uniform == pytest.approx(0, abs=1e-12)
+    assert metrics.gini == pytest.approx(0, abs=1e-12)
+    assert metrics.relative_perplexity == pytest.approx(1)
+    assert metrics.max_violation == pytest.approx(0)
+    assert (metrics.coverage, metrics.dead, metrics.hot) == (1, 0, 0)
+    assert (metrics.top50, metrics.top90) == (math.ceil(0.5 * n), math.ceil(n * 9 / 10))
+
+
+def test_one_entry_that_takes_all_is_as_uneven_as_it_gets() -> None:
+    usage = np.zeros(1000)
+    usage[17] = 5000
+    metrics = usage_metrics(usage, 5000)
+    assert metrics.kl_to_uniform == pytest.approx(math.log(1000))
+    assert metrics.relative_perplexity == pytest.approx(1 / 1000)
+    assert metrics.gini == pytest.approx(1 - 1 / 1000)
+    assert (metrics.top50, metrics.top90, metrics.top99, metrics.hot, metrics.dead) == (1, 1, 1, 1, 999)
+    assert metrics.max_violation == pytest.approx(999)
+
+
+def test_weights_count_like_fractions_of_selections() -> None:
+    counts = np.array([1, 2, 3, 4])
+    by_count, by_weight = usage_metrics(counts, 10).as_dict(), usage_metrics(counts * 0.125, 10).as_dict()
+    assert by_weight == pytest.approx(by_count)
+
+
+def test_no_usage_gives_zeros_and_every_entry_dead() -> None:
+    metrics = usage_metrics(np.zeros(8), 0)
+    assert (metrics.coverage, metrics.kl_to_uniform, metrics.gini, metrics.top50, metrics.dead) == (0, 0, 0, 0, 8)
+    assert even_selection(8, 0) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("selections", [500, 3000, 40_000, 1_000_000])
+def test_even_baselines_agree_with_simulated_even_selection(selections: int) -> None:
+    n = 2000
+    chance = np.random.default_rng(0)
+    simulated = [usage_metrics(chance.multinomial(selections, np.full(n, 1 / n)), selections) for _ in range(20)]
+    expected = even_selection(n, selections)
+    assert expected.coverage == pytest.approx(np.mean([m.coverage for m in simulated]), rel=0.02)
+    assert expected.kl == pytest.approx(np.mean([m.kl_to_uniform for m in simulated]), rel=0.02)
+    assert expected.gini == pytest.approx(np.mean([m.gini for m in simulated]), rel=0.02)
