@@ -26,9 +26,11 @@ from memscope.files import make_folder
 from memscope.store import (
     FORMAT_VERSION,
     INFO,
+    Part,
     RecordingInfo,
     TokenRows,
     part_is_whole,
+    part_name,
     read_info,
     read_part,
     write_info,
@@ -91,27 +93,35 @@ def record(
     for stale in (recording / "tokens").glob(".*.tmp"):
         stale.unlink()
 
-    whole = {part.name: part for part in (earlier.parts if earlier else ()) if part_is_whole(recording, part)}
+    parts = {part.name: part for part in (earlier.parts if earlier else ()) if part_is_whole(recording, part)}
     seconds = earlier.seconds if earlier else 0.0
     census = Census(info)
+    first_row = 0
     with tqdm(total=info.total_tokens, unit="token", unit_scale=True, file=sys.stderr, disable=None) as progress:
         for number, part_windows in enumerate(plan):
-            part = whole.get(f"part-{number:05d}.parquet")
+            part = parts.get(part_name(number))
             if part is not None:
                 rows = read_part(recording, part, info)
             else:
                 passes = run_windows(run.model, corpus, part_windows, run.tokenizer.pad, info.dtype)
                 rows = collect_rows(corpus, part_windows, passes, info.layers, info.selected)
                 part = write_part(recording, number, rows, info, run.tokenizer.vocab_size)
-            census.update(rows, info.rows)
-            spent = seconds + time.perf_counter() - started
-            info = info.model_copy(update={"parts": (*info.parts, part), "seconds": spent})
-            write_info(recording, info)
+                parts[part.name] = part
+                write_info(recording, _progress(info, parts, seconds + time.perf_counter() - started))
+            census.update(rows, first_row)
+            first_row += part.rows
             progress.update(part.rows)
+    info = _progress(info, parts, 0.0)
     _finish(run, corpus, windows, recording, census, info)
-    info = info.model_copy(update={"complete": True, "seconds": seconds + time.perf_counter() - started})
+    seconds += time.perf_counter() - started
+    info = info.model_copy(update={"complete": True, "seconds": seconds})
     write_info(recording, info)
     return info
+
+
+def _progress(info: RecordingInfo, parts: dict[str, Part], seconds: float) -> RecordingInfo:
+    """``info`` with the parts that are finished, in their order."""
+    return info.model_copy(update={"parts": tuple(parts[name] for name in sorted(parts)), "seconds": seconds})
 
 
 def collect_rows(
@@ -178,7 +188,8 @@ def _earlier(recording: Path, info: RecordingInfo) -> RecordingInfo | None:
     if not (recording / INFO).is_file():
         return None
     earlier = read_info(recording)
-    if different := earlier.same_source(info):
+    names = {"fingerprint": "model", "corpus_sha256": "corpus"}
+    if different := [names.get(name, name) for name in earlier.same_source(info)]:
         raise InputError(
             f"{recording}: holds a recording with another {', '.join(different)}; choose another --out or remove it"
         )

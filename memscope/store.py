@@ -1,7 +1,7 @@
 """A recording on disk: names, types and parts. No torch; questions are asked in ``query.py``.
 
     recording/recording.json             what was recorded, of which model, and the list of finished parts
-    recording/tokens/part-00000.parquet  one row per token; rows are numbered through all parts
+    recording/tokens/part-000000.parquet  one row per token; rows are numbered through all parts
     recording/documents.parquet          doc, title, first_row, rows
     recording/usage.parquet ...          aggregates (aggregate.py, decode.py)
 
@@ -90,9 +90,9 @@ class RecordingInfo(BaseModel):
         return sum(part.rows for part in self.parts)
 
     def same_source(self, other: "RecordingInfo") -> list[str]:
-        """Names of the settings in which two recordings differ, progress left out."""
-        progress = {"complete", "seconds", "parts"}
-        mine, its = self.model_dump(exclude=progress), other.model_dump(exclude=progress)
+        """Names of the settings in which two recordings differ; progress and mere paths are left out."""
+        left_out = {"complete", "seconds", "parts", "run", "corpus"}
+        mine, its = self.model_dump(exclude=left_out), other.model_dump(exclude=left_out)
         return [name for name, value in mine.items() if its[name] != value]
 
 
@@ -123,7 +123,7 @@ def write_info(recording: Path, info: RecordingInfo) -> None:
 
 def write_part(recording: Path, number: int, rows: TokenRows, info: RecordingInfo, vocab_size: int) -> Part:
     """Write one part, atomically, and return its entry for ``recording.json``."""
-    name = f"part-{number:05d}.parquet"
+    name = part_name(number)
     entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
     columns: dict[str, Any] = {
         "doc": pa.array(rows.doc, pa.uint32()),
@@ -166,6 +166,11 @@ def part_is_whole(recording: Path, part: Part) -> bool:
     """Whether a listed part is on disk as it was written."""
     path = part_path(recording, part)
     return path.is_file() and sha256_file(path) == part.sha256
+
+
+def part_name(number: int) -> str:
+    """File name of a part; names sort as the parts do."""
+    return f"part-{number:06d}.parquet"
 
 
 def part_path(recording: Path, part: Part) -> Path:

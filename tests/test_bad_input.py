@@ -192,7 +192,7 @@ def use_everything(recording: Recording) -> None:
         "bank_init.parquet",
         "census.json",
         "tokenizer.json",
-        "tokens/part-00000.parquet",
+        "tokens/part-000000.parquet",
     ],
 )
 def test_a_damaged_recording_is_refused(tiny_recording_path: Path, tmp_path: Path, name: str, how: str) -> None:

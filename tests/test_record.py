@@ -92,7 +92,7 @@ def test_an_interrupted_recording_is_completed_to_the_same_bytes(
 
     def failing(folder: Path, number: int, *rest: Any) -> Any:
         if number == stop_after:
-            (folder / "tokens" / ".part-00099.parquet.1.tmp").write_bytes(b"half a part")
+            (folder / "tokens" / ".part-000099.parquet.1.tmp").write_bytes(b"half a part")
             raise KeyboardInterrupt
         return write_part(folder, number, *rest)
 
@@ -150,7 +150,7 @@ def test_a_damaged_part_is_made_again(
     tiny_run: LoadedRun, corpus_dir: Path, whole: Path, tmp_path: Path, damage: str
 ) -> None:
     recording = shutil.copytree(whole, tmp_path / "recording")
-    part = recording / "tokens" / "part-00002.parquet"
+    part = recording / "tokens" / "part-000002.parquet"
     part.write_bytes(part.read_bytes()[:100]) if damage == "truncate" else part.unlink()
     record_tiny(tiny_run, corpus_dir, recording)
     assert all(part_is_whole(recording, part) for part in read_info(recording).parts)
@@ -184,9 +184,9 @@ def test_max_tokens_stops_a_recording(tiny_run: LoadedRun, corpus_dir: Path, tmp
 def test_another_corpus_or_model_is_refused(
     tiny_run: LoadedRun, slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, whole: Path
 ) -> None:
-    with pytest.raises(InputError, match="another corpus, corpus_sha256, total_tokens"):
+    with pytest.raises(InputError, match="another corpus, total_tokens"):
         record(tiny_run, corpus_dir / "train.jsonl", whole, part_tokens=200)
-    with pytest.raises(InputError, match=r"holds a recording with another run, fingerprint.* choose another --out"):
+    with pytest.raises(InputError, match=r"holds a recording with another model.* choose another --out"):
         record(slot_run, corpus_dir / "valid.jsonl", whole, part_tokens=200)
 
 

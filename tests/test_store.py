@@ -49,7 +49,7 @@ def test_a_part_comes_back_exactly(tmp_path: Path, knowledge_num: int, vocab: in
     rows, info = make_rows(50, knowledge_num=knowledge_num), make_info(knowledge_num)
     rows.token[0], rows.indices[0, 0, 0] = vocab - 1, knowledge_num - 1  # the largest that must fit
     part = write_part(tmp_path, 3, rows, info, vocab)
-    assert (part.name, part.rows) == ("part-00003.parquet", 50)
+    assert (part.name, part.rows) == ("part-000003.parquet", 50)
     assert part_is_whole(tmp_path, part)
     assert_equal_rows(read_part(tmp_path, part, info), rows)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memscope import prepare
 from memscope import train as train_module
@@ -155,6 +156,15 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
     assert memory == {"bank.entries", "blocks.0.memory.gate.keys", "blocks.1.memory.gate.keys"}
     assert "embed.weight" in rest and all("norm" in name or name == "embed.weight" for name in rest)
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.0]
+
+
+def test_the_tracker_gets_the_numbers_of_metrics(corpus_dir: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(short(corpus_dir, tracker="tensorboard"), run, device="cpu")
+    folder = next(run.rglob("events.out.tfevents.*")).parent
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses(run))
+    assert [event.step for event in events.Scalars("eval/loss")] == [0, 3]
 
 
 def test_epochs_give_the_number_of_steps(corpus_dir: Path, tmp_path: Path) -> None:
