@@ -53,7 +53,8 @@ def write_report(recording: Recording, out: Path) -> Iterator[Path]:
 
 def metrics(recording: Recording, findings: list[Finding]) -> dict[str, Any]:
     """Every number of the report for machines; the census's layout is described in docs/metrics.md."""
-    info = recording.info.model_dump(mode="json", exclude={"parts"})
+    info = recording.info.model_dump(mode="json", exclude={"parts", "run", "corpus"})
+    info |= {"run": recording.info.run_name, "corpus": recording.info.corpus_name}
     return {
         "recording": info,
         "run": recording.run_summary,

@@ -85,6 +85,16 @@ class RecordingInfo(BaseModel):
     parts: tuple[Part, ...]
 
     @property
+    def run_name(self) -> str:
+        """The run folder's name: what reports show, since a path tells of the machine it is on."""
+        return Path(self.run).name
+
+    @property
+    def corpus_name(self) -> str:
+        """The corpus file's name, likewise."""
+        return Path(self.corpus).name
+
+    @property
     def rows(self) -> int:
         """Tokens recorded so far."""
         return sum(part.rows for part in self.parts)

@@ -30,8 +30,8 @@ with st.container(horizontal=True):
 
 st.subheader("What was recorded")
 recorded = {
-    "run": info.run,
-    "corpus": info.corpus,
+    "run": info.run_name,
+    "corpus": info.corpus_name,
     "documents": f"{len(recording.documents):,}",
     "loss on this corpus": f"{census['loss']:.3f} nats per token",
     "memory layers": ", ".join(str(layer) for layer in info.layers),
