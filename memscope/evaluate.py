@@ -123,7 +123,7 @@ def check_generation(
             prompt = tokens[:prompt_tokens].tolist()
             new = generate(model, prompt, new_tokens, eos=tokenizer.eos, temperature=temperature, seed=seed + number)
         generated.append(new)
-        texts.append((tokenizer.decode(prompt), tokenizer.decode(new)))
+        texts.append((tokenizer.decode(prompt[1:]), tokenizer.decode(new)))  # every document opens with bos
     ended = [bool(new) and new[-1] == tokenizer.eos for new in generated]
     bodies = [new[:-1] if end else new for new, end in zip(generated, ended, strict=True)]
     check = GenerationCheck(
