@@ -179,7 +179,11 @@ def _accelerator(settings: TrainConfig, run: Path, device: str) -> Accelerator:
         step_scheduler_with_optimizer=False,
     )
     if tracker:
-        accelerator.init_trackers("tracker", config={k: v for k, v in settings.model_dump().items() if k != "tracker"})
+        accelerator.init_trackers(
+            "memscope",
+            config=settings.model_dump(),
+            init_kwargs={"wandb": {"dir": str(run)}, "swanlab": {"logdir": str(run / "swanlab")}},
+        )
     return accelerator
 
 

@@ -12,6 +12,7 @@ import bz2
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,7 @@ _ABBREVIATION = re.compile(
     r"(?:\b[A-Z]|\b(?:St|Dr|Mr|Mrs|Ms|Jr|Sr|vs|etc|cf|No|Vol|ca|c|e\.g|i\.e|approx|Inc|Prof|Gen))\.$"
 )
 _LEFT_OVER = re.compile(r"<ref.*?(?:</ref>|/>|$)|\[\[File:[^\]]*\]*|'{2,}|</?(?:br|small|sup|sub)\b[^>]*>")
+_EMPTY_ITEM = re.compile(r"(?<=[,;:])\s*[,;](?=[\s,;)])|[\s,;]+(?=\))")
 _EMPTY_BRACKETS = re.compile(r" ?\([;, ]*\)")
 
 
@@ -98,16 +100,19 @@ def strip_markup(wikitext: str) -> str:
         headings = section.filter_headings()
         if headings and _END_MATTER.fullmatch(headings[0].title.strip_code().strip()):
             break  # what follows is end matter too
-        for node in list(section.nodes):
+        # Recursive: an unclosed tag makes the rest of an article its child.
+        for node in section.filter(forcetype=(nodes.Wikilink, nodes.Heading, nodes.Tag)):
             linked = isinstance(node, nodes.Wikilink) and str(node.title).strip().lower().startswith(_LINK_PREFIXES)
             tag = str(node.tag).lower() if isinstance(node, nodes.Tag) else ""
             if linked or isinstance(node, nodes.Heading) or tag in ("ref", "table", "gallery", "math", "timeline"):
-                section.remove(node)
+                with suppress(ValueError):  # gone with a parent
+                    section.remove(node)
         parts.append(section.strip_code(normalize=True, collapse=True))
     paragraphs = [re.sub(r"[ \t]+", " ", line).strip() for line in "\n".join(parts).splitlines()]
     prose = [paragraph for paragraph in paragraphs if len(paragraph.split()) > 3 and paragraph[0] not in "|{!"]
     prose = [_LEFT_OVER.sub("", paragraph) for paragraph in prose]  # markup too broken for the parser
-    # Templates leave brackets behind that are empty, or that open with the separator of what is gone.
+    # Templates leave separators behind with nothing between them, and brackets with nothing but those.
+    prose = [_EMPTY_ITEM.sub("", paragraph) for paragraph in prose]
     prose = [re.sub(r"\([;, ]+", "(", _EMPTY_BRACKETS.sub("", paragraph)) for paragraph in prose]
     return "\n".join(prose)
 
