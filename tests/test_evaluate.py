@@ -78,7 +78,7 @@ def test_generation_check_reports_the_loss_of_the_true_continuation(
     assert check.loss == pytest.approx(np.mean(losses), rel=1e-5)
     assert check.samples == len(texts) == 2
     for (prompt, _), start in zip(texts, tiny_corpus.starts, strict=False):
-        assert prompt == tiny_run.tokenizer.decode(tiny_corpus.tokens[start : start + 10].tolist())
+        assert prompt == tiny_run.tokenizer.decode(tiny_corpus.tokens[start + 1 : start + 10].tolist())
 
 
 def test_generation_check_is_reproducible_and_its_shares_lie_between_0_and_1(
@@ -107,7 +107,7 @@ def test_documents_too_short_for_the_check_are_refused(tiny_run: LoadedRun) -> N
 def test_the_check_is_cut_to_a_short_window(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     # max_seq_len is 64, the experiment's check has 100 tokens in and 100 out
     check, [(prompt, _), *_] = check_generation(tiny_run.model, tiny_corpus, tiny_run.tokenizer, "float32", samples=1)
-    assert prompt == tiny_run.tokenizer.decode(tiny_corpus.tokens[:32].tolist())
+    assert prompt == tiny_run.tokenizer.decode(tiny_corpus.tokens[1:32].tolist())
     assert check.mean_length <= 32
 
 
