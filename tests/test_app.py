@@ -34,6 +34,12 @@ def _close_what_the_app_opened() -> Iterator[None]:
     st.cache_resource.clear()
 
 
+@pytest.fixture(autouse=True)
+def _own_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves the app as ``__main__``, which processes that later tests start would run again."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
 def open_page(name: str, **address: object) -> AppTest:
     """A page as its address opens it."""
     test = AppTest.from_file(str(FRAME), default_timeout=60).run()
