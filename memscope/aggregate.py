@@ -123,10 +123,11 @@ class Census:
         self.usage = UsageCounts(len(info.layers), info.knowledge_num)
         self.contexts = [TopContexts(info.knowledge_num) for _ in info.layers]
         self.reading = [ReadingStatistics() for _ in info.layers]
-        self.loss_sum, self.loss_tokens = 0.0, 0
+        self.tokens, self.loss_sum, self.loss_tokens = 0, 0.0, 0
 
     def update(self, rows: TokenRows, first_row: int) -> None:
         """Add a part whose first token has row number ``first_row``."""
+        self.tokens += len(rows.doc)
         known = rows.loss[~np.isnan(rows.loss)]
         self.loss_sum += float(known.sum(dtype=np.float64))
         self.loss_tokens += len(known)
@@ -153,7 +154,7 @@ class Census:
             )
         total = self.usage.count.sum(0)
         return {
-            "tokens": self.info.rows,
+            "tokens": self.tokens,
             "loss": self.loss_sum / max(1, self.loss_tokens),
             "all_layers": usage_metrics(total, int(total.sum())).as_dict(),
             "layers": layers,

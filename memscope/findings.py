@@ -19,7 +19,7 @@ def find(recording: Recording) -> list[Finding]:
     """Answers to the standing questions about a memory, most important first."""
     return [
         _evenness(recording.layer_metrics(), recording.census["all_layers"]),
-        _layers(recording.usage_counts(), recording.info.layers),
+        _layers(recording.usage(), recording.info.layers),
         _reading(recording.reading_metrics()),
         _drift(recording.drift_summary()),
     ]
@@ -45,7 +45,7 @@ def _layers(counts: np.ndarray, layers: tuple[int, ...]) -> Finding:
         return Finding("Do layers use the bank differently?", "There is one memory layer.")
     used = int((used_by > 0).sum())
     once, all_layers = int((used_by == 1).sum()), int((used_by == len(layers)).sum())
-    lowest, highest, overlaps = None, None, []
+    overlaps = []
     for a in range(len(layers)):
         for b in range(a + 1, len(layers)):
             both = int(((counts[a] > 0) & (counts[b] > 0)).sum())

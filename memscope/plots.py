@@ -1,6 +1,6 @@
 """Figures of the app and the report: pure functions from tables to matplotlib figures, without pyplot.
 
-    lorenz_curve(recording.usage_counts(), recording.info.layers).savefig("lorenz.svg")
+    lorenz_curve(recording.usage(), recording.info.layers).savefig("lorenz.svg")
 
 Layers are ordered, so they run along viridis; other colours are Okabe and Ito's. Both can be told apart by
 colour-blind readers and in grey print. ``dark`` draws for a dark page.

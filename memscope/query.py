@@ -105,23 +105,16 @@ class Recording:
         """How gate and attention weigh what was selected, one row per layer."""
         return pd.DataFrame([{"layer": layer["layer"], **layer["reading"]} for layer in self.census["layers"]])
 
-    def usage_counts(self) -> np.ndarray:
-        """Selections of every entry, int64 ``[layer, N]``, layers in the order of ``info.layers``."""
-        frame = self._sql("SELECT layer, entry, count FROM usage")
-        counts = np.zeros((len(self.info.layers), self.info.knowledge_num), np.int64)
-        axis = {layer: number for number, layer in enumerate(self.info.layers)}
-        counts[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["count"].to_numpy()
-        return counts
+    def usage(self, weighting: str = "by_count") -> np.ndarray:
+        """Usage of every entry under a weighting of ``layer_metrics``, ``[layer, N]``: int64 counts or float64 sums.
 
-    def usage(self, weighting: str) -> np.ndarray:
-        """Usage of every entry under a weighting of ``layer_metrics``, ``[layer, N]``: int64 counts or float64 sums."""
-        if weighting == "by_count":
-            return self.usage_counts()
+        Layers stand in the order of ``info.layers``.
+        """
         frame = self._sql(f"SELECT layer, entry, {_WEIGHTS[weighting]} AS weight FROM usage")
-        weights = np.zeros((len(self.info.layers), self.info.knowledge_num))
         axis = {layer: number for number, layer in enumerate(self.info.layers)}
-        weights[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
-        return weights
+        usage = np.zeros((len(self.info.layers), self.info.knowledge_num), frame["weight"].to_numpy().dtype)
+        usage[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
+        return usage
 
     def most_used(self, layer: int, weighting: str = "by_count", limit: int = 20) -> pd.DataFrame:
         """Entries with the largest share of a layer's usage: ``entry count gate_sum read_sum share sentence``."""

@@ -112,7 +112,7 @@ def record(
             first_row += part.rows
             progress.update(part.rows)
     info = _progress(info, parts, 0.0)
-    _finish(run, corpus, windows, recording, census, info)
+    _finish(run, corpus, windows, recording, census)
     seconds += time.perf_counter() - started
     info = info.model_copy(update={"complete": True, "seconds": seconds})
     write_info(recording, info)
@@ -202,10 +202,8 @@ def _finish(
     windows: list[DocumentWindow],
     recording: Path,
     census: Census,
-    info: RecordingInfo,
 ) -> None:
     """Write the aggregates, and copy what makes the recording readable without the run."""
-    census.info = info
     census.write(recording)
     rows = np.bincount([w.doc for w in windows], weights=[w.end - w.start for w in windows]).astype(np.int64)
     write_table(
@@ -220,5 +218,5 @@ def _finish(
     for name in _COPIED:
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, recording / name)
-    used = {layer: np.flatnonzero(census.usage.count[axis]) for axis, layer in enumerate(info.layers)}
+    used = {layer: np.flatnonzero(census.usage.count[axis]) for axis, layer in enumerate(census.info.layers)}
     write_decodings(run, recording / "decodings.parquet", used)

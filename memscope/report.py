@@ -84,7 +84,7 @@ def render(recording: Recording, findings: list[Finding]) -> str:
 
 
 def _figures(recording: Recording) -> Iterator[ReportFigure]:
-    info, counts, metrics = recording.info, recording.usage_counts(), recording.layer_metrics()
+    info, counts, metrics = recording.info, recording.usage(), recording.layer_metrics()
     d = f"{info.rows * info.selected:,} selections a layer"
     yield _inline(
         "Selections per entry",

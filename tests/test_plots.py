@@ -14,7 +14,7 @@ from memscope.query import Recording
 
 
 def _draw_all(recording: Recording, dark: bool = False) -> dict[str, Figure]:
-    counts, layers, metrics = recording.usage_counts(), recording.info.layers, recording.layer_metrics()
+    counts, layers, metrics = recording.usage(), recording.info.layers, recording.layer_metrics()
     return {
         "usage": plots.usage_histogram(counts, layers, dark=dark),
         "lorenz": plots.lorenz_curve(counts, layers, dark=dark),

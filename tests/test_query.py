@@ -36,7 +36,7 @@ def found(recording: Recording, search: str) -> set[str]:
 
 def test_usage_counts_add_up_to_the_selections_of_the_recording(tiny_recording: Recording) -> None:
     info = tiny_recording.info
-    assert tiny_recording.usage_counts().sum() == info.rows * len(info.layers) * info.selected
+    assert tiny_recording.usage().sum() == info.rows * len(info.layers) * info.selected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_contexts_show_the_token_in_its_document(
     documents = [document.text for document in read_documents(corpus_dir / "valid.jsonl")]
     entry = int(tiny_recording.entries(limit=1)["entry"][0])
     frame = tiny_recording.contexts(entry)
-    counts = tiny_recording.usage_counts()[:, entry]
+    counts = tiny_recording.usage()[:, entry]
     assert frame["layer"].value_counts().reindex([0, 1], fill_value=0).tolist() == np.minimum(counts, 8).tolist()
     assert frame["gate"].is_monotonic_decreasing
     tokenizer = tiny_recording.tokenizer
@@ -226,7 +226,7 @@ def test_a_recording_may_lie_in_a_folder_of_any_name(tiny_recording_path: Path, 
 def test_metrics_per_layer_and_the_training_curve_are_tables(tiny_recording: Recording, tiny_run: LoadedRun) -> None:
     for weighting in ("by_count", "by_gate_score", "by_read_weight"):
         assert tiny_recording.layer_metrics(weighting)["layer"].tolist() == [0, 1]
-    counts = tiny_recording.usage_counts()
+    counts = tiny_recording.usage()
     np.testing.assert_allclose(tiny_recording.layer_metrics()["coverage"], (counts > 0).mean(1))
     assert "read_entropy" in tiny_recording.reading_metrics()
     assert tiny_recording.training_curve()["kind"].value_counts()["eval"] == 3

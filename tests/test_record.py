@@ -75,7 +75,7 @@ def test_recorded_loss_and_usage_are_those_of_evaluate(
     census = read_json(whole / "census.json")
     assert census["loss"] == pytest.approx(result.loss, rel=1e-6)
     assert census["tokens"] == len(tiny_corpus.tokens)
-    np.testing.assert_array_equal(Recording(whole).usage_counts(), usage.count)
+    np.testing.assert_array_equal(Recording(whole).usage(), usage.count)
 
 
 @pytest.mark.parametrize("stop_after", [1, 4])
