@@ -15,7 +15,7 @@ try:
     main(prog_name="streamlit")
 except SystemExit as stop:
     code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-except BaseException:
+except BaseException:  # nothing is swallowed: os._exit skips Python's own report, so it is made here
     traceback.print_exc()
     code = 1
 sys.stdout.flush()
