@@ -20,6 +20,8 @@ from memscope.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_ba
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.runtime import autocast
 
+_NOTED = ("indices", "gate_scores", "margin")
+
 
 @dataclass
 class LayerCapture:
@@ -29,10 +31,25 @@ class LayerCapture:
     """Selected entries."""
     gate_scores: Float[Tensor, "batch pos K"]
     """Their gate scores."""
-    read_weights: Float[Tensor, "batch pos K"]
-    """Their read weights: mean over read heads, sum over slots."""
-    slot_weights: Float[Tensor, "batch pos K slot"]
-    """Read weight of every slot, mean over read heads."""
+    margin: Float[Tensor, "batch pos head"]
+    """Raw score of every gate head's weakest selected entry above its best rejected one."""
+    pattern: Float[Tensor, "batch pos read_head slot"]
+    """Read weights as ``hook_pattern`` has them: all slots of entry 0, then of entry 1 ..."""
+
+    @property
+    def read_weights(self) -> Float[Tensor, "batch pos K"]:
+        """Read weights of entries: mean over read heads, sum over slots."""
+        return self.slot_weights.sum(-1)
+
+    @property
+    def slot_weights(self) -> Float[Tensor, "batch pos K slot"]:
+        """Read weight of every slot, mean over read heads."""
+        return self.pattern.float().mean(2).unflatten(-1, (self.indices.shape[-1], -1))
+
+    @property
+    def head_weights(self) -> Float[Tensor, "batch pos read_head K"]:
+        """Read weights of entries in every read head, sum over slots."""
+        return self.pattern.float().unflatten(-1, (self.indices.shape[-1], -1)).sum(-1)
 
 
 @contextmanager
@@ -46,15 +63,13 @@ def capture_memory(model: MemoryTransformer) -> Iterator[dict[int, LayerCapture]
 
     def finish(pattern: Tensor, hook: object) -> None:  # the last hook of a memory layer to fire
         prefix, _, _ = getattr(hook, "name", "").rpartition(".")
-        indices, scores = latest.pop(f"{prefix}.hook_indices"), latest.pop(f"{prefix}.hook_gate_scores")
-        slots = pattern.detach().float().mean(2).unflatten(-1, (indices.shape[-1], -1))
-        layer = int(prefix.split(".")[1])
-        captured[layer] = LayerCapture(indices, scores.float(), slots.sum(-1), slots)
+        indices, scores, margin = (latest.pop(f"{prefix}.hook_{name}") for name in _NOTED)
+        captured[int(prefix.split(".")[1])] = LayerCapture(indices, scores.float(), margin, pattern.detach())
 
     hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
     for layer in model.cfg.model.memory_layers:
         prefix = f"blocks.{layer}.memory"
-        hooks += [(f"{prefix}.hook_indices", note), (f"{prefix}.hook_gate_scores", note)]
+        hooks += [(f"{prefix}.hook_{name}", note) for name in _NOTED]
         hooks += [(f"{prefix}.hook_pattern", finish)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         yield captured

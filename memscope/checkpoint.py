@@ -38,10 +38,12 @@ class LoadedRun:
     model: MemoryTransformer
     fingerprint: str
     """SHA-256 of the model file."""
+    step: int | None = None
+    """Training step of the model, where it was read from a checkpoint."""
 
 
-def load_run(run: Path | str, device: torch.device | None = None) -> LoadedRun:
-    """Load a run's newest model, in eval mode.
+def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Path | None = None) -> LoadedRun:
+    """Load a run's model, in eval mode: the newest, or that of one of ``list_checkpoints(run)``.
 
     Raises:
         InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
@@ -49,8 +51,9 @@ def load_run(run: Path | str, device: torch.device | None = None) -> LoadedRun:
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml); train one with 'memscope train'")
-    if not (run / MODEL).is_file():
-        raise InputError(f"{run}: no {MODEL}; the run has not saved a checkpoint yet")
+    weights = (checkpoint or run) / MODEL
+    if not weights.is_file():
+        raise InputError(f"{weights.parent}: no {MODEL}; the run has not saved a checkpoint yet")
     config = load_config(run / "config.yaml")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -59,9 +62,10 @@ def load_run(run: Path | str, device: torch.device | None = None) -> LoadedRun:
             "restore the tokenizer this model was trained with"
         )
     model = MemoryTransformer(config)
-    load_weights(model, run / MODEL)
+    load_weights(model, weights)
     model.to(device or torch.device("cpu")).eval()
-    return LoadedRun(run, config, tokenizer, model, sha256_file(run / MODEL))
+    step = int(read_json(checkpoint / _STATE)["step"]) if checkpoint else None
+    return LoadedRun(run, config, tokenizer, model, sha256_file(weights), step)
 
 
 def load_weights(model: MemoryTransformer, path: Path) -> None:

@@ -1,8 +1,9 @@
 """Corpora: JSON lines -> packed token file -> training batches, or windows of single documents.
 
-A corpus is one ``{"text": ...}`` object a line (plain, .gz or .zst); ``title`` is kept when present. It is tokenized
-once into ``cache_dir/<hash>/``: ``tokens.bin`` (uint16 or uint32, memory-mapped; every document is bos + text + eos)
-and ``documents.parquet`` (title, length). Training reads windows that cross document boundaries; evaluation and
+A corpus is one ``{"text": ...}`` object a line (plain, .gz or .zst); ``title`` and ``group`` (any word by which
+documents shall be told apart: a source, a split) are kept when present. It is tokenized once into
+``cache_dir/<hash>/``: ``tokens.bin`` (uint16 or uint32, memory-mapped; every document is bos + text + eos) and
+``documents.parquet`` (title, group, length). Training reads windows that cross document boundaries; evaluation and
 recording read ``document_windows``, which never do.
 """
 
@@ -24,6 +25,7 @@ from memscope.files import atomic_path, read_json, sha256_file, write_json
 from memscope.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 256
+_CACHE_FORMAT = "2"
 
 
 class Document(NamedTuple):
@@ -31,6 +33,7 @@ class Document(NamedTuple):
 
     text: str
     title: str
+    group: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class PackedCorpus:
     """The corpus file it came from."""
     sha256: str
     """Hash of that file's bytes."""
+    groups: list[str] | None = None
+    """One per document, may be empty; none when documents have no groups."""
 
     @property
     def n_documents(self) -> int:
@@ -95,7 +100,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
     if not path.is_file():
         raise InputError(f"{path}: no such corpus file")
     corpus_hash = sha256_file(path)
-    key = hashlib.sha256((corpus_hash + tokenizer.backend.to_str()).encode()).hexdigest()[:16]
+    key = hashlib.sha256((_CACHE_FORMAT + corpus_hash + tokenizer.backend.to_str()).encode()).hexdigest()[:16]
     folder = cache_dir / key
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
     if not folder.is_dir():
@@ -111,6 +116,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
         titles=documents["title"].to_pylist(),
         path=str(path),
         sha256=corpus_hash,
+        groups=documents["group"].to_pylist(),
     )
 
 
@@ -182,11 +188,13 @@ def _parse_line(line: bytes, where: str) -> Document:
         raise InputError(f"{where}: not a JSON object ({error}); is the file truncated?") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise InputError(f'{where}: expected an object with a string "text"')
-    return Document(clean_text(value["text"]), clean_text(str(value.get("title") or "")))
+    title, group = (clean_text(str(value.get(key) or "")) for key in ("title", "group"))
+    return Document(clean_text(value["text"]), title, group)
 
 
 def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
     titles: list[str] = []
+    groups: list[str] = []
     lengths: list[int] = []
     documents = (document for document in read_documents(path) if document.text.strip())
     with (folder / "tokens.bin").open("wb") as file:
@@ -194,10 +202,11 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
             for document, ids in zip(chunk, tokenizer.encode_batch([d.text for d in chunk]), strict=True):
                 np.array([tokenizer.bos, *ids, tokenizer.eos], dtype=dtype).tofile(file)
                 titles.append(document.title)
+                groups.append(document.group)
                 lengths.append(len(ids) + 2)
     if not titles:
         raise InputError(f"{path}: no document with text in this corpus")
-    pq.write_table(pa.table({"title": titles, "length": lengths}), folder / "documents.parquet")
+    pq.write_table(pa.table({"title": titles, "group": groups, "length": lengths}), folder / "documents.parquet")
     write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path)})
 
 

@@ -27,6 +27,9 @@ class Selection(NamedTuple):
     """Entry numbers, int64."""
     scores: Float[Tensor, "batch pos K"]
     """Gate scores after the score function."""
+    margin: Float[Tensor, "batch pos head"]
+    """Raw score of a head's weakest selected entry above that of the best rejected one, without gradient; NaN where
+    nothing is rejected."""
 
 
 class MemoryBank(nn.Module):
@@ -74,7 +77,7 @@ class MemoryGate(nn.Module):
     def select(self, query: Float[Tensor, "batch pos head query"]) -> Selection:
         """Top-k entries per head and their gate scores."""
         select = self._select_full if self.kind == "full" else self._select_product
-        indices, raw = select(query)  # [b, t, h, k] each
+        indices, raw, margin = select(query)  # [b, t, h, k] twice, [b, t, h]
         match self.score_fn:
             case "softmax":
                 scores = raw.float().softmax(-1)
@@ -82,31 +85,39 @@ class MemoryGate(nn.Module):
                 scores = raw.float().sigmoid()
             case "relu":
                 scores = raw.float().relu()
-        return Selection(indices.flatten(2), scores.flatten(2))
+        return Selection(indices.flatten(2), scores.flatten(2), margin)
 
-    def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out
         # of autograd, whose backward would build a dense gradient of that size.
         with torch.no_grad():
+            best = min(self.num_selected + 1, self.keys.shape[1])
             search = [
-                torch.einsum("thq,hnq->thn", chunk, self.keys).topk(self.num_selected).indices
-                for chunk in query.flatten(0, 1).split(512)
+                torch.einsum("thq,hnq->thn", chunk, self.keys).topk(best) for chunk in query.flatten(0, 1).split(512)
             ]
-            indices = torch.cat(search).unflatten(0, query.shape[:2])  # [b, t, h, k]
+            found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
+            indices = order[..., : self.num_selected]  # [b, t, h, k]
             offset = torch.arange(self.heads, device=query.device)[:, None] * self.keys.shape[1]
         keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
-        return indices, torch.einsum("bthq,bthkq->bthk", query, keys)
+        return indices, torch.einsum("bthq,bthkq->bthk", query, keys), self._margin(found)
 
-    def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side = self.keys.shape[2]
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        best, number = scores.topk(min(self.num_selected, side))  # [b, t, h, 2, k]
-        sums = best[..., 0, :, None] + best[..., 1, None, :]  # [b, t, h, k, k]
-        chosen, flat = sums.flatten(-2).topk(self.num_selected)
+        best, number = scores.topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
+        sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
+        found, order = sums.topk(min(self.num_selected + 1, sums.shape[-1]))
+        chosen, flat = found[..., : self.num_selected], order[..., : self.num_selected]
         row = number[..., 0, :].gather(-1, flat // best.shape[-1])
         column = number[..., 1, :].gather(-1, flat % best.shape[-1])
-        return row * side + column, chosen
+        return row * side + column, chosen, self._margin(found)
+
+    def _margin(self, best: Tensor) -> Tensor:
+        """From the best k + 1 raw scores ``[b, t, h, k + 1]``."""
+        if best.shape[-1] <= self.num_selected:
+            return torch.full_like(best[..., 0], torch.nan).detach()
+        return (best[..., self.num_selected - 1] - best[..., self.num_selected]).detach()
 
 
 class CrossAttentionMemory(nn.Module):
@@ -172,8 +183,9 @@ class MemoryLayer(nn.Module):
 
     Hook points, with H gate heads, A read heads, K = H * k selections, L slots per entry:
     ``hook_query`` ``[batch, pos, H, query]``, ``hook_indices`` and ``hook_gate_scores`` ``[batch, pos, K]``,
-    ``hook_pattern`` ``[batch, pos, A, K * L]``. A hook that changes indices changes what is read; the gate scores
-    stay those of the entries that were selected first unless their hook changes them too.
+    ``hook_margin`` ``[batch, pos, H]`` (nothing in the model reads it) and ``hook_pattern`` ``[batch, pos, A, K * L]``.
+    A hook that changes indices changes what is read; the gate scores stay those of the entries that were selected
+    first unless their hook changes them too.
     """
 
     def __init__(self, dim: int, read_heads: int, config: MemoryConfig):
@@ -183,6 +195,7 @@ class MemoryLayer(nn.Module):
         self.hook_query = HookPoint()
         self.hook_indices = HookPoint()
         self.hook_gate_scores = HookPoint()
+        self.hook_margin = HookPoint()
         self.hook_pattern = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: MemoryBank) -> Float[Tensor, "batch pos dim"]:
@@ -190,6 +203,7 @@ class MemoryLayer(nn.Module):
         selection = self.gate.select(self.hook_query(self.gate.query(x)))
         indices = self.hook_indices(selection.indices)
         scores = self.hook_gate_scores(selection.scores)
+        self.hook_margin(selection.margin)
         slots = bank(indices)
         pattern = self.hook_pattern(self.read.pattern(x, slots, scores))
         return self.read.output(x, slots, pattern)

@@ -1,222 +1,272 @@
 """Record which entries every token of a corpus selects and reads, into Parquet parts.
 
     memscope record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo
+    torchrun --nproc_per_node 4 -m memscope record ...      # each process records its own parts
 
-One forward pass per token; parts are written as they are made, and the census is counted in the same pass, so memory
-does not grow with the corpus. An interrupted recording goes on at its first missing or damaged part.
+One forward pass per token; a part is written while the next one is computed, so memory does not grow with the
+corpus. An interrupted recording goes on at its first missing or damaged part, with any number of processes. The
+aggregates are made from the parts afterwards, so they do not depend on who recorded what.
 """
 
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from memscope.aggregate import Census
-from memscope.capture import WindowPass, run_windows
+from memscope.aggregate import write_aggregates
+from memscope.bank_init import PARQUET
+from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.decode import write_decodings
 from memscope.errors import InputError
 from memscope.files import make_folder
+from memscope.model import MemoryTransformer
+from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
+from memscope.rows import RowCollector
+from memscope.runtime import processes
 from memscope.store import (
-    FORMAT_VERSION,
+    AGGREGATES,
     INFO,
     Part,
     RecordingInfo,
-    TokenRows,
-    part_is_whole,
-    part_name,
+    drop_progress,
+    finished_parts,
     read_info,
-    read_part,
     write_info,
     write_part,
-    write_table,
+    write_progress,
 )
 
-_COPIED = ("tokenizer.json", "bank_init.parquet", "config.yaml", "run.json", "metrics.jsonl")
+_COPIED = ("tokenizer.json", "config.yaml", "run.json", "metrics.jsonl")
+
+
+class RecordOptions(NamedTuple):
+    """How to record."""
+
+    max_tokens: int | None = None
+    """Stop after so many tokens; none records the whole corpus."""
+    part_tokens: int = 32768
+    """Tokens per part, rounded up to whole windows."""
+    score_bits: int = 6
+    """Mantissa bits kept of scores and weights: 6 means an error of at most 0.8%, 10 keeps float16."""
+    head_weights: bool = False
+    """Also record read weights per read head."""
+    slot_weights: bool = False
+    """Also record read weights per slot of an entry."""
+    dtype: str | None = None
+    """Precision of the forward pass; none takes the run's."""
+
+
+class PlannedPart(NamedTuple):
+    """A part to be recorded."""
+
+    number: int
+    first_row: int
+    windows: list[DocumentWindow]
 
 
 def record(
-    run: LoadedRun,
-    corpus_path: Path,
-    recording: Path,
-    max_tokens: int | None = None,
-    part_tokens: int = 32768,
-    dtype: str | None = None,
-) -> RecordingInfo:
-    """Record a corpus into the folder ``recording``, with census and decodings.
+    run: LoadedRun, corpus_path: Path, recording: Path, options: RecordOptions | None = None
+) -> RecordingInfo | None:
+    """Record a corpus into the folder ``recording``, with all aggregates and decodings.
+
+    Returns what was recorded, or None in those processes of several that are not the main one.
 
     Args:
         run: a run whose model has memory layers.
         corpus_path: JSON-lines corpus.
         recording: folder to write; one that holds an unfinished recording of the same is completed.
-        max_tokens: stop after so many tokens; none records the whole corpus.
-        part_tokens: tokens per part, rounded up to whole windows.
-        dtype: precision of the forward pass; none takes the run's.
+        options: how to record.
 
     Raises:
         InputError: a baseline model, an unusable corpus, or a folder with a recording of something else.
     """
-    started = time.perf_counter()
-    config = run.config
-    if not config.model.memory_layers:
+    options = options or RecordOptions()
+    if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no memory to record")
-    corpus = pack_corpus(corpus_path, run.tokenizer, Path(config.data.cache_dir))
-    windows = document_windows(corpus, config.model.max_seq_len, max_tokens)
-    plan = list(_group_windows(windows, part_tokens))
-    info = RecordingInfo(
-        format_version=FORMAT_VERSION,
+    group = processes()
+    if not group.is_main:
+        group.wait()  # the main process packs the corpus and lays the folder first
+    corpus = pack_corpus(corpus_path, run.tokenizer, Path(run.config.data.cache_dir))
+    windows = document_windows(corpus, run.config.model.max_seq_len, options.max_tokens)
+    info = describe(run, corpus, windows, options)
+    if group.is_main:
+        _open_recording(recording, info)
+        group.wait()
+    finished = finished_parts(recording)
+    seconds = read_info(recording).seconds
+    plan = plan_parts(windows, options.part_tokens)
+    info = info.model_copy(update={"parts": _in_order(finished)})
+    if not (len(finished) == len(plan) and read_info(recording).complete):
+        started = time.perf_counter()
+        todo = [p for p in plan if _name(p) not in finished and p.number % group.world_size == group.rank]
+        record_parts(run.model, run.tokenizer.pad, corpus, recording, info, todo, group.rank)
+        group.wait()
+        if group.is_main:
+            seconds += time.perf_counter() - started
+            info = info.model_copy(update={"parts": _in_order(finished_parts(recording)), "seconds": seconds})
+            write_info(recording, info)
+            drop_progress(recording)
+            _write_documents(recording, corpus, windows)
+            _copy_from_run(run, recording)
+            finish(run, recording)
+    return read_info(recording) if group.is_main else None
+
+
+def finish(run: LoadedRun, recording: Path) -> None:
+    """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete."""
+    info = read_info(recording)
+    write_aggregates(recording, info)
+    usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
+    used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
+    write_decodings(run, recording / "decodings.parquet", used)
+    write_info(recording, info.model_copy(update={"complete": True}))
+
+
+def describe(
+    run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow], options: RecordOptions
+) -> RecordingInfo:
+    """What a recording of these windows by this run is, before its first part."""
+    model, memory = run.config.model, run.config.memory
+    return RecordingInfo(
         run=str(run.path.resolve()),
         fingerprint=run.fingerprint,
+        step=run.step,
         corpus=corpus.path,
         corpus_sha256=corpus.sha256,
-        layers=config.model.memory_layers,
-        knowledge_num=config.memory.knowledge_num,
-        knowledge_length=config.memory.knowledge_length,
-        selected=config.memory.selected,
-        dtype=dtype or config.train.dtype,
-        part_tokens=part_tokens,
+        layers=model.memory_layers,
+        knowledge_num=memory.knowledge_num,
+        knowledge_length=memory.knowledge_length,
+        selected=memory.selected,
+        gate_heads=memory.gate_heads,
+        read_heads=run.config.read_heads,
+        window=model.max_seq_len,
+        dtype=options.dtype or run.config.train.dtype,
+        score_bits=options.score_bits,
+        head_weights=options.head_weights,
+        slot_weights=options.slot_weights,
+        part_tokens=options.part_tokens,
         total_tokens=sum(window.end - window.start for window in windows),
-        complete=False,
-        seconds=0.0,
-        parts=(),
     )
-    earlier = _earlier(recording, info)
-    if earlier is not None and earlier.complete and all(part_is_whole(recording, part) for part in earlier.parts):
-        return earlier
-    make_folder(recording / "tokens")
-    for stale in (recording / "tokens").glob(".*.tmp"):
-        stale.unlink()
-
-    parts = {part.name: part for part in (earlier.parts if earlier else ()) if part_is_whole(recording, part)}
-    seconds = earlier.seconds if earlier else 0.0
-    census = Census(info)
-    first_row = 0
-    with tqdm(total=info.total_tokens, unit="token", unit_scale=True, file=sys.stderr, disable=None) as progress:
-        for number, part_windows in enumerate(plan):
-            part = parts.get(part_name(number))
-            if part is not None:
-                rows = read_part(recording, part, info)
-            else:
-                passes = run_windows(run.model, corpus, part_windows, run.tokenizer.pad, info.dtype)
-                rows = collect_rows(corpus, part_windows, passes, info.layers, info.selected)
-                part = write_part(recording, number, rows, info, run.tokenizer.vocab_size)
-                parts[part.name] = part
-                write_info(recording, _progress(info, parts, seconds + time.perf_counter() - started))
-            census.update(rows, first_row)
-            first_row += part.rows
-            progress.update(part.rows)
-    info = _progress(info, parts, 0.0)
-    _finish(run, corpus, windows, recording, census)
-    seconds += time.perf_counter() - started
-    info = info.model_copy(update={"complete": True, "seconds": seconds})
-    write_info(recording, info)
-    return info
 
 
-def _progress(info: RecordingInfo, parts: dict[str, Part], seconds: float) -> RecordingInfo:
-    """``info`` with the parts that are finished, in their order."""
-    return info.model_copy(update={"parts": tuple(parts[name] for name in sorted(parts)), "seconds": seconds})
-
-
-def collect_rows(
-    corpus: PackedCorpus,
-    windows: list[DocumentWindow],
-    passes: Iterable[WindowPass],
-    layers: tuple[int, ...],
-    selected: int,
-) -> TokenRows:
-    """What a model selects and reads on every token of ``windows``, rows in their order.
-
-    Args:
-        corpus: where the windows lie.
-        windows: the windows that ``passes`` covers, in any order.
-        passes: forward passes over them.
-        layers: memory layers of the model.
-        selected: selections per token and layer.
-    """
-    lengths = [window.end - window.start for window in windows]
-    offsets = dict(zip(windows, np.cumsum([0, *lengths[:-1]]), strict=True))
-    n = sum(lengths)
-    rows = TokenRows(
-        doc=np.concatenate([np.full(w.end - w.start, w.doc, np.uint32) for w in windows]),
-        pos=np.concatenate([np.arange(w.pos, w.pos + w.end - w.start, dtype=np.uint32) for w in windows]),
-        token=np.concatenate([corpus.tokens[w.start : w.end] for w in windows]).astype(np.uint32),
-        loss=np.full(n, np.nan, np.float32),
-        indices=np.empty((n, len(layers), selected), np.uint32),
-        gate=np.empty((n, len(layers), selected), np.float16),
-        read=np.empty((n, len(layers), selected), np.float16),
-    )
-    for done in passes:
-        at = np.concatenate([np.arange(w.end - w.start) + offsets[w] for w in done.windows])
-        _fill(rows, at, done, layers)
-    return rows
-
-
-def _fill(rows: TokenRows, at: np.ndarray, done: WindowPass, layers: tuple[int, ...]) -> None:
-    """Copy one forward pass into the rows ``at``."""
-    mask = torch.from_numpy(done.batch.mask).to(done.logits.device)
-    losses = done.losses.masked_fill(torch.from_numpy(done.batch.targets < 0).to(mask.device), torch.nan)
-    rows.loss[at] = losses[mask].float().cpu().numpy()
-    for axis, layer in enumerate(layers):
-        capture = done.captured[layer]
-        rows.indices[at, axis] = capture.indices[mask].cpu().numpy()
-        rows.gate[at, axis] = capture.gate_scores[mask].half().cpu().numpy()
-        rows.read[at, axis] = capture.read_weights[mask].half().cpu().numpy()
-
-
-def _group_windows(windows: list[DocumentWindow], part_tokens: int) -> Iterator[list[DocumentWindow]]:
+def plan_parts(windows: list[DocumentWindow], part_tokens: int) -> list[PlannedPart]:
+    """Which windows go into which part; a function of the corpus and the part size alone."""
+    plan: list[PlannedPart] = []
     group: list[DocumentWindow] = []
-    tokens = 0
+    first_row = tokens = 0
     for window in windows:
         group.append(window)
         tokens += window.end - window.start
-        if tokens >= part_tokens:
-            yield group
+        if tokens >= part_tokens or window is windows[-1]:
+            plan.append(PlannedPart(len(plan), first_row, group))
+            first_row += tokens
             group, tokens = [], 0
-    if group:
-        yield group
+    return plan
 
 
-def _earlier(recording: Path, info: RecordingInfo) -> RecordingInfo | None:
-    """The recording that lies there already, if it is of the same model, corpus and settings."""
-    if not (recording / INFO).is_file():
-        return None
-    earlier = read_info(recording)
-    names = {"fingerprint": "model", "corpus_sha256": "corpus"}
-    if different := [names.get(name, name) for name in earlier.same_source(info)]:
-        raise InputError(
-            f"{recording}: holds a recording with another {', '.join(different)}; choose another --out or remove it"
-        )
-    return earlier
-
-
-def _finish(
-    run: LoadedRun,
+def record_parts(
+    model: MemoryTransformer,
+    pad: int,
     corpus: PackedCorpus,
-    windows: list[DocumentWindow],
     recording: Path,
-    census: Census,
-) -> None:
-    """Write the aggregates, and copy what makes the recording readable without the run."""
-    census.write(recording)
+    info: RecordingInfo,
+    todo: list[PlannedPart],
+    process: int = 0,
+) -> list[Part]:
+    """Record some parts; each is listed as soon as both its files are written.
+
+    Args:
+        model: a model with memory layers.
+        pad: token id that fills up batches.
+        corpus: where the windows lie.
+        recording: folder to write.
+        info: what is being recorded.
+        todo: the parts.
+        process: number of this process among those that record.
+    """
+    done: list[Part] = []
+    pending: Future[Part] | None = None
+
+    def list_pending() -> None:
+        if pending is not None:
+            done.append(pending.result())
+            write_progress(recording, process, done)
+
+    collector = RowCollector(corpus, info.layers, info.score_bits, info.head_weights, info.slot_weights)
+    with (
+        ThreadPoolExecutor(1) as writer,
+        tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
+    ):
+        for part in todo:
+            rows = collector.collect(part.windows, run_windows(model, corpus, part.windows, pad, info.dtype))
+            list_pending()
+            pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)
+            bar.update(len(rows.doc))
+        list_pending()
+    return done
+
+
+def _open_recording(recording: Path, info: RecordingInfo) -> None:
+    """Lay the folder, or go on in one that holds the same recording, unfinished or damaged.
+
+    What earlier processes listed one by one is gathered in ``recording.json``.
+    """
+    if (recording / INFO).is_file():
+        earlier = read_info(recording)
+        names = {"fingerprint": "model", "corpus_sha256": "corpus"}
+        if different := [names.get(name, name) for name in earlier.same_source(info)]:
+            raise InputError(
+                f"{recording}: holds a recording with another {', '.join(different)}; choose another --out or remove it"
+            )
+        parts = _in_order(finished_parts(recording))
+        aggregated = all((recording / name).is_file() for name in AGGREGATES)
+        complete = earlier.complete and parts == earlier.parts and aggregated
+        write_info(recording, earlier.model_copy(update={"parts": parts, "complete": complete}))
+        drop_progress(recording)
+    else:
+        make_folder(recording)
+        write_info(recording, info)
+    for folder in (recording, recording / "tokens", recording / "selections"):
+        for stale in make_folder(folder).glob(".*.tmp"):  # of a killed process
+            stale.unlink()
+
+
+def _tokens(plan: list[PlannedPart]) -> int:
+    return sum(window.end - window.start for part in plan for window in part.windows)
+
+
+def _name(part: PlannedPart) -> str:
+    return f"part-{part.number:06d}.parquet"
+
+
+def _in_order(parts: dict[str, Part]) -> tuple[Part, ...]:
+    return tuple(parts[name] for name in sorted(parts))
+
+
+def _write_documents(recording: Path, corpus: PackedCorpus, windows: list[DocumentWindow]) -> None:
     rows = np.bincount([w.doc for w in windows], weights=[w.end - w.start for w in windows]).astype(np.int64)
     write_table(
         recording / "documents.parquet",
         {
             "doc": np.arange(len(rows), dtype=np.uint32),
             "title": corpus.titles[: len(rows)],
+            "group": (corpus.groups or [""] * len(rows))[: len(rows)],
             "first_row": np.cumsum(rows) - rows,
             "rows": rows,
         },
     )
+
+
+def _copy_from_run(run: LoadedRun, recording: Path) -> None:
+    """Copy what makes the recording readable without the run."""
     for name in _COPIED:
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, recording / name)
-    used = {layer: np.flatnonzero(census.usage.count[axis]) for axis, layer in enumerate(census.info.layers)}
-    write_decodings(run, recording / "decodings.parquet", used)
+    write_table(recording / PARQUET, read_parquet(run.path / PARQUET), ENTRY_ROW_GROUP)

@@ -1,10 +1,15 @@
-"""Where and in which precision a model runs, and what it used."""
+"""Where and in which precision a model runs, beside which other processes, and what it used."""
 
 import ctypes
+import os
 import platform
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,14 +17,14 @@ from memscope.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA, then MPS, then the CPU; other names are torch devices.
+    """``auto`` takes CUDA (under torchrun this process's own), then MPS, then the CPU; other names are torch devices.
 
     Raises:
         InputError: an unknown device, or one that this machine lacks.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -31,6 +36,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+class Processes(NamedTuple):
+    """The processes that ``torchrun`` started together, seen from one of them."""
+
+    rank: int
+    world_size: int
+    wait: Callable[[], None]
+    """Blocks until all processes have come here."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that speaks and writes for all."""
+        return self.rank == 0
+
+
+def processes() -> Processes:
+    """This process among those of ``torchrun``, joined through Accelerate; alone without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(0, 1, lambda: None)
+    from accelerate import PartialState
+
+    # Processes only wait for one another here, which works over gloo on every device; a slow one may take its time.
+    state = PartialState(cpu=True, timeout=timedelta(days=7))
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+
+
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     """Mixed-precision context for a config's ``dtype``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -38,6 +68,9 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
 
 def peak_rss_bytes() -> int:
     """Largest resident set size of this process so far, in bytes."""
+    if sys.platform == "linux":  # ru_maxrss would count what the parent process held when it started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

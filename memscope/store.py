@@ -1,36 +1,46 @@
 """A recording on disk: names, types and parts. No torch; questions are asked in ``query.py``.
 
-    recording/recording.json             what was recorded, of which model, and the list of finished parts
-    recording/tokens/part-000000.parquet  one row per token; rows are numbered through all parts
-    recording/documents.parquet          doc, title, first_row, rows
-    recording/usage.parquet ...          aggregates (aggregate.py, decode.py)
+    recording/recording.json                 what was recorded, of which model, and the list of finished parts
+    recording/tokens/part-000000.parquet     token-major: one row per token; rows are numbered through all parts
+    recording/selections/part-000000.parquet entry-major: one row per selection, sorted by layer, entry and token
+    recording/documents.parquet              doc, title, group, first_row, rows
+    recording/usage.parquet ...              aggregates (aggregate.py, firing.py, neighbours.py, decode.py)
 
-Columns of a part: ``doc pos token loss`` and for every memory layer l ``l{l}_indices``, ``l{l}_gate``,
-``l{l}_read``: lists of K numbers, best gate score first within a gate head. A part counts only once
-``recording.json`` lists it with its hash.
+A token-major row is ``doc pos token predicted loss`` and for every memory layer l ``l{l}_indices``, ``l{l}_gate``,
+``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per gate head), on
+request also ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
+the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.parquet import fixed_lists, matrix, open_parquet, part_writer, read_parquet
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INFO = "recording.json"
 ROW_GROUP = 8192
-"""Rows per Parquet row group: what one look-up decompresses."""
+"""Tokens per row group of token-major parts: what one look-up decompresses."""
+SELECTION_ROW_GROUP = 32768
+"""Selections per row group of entry-major parts; a row group never spans two layers."""
+AGGREGATES = (
+    *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
+    *("decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json", "config.yaml"),
+)
+"""Files that a finished recording has beside its parts."""
+_PROGRESS = "progress-*.json"
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Recorded tokens; axes ``token``, memory ``layer`` and selection ``K``."""
+    """Recorded tokens; axes ``token``, memory ``layer``, selection ``K``, gate head ``H``."""
 
     doc: np.ndarray
     """Document number, uint32 ``[token]``."""
@@ -38,6 +48,8 @@ class TokenRows:
     """Position in the document, uint32 ``[token]``."""
     token: np.ndarray
     """Token id, uint32 ``[token]``."""
+    predicted: np.ndarray
+    """Most likely next token, uint32 ``[token]``."""
     loss: np.ndarray
     """Loss of predicting the next token in nats, float32 ``[token]``; NaN at the end of a document."""
     indices: np.ndarray
@@ -46,26 +58,35 @@ class TokenRows:
     """Gate scores, float16 ``[token, layer, K]``."""
     read: np.ndarray
     """Read weights, mean over read heads and sum over slots, float16 ``[token, layer, K]``."""
+    margin: np.ndarray
+    """Raw score of the weakest selected above the best rejected entry, float16 ``[token, layer, H]``; NaN if none."""
+    head_read: np.ndarray | None = None
+    """Read weights per read head, sum over slots, float16 ``[token, layer, A * K]`` head by head; on request."""
+    slot_read: np.ndarray | None = None
+    """Read weights per slot, mean over read heads, float16 ``[token, layer, K * L]`` entry by entry; on request."""
 
 
 class Part(BaseModel):
-    """A finished part."""
+    """A finished part: both its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     rows: int
-    sha256: str
+    tokens_sha256: str
+    selections_sha256: str
 
 
 class RecordingInfo(BaseModel):
     """``recording.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    format_version: int
+    format_version: int = FORMAT_VERSION
     run: str
     """Run folder the model came from."""
     fingerprint: str
     """SHA-256 of its model file."""
+    step: int | None = None
+    """Training step of the model, where it was read from a checkpoint."""
     corpus: str
     corpus_sha256: str
     layers: tuple[int, ...]
@@ -74,15 +95,25 @@ class RecordingInfo(BaseModel):
     knowledge_length: int
     selected: int
     """Selections per token and layer (K)."""
+    gate_heads: int
+    read_heads: int
+    window: int
+    """Most tokens the model sees at once; documents are cut into such windows."""
     dtype: str
+    score_bits: int
+    """Mantissa bits kept of scores and weights; they are off by at most 2^-(score_bits + 1) of their value."""
+    head_weights: bool = False
+    """Whether read weights per read head were recorded."""
+    slot_weights: bool = False
+    """Whether read weights per slot were recorded."""
     part_tokens: int
     total_tokens: int
     """Tokens that the finished recording holds."""
-    complete: bool
+    complete: bool = False
     """Whether all parts and aggregates are there."""
-    seconds: float
-    """Time spent in recording so far, aggregates included."""
-    parts: tuple[Part, ...]
+    seconds: float = 0.0
+    """Wall time spent on parts so far, aggregates excluded."""
+    parts: tuple[Part, ...] = ()
 
     @property
     def run_name(self) -> str:
@@ -98,6 +129,10 @@ class RecordingInfo(BaseModel):
     def rows(self) -> int:
         """Tokens recorded so far."""
         return sum(part.rows for part in self.parts)
+
+    def first_rows(self) -> list[int]:
+        """Number of every part's first row."""
+        return np.cumsum([0, *(part.rows for part in self.parts)]).tolist()[:-1]
 
     def same_source(self, other: "RecordingInfo") -> list[str]:
         """Names of the settings in which two recordings differ; progress and mere paths are left out."""
@@ -117,7 +152,9 @@ def read_info(recording: Path) -> RecordingInfo:
     raw = read_json(recording / INFO)
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise InputError(f"{recording / INFO}: format version {version}, this memscope reads {FORMAT_VERSION}")
+        raise InputError(
+            f"{recording / INFO}: format version {version}, this memscope reads {FORMAT_VERSION}; record again"
+        )
     try:
         return RecordingInfo.model_validate(raw)
     except ValidationError as error:
@@ -131,105 +168,172 @@ def write_info(recording: Path, info: RecordingInfo) -> None:
     write_json(recording / INFO, info.model_dump(mode="json"))
 
 
-def write_part(recording: Path, number: int, rows: TokenRows, info: RecordingInfo, vocab_size: int) -> Part:
-    """Write one part, atomically, and return its entry for ``recording.json``."""
-    name = part_name(number)
-    entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
-    columns: dict[str, Any] = {
-        "doc": pa.array(rows.doc, pa.uint32()),
-        "pos": pa.array(rows.pos, pa.uint32()),
-        "token": pa.array(rows.token, pa.uint32()).cast(pa.uint16() if vocab_size <= 65536 else pa.uint32()),
-        "loss": pa.array(rows.loss, pa.float32(), mask=np.isnan(rows.loss)),
-    }
-    for axis, layer in enumerate(info.layers):
-        columns[f"l{layer}_indices"] = _lists(rows.indices[:, axis], entry_type)
-        columns[f"l{layer}_gate"] = _lists(rows.gate[:, axis], pa.float16())
-        columns[f"l{layer}_read"] = _lists(rows.read[:, axis], pa.float16())
+def write_progress(recording: Path, process: int, parts: Iterable[Part]) -> None:
+    """List the parts that one of several recording processes has finished; only that process writes this file."""
+    path = recording / _PROGRESS.replace("*", f"{process:05d}")
+    write_json(path, [part.model_dump() for part in parts])
+
+
+def finished_parts(recording: Path) -> dict[str, Part]:
+    """Parts by name that ``recording.json`` or any process lists and whose two files are on disk as written."""
+    listed = list(read_info(recording).parts)
+    for path in sorted(recording.glob(_PROGRESS)):
+        listed += [Part.model_validate(part) for part in read_json(path)]
+    return {part.name: part for part in listed if _is_whole(recording, part)}
+
+
+def drop_progress(recording: Path) -> None:
+    """Forget the processes' lists, once ``recording.json`` has all parts."""
+    for path in recording.glob(_PROGRESS):
+        path.unlink()
+
+
+def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, info: RecordingInfo) -> Part:
+    """Write the two files of one part, each atomically, and return what lists it.
+
+    Args:
+        recording: the recording's folder.
+        number: of the part.
+        first_row: number of its first row.
+        rows: its tokens.
+        info: what is being recorded.
+    """
+    name = f"part-{number:06d}.parquet"
     with atomic_path(recording / "tokens" / name) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd", row_group_size=ROW_GROUP)
-        digest = sha256_file(temporary)
-    return Part(name=name, rows=len(rows.doc), sha256=digest)
-
-
-def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
-    """Read a whole part back."""
-    return _to_rows(read_parquet(part_path(recording, part)), info)
+        _write(temporary, [_token_table(rows, info)], ROW_GROUP)
+        tokens_sha256 = sha256_file(temporary)
+    with atomic_path(recording / "selections" / name) as temporary:
+        tables = (_selection_table(rows, axis, first_row, info) for axis in range(len(info.layers)))
+        _write(temporary, tables, SELECTION_ROW_GROUP)
+        selections_sha256 = sha256_file(temporary)
+    return Part(name=name, rows=len(rows.doc), tokens_sha256=tokens_sha256, selections_sha256=selections_sha256)
 
 
 def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> TokenRows:
-    """Read ``count`` rows from row number ``first`` on, decompressing only the row groups they lie in."""
+    """Read ``count`` token-major rows from row number ``first`` on, decompressing only their row groups."""
     tables = []
-    offset = 0
-    for part in info.parts:
+    for part, offset in zip(info.parts, info.first_rows(), strict=True):
         begin, end = max(first, offset), min(first + count, offset + part.rows)
         if begin < end:
             groups = range((begin - offset) // ROW_GROUP, (end - 1 - offset) // ROW_GROUP + 1)
-            table = read_parquet(part_path(recording, part), row_groups=list(groups))
+            table = read_parquet(tokens_path(recording, part), row_groups=list(groups))
             tables.append(table.slice(begin - offset - groups[0] * ROW_GROUP, end - begin))
-        offset += part.rows
     if not tables:
         raise InputError(f"{recording}: has no rows {first} to {first + count} (it holds {info.rows})")
     return _to_rows(pa.concat_tables(tables), info)
 
 
-def part_is_whole(recording: Path, part: Part) -> bool:
-    """Whether a listed part is on disk as it was written."""
-    path = part_path(recording, part)
-    return path.is_file() and sha256_file(path) == part.sha256
+def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
+    """Read all token-major rows of a part."""
+    return _to_rows(read_parquet(tokens_path(recording, part)), info)
 
 
-def part_name(number: int) -> str:
-    """File name of a part; names sort as the parts do."""
-    return f"part-{number:06d}.parquet"
+class SelectionReader:
+    """Looks entries up in the entry-major parts; row groups are found by their statistics, read once."""
+
+    def __init__(self, recording: Path, info: RecordingInfo):
+        self._paths = [selections_path(recording, part) for part in info.parts]
+        self._groups: list[np.ndarray] = []  # per part: layer, smallest and largest entry of every row group
+        for path in self._paths:
+            with open_parquet(path) as file:
+                groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+                statistics = [(g.column(0).statistics, g.column(1).statistics) for g in groups]
+                self._groups.append(np.array([(layer.min, entry.min, entry.max) for layer, entry in statistics]))
+
+    def read(self, layer: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A layer's selections of entries first to last, inclusive: entry, row and gate score, ``[selection]`` each.
+
+        Within an entry rows rise.
+        """
+        found = []
+        for path, groups in zip(self._paths, self._groups, strict=True):
+            chosen = (groups[:, 0] == layer) & (groups[:, 1] <= last) & (groups[:, 2] >= first)
+            found.append(self._of_part(path, np.flatnonzero(chosen), first, last))
+        entry, row, gate = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return entry, row, gate
+
+    def _of_part(self, path: Path, groups: np.ndarray, first: int, last: int) -> list[np.ndarray]:
+        table = read_parquet(path, ["entry", "row", "gate"], groups.tolist())
+        entries = table["entry"].to_numpy()
+        begin, end = np.searchsorted(entries, [first, last + 1])
+        return [entries[begin:end], *(table[name].to_numpy()[begin:end] for name in ("row", "gate"))]
 
 
-def part_path(recording: Path, part: Part) -> Path:
-    """Where a part lies."""
+def tokens_path(recording: Path, part: Part) -> Path:
+    """Where a part's token-major file lies."""
     return recording / "tokens" / part.name
 
 
-def read_parquet(path: Path, columns: list[str] | None = None, row_groups: list[int] | None = None) -> pa.Table:
-    """Read a Parquet file, or some columns or row groups of it.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            groups = list(range(file.num_row_groups)) if row_groups is None else row_groups
-            return file.read_row_groups(groups, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({str(error).splitlines()[0]})"
-        raise InputError(f"{path}: {what}; run the command that made it again") from error
+def selections_path(recording: Path, part: Part) -> Path:
+    """Where a part's entry-major file lies."""
+    return recording / "selections" / part.name
 
 
-def write_table(path: Path, columns: dict[str, Any]) -> None:
-    """Write an aggregate as Parquet, atomically."""
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd", row_group_size=16384)
+def part_bytes(recording: Path, info: RecordingInfo) -> int:
+    """Size on disk of all parts, both orders."""
+    return sum(path(recording, part).stat().st_size for part in info.parts for path in (tokens_path, selections_path))
 
 
-def _lists(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    flat = np.ascontiguousarray(values).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.astype(kind.to_pandas_dtype()), kind), values.shape[1])
+def _is_whole(recording: Path, part: Part) -> bool:
+    files = ((tokens_path, part.tokens_sha256), (selections_path, part.selections_sha256))
+    return all(path(recording, part).is_file() and sha256_file(path(recording, part)) == sha for path, sha in files)
+
+
+def _write(path: Path, tables: Iterable[pa.Table], row_group: int) -> None:
+    writer = None
+    for table in tables:
+        writer = writer or part_writer(path, table.schema)
+        writer.write_table(table, row_group_size=row_group)
+    assert writer is not None
+    writer.close()
+
+
+def _token_table(rows: TokenRows, info: RecordingInfo) -> pa.Table:
+    entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
+    columns = {
+        "doc": pa.array(rows.doc, pa.uint32()),
+        "pos": pa.array(rows.pos, pa.uint32()),
+        "token": pa.array(rows.token, pa.uint32()),
+        "predicted": pa.array(rows.predicted, pa.uint32()),
+        "loss": pa.array(rows.loss, pa.float32(), mask=np.isnan(rows.loss)),
+    }
+    for axis, layer in enumerate(info.layers):
+        columns[f"l{layer}_indices"] = fixed_lists(rows.indices[:, axis], entry_type)
+        for name in ("gate", "read", "margin", "head_read", "slot_read"):
+            values = getattr(rows, name)
+            if values is not None:
+                columns[f"l{layer}_{name}"] = fixed_lists(values[:, axis], pa.float16())
+    return pa.table(columns)
+
+
+def _selection_table(rows: TokenRows, axis: int, first_row: int, info: RecordingInfo) -> pa.Table:
+    entries = rows.indices[:, axis].ravel()
+    narrow = entries.astype(np.uint16) if info.knowledge_num <= 65536 else entries
+    order = np.argsort(narrow, kind="stable")  # radix sort for 16 bits; stable keeps rows rising within an entry
+    return pa.table(
+        {
+            "layer": pa.array(np.full(len(order), info.layers[axis], np.uint16)),
+            "entry": pa.array(entries[order], pa.uint32()),
+            "row": pa.array(first_row + order // info.selected, pa.uint32()),
+            "gate": pa.array(rows.gate[:, axis].ravel()[order], pa.float16()),
+        }
+    )
 
 
 def _to_rows(table: pa.Table, info: RecordingInfo) -> TokenRows:
-    def stack(kind: str, dtype: type) -> np.ndarray:
-        layers = [table[f"l{layer}_{kind}"].combine_chunks() for layer in info.layers]
-        return np.stack([_unlist(values).astype(dtype).reshape(-1, info.selected) for values in layers], axis=1)
+    def stack(kind: str) -> np.ndarray:
+        return np.stack([matrix(table[f"l{layer}_{kind}"]) for layer in info.layers], axis=1)
 
     return TokenRows(
         doc=table["doc"].to_numpy(),
         pos=table["pos"].to_numpy(),
-        token=table["token"].to_numpy().astype(np.uint32),
+        token=table["token"].to_numpy(),
+        predicted=table["predicted"].to_numpy(),
         loss=table["loss"].to_numpy(),
-        indices=stack("indices", np.uint32),
-        gate=stack("gate", np.float16),
-        read=stack("read", np.float16),
+        indices=stack("indices").astype(np.uint32),
+        gate=stack("gate"),
+        read=stack("read"),
+        margin=stack("margin"),
+        head_read=stack("head_read") if info.head_weights else None,
+        slot_read=stack("slot_read") if info.slot_weights else None,
     )
-
-
-def _unlist(values: pa.Array) -> np.ndarray:
-    flat: np.ndarray = values.flatten().to_numpy(zero_copy_only=False)  # flatten respects slices, .values does not
-    return flat

@@ -11,8 +11,8 @@ from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
-from memscope.record import collect_rows
-from memscope.store import read_parquet
+from memscope.parquet import read_parquet
+from memscope.rows import RowCollector
 from memscope.token_table import Trace, make_trace
 
 N_PREDICTED = 5
@@ -49,7 +49,7 @@ def trace_text(run: LoadedRun, text: str) -> TextTrace:
     window = DocumentWindow(doc=0, pos=0, start=0, end=len(tokens))
     layers = run.config.model.memory_layers
     [done] = run_windows(run.model, corpus, [window], run.tokenizer.pad, run.config.train.dtype)
-    rows = collect_rows(corpus, [window], [done], layers, run.config.memory.selected)
+    rows = RowCollector(corpus, layers).collect([window], [done])
     slots = torch.stack([done.captured[layer].slot_weights[0] for layer in layers], 1)
     top = done.logits[0].float().softmax(-1).topk(N_PREDICTED)
     predictions = pd.DataFrame(

@@ -1,0 +1,108 @@
+"""From forward passes to token-major rows: what ``record.py`` stores and ``trace.py`` shows."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from memscope.capture import WindowPass
+from memscope.corpus import DocumentWindow, PackedCorpus
+from memscope.errors import InputError
+from memscope.store import TokenRows
+
+EXACT_BITS = 10
+"""Mantissa bits of float16: rounding to these is float16 itself."""
+
+
+class RowCollector:
+    """Makes the rows of some windows out of forward passes over them.
+
+    Args:
+        corpus: where the windows lie.
+        layers: memory layers of the model.
+        score_bits: mantissa bits to keep of scores and weights.
+        head_weights: also keep read weights per read head.
+        slot_weights: also keep read weights per slot.
+    """
+
+    def __init__(
+        self,
+        corpus: PackedCorpus,
+        layers: tuple[int, ...],
+        score_bits: int = EXACT_BITS,
+        head_weights: bool = False,
+        slot_weights: bool = False,
+    ):
+        self.corpus, self.layers, self.score_bits = corpus, layers, score_bits
+        self.kinds = ["gate", "read", "margin"]
+        self.kinds += ["head_read"] * head_weights + ["slot_read"] * slot_weights
+
+    def collect(self, windows: list[DocumentWindow], passes: Iterable[WindowPass]) -> TokenRows:
+        """Rows of ``windows`` in their order; ``passes`` cover them in any order.
+
+        Raises:
+            InputError: scores or weights that are not finite.
+        """
+        lengths = [window.end - window.start for window in windows]
+        offsets = dict(zip(windows, np.cumsum([0, *lengths[:-1]]), strict=True))
+        n = sum(lengths)
+        columns: dict[str, np.ndarray] = {}
+        for done in passes:
+            at = np.concatenate([np.arange(w.end - w.start) + offsets[w] for w in done.windows])
+            for name, values in self._values(done).items():
+                if name not in columns:
+                    columns[name] = np.empty((n, *values.shape[1:]), values.dtype)
+                columns[name][at] = values
+        return TokenRows(
+            doc=np.concatenate([np.full(w.end - w.start, w.doc, np.uint32) for w in windows]),
+            pos=np.concatenate([np.arange(w.pos, w.pos + w.end - w.start, dtype=np.uint32) for w in windows]),
+            token=np.concatenate([self.corpus.tokens[w.start : w.end] for w in windows]).astype(np.uint32),
+            **columns,
+        )
+
+    def _values(self, done: WindowPass) -> dict[str, np.ndarray]:
+        """Columns of one forward pass, one row per token that is not padding."""
+        mask, targets = (torch.from_numpy(a).to(done.logits.device) for a in (done.batch.mask, done.batch.targets))
+
+        def flat(values: Tensor) -> Tensor:
+            return values.flatten(0, 1) if done.batch.mask.all() else values[mask]
+
+        values: dict[str, np.ndarray] = {
+            "predicted": flat(done.logits.argmax(-1)).cpu().numpy().astype(np.uint32),
+            "loss": flat(done.losses.masked_fill(targets < 0, torch.nan)).float().cpu().numpy(),
+        }
+        captured = [done.captured[layer] for layer in self.layers]
+        values["indices"] = torch.stack([flat(c.indices) for c in captured], 1).cpu().numpy().astype(np.uint32)
+        for name in self.kinds:
+            match name:
+                case "gate":
+                    found = [flat(c.gate_scores) for c in captured]
+                case "read":
+                    found = [flat(c.read_weights) for c in captured]
+                case "margin":
+                    found = [flat(c.margin) for c in captured]
+                case "head_read":
+                    found = [flat(c.head_weights).flatten(1) for c in captured]
+                case "slot_read":
+                    found = [flat(c.slot_weights).flatten(1) for c in captured]
+            if name != "margin" and not all(bool(part.isfinite().all()) for part in found):
+                raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
+            values[name] = round_scores(torch.stack(found, 1).float().cpu().numpy(), self.score_bits)
+        return values
+
+
+def round_scores(values: np.ndarray, bits: int) -> np.ndarray:
+    """float32 to float16 with ``bits`` of its 10 mantissa bits, the rest zero: fewer bytes once compressed.
+
+    Rounds half to even, so sums stay unbiased; off by at most 2^-(bits + 1) of the value plus float16's own 2^-25. The
+    idea is bit rounding (Kloewer et al. 2021, doi 10.1038/s43588-021-00156-2).
+    """
+    limited = np.clip(values.astype(np.float32), -65504, 65504)
+    limited[np.isnan(limited)] = np.nan  # of the many patterns for NaN the one that survives rounding
+    drop = 23 - bits
+    raw = limited.view(np.uint32)
+    half = np.uint32((1 << (drop - 1)) - 1)
+    rounded = (raw + half + ((raw >> np.uint32(drop)) & np.uint32(1))) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
+    # Rounding up may pass the largest float16, which stands for all above.
+    return np.clip(rounded.view(np.float32), -65504, 65504).astype(np.float16)
