@@ -1,210 +1,224 @@
-"""The census of a recording: usage, top contexts and reading statistics, fed part by part.
+"""The census of a recording: usage, evenness, reading, profiles and preferences, counted from its token-major parts.
 
-    census = Census(info)
-    for part in parts:
-        census.update(rows, first_row)
-    census.write(recording)      # usage.parquet, contexts.parquet, census.json
+    write_aggregates(recording, read_info(recording))
 
-Memory depends on the bank and the number of layers, not on the number of tokens.
+Layers are independent, so they are counted in parallel threads, each over all parts in order. Memory depends on the
+bank and the number of strata, not on the number of tokens. Counts are integers and weights are sums of numbers with
+few bits in float64, so nothing depends on who recorded which part.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
+import pyarrow as pa
 
-from memscope.files import write_json
-from memscope.store import RecordingInfo, TokenRows, write_table
-from memscope.usage import UsageCounts, usage_metrics
-
-N_CONTEXTS = 8
-"""Top contexts kept per layer and entry."""
-UNREAD_SHARE = 0.01
-"""A selection is unread when it gets less than this share of its token's read."""
-READ_BINS = np.linspace(0, 1, 51)
-"""Edges of the histogram of read shares."""
-
-
-class TopContexts:
-    """The tokens on which every entry of one layer got its highest gate scores; ties go to the earlier row."""
-
-    def __init__(self, n_entries: int, keep: int = N_CONTEXTS):
-        self.keep = keep
-        self.entry = np.empty(0, np.uint32)
-        self.row = np.empty(0, np.int64)
-        self.gate = np.empty(0, np.float16)
-        self.read = np.empty(0, np.float16)
-        self._floor = np.full(n_entries, -np.inf, np.float32)  # an entry's lowest kept score, once it has enough
-
-    def update(self, entry: np.ndarray, row: np.ndarray, gate: np.ndarray, read: np.ndarray) -> None:
-        """Offer selections: four flat arrays of equal length."""
-        offered = gate.astype(np.float32) > self._floor[entry]
-        touched = np.zeros(len(self._floor), bool)
-        touched[entry[offered]] = True
-        settled = ~touched[self.entry]
-        entry_, row_, gate_, read_ = (
-            np.concatenate([old[~settled], new[offered]])
-            for old, new in ((self.entry, entry), (self.row, row), (self.gate, gate), (self.read, read))
-        )
-        order = np.lexsort((row_, -gate_.astype(np.float32), entry_))
-        entry_, row_, gate_, read_ = entry_[order], row_[order], gate_[order], read_[order]
-        rank = _rank_in_group(entry_)
-        last = entry_[rank == self.keep - 1], gate_[rank == self.keep - 1]
-        self._floor[last[0]] = last[1]
-        kept = rank < self.keep
-        self.entry = np.concatenate([self.entry[settled], entry_[kept]])
-        self.row = np.concatenate([self.row[settled], row_[kept]])
-        self.gate = np.concatenate([self.gate[settled], gate_[kept]])
-        self.read = np.concatenate([self.read[settled], read_[kept]])
-
-    def columns(self) -> dict[str, np.ndarray]:
-        """All kept contexts, by entry and falling score."""
-        order = np.lexsort((self.row, -self.gate.astype(np.float32), self.entry))
-        entry = self.entry[order]
-        return {
-            "entry": entry,
-            "rank": _rank_in_group(entry).astype(np.uint8),
-            "row": self.row[order],
-            "gate": self.gate[order],
-            "read": self.read[order],
-        }
+from memscope.files import atomic_path, write_json
+from memscope.firing import write_firing
+from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
+from memscope.labels import entry_labels
+from memscope.neighbours import write_neighbours
+from memscope.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.preference import adjust, layer_preferences
+from memscope.store import RecordingInfo, tokens_path
+from memscope.strata import Strata, divide
+from memscope.summaries import (
+    evenness,
+    layer_overlap,
+    mutual_information,
+    profile,
+    reading_errors,
+    reading_statistics,
+)
+from memscope.threads import in_threads
+from memscope.tokenizer import Tokenizer
 
 
-class ReadingStatistics:
-    """How one layer's gate decides and what its attention reads, as sums over tokens.
+class LayerCounts(NamedTuple):
+    """What was counted in one layer; counts of disjoint parts add up, array by array."""
 
-    A token's gate shares and read shares are its K gate scores and absolute read weights, each divided by their sum.
+    counts: np.ndarray
+    """Selections per entry and class of tokens, int32 ``[N, Strata.count_columns]``."""
+    weights: np.ndarray
+    """Summed gate scores and absolute read weights per document group, float64 ``[group, N, 2]``."""
+    sums: np.ndarray
+    """Sums per class of tokens, float64 ``[class, len(SUMS)]``."""
+    shares: np.ndarray
+    """Histogram of read shares over selections, int64 ``[SHARE_BINS]``."""
+    entropies: np.ndarray
+    """Histogram of gate entropy / ln K over tokens, int64 ``[SHARE_BINS]``."""
+    margins: np.ndarray
+    """Histogram of margins, int64 ``[MARGIN_BINS]``."""
+
+
+class LayerCensus(NamedTuple):
+    """One layer, counted and summed up."""
+
+    summary: dict[str, Any]
+    """Its part of ``census.json``."""
+    groups: list[dict[str, Any]]
+    """The same per document group, without profiles."""
+    cells: np.ndarray
+    """Selections per cell and entry, int32 ``[cell, N]``."""
+    weights: np.ndarray
+    """``LayerCounts.weights``."""
+
+
+def write_aggregates(recording: Path, info: RecordingInfo) -> None:
+    """Write all aggregates of a recording whose parts are finished.
+
+    These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles`` and ``neighbours`` as Parquet, and
+    ``census.json``.
     """
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.histogram = np.zeros(len(READ_BINS) - 1, np.int64)
-        self.tokens, self.selections, self.unread, self.silent = 0, 0, 0, 0
-
-    def update(self, gate: np.ndarray, read: np.ndarray) -> None:
-        """Add tokens: gate scores and read weights, ``[token, K]``."""
-        gate, read = gate.astype(np.float64), np.abs(read.astype(np.float64))
-        gate_share, read_share = _shares(gate), _shares(read)
-        heard = read.sum(1) > 0  # with ReLU or GELU a token may read nothing
-        self.tokens += len(gate)
-        self.silent += int((~heard).sum())
-        self.selections += gate.size
-        self.unread += int((read_share < UNREAD_SHARE).sum())
-        self.histogram += np.histogram(read_share, READ_BINS)[0]
-        attention = np.divide(read, gate, out=np.zeros_like(read), where=gate > 0)
-        values = {
-            "gate_entropy": _entropy(gate_share),
-            "gate_top_share": gate_share.max(1),
-            "read_entropy": _entropy(read_share),
-            "effective_entries_read": np.exp(_entropy(read_share)),
-            "read_top_share": read_share.max(1),
-            "gate_read_rank_correlation": _rank_correlation(gate, read),
-            "gate_attention_rank_correlation": _rank_correlation(gate, attention),
-        }
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value[heard].sum())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Means over the tokens that read anything; shares over all selections."""
-        heard = max(1, self.tokens - self.silent)
-        means: dict[str, Any] = {name: total / heard for name, total in self.sums.items()}
-        means["unread_share"] = self.unread / max(1, self.selections)
-        means["silent_tokens"] = self.silent / max(1, self.tokens)
-        means["read_share_histogram"] = self.histogram.tolist()
-        return means
+    census = write_census(recording, info)
+    write_preferences(recording, info)
+    information = write_firing(recording, info)
+    write_neighbours(recording, info)
+    for layer, numbers in zip(census["layers"], information, strict=True):
+        layer["profiles"]["information"] |= numbers
+    write_json(recording / "census.json", census)
 
 
-class Census:
-    """Everything that is counted in one pass over a recording."""
-
-    def __init__(self, info: RecordingInfo):
-        self.info = info
-        self.usage = UsageCounts(len(info.layers), info.knowledge_num)
-        self.contexts = [TopContexts(info.knowledge_num) for _ in info.layers]
-        self.reading = [ReadingStatistics() for _ in info.layers]
-        self.tokens, self.loss_sum, self.loss_tokens = 0, 0.0, 0
-
-    def update(self, rows: TokenRows, first_row: int) -> None:
-        """Add a part whose first token has row number ``first_row``."""
-        self.tokens += len(rows.doc)
-        known = rows.loss[~np.isnan(rows.loss)]
-        self.loss_sum += float(known.sum(dtype=np.float64))
-        self.loss_tokens += len(known)
-        numbers = np.repeat(np.arange(first_row, first_row + len(rows.doc)), self.info.selected)
-        for axis in range(len(self.info.layers)):
-            indices, gate, read = (np.ascontiguousarray(a[:, axis]) for a in (rows.indices, rows.gate, rows.read))
-            self.usage.update(axis, indices, gate, read)
-            self.contexts[axis].update(indices.ravel(), numbers, gate.ravel(), read.ravel())
-            self.reading[axis].update(gate, read)
-
-    def summary(self) -> dict[str, Any]:
-        """Metrics per layer and over all layers (``census.json``)."""
-        layers = []
-        for axis, layer in enumerate(self.info.layers):
-            d = int(self.usage.count[axis].sum())
-            layers.append(
-                {
-                    "layer": layer,
-                    "by_count": usage_metrics(self.usage.count[axis], d).as_dict(),
-                    "by_gate_score": usage_metrics(self.usage.gate[axis], d).as_dict(),
-                    "by_read_weight": usage_metrics(self.usage.read[axis], d).as_dict(),
-                    "reading": self.reading[axis].as_dict(),
-                }
-            )
-        total = self.usage.count.sum(0)
-        return {
-            "tokens": self.tokens,
-            "loss": self.loss_sum / max(1, self.loss_tokens),
-            "all_layers": usage_metrics(total, int(total.sum())).as_dict(),
-            "layers": layers,
-        }
-
-    def write(self, recording: Path) -> None:
-        """Write ``usage.parquet``, ``contexts.parquet`` and ``census.json``."""
-        used = np.nonzero(self.usage.count)
-        layers = np.array(self.info.layers, np.uint16)
-        write_table(
-            recording / "usage.parquet",
-            {
-                "layer": layers[used[0]],
-                "entry": used[1].astype(np.uint32),
-                "count": self.usage.count[used],
-                "gate_sum": self.usage.gate[used],
-                "read_sum": self.usage.read[used],
-            },
-        )
-        columns = [
-            {"layer": np.full(len(contexts.entry), layer), **contexts.columns()}
-            for layer, contexts in zip(layers, self.contexts, strict=True)
-        ]
-        merged = {name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
-        by_entry = np.lexsort((merged["rank"], merged["layer"], merged["entry"]))  # one entry lies together
-        write_table(recording / "contexts.parquet", {name: values[by_entry] for name, values in merged.items()})
-        write_json(recording / "census.json", self.summary())
+def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
+    """Count all layers; writes ``usage.parquet`` and returns what ``census.json`` holds."""
+    documents = read_parquet(recording / "documents.parquet").to_pandas()
+    strata = divide(documents, token_frequency(recording, info), info.window)
+    cells = np.zeros((strata.cells, info.knowledge_num), np.int64)
+    weights = np.zeros((len(strata.groups), info.knowledge_num, 2))
+    layers: list[LayerCensus] = []
+    with atomic_path(recording / "usage.parquet") as temporary:
+        writer = TableWriter(temporary)
+        for layer in in_threads(lambda axis: _census_of_layer(recording, info, axis, strata), range(len(info.layers))):
+            cells += layer.cells
+            weights += layer.weights
+            writer.write(_usage_table(info.layers[len(layers)], layer, strata))
+            layers.append(layer._replace(cells=layer.cells.sum(0)))
+        writer.close()
+    folds = cells.reshape(len(strata.groups), strata.folds, -1)
+    return {
+        "tokens": info.rows,
+        "loss": layers[0].summary["reading"]["loss"],
+        "interval_unit": strata.unit,
+        "folds": strata.folds,
+        "all_layers": evenness(folds.sum(0), weights.sum(0)),
+        "overlap": layer_overlap(np.stack([layer.cells for layer in layers])),
+        "layers": [layer.summary for layer in layers],
+        "groups": {
+            name: {
+                "all_layers": evenness(folds[number], weights[number]),
+                "layers": [layer.groups[number] for layer in layers],
+            }
+            for number, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
+        },
+    }
 
 
-def _rank_in_group(sorted_keys: np.ndarray) -> np.ndarray:
-    """0, 1, 2 ... within every run of equal keys."""
-    position = np.arange(len(sorted_keys))
-    starts = np.flatnonzero(np.diff(sorted_keys, prepend=sorted_keys[:1] + 1)) if len(sorted_keys) else position
-    lengths = np.diff(np.append(starts, len(sorted_keys)))
-    return position - np.repeat(starts, lengths)
+def write_preferences(recording: Path, info: RecordingInfo) -> None:
+    """Write ``bias.parquet``: what kind of init sentence each layer prefers, from ``usage.parquet``."""
+    usage = read_parquet(recording / "usage.parquet")
+    layer, entry, folds = usage["layer"].to_numpy(), usage["entry"].to_numpy(), matrix(usage["folds"])
+    labels = entry_labels(read_parquet(recording / "bank_init.parquet").to_pandas(), token_frequency(recording, info))
+
+    def prefer(number: int) -> pd.DataFrame:
+        here = layer == number
+        counts = np.zeros((folds.shape[1], info.knowledge_num), np.int64)
+        counts[:, entry[here]] = folds[here].T
+        return layer_preferences(counts, labels, seed=number)
+
+    tables = dict(zip(info.layers, in_threads(prefer, info.layers), strict=True))
+    write_table(recording / "bias.parquet", pa.Table.from_pandas(adjust(tables), preserve_index=False))
 
 
-def _shares(weights: np.ndarray) -> np.ndarray:
-    total = weights.sum(1, keepdims=True)
-    return np.asarray(np.divide(weights, total, out=np.zeros_like(weights), where=total > 0))
+def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCounts:
+    """Count one layer over all parts.
+
+    Args:
+        recording: its folder.
+        info: its description.
+        axis: number of the layer among ``info.layers``.
+        strata: how tokens are told apart.
+    """
+    n_classes = strata.cells + len(strata.positions) + len(strata.frequencies)
+    counted = LayerCounts(
+        counts=np.zeros((info.knowledge_num, strata.count_columns), np.int32),
+        weights=np.zeros((len(strata.groups), info.knowledge_num, 2)),
+        sums=np.zeros((n_classes, len(SUMS))),
+        shares=np.zeros(SHARE_BINS, np.int64),
+        entropies=np.zeros(SHARE_BINS, np.int64),
+        margins=np.zeros(MARGIN_BINS, np.int64),
+    )
+    prefix = f"l{info.layers[axis]}_"
+    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", "gate", "read", "margin"))]
+    for number, (part, first_row) in enumerate(zip(info.parts, info.first_rows(), strict=True)):
+        table = read_parquet(tokens_path(recording, part), columns)
+        doc, pos, token, loss = (table[name].to_numpy() for name in columns[:4])
+        indices = matrix(table[prefix + "indices"]).astype(np.uint32)
+        gate, read, margin = (matrix(table[prefix + kind]).astype(np.float32) for kind in ("gate", "read", "margin"))
+        read = np.abs(read)
+        classes = strata.sum_classes(doc, pos, token, first_row)
+        group = strata.group_of(doc)
+        tally(indices, gate, read, group, strata.count_classes(classes, seed=number), counted.counts, counted.weights)
+        read_tokens(gate, read, margin, loss, classes, counted.sums, counted.shares, counted.entropies, counted.margins)
+    return counted
 
 
-def _entropy(shares: np.ndarray) -> np.ndarray:
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return np.asarray(-(shares * logs).sum(1))
+def token_frequency(recording: Path, info: RecordingInfo) -> np.ndarray:
+    """Occurrences of every token id in a recording, int64 ``[vocab]``."""
+    vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
+    parts = (read_parquet(tokens_path(recording, part), ["token"])["token"].to_numpy() for part in info.parts)
+    return np.sum([np.bincount(tokens, minlength=vocab) for tokens in parts], axis=0)
 
 
-def _rank_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's rho of every row; 0 where one side is constant."""
-    a, b = (rankdata(x, axis=1) for x in (a, b))
-    a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
-    scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.asarray(np.divide((a * b).sum(1), scale, out=np.zeros_like(scale), where=scale > 0))
+def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCensus:
+    counted = count_layer(recording, info, axis, strata)
+    counts, sums, k = counted.counts, counted.sums, info.selected
+    cells = np.ascontiguousarray(counts[:, : strata.cells].T)
+    by_fold = cells.reshape(len(strata.groups), strata.folds, -1)
+    sums_by_fold = sums[: strata.cells].reshape(len(strata.groups), strata.folds, -1)
+    histograms = {
+        "read_share_histogram": counted.shares.tolist(),
+        "gate_entropy_histogram": counted.entropies.tolist(),
+        "margin_histogram": counted.margins.tolist(),
+    }
+    reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k) | histograms
+    summary = {
+        "layer": info.layers[axis],
+        **evenness(by_fold.sum(0), counted.weights.sum(0)),
+        "reading": reading,
+        "profiles": _profiles(counts, sums, strata, k),
+    }
+    groups = [
+        {"layer": info.layers[axis], **evenness(by_fold[g], counted.weights[g])}
+        | {"reading": reading_statistics(sums_by_fold[g], k)}
+        for g in range(len(strata.groups))
+    ]
+    return LayerCensus(summary, groups, cells, counted.weights)
+
+
+def _profiles(counts: np.ndarray, sums: np.ndarray, strata: Strata, selected: int) -> dict[str, Any]:
+    """Position and frequency profiles, and the information between entry and class beside its level by chance."""
+    found: dict[str, Any] = {"information": {}}
+    start, offset = strata.cells, len(strata.positions) + len(strata.frequencies)
+    for name, classes in (("position", strata.positions), ("frequency", strata.frequencies)):
+        here = slice(start, start + len(classes))
+        real, shuffled = counts[:, here], counts[:, start + offset : start + offset + len(classes)]
+        found[name] = profile(classes, real, shuffled, sums[here], selected)
+        found["information"][name] = mutual_information(real)
+        found["information"][f"even_{name}"] = mutual_information(shuffled)
+        start += len(classes)
+    return found
+
+
+def _usage_table(layer: int, counted: LayerCensus, strata: Strata) -> dict[str, Any]:
+    folds = counted.cells.reshape(len(strata.groups), strata.folds, -1).sum(0)
+    count, weights = folds.sum(0), counted.weights.sum(0)
+    used = np.flatnonzero(count)
+    return {
+        "layer": np.full(len(used), layer, np.uint16),
+        "entry": used.astype(np.uint32),
+        "count": count[used].astype(np.int64),
+        "gate_sum": weights[used, 0],
+        "read_sum": weights[used, 1],
+        "folds": fixed_lists(folds[:, used].T, pa.uint32()),
+    }

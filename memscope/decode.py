@@ -6,7 +6,8 @@
 ``kept``           share of those that stand in the init sentence (pooled), or share of the sentence's slots whose
                    nearest token is still their own (slot-wise); ``kept_at_init`` is the same before training
 ``l{l}_top``       logit lens (nostalgebraist 2020; of values, Geva et al. arXiv 2012.14913): W_O W_V entry through the
-``l{l}_bottom``    final norm and unembedding, highest and lowest tokens, for layers that selected the entry
+``l{l}_bottom``    final norm and unembedding, highest and lowest tokens, for layers that selected the entry; with
+                   ``_logits`` their logits
 
 The init space is the embedding table and projection that sentences went through when the bank was made; it does not
 move during training. The lens sums all read heads equally, takes the mean over slots and leaves the
@@ -25,7 +26,7 @@ from torch import Tensor
 from memscope.bank_init import PARQUET, load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.model import MemoryTransformer
-from memscope.store import read_parquet, write_table
+from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 
 N_NEAREST = 10
 N_LENS = 10
@@ -69,9 +70,8 @@ def write_decodings(run: LoadedRun, path: Path, used: dict[int, np.ndarray]) -> 
         "slot_drift": _lists(slot_drift, pa.float32()),
     }
     for layer, entries in used.items():
-        lens_top, lens_bottom = _lens_columns(run.model, layer, entries)
-        columns |= {f"l{layer}_top": lens_top, f"l{layer}_bottom": lens_bottom}
-    write_table(path, columns)
+        columns |= _lens_columns(run.model, layer, entries)
+    write_table(path, columns, ENTRY_ROW_GROUP)
 
 
 @torch.no_grad()
@@ -109,21 +109,25 @@ def logit_lens(model: MemoryTransformer, layer: int, entries: Int[Tensor, " row"
     return model.unembed(read.o_proj(read.v_proj(model.bank.entries[entries].mean(1))))
 
 
-def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """Top and bottom tokens per entry of the bank; null for entries not in ``entries``."""
+def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> dict[str, pa.Array]:
+    """Top and bottom tokens and their logits per entry of the bank; null for entries not in ``entries``."""
     assert model.bank is not None
     n = len(model.bank.entries)
     device = model.embed.weight.device
-    top, bottom = np.zeros((2, n, N_LENS), np.int64)
+    tokens, logits = torch.zeros(2, n, N_LENS, dtype=torch.int64), torch.zeros(2, n, N_LENS)
     for start in range(0, len(entries), _CHUNK):
-        chunk = torch.from_numpy(entries[start : start + _CHUNK].astype(np.int64)).to(device)
-        logits = logit_lens(model, layer, chunk)
-        top[chunk.cpu()] = logits.topk(N_LENS).indices.cpu()
-        bottom[chunk.cpu()] = logits.topk(N_LENS, largest=False).indices.cpu()
+        chunk = torch.from_numpy(entries[start : start + _CHUNK].astype(np.int64))
+        lens = logit_lens(model, layer, chunk.to(device)).float()
+        for end, largest in enumerate((True, False)):
+            best = lens.topk(N_LENS, largest=largest)
+            tokens[end, chunk], logits[end, chunk] = best.indices.cpu(), best.values.cpu()
     unused = np.ones(n, bool)
     unused[entries] = False
-    top_column, bottom_column = (_lists(torch.from_numpy(ids), pa.uint32(), unused) for ids in (top, bottom))
-    return top_column, bottom_column
+    columns = {}
+    for end, name in enumerate(("top", "bottom")):
+        columns[f"l{layer}_{name}"] = _lists(tokens[end], pa.uint32(), unused)
+        columns[f"l{layer}_{name}_logits"] = _lists(logits[end], pa.float32(), unused)
+    return columns
 
 
 def _lists(values: Tensor, kind: pa.DataType, null: np.ndarray | None = None) -> pa.Array:

@@ -112,6 +112,30 @@ def usage_metrics(usage: np.ndarray, selections: int) -> UsageMetrics:
     )
 
 
+JACKKNIFED = ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50")
+"""Metrics that get a standard error."""
+
+
+def jackknife_errors(folds: np.ndarray) -> dict[str, float]:
+    """Standard errors ``{metric}_se`` of metrics of usage, by leaving out one fold of documents after the other.
+
+    sqrt((F - 1) / F sum (m_i - mean m)^2), the delete-a-group jackknife; NaN with fewer than two folds that have
+    usage. It says how much the numbers would move with other documents of the same kind, not with another model.
+    Coverage and top50 have ceilings and steps, for which the jackknife is too wide: 1.2 to 3 times in simulations.
+
+    Args:
+        folds: usage per fold and entry, ``[F, N]``.
+    """
+    folds = folds[folds.sum(1) > 0]
+    if len(folds) < 2:
+        return {f"{name}_se": float("nan") for name in JACKKNIFED}
+    total = folds.sum(0, dtype=np.int64)
+    left = [usage_metrics(total - fold, int(total.sum() - fold.sum())) for fold in folds]
+    values = np.array([[getattr(metrics, name) for name in JACKKNIFED] for metrics in left])
+    errors = np.sqrt((len(folds) - 1) / len(folds) * ((values - values.mean(0)) ** 2).sum(0))
+    return {f"{name}_se": float(error) for name, error in zip(JACKKNIFED, errors, strict=True)}
+
+
 class EvenSelection(NamedTuple):
     """What even selection looks like after D selections."""
 

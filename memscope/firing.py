@@ -1,0 +1,227 @@
+"""On what entries fire: top and quantile contexts, tokens, words; from the entry-major parts of a recording.
+
+    contexts.parquet   layer entry kind rank row gate read   sorted by layer and entry
+    firing.parquet     one row per used (layer, entry): documents, position, deciles of gate scores, typical tokens
+    titles.parquet     entry title                           the words that set an entry apart, by TF-IDF
+
+A layer's entries are taken in blocks of at most ``BLOCK`` selections, so memory does not grow with the recording.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import coo_matrix
+from sklearn.feature_extraction.text import TfidfTransformer
+
+from memscope.files import atomic_path
+from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
+from memscope.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.row_words import RowWords, words_of_rows
+from memscope.store import RecordingInfo, SelectionReader, tokens_path
+from memscope.threads import in_threads
+from memscope.tokenizer import Tokenizer
+
+N_TOP = 20
+"""Contexts of highest gate score kept per layer and entry; ties go to the earlier row."""
+N_QUANTILES = 5
+"""Further contexts: the middles of the fifths of an entry's selections by gate score, highest first."""
+N_TOKENS = 5
+"""Typical tokens kept per kind: those that add most to KL(tokens the entry fires on || all tokens)."""
+N_WORDS = 8
+"""Typical words per layer and entry that titles are made from."""
+TITLE_WORDS = 3
+BLOCK = 1 << 21
+KINDS = ("input", "predicted", "next")
+
+
+class RowTokens(NamedTuple):
+    """What every recorded row is about, ``[token]`` each; kinds in the order of ``KINDS``."""
+
+    tokens: np.ndarray
+    """Input, predicted and true next token, int32 ``[kind, token]``; -1 where a document ends."""
+    shuffled: np.ndarray
+    """Input tokens in random order, int32: what information about them looks like when there is none."""
+    share: np.ndarray
+    """Share of every token id among rows, float64 ``[kind, vocab]``."""
+    doc: np.ndarray
+    """Document, int32."""
+    position: np.ndarray
+    """Position in the window, int32."""
+
+
+def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]:
+    """Write the three files; returns per layer the mutual information between entry and input token, in nats."""
+    documents = read_parquet(recording / "documents.parquet")
+    rows = _row_tokens(recording, info, documents["first_row"].to_numpy(), documents["rows"].to_numpy())
+    tokenizer = Tokenizer.load(recording / "tokenizer.json")
+    words = words_of_rows(rows.tokens[0], documents["first_row"].to_numpy(), tokenizer)
+    reader = SelectionReader(recording, info)
+    usage = read_parquet(recording / "usage.parquet", ["layer", "entry", "count"]).to_pandas()
+
+    def describe(layer: int) -> "_LayerFiring":
+        used = usage[usage["layer"] == layer]
+        blocks = list(_blocks(used["entry"].to_numpy(), used["count"].to_numpy()))
+        found = [_describe_block(reader, info, layer, entries, rows, words) for entries in blocks]
+        return _with_read_weights(recording, info, layer, _join(found))
+
+    information, counted = [], []
+    with (
+        atomic_path(recording / "contexts.parquet") as contexts_path,
+        atomic_path(recording / "firing.parquet") as firing_path,
+    ):
+        contexts, firing = TableWriter(contexts_path), TableWriter(firing_path, ENTRY_ROW_GROUP)
+        for found in in_threads(describe, info.layers):
+            contexts.write(found.contexts)
+            firing.write(found.firing)
+            information.append({"token": found.information[0], "even_token": found.information[1]})
+            counted.append(found.words)
+        contexts.close()
+        firing.close()
+    named = titles(np.concatenate(counted), words.texts, info.knowledge_num)
+    write_table(recording / "titles.parquet", named, ENTRY_ROW_GROUP)
+    return information
+
+
+def titles(counted: np.ndarray, words: list[str], n_entries: int) -> dict[str, Any]:
+    """Titles of entries: the ``TITLE_WORDS`` words of highest TF-IDF among those an entry fires in (scikit-learn's).
+
+    Args:
+        counted: ``entry word count`` in rows, int32 ``[row, 3]``; the same pair may come from several layers.
+        words: texts of the words.
+        n_entries: size of the bank.
+    """
+    entry, word, count = counted.T
+    together = coo_matrix((count, (entry, word)), shape=(n_entries, max(len(words), 1))).tocsr()
+    used = np.flatnonzero(np.diff(together.indptr))
+    if not len(used):
+        return {"entry": np.zeros(0, np.uint32), "title": pa.array([], pa.string())}
+    weight = TfidfTransformer(sublinear_tf=True).fit_transform(together[used])
+    best = best_of_rows(weight.indptr, weight.indices, weight.data, TITLE_WORDS)
+    found = [" · ".join(words[word] for word in row if word >= 0) for row in best.tolist()]
+    return {"entry": used.astype(np.uint32), "title": pa.array(found, pa.string())}
+
+
+class _LayerFiring(NamedTuple):
+    contexts: dict[str, Any]
+    firing: dict[str, Any]
+    words: np.ndarray
+    information: tuple[float, float]
+
+
+def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, lengths: np.ndarray) -> RowTokens:
+    parts = [read_parquet(tokens_path(recording, part), ["token", "predicted", "pos"]) for part in info.parts]
+    token, predicted, pos = (
+        np.concatenate([part[name].to_numpy() for part in parts]).astype(np.int32)
+        for name in ("token", "predicted", "pos")
+    )
+    following = np.append(token[1:], -1).astype(np.int32)
+    following[first_rows + lengths - 1] = -1
+    tokens = np.stack([token, predicted, following])
+    vocab = int(tokens.max()) + 1
+    share = np.stack([np.bincount(kind[kind >= 0], minlength=vocab) / max((kind >= 0).sum(), 1) for kind in tokens])
+    return RowTokens(
+        tokens=tokens,
+        shuffled=np.random.default_rng(0).permutation(token),
+        share=share,
+        doc=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        position=pos % info.window,
+    )
+
+
+def _blocks(entries: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut the used entries, rising, into runs of at most ``BLOCK`` selections and 65,536 numbers."""
+    start = total = 0
+    for place, (entry, count) in enumerate(zip(entries.tolist(), counts.tolist(), strict=True)):
+        if place > start and (total + count > BLOCK or entry - entries[start] >= 65536):
+            yield entries[start:place]
+            start, total = place, 0
+        total += count
+    if len(entries):
+        yield entries[start:]
+
+
+def _describe_block(
+    reader: SelectionReader, info: RecordingInfo, layer: int, entries: np.ndarray, rows: RowTokens, words: RowWords
+) -> _LayerFiring:
+    entry, row, gate = reader.read(layer, int(entries[0]), int(entries[-1]))
+    keys = np.sort(sort_keys(entry - entries[0], gate, row))  # by entry, falling gate score, row
+    found = describe_entries(
+        keys,
+        (entries - entries[0]).astype(np.int64),
+        rows.tokens,
+        rows.shuffled,
+        rows.share,
+        rows.doc,
+        rows.position,
+        words.of_row,
+        words.share,
+        (N_TOP, N_QUANTILES, N_TOKENS, N_WORDS),
+    )
+    kept = found.context_row >= 0
+    place, slot = np.nonzero(kept)
+    contexts = {
+        "entry": entries[place].astype(np.uint32),
+        "kind": pa.DictionaryArray.from_arrays((slot >= N_TOP).astype(np.int8), ["top", "quantile"]),
+        "rank": np.where(slot < N_TOP, slot, slot - N_TOP).astype(np.uint8),
+        "row": found.context_row[kept].astype(np.uint32),
+        "gate": found.context_gate[kept].astype(np.float16),
+    }
+    firing = {
+        "entry": entries.astype(np.uint32),
+        "count": found.count,
+        "docs": found.docs,
+        "position_mean": found.position.astype(np.float32),
+        "gate_deciles": fixed_lists(found.deciles, pa.float16()),
+    }
+    for number, kind in enumerate(KINDS):
+        firing[f"{kind}_token"] = fixed_lists(found.token[number], pa.int32())  # -1 fills up
+        firing[f"{kind}_lift"] = fixed_lists(found.lift[number], pa.float32())
+        firing[f"{kind}_count"] = fixed_lists(found.token_count[number], pa.uint32())
+    has = found.word >= 0
+    counted = np.stack([entries[np.nonzero(has)[0]], found.word[has], found.word_count[has]], axis=1).astype(np.int32)
+    total = info.rows * info.selected
+    return _LayerFiring(contexts, firing, counted, (found.information[0] / total, found.information[1] / total))
+
+
+def _join(blocks: list[_LayerFiring]) -> _LayerFiring:
+    def together(tables: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            name: pa.concat_arrays([t[name] for t in tables])
+            if isinstance(tables[0][name], pa.Array)
+            else np.concatenate([t[name] for t in tables])
+            for name in tables[0]
+        }
+
+    return _LayerFiring(
+        together([b.contexts for b in blocks]),
+        together([b.firing for b in blocks]),
+        np.concatenate([b.words for b in blocks]),
+        (sum(b.information[0] for b in blocks), sum(b.information[1] for b in blocks)),
+    )
+
+
+def _with_read_weights(recording: Path, info: RecordingInfo, layer: int, found: _LayerFiring) -> _LayerFiring:
+    """Look up the read weights of contexts, which entry-major rows lack, and name the layer."""
+    entry, gate = found.contexts["entry"], found.contexts["gate"]
+    row = found.contexts["row"].astype(np.int64)
+    read = np.zeros(len(row), np.float16)
+    order = np.argsort(row, kind="stable")
+    for part, first in zip(info.parts, info.first_rows(), strict=True):
+        begin, end = np.searchsorted(row[order], [first, first + part.rows])
+        here = order[begin:end]
+        if len(here):
+            names = [f"l{layer}_{kind}" for kind in ("indices", "gate", "read")]
+            table = read_parquet(tokens_path(recording, part), names)
+            local = row[here] - first
+            indices, gates, reads = (matrix(table[name])[local] for name in names)
+            # Two heads may select the same entry with different scores.
+            is_it = (indices == entry[here, None]) & (gates == gate[here, None])
+            read[here] = np.take_along_axis(reads, is_it.argmax(1)[:, None], axis=1)[:, 0]
+    layers = np.full(len(row), layer, np.uint16)
+    return found._replace(
+        contexts={"layer": layers, **found.contexts, "read": read},
+        firing={"layer": np.full(len(found.firing["entry"]), layer, np.uint16), **found.firing},
+    )

@@ -1,0 +1,167 @@
+"""The loops over single selections that the census needs, compiled by numba: one pass, no temporary per selection.
+
+Each function works on one layer of one part, adds into arrays that its caller owns and releases the GIL, so layers
+can be counted in parallel threads. What they compute is stated as plain definitions in docs/metrics.md and checked
+against naive loops in the tests.
+"""
+
+from typing import Any, no_type_check
+
+import numpy as np
+from numba import njit
+
+UNREAD_SHARE = 0.01
+"""A selection is unread when it gets less than this share of its token's read."""
+SHARE_BINS = 50
+"""Equal bins over [0, 1] of the histograms of read shares and of gate entropy / ln K."""
+MARGIN_BINS = 48
+"""Bins of the histogram of margins: half octaves from 2^-16 up, the first also takes all below."""
+MARGIN_LOWEST = -16.0
+
+SUMS = (
+    "tokens",
+    "heard",
+    "unread",
+    "gate_entropy",
+    "gate_top_share",
+    "read_entropy",
+    "effective_entries_read",
+    "read_top_share",
+    "gate_read_rank_correlation",
+    "gate_attention_rank_correlation",
+    "margin",
+    "margins",
+    "loss",
+    "losses",
+)
+"""Columns of the sums that ``read_tokens`` adds to, one row per class of tokens: numbers of tokens and of tokens that
+read anything, of unread selections, sums over the tokens that read anything, sum and number of margins and losses."""
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: Any, weights: Any) -> None:
+    """Count the selections of some tokens.
+
+    Args:
+        indices: selected entries, uint32 ``[token, K]``.
+        gate: gate scores, float32 ``[token, K]``.
+        read: absolute read weights, float32 ``[token, K]``.
+        group: document group of every token, int64 ``[token]``.
+        classes: columns of ``counts`` that a token belongs to, int64 ``[token, class kind]``.
+        counts: selections, int32 ``[N, column]``, added to.
+        weights: summed gate scores and read weights, float64 ``[group, N, 2]``, added to.
+    """
+    for t in range(indices.shape[0]):
+        for k in range(indices.shape[1]):
+            entry = indices[t, k]
+            weights[group[t], entry, 0] += gate[t, k]
+            weights[group[t], entry, 1] += read[t, k]
+            for c in range(classes.shape[1]):
+                counts[entry, classes[t, c]] += 1
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def read_tokens(
+    gate: Any, read: Any, margin: Any, loss: Any, classes: Any, sums: Any, shares: Any, entropies: Any, margins: Any
+) -> None:
+    """Sum up how tokens weigh what they selected; shares are weights divided by their sum over a token's K.
+
+    Args:
+        gate: gate scores, float32 ``[token, K]``.
+        read: absolute read weights, float32 ``[token, K]``.
+        margin: float32 ``[token, H]``, NaN where nothing was rejected.
+        loss: float32 ``[token]``, NaN where nothing is predicted.
+        classes: rows of ``sums`` that a token belongs to, int64 ``[token, class kind]``.
+        sums: float64 ``[class, len(SUMS)]``, added to.
+        shares: histogram of read shares over selections, int64 ``[SHARE_BINS]``, added to.
+        entropies: histogram of gate entropy / ln K over tokens, int64 ``[SHARE_BINS]``, added to.
+        margins: histogram of margins, int64 ``[MARGIN_BINS]``, added to.
+    """
+    k = gate.shape[1]
+    values = np.zeros(len(SUMS))
+    attention = np.zeros(k)
+    ranks = np.zeros((3, k))
+    for t in range(gate.shape[0]):
+        values[:] = 0
+        values[0] = 1
+        total_gate = 0.0
+        total_read = 0.0
+        for i in range(k):
+            total_gate += gate[t, i]
+            total_read += read[t, i]
+        gate_entropy = 0.0
+        gate_top = 0.0
+        if total_gate > 0:
+            for i in range(k):
+                share = gate[t, i] / total_gate
+                gate_top = max(gate_top, share)
+                if share > 0:
+                    gate_entropy -= share * np.log(share)
+        read_entropy = 0.0
+        read_top = 0.0
+        for i in range(k):
+            share = read[t, i] / total_read if total_read > 0 else 0.0
+            read_top = max(read_top, share)
+            if share > 0:
+                read_entropy -= share * np.log(share)
+            if share < UNREAD_SHARE:
+                values[2] += 1
+            shares[min(int(share * SHARE_BINS), SHARE_BINS - 1)] += 1
+            attention[i] = read[t, i] / gate[t, i] if gate[t, i] > 0 else 0.0
+        if total_read > 0:
+            values[1] = 1
+            values[3] = gate_entropy
+            values[4] = gate_top
+            values[5] = read_entropy
+            values[6] = np.exp(read_entropy)
+            values[7] = read_top
+            _rank(gate[t], ranks[0])
+            _rank(read[t], ranks[1])
+            _rank(attention, ranks[2])
+            values[8] = _correlation(ranks[0], ranks[1])
+            values[9] = _correlation(ranks[0], ranks[2])
+            if k > 1:
+                entropies[min(int(gate_entropy / np.log(k) * SHARE_BINS), SHARE_BINS - 1)] += 1
+        for h in range(margin.shape[1]):
+            if not np.isnan(margin[t, h]):
+                values[10] += margin[t, h]
+                values[11] += 1
+                octave = np.log2(max(margin[t, h], 1e-30))
+                margins[min(max(int((octave - MARGIN_LOWEST) * 2), 0), MARGIN_BINS - 1)] += 1
+        if not np.isnan(loss[t]):
+            values[12] = loss[t]
+            values[13] = 1
+        for c in range(classes.shape[1]):
+            for v in range(len(values)):
+                sums[classes[t, c], v] += values[v]
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _rank(values: Any, ranks: Any) -> None:
+    """Average ranks, less their mean; K is small, so every pair is compared."""
+    k = len(values)
+    for i in range(k):
+        below = 0.0
+        for j in range(k):
+            if values[j] < values[i]:
+                below += 1.0
+            elif values[j] == values[i]:
+                below += 0.5
+        ranks[i] = below - 0.5 * k
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _correlation(a: Any, b: Any) -> float:
+    """Pearson's r of centred values; 0 where one side is constant."""
+    ab = 0.0
+    aa = 0.0
+    bb = 0.0
+    for i in range(len(a)):
+        ab += a[i] * b[i]
+        aa += a[i] * a[i]
+        bb += b[i] * b[i]
+    return ab / np.sqrt(aa * bb) if aa > 0 and bb > 0 else 0.0

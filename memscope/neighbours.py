@@ -1,0 +1,135 @@
+"""Which entries are selected together: ``neighbours.parquet``, from the token-major parts.
+
+For two entries a and b of a layer, p(a, b) is the share of tokens that select both and p(a) the share that select a.
+Their normalised pointwise mutual information, ln(p(a, b) / p(a) p(b)) / -ln p(a, b), is 1 for entries always selected
+together and 0 for independent ones (Bouma 2009, "Normalized (pointwise) mutual information in collocation
+extraction"). Only positive ones are kept, of pairs seen ``MIN_TOGETHER`` times at least.
+"""
+
+from pathlib import Path
+from typing import Any, no_type_check
+
+import numpy as np
+from numba import njit
+
+from memscope.files import atomic_path
+from memscope.parquet import TableWriter, matrix, read_parquet
+from memscope.store import RecordingInfo, tokens_path
+from memscope.threads import in_threads
+
+N_NEIGHBOURS = 10
+MIN_TOGETHER = 5
+MAX_VISITS = 4_000_000_000
+"""Pairs looked at per layer; of more, evenly spread tokens are taken."""
+
+
+def write_neighbours(recording: Path, info: RecordingInfo) -> None:
+    """Write ``layer entry rank other together npmi tokens``, sorted by layer, entry and rank.
+
+    ``together`` counts tokens, ``tokens`` is the number of tokens that were looked at.
+    """
+    with atomic_path(recording / "neighbours.parquet") as temporary:
+        writer = TableWriter(temporary)
+        for table in in_threads(lambda layer: layer_neighbours(recording, info, layer), info.layers):
+            writer.write(table)
+        writer.close()
+
+
+def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[str, np.ndarray]:
+    """The neighbours of one layer's entries, as columns."""
+    name = f"l{layer}_indices"
+    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS))
+    indices = np.concatenate(
+        [matrix(read_parquet(tokens_path(recording, part), [name])[name])[::step] for part in info.parts]
+    )
+    starts, tokens = _tokens_of_entries(indices, info.knowledge_num)
+    other = np.full((info.knowledge_num, N_NEIGHBOURS), -1, np.int64)
+    together = np.zeros((info.knowledge_num, N_NEIGHBOURS), np.int64)
+    npmi = np.zeros((info.knowledge_num, N_NEIGHBOURS), np.float32)
+    _neighbours(indices, starts, tokens, MIN_TOGETHER, other, together, npmi)
+    entry, rank = np.nonzero(other >= 0)
+    return {
+        "layer": np.full(len(entry), layer, np.uint16),
+        "entry": entry.astype(np.uint32),
+        "rank": rank.astype(np.uint8),
+        "other": other[entry, rank].astype(np.uint32),
+        "together": together[entry, rank],
+        "npmi": npmi[entry, rank],
+        "tokens": np.full(len(entry), len(indices)),
+    }
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _tokens_of_entries(indices: Any, n_entries: int) -> Any:
+    """Tokens that select each entry, entry after entry: starts ``[N + 1]`` and tokens; two heads count once."""
+    starts = np.zeros(n_entries + 1, np.int64)
+    for step in range(2):
+        if step == 1:
+            starts = np.cumsum(starts)
+            tokens = np.empty(starts[-1], np.uint32)
+            filled = starts[:-1].copy()
+        for t in range(indices.shape[0]):
+            for k in range(indices.shape[1]):
+                entry = indices[t, k]
+                again = False
+                for j in range(k):
+                    again |= indices[t, j] == entry
+                if not again:
+                    if step == 0:
+                        starts[entry + 1] += 1
+                    else:
+                        tokens[filled[entry]] = t
+                        filled[entry] += 1
+    return starts, tokens
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _neighbours(
+    indices: Any, starts: Any, tokens: Any, min_together: int, other: Any, together: Any, npmi: Any
+) -> None:
+    n_tokens, k = indices.shape
+    keep = other.shape[1]
+    counts = np.zeros(len(starts) - 1, np.int32)
+    seen = np.full(len(starts) - 1, -1, np.int64)  # the token at which an entry was counted last
+    touched = np.empty(len(starts) - 1, np.int64)
+    for e in range(len(starts) - 1):
+        n_touched = 0
+        n_e = starts[e + 1] - starts[e]
+        if n_e < min_together:
+            continue
+        for s in range(starts[e], starts[e + 1]):
+            t = tokens[s]
+            for j in range(k):
+                o = indices[t, j]
+                if o != e and seen[o] != t:
+                    seen[o] = t
+                    if counts[o] == 0:
+                        touched[n_touched] = o
+                        n_touched += 1
+                    counts[o] += 1
+        for i in range(n_touched):
+            o = touched[i]
+            seen[o] = -1
+            c = counts[o]
+            counts[o] = 0
+            if c < min_together:
+                continue
+            n_o = starts[o + 1] - starts[o]
+            joint = c / n_tokens
+            pmi = np.log(c * (n_tokens / n_e) / n_o)
+            value = np.float32(pmi / -np.log(joint)) if c < n_tokens else np.float32(1.0)
+            place = keep
+            while place > 0 and (
+                value > npmi[e, place - 1] or (value == npmi[e, place - 1] and o < other[e, place - 1])
+            ):
+                place -= 1
+            if value > 0 and place < keep:
+                for j in range(keep - 1, place, -1):
+                    npmi[e, j] = npmi[e, j - 1]
+                    other[e, j] = other[e, j - 1]
+                    together[e, j] = together[e, j - 1]
+                npmi[e, place] = value
+                other[e, place] = o
+                together[e, place] = c
