@@ -8,44 +8,31 @@ The command line, the app and the report ask here and nowhere else.
 """
 
 import glob
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 import numpy as np
 import pandas as pd
 
+from memscope import entry_pages
+from memscope.config import load_config
+from memscope.entry_pages import EntryCard
 from memscope.errors import InputError
 from memscope.files import read_json
+from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
-from memscope.store import RecordingInfo, read_info, read_parquet, read_rows
+from memscope.parquet import matrix, read_parquet
+from memscope.store import RecordingInfo, SelectionReader, read_info, read_rows, tokens_path
 from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}
-_TABLES = {"usage": "usage", "contexts": "contexts", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
-
-
-class EntryCard(NamedTuple):
-    """Everything known of one entry."""
-
-    entry: int
-    sentence: str | None
-    """Init sentence; none when the entry started random."""
-    triples: pd.DataFrame
-    """``subject predicate object uuid``."""
-    drift: float
-    kept: float | None
-    kept_at_init: float | None
-    nearest: pd.DataFrame
-    """``token cosine in_sentence``, nearest first; one row per slot when entries have several."""
-    lens: pd.DataFrame
-    """``layer top bottom``: tokens the entry raises and lowers when read in a layer."""
-    usage: pd.DataFrame
-    """``layer count gate_sum read_sum share`` for every memory layer; share of the layer's selections."""
+_VIEWS = {"usage": "usage", "bias": "bias", "contexts": "contexts", "firing": "firing", "neighbours": "neighbours"}
+_VIEWS |= {"titles": "titles", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
 
 
 class Recording:
@@ -63,8 +50,9 @@ class Recording:
                 f"{path}: this recording is unfinished ({self.info.rows:,} of {self.info.total_tokens:,} tokens); "
                 "run the same 'memscope record' command again to complete it"
             )
+        self._tables: dict[str, EntryTable] = {}
         self._db = duckdb.connect()
-        for view, file in _TABLES.items():
+        for view, file in _VIEWS.items():
             source = path / f"{file}.parquet"
             if not source.is_file():
                 raise InputError(f"{source}: missing; record again")
@@ -89,6 +77,11 @@ class Recording:
         summary: dict[str, Any] = read_json(path) if path.is_file() else {}
         return summary
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.yaml`` of the run."""
+        return load_config(self.path / "config.yaml").model_dump(mode="json")
+
     def training_curve(self) -> pd.DataFrame:
         """Lines of the run's ``metrics.jsonl``: ``kind step`` and numbers."""
         return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))
@@ -110,7 +103,7 @@ class Recording:
 
         Layers stand in the order of ``info.layers``.
         """
-        frame = self._sql(f"SELECT layer, entry, {_WEIGHTS[weighting]} AS weight FROM usage")
+        frame = self.sql(f"SELECT layer, entry, {_WEIGHTS[weighting]} AS weight FROM usage")
         axis = {layer: number for number, layer in enumerate(self.info.layers)}
         usage = np.zeros((len(self.info.layers), self.info.knowledge_num), frame["weight"].to_numpy().dtype)
         usage[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
@@ -119,7 +112,7 @@ class Recording:
     def most_used(self, layer: int, weighting: str = "by_count", limit: int = 20) -> pd.DataFrame:
         """Entries with the largest share of a layer's usage: ``entry count gate_sum read_sum share sentence``."""
         weight = _WEIGHTS[weighting]
-        return self._sql(
+        return self.sql(
             f"""SELECT entry, count, gate_sum, read_sum, share, sentence
                 FROM (SELECT *, {weight} / sum({weight}) OVER () AS share FROM usage WHERE layer = ?)
                 JOIN bank USING (entry) ORDER BY {weight} DESC, entry LIMIT ?""",
@@ -128,11 +121,16 @@ class Recording:
 
     def usage_table(self) -> pd.DataFrame:
         """Selections of every entry in use: ``layer entry count gate_sum read_sum``."""
-        return self._sql("SELECT * FROM usage ORDER BY layer, entry")
+        return self.sql("SELECT layer, entry, count, gate_sum, read_sum FROM usage ORDER BY layer, entry")
+
+    def drift(self) -> np.ndarray:
+        """Drift of every entry, float32 ``[N]``."""
+        table = read_parquet(self.path / "decodings.parquet", ["drift"])
+        return np.asarray(table["drift"].to_numpy())
 
     def drift_summary(self) -> dict[str, float]:
         """Drift of used and unused entries, and the share of nearest tokens from the init sentence; NaN if none."""
-        frame = self._sql(
+        frame = self.sql(
             """SELECT median(drift) FILTER (used) AS median_used, quantile_cont(drift, 0.9) FILTER (used) AS p90_used,
                       median(drift) FILTER (NOT used) AS median_unused, avg(kept) FILTER (used) AS kept,
                       avg(kept_at_init) FILTER (used) AS kept_at_init
@@ -146,7 +144,7 @@ class Recording:
         """A page of the table of entries.
 
         Args:
-            search: an entry number, or words that must all occur in sentence, subject, predicate or object.
+            search: an entry number, or words that must all occur in sentence, title, subject, predicate or object.
             sort: one of ``SORT_COLUMNS``.
             descending: largest first.
             limit: rows of the page.
@@ -159,18 +157,20 @@ class Recording:
             raise InputError(f"cannot sort by '{sort}'; known are {', '.join(SORT_COLUMNS)}")
         where, values = _search_condition(search)
         order = f"{sort} {'DESC' if descending else 'ASC'} NULLS LAST, entry"
-        return self._sql(
-            f"SELECT * FROM ({_ENTRY_TABLE}) WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset]
-        )
+        page = self.sql(f"{_ENTRY_NUMBERS} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])
+        bank = self.rows_of("bank", page["entry"].tolist(), ["entry", "sentence", "subject", "predicate", "object"])
+        titles = self.rows_of("titles", page["entry"].tolist())
+        texts = bank.merge(titles, on="entry", how="left")[["entry", "title", *bank.columns[1:]]]
+        return page[["entry"]].merge(texts, on="entry").merge(page, on="entry")
 
     def count_entries(self, search: str = "") -> int:
         """Number of entries that a search finds."""
         where, values = _search_condition(search)
-        return int(self._sql(f"SELECT count(*) AS n FROM ({_ENTRY_TABLE}) WHERE {where}", values)["n"][0])
+        return int(self.sql(f"SELECT count(*) AS n FROM bank WHERE {where}", values)["n"][0])
 
     def sentences(self, entries: Iterable[int]) -> dict[int, str | None]:
         """Init sentences of some entries."""
-        frame = self._sql("SELECT entry, sentence FROM bank WHERE entry IN (SELECT unnest(?))", [_unique(entries)])
+        frame = self.rows_of("bank", entries, ["entry", "sentence"])
         return {int(e): s if isinstance(s, str) else None for e, s in zip(frame.entry, frame.sentence, strict=True)}
 
     def entry(self, entry: int) -> EntryCard:
@@ -179,59 +179,87 @@ class Recording:
         Raises:
             InputError: no such entry.
         """
-        if not 0 <= entry < self.info.knowledge_num:
-            raise InputError(f"entry {entry} does not exist; entries are 0 to {self.info.knowledge_num - 1}")
-        bank = self._sql("SELECT * FROM bank WHERE entry = ?", [entry]).iloc[0]
-        decoding = self._sql("SELECT * FROM decodings WHERE entry = ?", [entry]).iloc[0]
-        usage = self._sql("SELECT layer, count, gate_sum, read_sum FROM usage WHERE entry = ?", [entry])
-        usage = usage.set_index("layer").reindex(list(self.info.layers), fill_value=0).reset_index()
-        usage["share"] = usage["count"] / (self.info.rows * self.info.selected)
-        has_sentence = isinstance(bank["sentence"], str)
-        own = set(bank["token_ids"].tolist()) if has_sentence else set()
-        nearest = decoding["nearest"].tolist()
-        lens = [
-            {"layer": layer, **{end: self._texts(decoding[f"l{layer}_{end}"]) for end in ("top", "bottom")}}
-            for layer in self.info.layers
-            if isinstance(decoding[f"l{layer}_top"], np.ndarray)  # null where the layer never selected the entry
-        ]
-        return EntryCard(
-            entry=entry,
-            sentence=bank["sentence"] if has_sentence else None,
-            triples=pd.DataFrame(
-                {key: bank[key] if has_sentence else [] for key in ("subject", "predicate", "object", "uuid")}
-            ),
-            drift=float(decoding["drift"]),
-            kept=_optional(decoding["kept"]),
-            kept_at_init=_optional(decoding["kept_at_init"]),
-            nearest=pd.DataFrame(
-                {
-                    "token": self._texts(nearest),
-                    "cosine": decoding["nearest_cosine"],
-                    "in_sentence": [token in own for token in nearest],
-                }
-            ),
-            lens=pd.DataFrame(lens, columns=["layer", "top", "bottom"]),
-            usage=usage,
-        )
+        return next(self.cards([entry]))
+
+    def cards(self, entries: Iterable[int]) -> Iterator[EntryCard]:
+        """Cards of many entries, in the order asked.
+
+        Raises:
+            InputError: no such entry.
+        """
+        return entry_pages.cards(self, entries)
 
     def contexts(self, entry: int, layer: int | None = None, before: int = 16, after: int = 8) -> pd.DataFrame:
-        """Tokens on which an entry got its highest gate scores.
+        """Tokens on which an entry fires: ``contexts_of`` for one entry, of one layer if given."""
+        found = entry_pages.contexts(self, [entry], before, after)
+        return found if layer is None else found[found["layer"] == layer].reset_index(drop=True)
 
-        Returns ``layer rank gate read doc title pos before token after``, by falling gate score; ``before`` and
-        ``after`` are the text around the token inside its document.
+    def contexts_of(self, entries: Iterable[int], before: int = 16, after: int = 8) -> pd.DataFrame:
+        """Contexts of entries: their top ones and samples from every fifth of their gate scores.
+
+        Returns ``entry layer kind rank row gate read doc title pos before token after``, by entry, kind (``top``
+        first) and falling gate score; ``before`` and ``after`` are the text around the token inside its document.
         """
-        where, values = ("entry = ?", [entry]) if layer is None else ("entry = ? AND layer = ?", [entry, layer])
-        found = self._sql(
-            f"SELECT layer, rank, row, gate, read FROM contexts WHERE {where} ORDER BY gate DESC, row", values
+        return entry_pages.contexts(self, entries, before, after)
+
+    def firing_of(self, entries: Iterable[int]) -> pd.DataFrame:
+        """What entries fire on in each layer that uses them.
+
+        Returns ``entry layer count docs position_mean gate_deciles`` and, for ``input``, ``predicted`` and ``next``
+        tokens, ``{kind}_tokens``, ``{kind}_lift`` and ``{kind}_count``: lists of texts and numbers, most typical first.
+        """
+        return entry_pages.firing(self, entries)
+
+    def neighbours_of(self, entries: Iterable[int]) -> pd.DataFrame:
+        """Entries that are selected together with some entries.
+
+        Returns ``entry layer rank other together npmi sentence title``, by entry, layer and falling NPMI.
+        """
+        return entry_pages.neighbours(self, entries)
+
+    def selections(self, entry: int, layer: int) -> pd.DataFrame:
+        """Every selection of an entry in a layer: ``row gate``, in the order of rows."""
+        _, rows, gates = self._selections.read(layer, entry, entry)
+        return pd.DataFrame({"row": rows.astype(np.int64), "gate": gates.astype(np.float32)})
+
+    def preferences(self) -> pd.DataFrame:
+        """Lift of selection by what an entry's init sentence is, per layer; columns in docs/metrics.md."""
+        return self.sql("SELECT * FROM bias")
+
+    def map(self) -> pd.DataFrame | None:
+        """Places of entries on the map, ``entry x y cluster``; none before ``memscope map``."""
+        path = self.path / "map.parquet"
+        return read_parquet(path).to_pandas() if path.is_file() else None
+
+    @cached_property
+    def map_info(self) -> dict[str, Any]:
+        """How the map was made, its trustworthiness and clusters (``map.json``); empty before ``memscope map``."""
+        path = self.path / "map.json"
+        info: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return info
+
+    def document_losses(self) -> pd.DataFrame:
+        """Mean loss of documents in nats, over tokens that have a successor: ``doc title group tokens loss``."""
+        parts = [str(tokens_path(self.path, part)) for part in self.info.parts]
+        return self.sql(
+            """SELECT doc, title, "group", count(loss) AS tokens, avg(loss) AS loss
+               FROM read_parquet(?) JOIN docs USING (doc) GROUP BY ALL ORDER BY doc""",
+            [[glob.escape(part) for part in parts]],
         )
-        around = [self._around(int(row), before, after) for row in found.pop("row")]
-        columns = ["doc", "title", "pos", "before", "token", "after"]
-        return pd.concat([found, pd.DataFrame(around, columns=columns)], axis=1)
+
+    def usage_folds(self) -> np.ndarray:
+        """Selections per fold of documents, uint32 ``[fold, layer, N]``: how far usage repeats itself."""
+        table = read_parquet(self.path / "usage.parquet", ["layer", "entry", "folds"])
+        counts = matrix(table["folds"])
+        folds = np.zeros((counts.shape[1], len(self.info.layers), self.info.knowledge_num), np.uint32)
+        axis = np.searchsorted(self.info.layers, table["layer"].to_numpy())
+        folds[:, axis, table["entry"].to_numpy()] = counts.T
+        return folds
 
     @cached_property
     def documents(self) -> pd.DataFrame:
         """Recorded documents: ``doc title first_row rows``."""
-        return self._sql("SELECT * FROM docs ORDER BY doc")
+        return self.sql("SELECT * FROM docs ORDER BY doc")
 
     def trace(self, doc: int, first: int = 0, count: int = 256) -> Trace:
         """A stretch of a recorded document, token by token.
@@ -248,33 +276,24 @@ class Recording:
         rows = read_rows(self.path, self.info, int(place["first_row"]) + first, count)
         return make_trace(rows, self.info.layers, self.tokenizer)
 
-    def _around(self, row: int, before: int, after: int) -> tuple[int, str, int, str, str, str]:
-        doc = int(np.searchsorted(self.documents["first_row"].to_numpy(), row, side="right")) - 1
-        place = self.documents.iloc[doc]
-        start, end = int(place["first_row"]), int(place["first_row"] + place["rows"])
-        first = max(start, row - before)
-        ids = self._token_ids[first : min(end, row + after + 1)].tolist()
-        split = row - first
-        decode = self.tokenizer.decode
-        return (
-            doc,
-            str(place["title"]),
-            row - start,
-            decode(ids[:split]),
-            decode(ids[split : split + 1]),
-            decode(ids[split + 1 :]),
-        )
+    def rows_of(self, view: str, entries: Iterable[int], columns: list[str] | None = None) -> pd.DataFrame:
+        """Rows of some entries in one of the views that have a column ``entry``: a look-up, not a scan."""
+        if view not in self._tables:
+            self._tables[view] = EntryTable(self.path / f"{_VIEWS[view]}.parquet")
+        return self._tables[view].rows(entries, columns)
 
     @cached_property
-    def _token_ids(self) -> np.ndarray:
+    def _selections(self) -> SelectionReader:
+        return SelectionReader(self.path, self.info)
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
         """Token ids of all rows: two bytes a token, read once for the texts of contexts."""
-        files = [self.path / "tokens" / part.name for part in self.info.parts]
+        files = [tokens_path(self.path, part) for part in self.info.parts]
         return np.concatenate([read_parquet(file, ["token"])["token"].to_numpy() for file in files])
 
-    def _texts(self, ids: Iterable[Any]) -> list[str]:
-        return [self.tokenizer.token_texts[int(i)] for i in ids]
-
-    def _sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
+    def sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
+        """Answer a question in SQL; views are ``usage bias contexts firing neighbours titles decodings bank docs``."""
         # A cursor per question: one recording serves many threads.
         frame: pd.DataFrame = self._run(self._db.cursor(), query, values or []).df()
         return frame
@@ -286,24 +305,25 @@ class Recording:
             raise InputError(f"{self.path}: damaged ({str(error).splitlines()[0]}); record again") from error
 
 
-_ENTRY_TABLE = """
-    SELECT bank.entry, sentence, subject, predicate, object, drift, kept,
-           coalesce(u.count, 0)::BIGINT AS count, coalesce(u.gate_sum, 0) AS gate_sum,
-           coalesce(u.read_sum, 0) AS read_sum, coalesce(u.layers_used, 0)::BIGINT AS layers_used
-    FROM bank JOIN decodings USING (entry) LEFT JOIN (
+_ENTRY_NUMBERS = """
+    SELECT entry, drift, kept, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
+           coalesce(read_sum, 0) AS read_sum, coalesce(layers_used, 0)::BIGINT AS layers_used
+    FROM decodings LEFT JOIN (
         SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                count(*) AS layers_used
-        FROM usage GROUP BY entry) u USING (entry)"""
+        FROM usage GROUP BY entry) USING (entry)"""
 
 
 def _search_condition(search: str) -> tuple[str, list[Any]]:
-    """SQL condition on ``_ENTRY_TABLE`` and its values; every word must occur."""
+    """SQL condition on a column ``entry``, and its values; every word must occur."""
     words = search.split()
+    if not words:
+        return "TRUE", []
     parts = [f"array_to_string({column}, ' ')" for column in ("subject", "predicate", "object")]
-    text = f"concat_ws(' ', sentence, {', '.join(parts)})"
-    conditions = [f"{text} ILIKE ? ESCAPE '\\'" for _ in words]
+    text = f"concat_ws(' ', sentence, title, {', '.join(parts)})"
+    found = " AND ".join([f"{text} ILIKE ? ESCAPE '\\'"] * len(words))
+    condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
     values: list[Any] = [f"%{_escape_like(word)}%" for word in words]
-    condition = " AND ".join(conditions) or "TRUE"
     if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:  # fits the column's type
         return f"(entry = ? OR {condition})", [int(words[0]), *values]
     return condition, values
@@ -311,11 +331,3 @@ def _search_condition(search: str) -> tuple[str, list[Any]]:
 
 def _escape_like(word: str) -> str:
     return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-
-
-def _unique(values: Iterable[int]) -> list[int]:
-    return sorted({int(value) for value in values})
-
-
-def _optional(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)

@@ -1,0 +1,161 @@
+"""What is known of single entries: cards, contexts, firing. ``Recording`` answers through these; no torch.
+
+Files of a recording are sorted by entry within a layer, so each question opens the few row groups that hold it.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from memscope.errors import InputError
+
+if TYPE_CHECKING:
+    from memscope.query import Recording
+
+_CHUNK = 1024
+_KINDS = ("input", "predicted", "next")
+
+
+class EntryCard(NamedTuple):
+    """Everything known of one entry."""
+
+    entry: int
+    title: str | None
+    """Words that set apart what it fires on; none for an entry never selected."""
+    sentence: str | None
+    """Init sentence; none when the entry started random."""
+    triples: pd.DataFrame
+    """``subject predicate object uuid``."""
+    drift: float
+    kept: float | None
+    kept_at_init: float | None
+    slot_drift: list[float]
+    """Drift of every slot."""
+    nearest: pd.DataFrame
+    """``token cosine in_sentence``, nearest first; one row per slot when entries have several."""
+    lens: pd.DataFrame
+    """``layer top bottom``: tokens the entry raises and lowers when read in a layer."""
+    usage: pd.DataFrame
+    """``layer count gate_sum read_sum share`` for every memory layer; share of the layer's selections."""
+
+
+def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]:
+    """Cards of entries, in the order asked."""
+    asked = [_known(recording, entry) for entry in entries]
+    for start in range(0, len(asked), _CHUNK):
+        chunk = asked[start : start + _CHUNK]
+        bank, decodings, titles = (
+            recording.rows_of(name, chunk).set_index("entry") for name in ("bank", "decodings", "titles")
+        )
+        usage = recording.rows_of("usage", chunk, ["entry", "layer", "count", "gate_sum", "read_sum"])
+        usages = dict(list(usage.groupby("entry")))
+        for entry in chunk:
+            title = titles["title"].get(entry)
+            yield _card(
+                recording, entry, title, bank.loc[entry], decodings.loc[entry], usages.get(entry, usage.iloc[:0])
+            )
+
+
+def contexts(recording: "Recording", entries: Iterable[int], before: int, after: int) -> pd.DataFrame:
+    """Contexts of entries with the text around them."""
+    found = recording.rows_of("contexts", entries)
+    found = found.astype({"kind": str, "gate": np.float32, "read": np.float32})  # pandas cannot group float16
+    found = found.sort_values(["entry", "kind", "gate", "row"], ascending=[True, False, False, True])
+    found = found[["entry", "layer", "kind", "rank", "row", "gate", "read"]].reset_index(drop=True)
+    around = _around(recording, found["row"].tolist(), before, after)
+    return pd.concat([found, around], axis=1)
+
+
+def firing(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
+    """What entries fire on, tokens as texts."""
+    found = recording.rows_of("firing", entries).sort_values(["entry", "layer"], ignore_index=True)
+    for kind in _KINDS:
+        real = [tokens >= 0 for tokens in found[f"{kind}_token"]]  # -1 fills up
+        tokens = found.pop(f"{kind}_token")
+        found[f"{kind}_tokens"] = [_texts(recording, t[ok]) for t, ok in zip(tokens, real, strict=True)]
+        for name in (f"{kind}_lift", f"{kind}_count"):
+            found[name] = [values[ok].tolist() for values, ok in zip(found[name], real, strict=True)]
+    return found
+
+
+def neighbours(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
+    """Entries that are selected together with some entries, with sentence and title."""
+    found = recording.rows_of("neighbours", entries).sort_values(["entry", "layer", "rank"], ignore_index=True)
+    others = found["other"].unique().tolist()
+    for view, column in (("bank", "sentence"), ("titles", "title")):
+        texts = recording.rows_of(view, others, ["entry", column]).set_index("entry")[column]
+        found[column] = found["other"].map(texts)
+    return found[["entry", "layer", "rank", "other", "together", "npmi", "sentence", "title"]]
+
+
+def _card(
+    recording: "Recording", entry: int, title: Any, bank: pd.Series, decoding: pd.Series, usage: pd.DataFrame
+) -> EntryCard:
+    info = recording.info
+    usage = usage.drop(columns="entry").set_index("layer").reindex(list(info.layers), fill_value=0).reset_index()
+    usage["share"] = usage["count"] / (info.rows * info.selected)
+    has_sentence = isinstance(bank["sentence"], str)
+    own = set(bank["token_ids"].tolist()) if has_sentence else set()
+    nearest = decoding["nearest"].tolist()
+    lens = [
+        {"layer": layer, **{end: _texts(recording, decoding[f"l{layer}_{end}"]) for end in ("top", "bottom")}}
+        for layer in info.layers
+        if isinstance(decoding[f"l{layer}_top"], np.ndarray)  # null where the layer never selected the entry
+    ]
+    return EntryCard(
+        entry=entry,
+        title=title if isinstance(title, str) else None,
+        sentence=bank["sentence"] if has_sentence else None,
+        triples=pd.DataFrame(
+            {key: bank[key] if has_sentence else [] for key in ("subject", "predicate", "object", "uuid")}
+        ),
+        drift=float(decoding["drift"]),
+        kept=_optional(decoding["kept"]),
+        kept_at_init=_optional(decoding["kept_at_init"]),
+        slot_drift=decoding["slot_drift"].tolist(),
+        nearest=pd.DataFrame(
+            {
+                "token": _texts(recording, nearest),
+                "cosine": decoding["nearest_cosine"],
+                "in_sentence": [token in own for token in nearest],
+            }
+        ),
+        lens=pd.DataFrame(lens, columns=["layer", "top", "bottom"]),
+        usage=usage,
+    )
+
+
+def _known(recording: "Recording", entry: int) -> int:
+    if not 0 <= entry < recording.info.knowledge_num:
+        raise InputError(f"entry {entry} does not exist; entries are 0 to {recording.info.knowledge_num - 1}")
+    return int(entry)
+
+
+def _around(recording: "Recording", rows: list[int], before: int, after: int) -> pd.DataFrame:
+    """Document, position and surrounding text of rows."""
+    documents = recording.documents
+    docs = np.searchsorted(documents["first_row"].to_numpy(), rows, side="right") - 1
+    starts = documents["first_row"].to_numpy()[docs].tolist()
+    ends = (documents["first_row"] + documents["rows"]).to_numpy()[docs].tolist()
+    ids, decode = recording.token_ids, recording.tokenizer.decode
+    texts = [
+        (
+            decode(ids[max(start, row - before) : row].tolist()),
+            decode(ids[row : row + 1].tolist()),
+            decode(ids[row + 1 : min(end, row + after + 1)].tolist()),
+        )
+        for row, start, end in zip(rows, starts, ends, strict=True)
+    ]
+    place = pd.DataFrame({"doc": docs, "title": documents["title"].to_numpy()[docs]})
+    place["pos"] = np.array(rows, np.int64) - np.array(starts, np.int64)
+    return pd.concat([place, pd.DataFrame(texts, columns=["before", "token", "after"])], axis=1)
+
+
+def _texts(recording: "Recording", ids: Iterable[Any]) -> list[str]:
+    return [recording.tokenizer.token_texts[int(i)] for i in ids]
+
+
+def _optional(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
