@@ -1,95 +1,234 @@
-"""A recording's answers in words, each with its numbers: what the report opens with and the app shows as flags."""
+"""A recording's answers in words, each with its numbers: what the report opens with and the app shows as flags.
 
-from typing import NamedTuple
+    for finding in find(Recording("recordings/demo")):
+        print(finding.question, finding.short, finding.answer)
+
+A word like "yes" stands only where the numbers show it: more than two standard errors from even selection, or a
+discovery after correction for all tests.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
+from memscope.words import plural, selections, span
+
+_NAMED = 3
+"""Preferred labels that a sentence names."""
 
 
 class Finding(NamedTuple):
     """One answer."""
 
     question: str
+    short: str
+    """The answer in one sentence."""
     answer: str
+    """The numbers behind it, with the number of selections D that they are over."""
 
 
 def find(recording: Recording) -> list[Finding]:
     """Answers to the standing questions about a memory, most important first."""
+    census, info = recording.census, recording.info
     return [
-        _evenness(recording.layer_metrics(), recording.census["all_layers"]),
-        _layers(recording.usage(), recording.info.layers),
-        _reading(recording.reading_metrics()),
-        _drift(recording.drift_summary()),
+        _evenness(recording.layer_metrics(), census["all_layers"]["by_count"]),
+        _preferences(recording.preferences(), selections(recording)),
+        _dependence(census["layers"], selections(recording)),
+        _certainty(recording),
+        _layers(recording.usage(), info.layers, census["overlap"]),
+        _reading(recording.reading_metrics(), info.rows, info.selected),
+        _drift(recording.drift_summary(), recording.usage()),
     ]
 
 
-def _evenness(layers: pd.DataFrame, everywhere: dict[str, int | float]) -> Finding:
+def _evenness(layers: pd.DataFrame, everywhere: dict[str, Any]) -> Finding:
     worst = layers.loc[layers["kl_to_uniform"].idxmax()]
     n, d = int(worst["entries"]), int(worst["selections"])
+    beyond = _beyond_even(layers)
+    verdict = (
+        "Yes, in every layer. "
+        if beyond == len(layers)
+        else f"In {beyond} of {len(layers)} layers. "
+        if beyond
+        else "Not shown. "
+    )
+    short = f"{verdict}Half of a layer's {d:,} selections go to {span(layers['top50'], ',')} of the {n:,} entries."
     answer = (
-        f"Over {everywhere['selections']:,} selections {everywhere['coverage']:.1%} of the {n:,} entries were used "
-        f"at least once in some layer; even selection would use {everywhere['even_coverage']:.1%}. "
-        f"Layer {int(worst['layer'])} is the most uneven: {worst['coverage']:.1%} used over {d:,} selections "
+        f"Over {everywhere['selections']:,} selections in all layers {everywhere['coverage']:.1%} of the {n:,} entries "
+        f"were used at least once; even selection would use {everywhere['even_coverage']:.1%}. "
+        f"Layer {int(worst['layer'])} is the most uneven: {worst['coverage']:.1%} used over D = {d:,} selections "
         f"(even: {worst['even_coverage']:.1%}), half of its selections go to {int(worst['top50']):,} entries, "
-        f"KL to uniform {worst['kl_to_uniform']:.2f} of at most {np.log(n):.2f} nats "
-        f"(even: {worst['even_kl_to_uniform']:.2f}), Gini {worst['gini']:.2f} (even: {worst['even_gini']:.2f})."
+        f"KL to uniform {_with_error(worst, 'kl_to_uniform', '.3f')} of at most {np.log(n):.2f} nats "
+        f"(even: {worst['even_kl_to_uniform']:.3f}), Gini {worst['gini']:.3f} (even: {worst['even_gini']:.3f})."
     )
-    return Finding("Is the gate biased?", answer)
+    return Finding("Is the gate biased?", short, answer)
 
 
-def _layers(counts: np.ndarray, layers: tuple[int, ...]) -> Finding:
-    used_by = (counts > 0).sum(0)
-    if len(layers) == 1:
-        return Finding("Do layers use the bank differently?", "There is one memory layer.")
-    used = int((used_by > 0).sum())
-    once, all_layers = int((used_by == 1).sum()), int((used_by == len(layers)).sum())
-    overlaps = []
-    for a in range(len(layers)):
-        for b in range(a + 1, len(layers)):
-            both = int(((counts[a] > 0) & (counts[b] > 0)).sum())
-            either = int(((counts[a] > 0) | (counts[b] > 0)).sum())
-            overlaps.append((both / max(1, either), layers[a], layers[b], _chance_jaccard(counts[a], counts[b])))
-    lowest, highest = min(overlaps), max(overlaps)
+def _beyond_even(layers: pd.DataFrame) -> int:
+    """Layers whose KL to uniform lies more than two standard errors above that of even selection."""
+    error = pd.to_numeric(layers["kl_to_uniform_se"])
+    return int((layers["kl_to_uniform"] - 2 * error > layers["even_kl_to_uniform"]).sum())
+
+
+def _preferences(preferences: pd.DataFrame, d: str) -> Finding:
+    question = "Toward what is it biased?"
+    if preferences.empty:
+        return Finding(question, "That cannot be asked of this bank.", "Its entries have no labels that can be tested.")
+    tests = 2 * len(preferences)
+    by_lift, by_rank = int(preferences["significant"].sum()), int(preferences["rank_significant"].sum())
+    control = int(preferences[["control_significant", "control_rank_significant"]].to_numpy().sum())
+    attributes = ", ".join(dict.fromkeys(preferences["attribute"]))
+    found = preferences[preferences["significant"] | preferences["rank_significant"]]
+    shown = found if len(found) else preferences
+    strongest = shown.loc[shown[["p", "rank_p"]].min(axis=1).sort_values(kind="stable").index[:_NAMED]]
+    if len(found):
+        short = (
+            f"{len(found)} of {len(preferences)} labels and layers go together with usage more than chance would "
+            f"have it, first “{strongest.iloc[0]['label']}” in layer {strongest.iloc[0]['layer']}."
+        )
+    else:
+        short = (
+            f"Not shown: none of {tests:,} tests finds usage and a label of the init sentence to go together more than "
+            "chance would have it."
+        )
     answer = (
-        f"Of {used:,} entries in use, {once:,} are used by one layer only and {all_layers:,} by all {len(layers)}. "
-        f"Sets of used entries overlap least between layers {lowest[1]} and {lowest[2]} "
-        f"(Jaccard {lowest[0]:.2f}; independent sets of these sizes: {lowest[3]:.2f}) "
-        f"and most between layers {highest[1]} and {highest[2]} ({highest[0]:.2f}; independent: {highest[3]:.2f})."
+        f"Tested: {attributes}; each label in each layer (D = {d}), by its share of selections and by ranks of "
+        f"entries; {by_lift} and {by_rank} discoveries at a false discovery rate of 5%, {control} among as many tests "
+        f"of shuffled labels. {'Strongest' if len(found) else 'The smallest p-values'}: "
+        f"{'; '.join(_preference(row) for row in strongest.to_dict('records'))}. "
     )
-    return Finding("Do layers use the bank differently?", answer)
+    if not len(found):
+        answer += (
+            "That is no proof of indifference: where few entries take most selections, any labels get large lifts, "
+            "and a preference must be larger still to be seen."
+        )
+    return Finding(question, short, answer)
 
 
-def _chance_jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Expected Jaccard index of two independent random sets of these sizes (ratio of expectations)."""
-    p, q = float((a > 0).mean()), float((b > 0).mean())
-    return p * q / (p + q - p * q) if p + q > 0 else 0.0
+def _preference(row: dict[str, Any]) -> str:
+    interval = "" if pd.isna(row["low"]) else f", {row['low']:.2g} to {row['high']:.2g} over other documents"
+    return (
+        f"{row['attribute']} “{row['label']}” in layer {row['layer']}, lift {row['lift']:.2g}{interval} (shuffled "
+        f"labels: {row['chance_low']:.2g} to {row['chance_high']:.2g}), q = {min(row['q'], row['rank_q']):.2g}"
+    )
 
 
-def _reading(reading: pd.DataFrame) -> Finding:
-    def span(column: str, form: str) -> str:
+def _dependence(layers: Sequence[dict[str, Any]], d: str) -> Finding:
+    """What the choice goes by on the side of the reading token."""
+    information = {layer["layer"]: layer["profiles"]["information"] for layer in layers}
+    kinds = {"token": "input token", "frequency": "frequency of the input token", "position": "position in the window"}
+    beyond = {kind: [i[kind] - i[f"even_{kind}"] for i in information.values()] for kind in kinds}
+    best = max(kinds, key=lambda kind: float(np.mean(beyond[kind])))
+    short = (
+        f"Of what was measured the choice goes most by the {kinds[best]}: "
+        f"{span(beyond[best], '.2f')} nats of information a layer, beyond chance."
+    )
+    parts = [
+        f"{name} {span([i[kind] for i in information.values()], '.3f')} nats (shuffled tokens: "
+        f"{span([i[f'even_{kind}'] for i in information.values()], '.3f')})"
+        for kind, name in kinds.items()
+    ]
+    answer = (
+        f"Mutual information between the selected entry and a property of the token, over D = {d} selections a layer: "
+        f"{'; '.join(parts)}. A finite D shows some information even in shuffled tokens, so the difference counts."
+    )
+    return Finding("What does the choice of entries go by?", short, answer)
+
+
+def _certainty(recording: Recording) -> Finding:
+    census, layers, info = recording.census, recording.layer_metrics(), recording.info
+    errors = pd.to_numeric(layers["kl_to_uniform_se"])
+    question = "How sure are these numbers?"
+    if errors.isna().any():
+        return Finding(
+            question,
+            "Standard errors are not known: fewer than two folds hold text.",
+            f"D = {selections(recording)} selections a layer; compare numbers only with their even twins.",
+        )
+    coverage = pd.to_numeric(layers["coverage_se"])
+    short = (
+        f"With other {census['interval_unit']} of this kind a layer's KL to uniform would move by about "
+        f"{span(errors, '.3f')} nats and its coverage by {span(coverage, '.2%')} (one standard error)."
+    )
+    answer = (
+        f"By leaving out one of {census['folds']} folds of {census['interval_unit']} after the other (jackknife), over "
+        f"D = {selections(recording)} selections a layer, {info.rows:,} tokens and {len(recording.documents):,} "
+        f"documents. Even selection would show a KL to uniform of {span(layers['even_kl_to_uniform'], '.3f')} nats at "
+        "this D, which is how much of it a finite sample explains. All of this is about one model: another seed "
+        "may differ by more."
+    )
+    return Finding(question, short, answer)
+
+
+def _layers(counts: np.ndarray, layers: tuple[int, ...], overlap: dict[str, Any]) -> Finding:
+    question = "Does each layer use the bank differently?"
+    if len(layers) == 1:
+        return Finding(question, "There is one memory layer.", "Layers cannot be compared.")
+    used_by = (counts > 0).sum(0)
+    used, once = int((used_by > 0).sum()), int((used_by == 1).sum())
+    jaccard, chance, divergence = (np.array(overlap[k]) for k in ("jaccard", "even_jaccard", "jensen_shannon"))
+    pairs = [(a, b) for a in range(len(layers)) for b in range(a + 1, len(layers))]
+    low, high = (choose(pairs, key=lambda pair: jaccard[pair]) for choose in (min, max))
+    short = (
+        f"{once / max(1, used):.0%} of the {used:,} entries in use are used by one layer only; usage of two layers "
+        f"lies {span([divergence[pair] for pair in pairs], '.2f')} nats apart (0.69 = no entry in common)."
+    )
+    answer = (
+        f"{once:,} entries are used by one layer only and {int((used_by == len(layers)).sum()):,} by all "
+        f"{len(layers)}, over D = {int(counts[0].sum()):,} selections a layer. "
+    )
+    if low == high:
+        answer += (
+            f"Their sets of used entries have a Jaccard index of {jaccard[low]:.3f}; independent sets of these sizes "
+            f"would have {chance[low]:.3f}. The distance is the Jensen-Shannon divergence."
+        )
+    else:
+        answer += (
+            f"Sets of used entries overlap least between layers {layers[low[0]]} and {layers[low[1]]} (Jaccard "
+            f"{jaccard[low]:.3f}; independent sets of these sizes: {chance[low]:.3f}) and most between layers "
+            f"{layers[high[0]]} and {layers[high[1]]} ({jaccard[high]:.3f}; independent: {chance[high]:.3f}). "
+            "Distances are Jensen-Shannon divergences."
+        )
+    return Finding(question, short, answer)
+
+
+def _reading(reading: pd.DataFrame, tokens: int, selected: int) -> Finding:
+    def ends(column: str, form: str) -> str:
         """Lowest and highest layer of a column."""
         low, high = (reading.loc[getattr(reading[column], end)()] for end in ("idxmin", "idxmax"))
+        if len(reading) == 1:
+            return _with_error(low, column, form)
         return (
-            f"{format(low[column], form)} (layer {int(low['layer'])}) to "
-            f"{format(high[column], form)} (layer {int(high['layer'])})"
+            f"{_with_error(low, column, form)} (layer {int(low['layer'])}) to "
+            f"{_with_error(high, column, form)} (layer {int(high['layer'])})"
         )
 
-    answer = (
-        f"A token effectively reads {span('effective_entries_read', '.1f')} entries a layer. "
-        f"{span('unread_share', '.0%')} of selections stay unread, below 1% of their token's read. "
-        f"Gate score and attention agree at a rank correlation of {span('gate_attention_rank_correlation', '+.2f')}; "
-        "the attention is taken alone (read weight / gate score), since the read weight contains the gate score."
+    short = (
+        f"A token effectively reads {span(reading['effective_entries_read'], '.1f')} of the {selected} entries it "
+        "selects; the rank correlation of gate score and attention is "
+        f"{span(reading['gate_attention_rank_correlation'], '+.2f')}."
     )
-    return Finding("Does the attention read what the gate selects?", answer)
-
-
-def _drift(drift: dict[str, float]) -> Finding:
     answer = (
-        f"Median drift (1 - cosine to the initial entry) is {drift['median_used']:.3f} among used entries and "
-        f"{drift['median_unused']:.3f} among entries never selected; a tenth of the used moved more than "
-        f"{drift['p90_used']:.3f}. "
+        f"Over {tokens:,} tokens (D = {tokens * selected:,} selections a layer), effective entries read are "
+        f"{ends('effective_entries_read', '.3f')}. {ends('unread_share', '.2%')} of selections stay unread, below "
+        "1% of their token's read. Gate score and attention agree at a rank correlation of "
+        f"{ends('gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight / gate score), "
+        "since the read weight contains the gate score."
+    )
+    return Finding("Does the attention read what the gate selects?", short, answer)
+
+
+def _drift(drift: dict[str, float], counts: np.ndarray) -> Finding:
+    used = int((counts.sum(0) > 0).sum())
+    unused = counts.shape[1] - used
+    short = f"Used entries moved by a median of {drift['median_used']:.3f} (1 − cosine)"
+    short += f", entries never selected by {drift['median_unused']:.3f}." if unused else "."
+    answer = (
+        f"Over {used:,} used {plural(used, 'entry', 'entries')} and {unused:,} that none of D = {int(counts.sum()):,} "
+        f"selections in all layers took: a tenth of the used moved more than {drift['p90_used']:.3f}. "
     )
     if np.isnan(drift["kept"]):
         answer += "Entries started random, so there is no sentence to compare with."
@@ -98,4 +237,11 @@ def _drift(drift: dict[str, float]) -> Finding:
             f"Of the tokens nearest to a used entry, {drift['kept']:.1%} stand in its init sentence now, "
             f"{drift['kept_at_init']:.1%} did before training."
         )
-    return Finding("How far have entries drifted from their sentences?", answer)
+    return Finding("How far have entries drifted from their sentences?", short, answer)
+
+
+def _with_error(row: pd.Series, name: str, form: str) -> str:
+    """A number with its standard error, where that is known."""
+    error = row.get(f"{name}_se")
+    text = format(row[name], form)
+    return text if error is None or np.isnan(error) else f"{text} ± {format(error, form.lstrip('+'))}"

@@ -1,0 +1,218 @@
+"""What ``census.json`` of a recording holds, as far as reports pass it on; every field has its meaning."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Documented(BaseModel):
+    """Fields are described by the text below them, and no other field may occur."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Evenness(Documented):
+    """How evenly a bank is used; z is the share of each entry, ``even_*`` what even selection shows at the same D.
+
+    ``*_se`` are standard errors by the jackknife over folds of documents; null for usage weighted by scores, and where
+    there are fewer than two folds.
+    """
+
+    entries: int
+    """N."""
+    selections: int
+    """D."""
+    coverage: float
+    """Share of entries with any usage."""
+    even_coverage: float
+    """1 - exp(-D/N)."""
+    kl_to_uniform: float
+    """ln N + sum z ln z in nats; 0 = even, ln N = one entry takes all."""
+    even_kl_to_uniform: float
+    """The same for counts that follow a Poisson law of mean D/N."""
+    relative_perplexity: float
+    """exp(entropy of z) / N; 1 = even."""
+    gini: float
+    """1 - 2 mean(cumsum(sort z)) + 1/N; 0 = even."""
+    even_gini: float
+    """The same for counts that follow a Poisson law of mean D/N."""
+    top50: int
+    """Most used entries that hold 50% of the usage."""
+    top90: int
+    """Most used entries that hold 90% of the usage."""
+    top99: int
+    """Most used entries that hold 99% of the usage."""
+    max_violation: float
+    """(largest load - mean load) / mean load."""
+    dead: int
+    """Entries without any usage."""
+    hot: int
+    """Entries with more than 10 times the even share."""
+    coverage_se: float | None = None
+    """Standard error of coverage."""
+    kl_to_uniform_se: float | None = None
+    """Standard error of kl_to_uniform, nats."""
+    relative_perplexity_se: float | None = None
+    """Standard error of relative_perplexity."""
+    gini_se: float | None = None
+    """Standard error of gini."""
+    top50_se: float | None = None
+    """Standard error of top50."""
+
+
+class Weightings(Documented):
+    """Evenness under three weightings of usage."""
+
+    by_count: Evenness
+    """Usage = selections."""
+    by_gate_score: Evenness
+    """Usage = summed gate scores."""
+    by_read_weight: Evenness
+    """Usage = summed absolute read weights."""
+
+
+class TokenMeans(Documented):
+    """What gate and attention make of tokens, means over those that read anything."""
+
+    gate_entropy: float
+    """Entropy of a token's gate shares, nats."""
+    gate_top_share: float
+    """Largest gate share of a token."""
+    read_entropy: float
+    """Entropy of a token's read shares, nats."""
+    effective_entries_read: float
+    """exp(entropy of a token's read shares)."""
+    read_top_share: float
+    """Largest read share of a token."""
+    gate_read_rank_correlation: float
+    """Spearman's rho of gate score and read weight over a token's selections."""
+    gate_attention_rank_correlation: float
+    """The same with read weight / gate score: the attention alone."""
+    unread_share: float
+    """Share of selections with less than 1% of their token's read."""
+    silent_tokens: float
+    """Share of tokens that read nothing."""
+    margin: float | None
+    """Raw score of the weakest selected above the best rejected entry, mean over tokens and gate heads."""
+    loss: float | None
+    """Loss of predicting the next token, nats."""
+
+
+class Reading(TokenMeans):
+    """Means over all tokens of a layer; ``*_se`` are standard errors by the jackknife over folds of documents."""
+
+    gate_entropy_se: float | None = None
+    """Standard error of gate_entropy."""
+    gate_top_share_se: float | None = None
+    """Standard error of gate_top_share."""
+    read_entropy_se: float | None = None
+    """Standard error of read_entropy."""
+    effective_entries_read_se: float | None = None
+    """Standard error of effective_entries_read."""
+    read_top_share_se: float | None = None
+    """Standard error of read_top_share."""
+    gate_read_rank_correlation_se: float | None = None
+    """Standard error of gate_read_rank_correlation."""
+    gate_attention_rank_correlation_se: float | None = None
+    """Standard error of gate_attention_rank_correlation."""
+    unread_share_se: float | None = None
+    """Standard error of unread_share."""
+    silent_tokens_se: float | None = None
+    """Standard error of silent_tokens."""
+    margin_se: float | None = None
+    """Standard error of margin."""
+    loss_se: float | None = None
+    """Standard error of loss."""
+    read_share_histogram: tuple[int, ...]
+    """Selections by read share, equal bins over [0, 1]."""
+    gate_entropy_histogram: tuple[int, ...]
+    """Tokens by gate entropy / ln K, equal bins over [0, 1]."""
+    margin_histogram: tuple[int, ...]
+    """Margins by size: half octaves from 2^-16 up, the first bin also takes all below."""
+
+
+class ClassProfile(TokenMeans):
+    """One class of tokens: what the gate does there, and how its choice differs from that of the whole layer."""
+
+    label: str
+    """Name of the class."""
+    low: float
+    """Lower bound: position in the window, or occurrences per million tokens."""
+    high: float
+    """Upper bound."""
+    tokens: int
+    """Tokens of the class."""
+    coverage: float
+    """Share of entries that these tokens select."""
+    divergence: float
+    """KL(entries of the class || entries of the layer), nats."""
+    even_divergence: float
+    """The same for as many tokens taken at random."""
+
+
+class Information(Documented):
+    """Mutual information of entry and class of a selection, nats; a finite D shows some even in shuffled tokens."""
+
+    position: float
+    """Entry and octave of the position in the window."""
+    even_position: float
+    """The same for shuffled tokens."""
+    frequency: float
+    """Entry and decade of the input token's frequency."""
+    even_frequency: float
+    """The same for shuffled tokens."""
+    token: float
+    """Entry and input token."""
+    even_token: float
+    """The same for shuffled tokens."""
+
+
+class Profiles(Documented):
+    """What the choice of entries depends on."""
+
+    position: tuple[ClassProfile, ...]
+    """By octave of the position in the window."""
+    frequency: tuple[ClassProfile, ...]
+    """By decade of the input token's frequency."""
+    information: Information
+    """What the choice of entries tells of these classes."""
+
+
+class LayerMetrics(Weightings):
+    """One memory layer."""
+
+    layer: int
+    """Number of the layer."""
+    reading: Reading
+    """Gate and attention on all tokens."""
+    profiles: Profiles
+    """Gate and attention on classes of tokens."""
+
+
+class Overlap(Documented):
+    """How alike layers use the bank: matrices ``[layer, layer]`` in the order of ``recording.layers``."""
+
+    jaccard: tuple[tuple[float, ...], ...]
+    """Entries used by both / by either."""
+    even_jaccard: tuple[tuple[float, ...], ...]
+    """The same for independent random sets of these sizes."""
+    rank_correlation: tuple[tuple[float, ...], ...]
+    """Spearman's rho of usage over all entries."""
+    jensen_shannon: tuple[tuple[float, ...], ...]
+    """Divergence of usage in nats; ln 2 = no entry in common."""
+
+
+class GroupLayer(Weightings):
+    """One memory layer on the documents of one group."""
+
+    layer: int
+    """Number of the layer."""
+    reading: TokenMeans
+    """Gate and attention on the group's tokens."""
+
+
+class Group(Documented):
+    """One group of documents."""
+
+    all_layers: Weightings
+    """Selections of all layers taken together."""
+    layers: tuple[GroupLayer, ...]
+    """Each layer."""

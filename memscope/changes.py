@@ -1,0 +1,242 @@
+"""What differs between two recordings, as numbers and tables; ``compare.py`` puts them into words and figures.
+
+    changes = find_changes(Recording("recordings/early"), Recording("recordings/late"))
+    changes.layers, changes.switched
+
+Measures and their yardsticks are those of ``stability.py``; both recordings are asked through the query layer only.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
+from memscope.errors import InputError
+from memscope.query import Recording
+from memscope.stability import (
+    independent_jaccard,
+    jensen_shannon,
+    likeness,
+    paired_change,
+    sampled_likeness,
+    switches,
+)
+
+METRICS = ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50", "top90", "max_violation", "dead", "hot")
+"""Metrics of evenness that are compared."""
+SEED = 0
+"""Of the samples behind every yardstick."""
+_SWITCHED = ["layer", "change", "entry", "selections_a", "selections_b", "sentence"]
+
+
+class Changes(NamedTuple):
+    """What differs between two recordings."""
+
+    layers: list[LayerLikeness]
+    """All layers together first, then each; empty when the banks started from different sentences."""
+    evenness: list[EvennessChange]
+    """The same order."""
+    loss: LossChange
+    predicates: list[PredicateChange]
+    """By falling absolute change."""
+    switched: pd.DataFrame
+    """Entries that died or woke, layers taken together and one by one: ``layer change entry selections_a selections_b
+    sentence``; ``layer`` is "all" or a number."""
+    different_entries: int
+    """Entries that started from another sentence, or at random from another seed."""
+
+
+def find_changes(a: Recording, b: Recording) -> Changes:
+    """Compare two recordings.
+
+    Raises:
+        InputError: banks of different sizes, or other memory layers.
+    """
+    _check_comparable(a, b)
+    bank_a, bank_b = (r.entries(sort="entry", descending=False, limit=r.info.knowledge_num) for r in (a, b))
+    different = _different_entries(a, b, bank_a["sentence"], bank_b["sentence"])
+    usage_a, usage_b = a.usage(), b.usage()
+    layers: list[LayerLikeness] = []
+    switched = [pd.DataFrame(columns=_SWITCHED)]
+    if not different:
+        halves = list(zip(*(_halves(recording) for recording in (a, b)), strict=True))
+        for number, (layer, *counts) in enumerate(_each_layer(a.info.layers, usage_a, usage_b)):
+            row, table = _compare_layer(layer, counts[0], counts[1], halves[number], bank_a["sentence"])
+            layers.append(row)
+            switched.append(table)
+    return Changes(
+        layers=layers,
+        evenness=list(_evenness_changes(a, b)),
+        loss=_loss_change(a, b),
+        predicates=_predicate_changes((bank_a["predicate"], usage_a.sum(0)), (bank_b["predicate"], usage_b.sum(0))),
+        switched=pd.concat([table for table in switched if len(table)] or switched, ignore_index=True),
+        different_entries=different,
+    )
+
+
+def _check_comparable(a: Recording, b: Recording) -> None:
+    one, other = a.info, b.info
+    if one.knowledge_num != other.knowledge_num:
+        raise InputError(
+            f"{b.path}: its bank has {other.knowledge_num:,} entries, that of {a.path} has {one.knowledge_num:,}; "
+            "usage can only be compared between banks of the same size"
+        )
+    if one.layers != other.layers:
+        names = [", ".join(map(str, info.layers)) for info in (other, one)]
+        raise InputError(
+            f"{b.path}: its memory layers are {names[0]}, those of {a.path} are {names[1]}; "
+            "usage can only be compared between models with memory in the same layers"
+        )
+
+
+def _different_entries(a: Recording, b: Recording, sentences_a: pd.Series, sentences_b: pd.Series) -> int:
+    """Entries whose number means another start; those that started random are alike if the seed is."""
+    one, other = sentences_a.fillna(""), sentences_b.fillna("")
+    different = one != other
+    if a.config["train"]["seed"] != b.config["train"]["seed"]:
+        different |= sentences_a.isna() & sentences_b.isna()
+    return int(different.sum())
+
+
+def _halves(recording: Recording) -> list[float | None]:
+    """Divergence of usage between both halves of a recording's folds: all layers together first, then each."""
+    folds = recording.usage_folds().astype(np.int64)
+    each = _each_layer(recording.info.layers, folds[::2].sum(0), folds[1::2].sum(0))
+    return [jensen_shannon(one, other) if one.any() and other.any() else None for _, one, other in each]
+
+
+def _each_layer(
+    layers: tuple[int, ...], a: np.ndarray, b: np.ndarray
+) -> Iterator[tuple[int | None, np.ndarray, np.ndarray]]:
+    """Usage of all layers together (named none), then of each; a model of one layer has that one alone."""
+    if len(layers) > 1:
+        yield None, a.sum(0), b.sum(0)
+    yield from zip(layers, a, b, strict=True)
+
+
+def _compare_layer(
+    layer: int | None, a: np.ndarray, b: np.ndarray, halves: tuple[float | None, ...], sentences: pd.Series
+) -> tuple[LayerLikeness, pd.DataFrame]:
+    now, sampled, moved = likeness(a, b), sampled_likeness(a, b, SEED), switches(a, b)
+    row = LayerLikeness(
+        layer=layer,
+        selections_a=int(a.sum()),
+        selections_b=int(b.sum()),
+        rank_correlation=now.rank_correlation,
+        sampled_rank_correlation=sampled.rank_correlation,
+        rank_correlation_both=now.rank_correlation_both,
+        used_by_both=int(((a > 0) & (b > 0)).sum()),
+        jensen_shannon=now.jensen_shannon,
+        sampled_jensen_shannon=sampled.jensen_shannon,
+        halves_jensen_shannon_a=halves[0],
+        halves_jensen_shannon_b=halves[1],
+        jaccard=now.jaccard,
+        independent_jaccard=independent_jaccard(a, b),
+        sampled_jaccard=sampled.jaccard,
+        died=len(moved.died),
+        died_by_sampling=moved.died_by_sampling,
+        woke=len(moved.woke),
+        woke_by_sampling=moved.woke_by_sampling,
+    )
+    entries = np.concatenate([moved.died, moved.woke])
+    table = pd.DataFrame(
+        {
+            "layer": "all" if layer is None else str(layer),
+            "change": ["died"] * len(moved.died) + ["woke"] * len(moved.woke),
+            "entry": entries,
+            "selections_a": a[entries],
+            "selections_b": b[entries],
+            "sentence": sentences.to_numpy()[entries],
+        },
+        columns=_SWITCHED,
+    )
+    return row, table
+
+
+def _evenness_changes(a: Recording, b: Recording) -> Iterator[EvennessChange]:
+    both: list[tuple[int | None, dict[str, float], dict[str, float]]] = []
+    if len(a.info.layers) > 1:
+        both.append((None, a.census["all_layers"]["by_count"], b.census["all_layers"]["by_count"]))
+    rows = [recording.layer_metrics().to_dict("records") for recording in (a, b)]
+    both += [(one["layer"], one, other) for one, other in zip(*rows, strict=True)]
+    for layer, one, other in both:
+        for metric in METRICS:
+            error = float(np.hypot(_known(one.get(f"{metric}_se")), _known(other.get(f"{metric}_se"))))
+            yield EvennessChange(
+                layer=layer,
+                metric=metric,
+                a=one[metric],
+                b=other[metric],
+                change=other[metric] - one[metric],
+                change_se=None if np.isnan(error) else error,
+            )
+
+
+def _loss_change(a: Recording, b: Recording) -> LossChange:
+    one, other = a.census["loss"], b.census["loss"]
+    if a.info.corpus_sha256 == b.info.corpus_sha256 and a.info.rows == b.info.rows:
+        both = a.document_losses().merge(b.document_losses(), on="doc", suffixes=("_a", "_b")).dropna()
+        tokens, loss_a, loss_b = (both[name].to_numpy(float) for name in ("tokens_a", "loss_a", "loss_b"))
+        paired = paired_change(tokens, loss_a, loss_b)
+        return LossChange(
+            a=one,
+            b=other,
+            change=other - one,
+            change_se=paired.se,
+            paired=True,
+            documents=len(both),
+            documents_lower=paired.lower,
+        )
+    errors = [_known(recording.census["layers"][0]["reading"].get("loss_se")) for recording in (a, b)]
+    error = float(np.hypot(errors[0], errors[1]))
+    return LossChange(
+        a=one,
+        b=other,
+        change=other - one,
+        change_se=None if np.isnan(error) else error,
+        paired=False,
+        documents=None,
+        documents_lower=None,
+    )
+
+
+def _known(error: float | None) -> float:
+    return float("nan") if error is None else error
+
+
+def _predicate_changes(a: tuple[pd.Series, np.ndarray], b: tuple[pd.Series, np.ndarray]) -> list[PredicateChange]:
+    """Shares of every relation in bank and selections; each side is the predicates and the usage of its entries."""
+    one, other = (_predicate_shares(*side) for side in (a, b))
+    names = one.index.union(other.index)
+    one, other = one.reindex(names, fill_value=0), other.reindex(names, fill_value=0)
+    changes = [
+        PredicateChange(
+            predicate=str(name),
+            entries_a=int(one.loc[name, "entries"]),
+            entries_b=int(other.loc[name, "entries"]),
+            bank_share_a=one.loc[name, "bank_share"],
+            bank_share_b=other.loc[name, "bank_share"],
+            selection_share_a=one.loc[name, "selection_share"],
+            selection_share_b=other.loc[name, "selection_share"],
+            change=other.loc[name, "selection_share"] - one.loc[name, "selection_share"],
+        )
+        for name in names
+    ]
+    return sorted(changes, key=lambda change: (-abs(change.change), change.predicate))
+
+
+def _predicate_shares(predicates: pd.Series, usage: np.ndarray) -> pd.DataFrame:
+    """``entries bank_share selection_share`` per relation, among the entries that have one."""
+    pairs = pd.DataFrame({"predicate": predicates, "usage": usage}).explode("predicate").dropna()
+    pairs = pairs[pairs["predicate"] != ""].reset_index(names="entry").drop_duplicates(["entry", "predicate"])
+    having = pairs.drop_duplicates("entry")
+    shares = pairs.groupby("predicate")["usage"].agg(["size", "sum"])
+    return pd.DataFrame(
+        {
+            "entries": shares["size"],
+            "bank_share": shares["size"] / max(1, len(having)),
+            "selection_share": shares["sum"].astype(float) / max(1, int(having["usage"].sum())),
+        }
+    )

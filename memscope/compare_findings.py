@@ -1,0 +1,131 @@
+"""A comparison of two recordings in words, each sentence with its numbers and what sampling alone would show."""
+
+from memscope.changes import Changes
+from memscope.compare_schema import LayerLikeness
+from memscope.findings import Finding
+from memscope.query import Recording
+from memscope.stability import LIVELY
+from memscope.words import plural, selections, span
+
+
+def describe(a: Recording, b: Recording, changes: Changes) -> list[Finding]:
+    """Answers to the standing questions about two recordings, most important first."""
+    findings = [_same_entries(changes), _switched(changes)] if changes.layers else [_other_bank(a, changes)]
+    return [*findings, _evenness(a, b, changes), _predicates(a, b, changes), _loss(a, b, changes)]
+
+
+def _other_bank(a: Recording, changes: Changes) -> Finding:
+    return Finding(
+        "Do both select the same entries?",
+        "That cannot be asked: the banks did not start alike.",
+        f"{changes.different_entries:,} of {a.info.knowledge_num:,} entries started from another sentence in B than in "
+        "A, or at random from another seed, so an entry's number names two different things. Only distributions are "
+        "compared here.",
+    )
+
+
+def _same_entries(changes: Changes) -> Finding:
+    layers = [row for row in changes.layers if row.layer is not None]
+    short = (
+        f"Usage per layer lies {span([row.jensen_shannon for row in layers], '.3f')} nats apart (Jensen-Shannon "
+        f"divergence; 0 = equal, 0.693 = no entry in common); two samples of one gate would lie "
+        f"{max(row.sampled_jensen_shannon for row in layers):.2g} apart at most."
+    )
+    far = max(layers, key=lambda row: row.jensen_shannon)
+    answer = (
+        f"Most in layer {far.layer}: {far.jensen_shannon:.3f} nats over D = {far.selections_a:,} (A) and "
+        f"{far.selections_b:,} (B) selections (sampling alone: {far.sampled_jensen_shannon:.2g}{_halves(far)}). The "
+        f"sets of entries used there have a Jaccard index of {far.jaccard:.2f}; independent sets of these sizes "
+        f"would have {far.independent_jaccard:.2f}, two samples of one gate {far.sampled_jaccard:.2f}. Over layers "
+        f"the Jaccard index is {span([row.jaccard for row in layers], '.2f')}"
+    )
+    rho = [row.rank_correlation for row in layers if row.rank_correlation is not None]
+    answer += f", the rank correlation of usage over all entries {span(rho, '+.2f')}." if rho else "."
+    return Finding("Do both select the same entries?", short, answer)
+
+
+def _switched(changes: Changes) -> Finding:
+    layers = [row for row in changes.layers if row.layer is not None]
+    died, woke = sum(row.died for row in layers), sum(row.woke for row in layers)
+    by_chance = sum(row.died_by_sampling for row in layers), sum(row.woke_by_sampling for row in layers)
+    short = (
+        f"{died:,} {plural(died, 'entry', 'entries')} died in a layer and {woke:,} woke; sampling alone would show "
+        f"{by_chance[0]:,.1f} and {by_chance[1]:,.1f}."
+    )
+    answer = (
+        f"Died: selected at least {LIVELY} times in A and never in B, over D = {layers[0].selections_a:,} and "
+        f"{layers[0].selections_b:,} selections a layer. Woke: the other way round. An entry counts once per layer. "
+    )
+    for row in changes.layers:
+        if row.layer is None:
+            answer += (
+                f"With all layers taken together {row.died:,} died and {row.woke:,} woke (sampling alone: "
+                f"{row.died_by_sampling:,.1f} and {row.woke_by_sampling:,.1f}, D = {row.selections_a:,} and "
+                f"{row.selections_b:,}). "
+            )
+    return Finding("Which entries died, which woke?", short, answer + "Tables name them.")
+
+
+def _evenness(a: Recording, b: Recording, changes: Changes) -> Finding:
+    rows = [row for row in changes.evenness if row.metric == "kl_to_uniform" and row.layer is not None]
+    known = all(row.change_se is not None for row in rows)
+    up, down = (sum(sign * row.change > 2 * (row.change_se or 0.0) for row in rows) for sign in (1, -1))
+    short = f"KL to uniform rose in {up} of {len(rows)} layers (less even) and fell in {down} (more even)"
+    short += ", counting changes of more than two standard errors." if known else "."
+    far = max(rows, key=lambda row: abs(row.change))
+    error = f" ± {far.change_se:.3f}" if far.change_se is not None else ""
+    covered = [row for row in changes.evenness if row.metric == "coverage" and row.layer is not None]
+    answer = (
+        f"Most in layer {far.layer}: from {far.a:.3f} to {far.b:.3f} nats ({far.change:+.3f}{error}). Coverage per "
+        f"layer is {span([row.a for row in covered], '.1%')} in A and {span([row.b for row in covered], '.1%')} in B, "
+        f"over D = {selections(a)} and {selections(b)} selections a layer."
+    )
+    if a.info.rows * a.info.selected != b.info.rows * b.info.selected:
+        answer += " These metrics depend on D, so part of the change may come from its difference."
+    if not known:
+        answer += " No standard errors are known here, so small changes may be chance."
+    return Finding("Has selection become more even?", short, answer)
+
+
+def _predicates(a: Recording, b: Recording, changes: Changes) -> Finding:
+    question = "Has the gate turned to other relations?"
+    if not changes.predicates:
+        return Finding(question, "No entry of these banks has triples.", "There are no relations to compare.")
+    top = changes.predicates[0]
+    short = (
+        f"“{top.predicate}” changed most: from {top.selection_share_a:.1%} to {top.selection_share_b:.1%} of the "
+        f"selections of entries with triples; its share of the bank is {top.bank_share_b:.1%}."
+    )
+    answer = (
+        f"Over {len(changes.predicates)} relations and all layers, D = {selections(a, all_layers=True)} and "
+        f"{selections(b, all_layers=True)} selections. An entry with several relations counts for each of them. Where "
+        "few entries take most selections, these shares are those of few entries: a change says where the gate went, "
+        "not that it went there because of the relation."
+    )
+    return Finding(question, short, answer)
+
+
+def _loss(a: Recording, b: Recording, changes: Changes) -> Finding:
+    loss = changes.loss
+    error = f" ± {loss.change_se:.4f}" if loss.change_se is not None else ""
+    short = (
+        f"Loss on the recorded text: {loss.a:.4f} in A, {loss.b:.4f} in B ({loss.change:+.4f}{error} nats per token)."
+    )
+    answer = f"Over {a.info.rows:,} and {b.info.rows:,} tokens. "
+    if loss.paired:
+        answer += (
+            f"Both are means over the same text; the error is that of differences over its {loss.documents:,} "
+            f"documents, and B is lower in {loss.documents_lower:,} of them."
+        )
+    else:
+        answer += "The texts differ, so this is a difference of texts as well as of models."
+    return Finding("Has the loss changed?", short, answer)
+
+
+def _halves(row: LayerLikeness) -> str:
+    if row.halves_jensen_shannon_a is None or row.halves_jensen_shannon_b is None:
+        return ""
+    return (
+        f"; two halves of the documents under one gate: {row.halves_jensen_shannon_a:.4f} in A, "
+        f"{row.halves_jensen_shannon_b:.4f} in B"
+    )

@@ -1,0 +1,154 @@
+"""How alike two usage distributions are, beside what sampling alone would show. numpy and scipy only.
+
+Two recordings never show the same counts, even of the same gate on other text of the same kind. Every measure
+therefore comes with a yardstick: what two samples of independent selections, as large as the two recordings, show when
+both are drawn from the pooled distribution. Selections of one document resemble each other, so other text moves the
+measures by more than that: by how much, one recording's two halves of documents show.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import rel_entr
+from scipy.stats import binom, rankdata
+
+LIVELY = 10
+"""An entry died or woke when one recording selected it at least so often and the other never."""
+DRAWS = 20
+"""Pairs of samples that a yardstick is the mean of."""
+
+
+class Likeness(NamedTuple):
+    """How alike two usage distributions are."""
+
+    rank_correlation: float | None
+    """Spearman's rho over all N entries, unused ones included; none where one side is constant."""
+    rank_correlation_both: float | None
+    """The same over the entries that both use."""
+    jensen_shannon: float
+    """Jensen-Shannon divergence in nats: 0 = equal, ln 2 = disjoint."""
+    jaccard: float
+    """Entries used by both / entries used by either."""
+
+
+class Switches(NamedTuple):
+    """Entries that one side uses and the other never does."""
+
+    died: np.ndarray
+    """Entries with at least ``LIVELY`` selections in a and none in b, most used first."""
+    woke: np.ndarray
+    """The other way round."""
+    died_by_sampling: float
+    """Expected number of such entries in two samples from the pooled distribution."""
+    woke_by_sampling: float
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
+    """Compare usage per entry, ``[N]`` each; see ``Likeness``."""
+    both = (a > 0) & (b > 0)
+    return Likeness(rank_correlation(a, b), rank_correlation(a[both], b[both]), jensen_shannon(a, b), jaccard(a, b))
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's rho, ties at their mean rank; none for fewer than three entries or a constant side.
+
+    Equal to ``scipy.stats.spearmanr``, which warns where one side is constant.
+    """
+    if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
+        return None
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+
+
+def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean of KL(p || m) and KL(q || m) in nats, p and q being the shares of each entry and m = (p + q) / 2."""
+    if a.sum() <= 0 or b.sum() <= 0:
+        return 0.0 if a.sum() == b.sum() else float(np.log(2))
+    p, q = a / a.sum(), b / b.sum()
+    middle = (p + q) / 2
+    return float(max(0.0, (rel_entr(p, middle) + rel_entr(q, middle)).sum() / 2))
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Entries used by both over entries used by either; 1 when neither uses any."""
+    either = int(((a > 0) | (b > 0)).sum())
+    return int(((a > 0) & (b > 0)).sum()) / either if either else 1.0
+
+
+def independent_jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Expected Jaccard index of two independent random sets of these sizes (ratio of expectations)."""
+    p, q = float((a > 0).mean()), float((b > 0).mean())
+    return p * q / (p + q - p * q) if p + q > 0 else 1.0
+
+
+def sampled_likeness(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Likeness:
+    """The yardstick: mean ``Likeness`` of ``DRAWS`` pairs of samples of sizes sum(a), sum(b) from (a + b) / sum(a + b).
+
+    Args:
+        a: selections per entry, int64 ``[N]``.
+        b: likewise, of the other recording.
+        seed: of the samples.
+    """
+    pool = a + b
+    used = pool > 0
+    chance = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(DRAWS):
+        pair = []
+        for total in (int(a.sum()), int(b.sum())):
+            sample = np.zeros_like(pool)
+            sample[used] = chance.multinomial(total, pool[used] / pool.sum())
+            pair.append(sample)
+        drawn.append(likeness(*pair))
+    columns = ([value for value in column if value is not None] for column in zip(*drawn, strict=True))
+    rho, rho_both, divergence, index = (float(np.mean(column)) if column else None for column in columns)
+    assert divergence is not None and index is not None
+    return Likeness(rho, rho_both, divergence, index)
+
+
+def switches(a: np.ndarray, b: np.ndarray) -> Switches:
+    """Entries that died or woke between two recordings, and how many would in two samples from their pool.
+
+    Args:
+        a: selections per entry, int64 ``[N]``.
+        b: likewise, of the other recording.
+    """
+    died, woke = (np.flatnonzero((now >= LIVELY) & (other == 0)) for now, other in ((a, b), (b, a)))
+    p = (a + b) / max(1, int((a + b).sum()))
+
+    def expected(lively: np.ndarray, silent: np.ndarray) -> float:
+        return float((binom.sf(LIVELY - 1, int(lively.sum()), p) * binom.pmf(0, int(silent.sum()), p)).sum())
+
+    return Switches(
+        died[np.argsort(-a[died], kind="stable")],
+        woke[np.argsort(-b[woke], kind="stable")],
+        expected(a, b),
+        expected(b, a),
+    )
+
+
+class PairedChange(NamedTuple):
+    """Change of a mean over text that both sides share."""
+
+    change: float
+    """b - a, over all tokens."""
+    se: float | None
+    """Its standard error over documents; none for fewer than two."""
+    lower: int
+    """Documents in which b is lower."""
+
+
+def paired_change(tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedChange:
+    """Change of a token mean between two sides of the same documents.
+
+    The error is that of a ratio estimator with documents as the unit: sqrt(n / (n - 1) sum (w_i (d_i - d))^2), w_i
+    being a document's share of the tokens, d_i its change and d the change over all.
+
+    Args:
+        tokens: tokens per document, ``[document]``.
+        a: mean per document, ``[document]``.
+        b: likewise, of the other side.
+    """
+    weight, change = tokens / tokens.sum(), b - a
+    total, n = float((weight * change).sum()), len(tokens)
+    error = float(np.sqrt(n / (n - 1) * ((weight * (change - total)) ** 2).sum())) if n > 1 else None
+    return PairedChange(total, error, int((b < a).sum()))

@@ -1,0 +1,249 @@
+"""A recording as a folder of pages that any browser opens from disk: no server, no request to anywhere.
+
+    memscope report recordings/demo --static site/demo
+
+``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``), and every one of them
+has a page under ``entries/``. Sentences, titles and contexts are text of a corpus: they are escaped in pages and set
+as text by the script, and a content security policy allows no other script, style or address.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from memscope.entry_pages import EntryCard
+from memscope.errors import InputError
+from memscope.files import atomic_path
+from memscope.query import Recording
+from memscope.words import model_name, selections, visible
+
+TOP_CONTEXTS = 8
+"""Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
+_MARKER = "memscope-site.json"
+"""Tells a site from any other folder: only a site is ever replaced."""
+_ROWS_PER_FILE = 4096
+_CHUNK = 256
+_BEFORE, _AFTER = 20, 12
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+class StaticSite(NamedTuple):
+    """A site that was written."""
+
+    home: Path
+    """Its ``index.html``."""
+    entries: int
+    """Entries with a page."""
+    left_out: int
+    """Entries that no layer selected: they have none."""
+    bytes: int
+    seconds: float
+
+
+def write_static(recording: Recording, out: Path) -> StaticSite:
+    """Write the site into the folder ``out``, which appears whole or not at all; an earlier site there is replaced.
+
+    Raises:
+        InputError: ``out`` holds something else, or cannot be written.
+    """
+    started = time.perf_counter()
+    out = out.absolute()
+    _check_target(out)
+    table = recording.entries(sort="count", limit=recording.info.knowledge_num)
+    used = table[table["count"] > 0].reset_index(drop=True)
+    left_out = len(table) - len(used)
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        for name in ("site.css", "site.js"):
+            shutil.copyfile(_TEMPLATES / name, folder / name)
+        data = list(_write_data(recording, used, folder / "data"))
+        facts = _facts(recording, len(used), left_out)
+        index = _environment().get_template("site_index.html.j2").render(facts=facts, used=len(used), data=data)
+        (folder / "index.html").write_text(index, encoding="utf-8")
+        _write_pages(recording, used, folder / "entries")
+        marker = {"made_by": "memscope", **facts}
+        (folder / _MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return StaticSite(out / "index.html", len(used), left_out, size, time.perf_counter() - started)
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: this is a file; name a folder that is new, empty or an earlier site")
+    if out.is_dir() and any(out.iterdir()) and not (out / _MARKER).is_file():
+        raise InputError(f"{out}: holds files that are not a site of memscope; name a folder that is new or empty")
+
+
+def _facts(recording: Recording, used: int, left_out: int) -> dict[str, str]:
+    info = recording.info
+    return {
+        "Model": model_name(recording),
+        "Corpus": f"{info.corpus_name}, {len(recording.documents):,} documents, {info.rows:,} tokens",
+        "Selections": f"D = {selections(recording)} a layer ({info.selected} per token), "
+        f"{selections(recording, all_layers=True)} in {len(info.layers)} layers",
+        "Entries": f"{used:,} of {info.knowledge_num:,} were selected and are listed here; the other {left_out:,} "
+        "never were and have no page",
+    }
+
+
+def _write_data(recording: Recording, used: pd.DataFrame, folder: Path) -> Iterator[str]:
+    """Rows for ``site.js``, most used first, so that the first file fills the first pages; yields file names."""
+    folder.mkdir()
+    usage = recording.usage()
+    layers = np.asarray(recording.info.layers)
+    rows = [
+        [
+            int(row["entry"]),
+            int(row["count"]),
+            None if np.isnan(row["drift"]) else round(max(0.0, float(row["drift"])), 5),
+            int(row["layers_used"]),
+            int(layers[usage[:, row["entry"]].argmax()]),
+            _text(row["title"]),
+            _text(row["sentence"]),
+            _triple_text(row),
+        ]
+        for row in used.to_dict("records")
+    ]
+    for number, start in enumerate(range(0, len(rows), _ROWS_PER_FILE)):
+        name = f"entries-{number:03d}.js"
+        lines = ",\n".join(_script_json(row) for row in rows[start : start + _ROWS_PER_FILE])
+        (folder / name).write_text(f"memscope.add([\n{lines}\n]);\n", encoding="utf-8")
+        yield name
+
+
+def _triple_text(row: dict[str, Any]) -> str:
+    """What a search should find of an entry's triples, less what its sentence says anyway."""
+    sentence = _text(row["sentence"])
+    if sentence is None:
+        return ""
+    texts = [str(text) for name in ("subject", "predicate", "object") for text in row[name]]
+    return " ".join(text for text in dict.fromkeys(texts) if text.lower() not in sentence.lower())
+
+
+def _script_json(value: Any) -> str:
+    """JSON inside a script: markup and line separators are escaped, so that nothing can end the script early."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _write_pages(recording: Recording, used: pd.DataFrame, folder: Path) -> None:
+    """One page per entry in use, a thousand to a folder."""
+    template = _environment().get_template("site_entry.html.j2")
+    order = [int(entry) for entry in used["entry"]]
+    for start in range(0, len(order), _CHUNK):
+        chunk = order[start : start + _CHUNK]
+        firing = _grouped(recording.firing_of(chunk), ["entry"])
+        contexts = _grouped(recording.contexts_of(chunk, _BEFORE, _AFTER), ["entry", "layer"])
+        neighbours = _grouped(recording.neighbours_of(chunk), ["entry", "layer"])
+        for rank, card in enumerate(recording.cards(chunk), start):
+            page = template.render(
+                **_summary(recording, card),
+                rank=rank + 1,
+                used=len(order),
+                more_used=order[rank - 1] if rank else None,
+                less_used=order[rank + 1] if rank + 1 < len(order) else None,
+                layers=[
+                    _layer(row, contexts.get(key := (card.entry, row["layer"]), []), neighbours.get(key, []))
+                    for row in sorted(firing[card.entry,], key=lambda row: -row["count"])
+                ],
+            )
+            path = folder / f"{card.entry // 1000:03d}" / f"{card.entry}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page, encoding="utf-8")
+
+
+def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
+    info = recording.info
+    d = info.rows * info.selected
+    return {
+        "card": card,
+        "total": int(card.usage["count"].sum()),
+        "all_selections": d * len(info.layers),
+        "d": d,
+        "documents": len(recording.documents),
+        "triples": [t for t in card.triples.to_dict("records") if t["predicate"] or t["object"]],
+        "usage": card.usage.to_dict("records"),
+        "top_share": float(card.usage["share"].max()),
+        "nearest": card.nearest.to_dict("records"),
+        "best_cosine": float(card.nearest["cosine"].max()),
+        "slots": info.knowledge_length,
+        "before": _BEFORE,
+        "lens": card.lens.to_dict("records"),
+    }
+
+
+def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a page says of one layer that uses the entry."""
+    kinds = {"input": "on the token", "predicted": "where the model predicts", "next": "where the text goes on with"}
+    typical = [
+        (name, list(zip(firing[f"{kind}_tokens"], firing[f"{kind}_count"], firing[f"{kind}_lift"], strict=True)))
+        for kind, name in kinds.items()
+    ]
+    return {
+        "number": firing["layer"],
+        "count": firing["count"],
+        "docs": firing["docs"],
+        "gates": list(firing["gate_deciles"]),
+        "typical": [(name, found) for name, found in typical if found],
+        "contexts": list(_contexts(contexts)),
+        "neighbours": neighbours,
+    }
+
+
+def _contexts(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Contexts under their headings; rows that the top already shows are not repeated."""
+    found = [_space_outside(context) for context in found]
+    top = [c | {"label": ""} for c in found if c["kind"] == "top"][:TOP_CONTEXTS]
+    yield "Highest gate scores", top
+    shown = {c["row"] for c in top}
+    fifths = [
+        c | {"label": f"fifth {c['rank'] + 1} of 5 · "}
+        for c in found
+        if c["kind"] == "quantile" and c["row"] not in shown
+    ]
+    if fifths:
+        yield "Samples over all its gate scores, highest fifth first", fifths
+
+
+def _space_outside(context: dict[str, Any]) -> dict[str, Any]:
+    """The context with the space that begins its token moved before it, where it reads as a space."""
+    word = context["token"].lstrip(" ")
+    spaces = context["token"].removesuffix(word) if word else ""
+    return context | {"before": context["before"] + spaces, "token": word or context["token"]}
+
+
+def _grouped(frame: pd.DataFrame, keys: list[str]) -> dict[tuple[int, ...], list[dict[str, Any]]]:
+    """Rows as plain dictionaries, grouped; pandas would take longer over many small groups than all the rest does."""
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("memscope"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "visible": visible,
+        "flat": lambda text: text.replace("\n", " ↵ ").replace("\t", " "),
+        "path": lambda entry: f"../{int(entry) // 1000:03d}/{int(entry)}.html",
+    }
+    return environment
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
