@@ -4,7 +4,6 @@ Results go to standard output, progress and messages to standard error. Exit sta
 input. Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
+from memscope.cli_options import (
+    CorpusOption,
+    DeviceOption,
+    JsonOption,
+    RecordingArgument,
+    RunArgument,
+    SeedOption,
+    TokensOption,
+    hint,
+    load,
+    print_json,
+)
 from memscope.errors import InputError
 
 app = typer.Typer(
@@ -20,16 +31,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
-RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]
-CorpusOption = Annotated[
-    Path, typer.Option("--corpus", metavar="FILE", help='JSON lines with "text": plain, .gz or .zst.')
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...")]
-TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after so many tokens.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def _print_version(wanted: bool | None) -> None:
@@ -88,8 +89,8 @@ def train(
     summary = run_training(settings, run, resume=resume, device=device)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the main process speaks for all
         return
-    _print_json(summary)
-    _hint(f"next: memscope record {run} --corpus {settings.data.valid_path} --out recordings/{run.name}")
+    print_json(summary)
+    hint(f"next: memscope record {run} --corpus {settings.data.valid_path} --out recordings/{run.name}")
 
 
 @app.command("eval")
@@ -108,7 +109,7 @@ def evaluate(
     from memscope.evaluate import check_generation
     from memscope.evaluate import evaluate as evaluate_loss
 
-    loaded = _load(run, device)
+    loaded = load(run, device)
     data, train_config = loaded.config.data, loaded.config.train
     packed = pack_corpus(corpus, loaded.tokenizer, Path(data.cache_dir))
     result, _ = evaluate_loss(loaded.model, packed, loaded.tokenizer, tokens, train_config.dtype)
@@ -117,7 +118,7 @@ def evaluate(
         check, texts = check_generation(loaded.model, packed, loaded.tokenizer, train_config.dtype, seed=seed)
         report["generation"] = check.as_dict()
         report["samples"] = [{"prompt": prompt, "text": text} for prompt, text in texts]
-    _print_json(report)
+    print_json(report)
 
 
 @app.command()
@@ -133,7 +134,7 @@ def generate(
     from memscope.generate import generate as sample
     from memscope.runtime import autocast
 
-    loaded = _load(run, device)
+    loaded = load(run, device)
     tokenizer, model = loaded.tokenizer, loaded.model
     prompt = [tokenizer.bos, *tokenizer.encode(text)]
     with autocast(model.embed.weight.device, loaded.config.train.dtype):
@@ -147,27 +148,62 @@ def record(
     corpus: CorpusOption,
     out: Annotated[Path, typer.Option("--out", metavar="REC", help="Folder of the recording; resumed if unfinished.")],
     tokens: TokensOption = None,
+    checkpoints: Annotated[
+        str, typer.Option(help="newest, or all: one recording per checkpoint below REC, and their history.")
+    ] = "newest",
     part_tokens: Annotated[int, typer.Option(min=1, help="Tokens per Parquet part.")] = 32768,
+    score_bits: Annotated[
+        int, typer.Option(min=1, max=10, help="Mantissa bits kept of scores: 6 is exact to 0.8%, 10 is float16.")
+    ] = 6,
+    per_head: Annotated[bool, typer.Option("--per-head", help="Also record read weights per read head.")] = False,
+    per_slot: Annotated[bool, typer.Option("--per-slot", help="Also record read weights per slot.")] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Record which entries every token of a corpus selects and reads; resumes by itself. Prints a summary as JSON."""
+    """Record which entries every token of a corpus selects and reads; resumes by itself. Prints a summary as JSON.
+
+    Under torchrun every process records its own parts.
+    """
+    from memscope.record import RecordOptions
     from memscope.record import record as run_recording
     from memscope.runtime import keep_freed_memory, peak_rss_bytes
+    from memscope.store import part_bytes
 
+    if checkpoints not in ("newest", "all"):
+        raise InputError(f"--checkpoints {checkpoints}: choose newest or all")
     keep_freed_memory()
-    info = run_recording(_load(run, device), corpus, out, max_tokens=tokens, part_tokens=part_tokens)
-    size = sum((out / "tokens" / part.name).stat().st_size for part in info.parts)
-    _print_json(
+    options = RecordOptions(tokens, part_tokens, score_bits, per_head, per_slot)
+    if checkpoints == "all":
+        from memscope.history import record_checkpoints
+
+        print_json({"history": str(record_checkpoints(run, corpus, out, options, device))})
+        return
+    info = run_recording(load(run, device), corpus, out, options)
+    if info is None:  # under torchrun the main process speaks for all
+        return
+    print_json(
         {
             "recording": str(out),
             "tokens": info.rows,
             "selections": info.rows * len(info.layers) * info.selected,
-            "tokens_per_second": info.rows / info.seconds,
-            "bytes_per_token": size / info.rows,
+            "tokens_per_second": info.rows / info.seconds if info.seconds else None,
+            "bytes_per_token": part_bytes(out, info) / info.rows,
             "peak_rss_bytes": peak_rss_bytes(),
         }
     )
-    _hint(f"next: memscope report {out} --out reports/{out.name}   or   memscope app {out}")
+    hint(f"next: memscope report {out} --out reports/{out.name}   or   memscope app {out}")
+
+
+@app.command()
+def census(recording: RecordingArgument) -> None:
+    """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
+    from memscope.aggregate import write_aggregates
+    from memscope.store import read_info
+
+    info = read_info(recording)
+    if not info.parts:
+        raise InputError(f"{recording}: holds no finished part; record first")
+    write_aggregates(recording, info)
+    print(recording / "census.json")
 
 
 @app.command()
@@ -183,10 +219,10 @@ def trace(
     """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
     from memscope.trace import describe_trace, trace_text
 
-    loaded = _load(run, device)
+    loaded = load(run, device)
     rows = describe_trace(loaded, trace_text(loaded, text))
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for token in rows:
         loss = "" if token["loss"] is None else f"  loss {token['loss']:.2f}"
@@ -200,17 +236,81 @@ def trace(
                 )
 
 
+@app.command("map")
+def map_entries(
+    run: RunArgument,
+    recording: RecordingArgument,
+    feature: Annotated[
+        str,
+        typer.Option(help="values (the entries themselves), usage (who is selected with whom) or read (what it adds)."),
+    ] = "values",
+    layer: Annotated[int | None, typer.Option(help="For usage and read: this memory layer alone.")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""
+    from memscope.project import write_map
+
+    print_json(write_map(load(run, "cpu"), recording, feature, seed, layer=layer))
+
+
 @app.command()
 def report(
     recording: RecordingArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.")] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="REC", help="Compare with this recording instead.")
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option("--static", metavar="DIR", help="Write pages of all used entries, for any browser.")
+    ] = None,
 ) -> None:
-    """Write the gate-bias report: gate_bias.html, usage.csv, entries.csv and metrics.json."""
+    """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
     from memscope.query import Recording
-    from memscope.report import write_report
 
-    for path in write_report(Recording(recording), out):
-        print(path)
+    if out is None and (static is None or against is not None):
+        raise InputError("report: where to? Give --out DIR, or --static DIR for the site alone")
+    opened = Recording(recording)
+    if out is not None:
+        if against is None:
+            from memscope.report import write_report
+
+            written = write_report(opened, out)
+        else:
+            from memscope.compare import write_comparison
+
+            written = write_comparison(opened, Recording(against), out)
+        for path in written:
+            print(path)
+    if static is not None:
+        from memscope.static_site import write_static
+
+        print(write_static(opened, static).home)
+
+
+@app.command()
+def export(
+    recording: RecordingArgument,
+    to: Annotated[str, typer.Option("--to", help="delphi (sparse safetensors) or neuronpedia (JSON lines).")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    splits: Annotated[int, typer.Option(min=1, help="delphi: shards per layer.")] = 5,
+    sequence_tokens: Annotated[int, typer.Option(min=1, help="delphi: tokens per sequence.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="neuronpedia: so many entries, most used first.")] = 1000,
+) -> None:
+    """Export a recording for other tools."""
+    from memscope.query import Recording
+
+    match to:
+        case "delphi":
+            from memscope.export_delphi import export_delphi
+
+            export_delphi(Recording(recording), out, splits, sequence_tokens)
+        case "neuronpedia":
+            from memscope.export_neuronpedia import export_neuronpedia
+
+            export_neuronpedia(Recording(recording), out, limit=limit)
+        case _:
+            raise InputError(f"--to {to}: choose delphi or neuronpedia")
+    print(out)
 
 
 @app.command("app")
@@ -243,22 +343,6 @@ def main() -> None:
     except KeyboardInterrupt:
         print("memscope: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _load(run: Path, device: str) -> Any:
-    from memscope.checkpoint import load_run
-    from memscope.runtime import pick_device
-
-    return load_run(run, pick_device(device))
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _hint(text: str) -> None:
-    if sys.stderr.isatty():
-        print(text, file=sys.stderr)
 
 
 def _fail(message: str) -> None:

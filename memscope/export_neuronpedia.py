@@ -1,0 +1,157 @@
+"""Entries of a recording as Neuronpedia features, in the layout that Neuronpedia exports and imports.
+
+    export_neuronpedia(Recording("recordings/demo"), Path("exports/neuronpedia"), entries=[4711])
+
+    exports/neuronpedia/demo/0-memory/model.jsonl  sourceset.jsonl  source.jsonl      one line each
+    exports/neuronpedia/demo/0-memory/features/batch-0.jsonl.gz                       one line per entry
+    exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
+    exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   init sentences and titles
+
+A source is a memory layer, a feature an entry that the layer selected; ``neuronpedia_rows.py`` has what is on a line.
+"""
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from memscope.config import load_config
+from memscope.errors import InputError
+from memscope.files import write_text
+from memscope.interchange import entry_runs, new_folder
+from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
+from memscope.query import Recording
+from memscope.store import SelectionReader
+
+BATCH_ENTRIES = 1024
+"""Most lines of a features file, as in Neuronpedia's own exports."""
+
+
+class NeuronpediaExport(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    """The model's folder, with one folder per memory layer."""
+    features: int
+    """Pairs of layer and entry."""
+    activations: int
+    """Contexts of all of them."""
+
+
+def export_neuronpedia(
+    recording: Recording, out: Path, entries: Iterable[int] | None = None, limit: int | None = 1000
+) -> NeuronpediaExport:
+    """Write entries, in every layer that selected them, as Neuronpedia features.
+
+    Args:
+        recording: the recording.
+        out: folder to create.
+        entries: which; none takes those with most selections over all layers.
+        limit: how many of those; none takes every entry in use. Left aside when ``entries`` are given.
+
+    Raises:
+        InputError: ``out`` exists, an entry does not, or none of the entries was ever selected.
+    """
+    usage = _chosen_usage(recording, entries, limit)
+    model_id = re.sub(r"[^a-z0-9_-]+", "-", recording.info.run_name.lower()).strip("-") or "model"
+    reader = SelectionReader(recording.path, recording.info)
+    first_rows = recording.documents["first_row"].to_numpy()
+    past_rows = first_rows + recording.documents["rows"].to_numpy()
+    n_activations = 0
+    with new_folder(out) as folder:
+        for layer, mine in usage.groupby("layer"):
+            keys = {"modelId": model_id, "layer": f"{layer}-{SOURCE_SET}"}
+            source = Source(recording, reader, int(layer), keys, first_rows, past_rows)
+            path = folder / model_id / source.keys["layer"]
+            _write_metadata(path, source)
+            runs = entry_runs(mine["entry"].tolist(), mine["read"].tolist(), BATCH_ENTRIES)
+            for number, batch in enumerate(runs):
+                n_activations += _write_batch(path, f"batch-{number}.jsonl.gz", entry_rows(source, batch))
+    return NeuronpediaExport(out / model_id, len(usage), n_activations)
+
+
+def _chosen_usage(recording: Recording, entries: Iterable[int] | None, limit: int | None) -> pd.DataFrame:
+    """``layer entry read`` of the entries to export, by layer and entry.
+
+    ``read`` counts the selections that reading on from the entry before brings in, those of entries between included.
+    """
+    n, usage = recording.info.knowledge_num, recording.usage_table()[["layer", "entry", "count"]]
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be 1 or more")
+    if entries is None:
+        totals = usage.groupby("entry")["count"].sum()
+        chosen = set(totals.sort_values(ascending=False, kind="stable").index[:limit])
+    else:
+        chosen = {int(entry) for entry in entries}
+        wrong = [entry for entry in sorted(chosen) if not 0 <= entry < n]
+        if wrong:
+            raise InputError(f"entry {wrong[0]} does not exist; entries are 0 to {n - 1}")
+    usage["past"] = usage.groupby("layer")["count"].cumsum()
+    usage = usage[usage["entry"].isin(chosen)]
+    if usage.empty:
+        raise InputError(f"{recording.path}: none of these entries was selected; nothing to export")
+    return usage.assign(read=usage.groupby("layer")["past"].diff().fillna(usage["count"]).astype(int))
+
+
+def _write_batch(path: Path, name: str, lines: Iterator[Rows]) -> int:
+    """Write one batch of every table and return the number of activations."""
+    n_activations = 0
+    with ExitStack() as stack:
+        files = [stack.enter_context(_gzip(path / table / name)) for table in Rows._fields]
+        for tables in lines:
+            n_activations += len(tables.activations)
+            for file, table in zip(files, tables, strict=True):
+                file.write("".join(_json_line(line) for line in table).encode())
+    return n_activations
+
+
+def _gzip(path: Path) -> gzip.GzipFile:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return gzip.GzipFile(path, "wb", compresslevel=5, mtime=0)  # no time stamp: the same export is the same bytes
+
+
+def _write_metadata(path: Path, source: Source) -> None:
+    """``model.jsonl``, ``sourceset.jsonl`` and ``source.jsonl``: what a feature belongs to."""
+    info, model_id = source.recording.info, source.keys["modelId"]
+    model = load_config(source.recording.path / "config.yaml").model
+    ours = {"creatorId": CREATOR, "visibility": "PUBLIC"}
+    lines = {
+        "model": {
+            "id": model_id,
+            "displayName": info.run_name,
+            "displayNameShort": info.run_name,
+            "owner": "memscope",
+            "instruct": False,
+            "layers": model.n_layers,
+            "neuronsPerLayer": 0,
+            "dimension": model.dim,
+        },
+        "sourceset": {
+            "modelId": model_id,
+            "name": SOURCE_SET,
+            "description": f"Memory bank of {info.knowledge_num} entries",
+            "creatorName": "memscope",
+            "urls": [],
+            "allowInferenceSearch": False,
+        },
+        "source": {
+            "modelId": model_id,
+            "id": source.keys["layer"],
+            "setName": SOURCE_SET,
+            "dataset": info.corpus_name,
+            "num_prompts": -(-info.rows // info.window),
+            "num_tokens_in_prompt": info.window,
+            "notes": "Activations are gate scores.",
+        },
+    }
+    for name, line in lines.items():
+        write_text(path / f"{name}.jsonl", _json_line(line | ours))
+
+
+def _json_line(line: dict[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
