@@ -1,32 +1,35 @@
-"""What does recording cost on top of the same model's bare forward pass?
+"""What does recording cost, in time and in memory, beside the same model's bare forward pass and a cache in RAM?
 
-    python benchmarks/record.py --set gate=product --rounds 5
+    python benchmarks/record.py --set gate=product --set read_heads=8
 
 Builds a model of the founding experiment's sizes with random weights (speed does not depend on them) and runs random
-tokens through it, bare and recorded (hooks, loss, Parquet part, census), alternating. Prints the median tokens/s of
-each, their ratio, bytes per token on disk and peak RSS.
+tokens through it in three ways, in turn: bare; recorded (hooks, loss, prediction, both orders of Parquet parts); and
+with TransformerLens' ``run_with_cache`` of the same hooks, kept in RAM. Prints the median of tokens/s and of the ratios
+of a round, bytes per token on disk, and the memory that each adds to the bare pass, measured in a process each.
 """
 
 import argparse
+import multiprocessing
+import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from memscope.aggregate import Census
-from memscope.capture import run_windows
-from memscope.config import load_config
+from memscope.config import Config, load_config
 from memscope.corpus import PackedCorpus, document_windows
 from memscope.model import MemoryTransformer
-from memscope.record import collect_rows
+from memscope.record import plan_parts, record_parts
 from memscope.runtime import autocast, keep_freed_memory, peak_rss_bytes
-from memscope.store import FORMAT_VERSION, RecordingInfo, write_part
+from memscope.store import RecordingInfo
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "experiment_1_4_1.yaml"
 BATCH = 16
+WAYS = ("bare forward", "recording", "run_with_cache")
 
 
 def main() -> None:
@@ -34,59 +37,110 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config value")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens a round")
+    parser.add_argument("--tokens", type=int, default=65536, help="tokens a round")
+    parser.add_argument("--memory-tokens", type=int, default=131072, help="tokens in RAM when memory is measured")
     arguments = parser.parse_args()
-    keep_freed_memory()
     config = load_config(CONFIG, arguments.set)
-    model = MemoryTransformer(config).eval()
-    tokens = np.random.default_rng(0).integers(3, config.model.vocab_size, arguments.tokens, dtype=np.uint16)
-    corpus = PackedCorpus(tokens, np.array([0, len(tokens)]), ["random"], path="random", sha256="")
-    info = RecordingInfo(
-        format_version=FORMAT_VERSION,
-        run="",
-        fingerprint="",
-        corpus="",
-        corpus_sha256="",
-        layers=config.model.memory_layers,
-        knowledge_num=config.memory.knowledge_num,
-        knowledge_length=config.memory.knowledge_length,
-        selected=config.memory.selected,
-        dtype=config.train.dtype,
-        part_tokens=len(tokens),
-        total_tokens=len(tokens),
-        complete=False,
-        seconds=0.0,
-        parts=(),
+    work = Work(config, arguments.tokens)
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(arguments.rounds + 1):  # the first round warms up
+        for way in WAYS:
+            started = time.perf_counter()
+            work.run(way)
+            rates[way].append(arguments.tokens / (time.perf_counter() - started))
+    peaks = {way: _peak(arguments.set, arguments.memory_tokens, way) for way in WAYS}
+    print(f"\n{'':16}{'tokens/s':>10}{'ratio':>8}{'peak RSS GiB':>14}{'added MiB':>12}")
+    for way in WAYS:
+        ratio = median(r / b for r, b in zip(rates[way][1:], rates["bare forward"][1:], strict=True))
+        added = (peaks[way] - peaks["bare forward"]) / 2**20
+        print(f"{way:16}{median(rates[way][1:]):10,.0f}{ratio:8.2f}{peaks[way] / 2**30:14.2f}{added:12.0f}")
+    added_by = [peaks[way] - peaks["bare forward"] for way in WAYS[1:]]
+    times = added_by[1] / max(added_by[0], 1)
+    print(
+        f"\nrun_with_cache adds {times:.1f} times the memory that recording adds ({arguments.memory_tokens:,} tokens)"
     )
-    census = Census(info)
-    bare, recorded, size = [], [], 0
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.rounds + 1):  # the first round warms up
-            started = time.perf_counter()
-            _bare(model, corpus, config.train.dtype)
-            bare.append(len(tokens) / (time.perf_counter() - started))
-            started = time.perf_counter()
-            windows = document_windows(corpus, config.model.max_seq_len)
-            passes = run_windows(model, corpus, windows, 0, config.train.dtype, BATCH)
-            rows = collect_rows(corpus, windows, passes, info.layers, info.selected)
-            part = write_part(Path(folder), 0, rows, info, config.model.vocab_size)
-            census.update(rows, 0)
-            recorded.append(len(tokens) / (time.perf_counter() - started))
-            size = (Path(folder) / "tokens" / part.name).stat().st_size
-    print(f"bare forward   {median(bare[1:]):10,.0f} tokens/s")
-    print(f"recording      {median(recorded[1:]):10,.0f} tokens/s")
-    print(f"ratio          {median(r / b for r, b in zip(recorded[1:], bare[1:], strict=True)):10.2f}")
-    print(f"on disk        {size / len(tokens):10,.0f} bytes/token, {len(info.layers)} layers x {info.selected}")
-    print(f"peak RSS       {peak_rss_bytes() / 2**30:10.2f} GiB, {torch.get_num_threads()} threads, {info.dtype}")
+    print(f"on disk {work.bytes_per_token:.0f} bytes/token: {len(config.model.memory_layers)} layers x ", end="")
+    print(f"{config.memory.selected} selections, {work.info.score_bits} mantissa bits, both orders")
+    print(f"{torch.get_num_threads()} threads, {config.train.dtype}")
 
 
-@torch.no_grad()
-def _bare(model: MemoryTransformer, corpus: PackedCorpus, dtype: str) -> None:
-    length = model.cfg.model.max_seq_len
-    windows = torch.from_numpy(corpus.tokens[: len(corpus.tokens) // length * length].astype(np.int64))
-    with autocast(model.embed.weight.device, dtype):
-        for batch in windows.view(-1, length).split(BATCH):
-            model(batch)
+class Work:
+    """A model and random tokens, to be run in one of the three ways."""
+
+    def __init__(self, config: Config, n_tokens: int):
+        keep_freed_memory()
+        self.config = config
+        self.model = MemoryTransformer(config).eval()
+        tokens = np.random.default_rng(0).integers(3, config.model.vocab_size, n_tokens, dtype=np.uint16)
+        self.corpus = PackedCorpus(tokens, np.array([0, len(tokens)]), ["random"], path="random", sha256="")
+        self.info = RecordingInfo(
+            run="",
+            fingerprint="",
+            corpus="",
+            corpus_sha256="",
+            layers=config.model.memory_layers,
+            knowledge_num=config.memory.knowledge_num,
+            knowledge_length=config.memory.knowledge_length,
+            selected=config.memory.selected,
+            gate_heads=config.memory.gate_heads,
+            read_heads=config.read_heads,
+            window=config.model.max_seq_len,
+            dtype=config.train.dtype,
+            score_bits=6,
+            part_tokens=32768,
+            total_tokens=n_tokens,
+        )
+        self.bytes_per_token = 0.0
+
+    def run(self, way: str) -> None:
+        """Run all tokens once."""
+        match way:
+            case "bare forward":
+                self._each_batch(self.model)
+            case "recording":
+                self._record()
+            case _:
+                self._cache()
+
+    def _record(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        plan = plan_parts(document_windows(self.corpus, self.info.window), self.info.part_tokens)
+        record_parts(self.model, 0, self.corpus, folder, self.info, plan)
+        size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+        self.bytes_per_token = size / self.info.total_tokens
+        shutil.rmtree(folder)
+
+    def _cache(self) -> None:
+        kept = []
+
+        def cache(batch: torch.Tensor) -> None:
+            kept.append(self.model.run_with_cache(batch, names_filter=_is_recorded)[1])
+
+        self._each_batch(cache)
+
+    @torch.no_grad()
+    def _each_batch(self, forward: Callable[[torch.Tensor], object]) -> None:
+        length = self.info.window
+        whole = len(self.corpus.tokens) // length * length
+        windows = torch.from_numpy(self.corpus.tokens[:whole].astype(np.int64)).view(-1, length)
+        with autocast(self.model.embed.weight.device, self.info.dtype):
+            for batch in windows.split(BATCH):
+                forward(batch)
+
+
+def _is_recorded(name: str) -> bool:
+    return name.endswith(("memory.hook_indices", "memory.hook_gate_scores", "memory.hook_pattern"))
+
+
+def _peak(settings: list[str], n_tokens: int, way: str) -> int:
+    """Peak RSS in bytes of a process that does nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_here, (settings, n_tokens, way))
+
+
+def _peak_here(settings: list[str], n_tokens: int, way: str) -> int:
+    Work(load_config(CONFIG, settings), n_tokens).run(way)
+    return peak_rss_bytes()
 
 
 if __name__ == "__main__":

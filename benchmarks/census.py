@@ -1,0 +1,141 @@
+"""How long do the aggregates of a large recording take, and do they find what was planted?
+
+    python benchmarks/census.py --entries 65536 --entries 1048576 --selections 100000000
+
+Writes a synthetic recording with a known distribution (synthetic.py), makes every aggregate, prints seconds and peak
+RSS of each, the ratio to DuckDB counting nothing but selections per layer and entry from the same files, and every
+metric beside its true value.
+"""
+
+import argparse
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from synthetic import LAYERS, K, write_recording, zipf_shares
+
+from memscope.aggregate import write_census
+from memscope.firing import write_firing
+from memscope.neighbours import write_neighbours
+from memscope.runtime import peak_rss_bytes
+from memscope.store import RecordingInfo
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--entries", type=int, action="append", help="size of the bank; may be repeated")
+    parser.add_argument("--selections", type=int, default=100_000_000)
+    parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    arguments = parser.parse_args()
+    for n_entries in arguments.entries or [65_536]:
+        folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+        try:
+            _measure(folder, n_entries, arguments.selections)
+        finally:
+            shutil.rmtree(folder)
+
+
+def _measure(folder: Path, n_entries: int, selections: int) -> None:
+    info, seconds, _ = _timed(write_recording, folder, n_entries, selections)
+    size = sum(path.stat().st_size for path in folder.rglob("part-*.parquet"))
+    n_tokens = info.rows
+    print(f"\n{n_entries:,} entries, {selections:,} selections, {n_tokens:,} tokens, {size / n_tokens:.0f} bytes/token")
+    print(f"(written in {seconds:.0f} s; {multiprocessing.cpu_count()} cores)\n")
+    _timed(_warm_up)  # numba compiles or loads what it compiled before
+    peer, peer_seconds, peer_rss = _timed(_count_in_duckdb, folder, info)
+    print(f"{'':38}{'seconds':>9}{'x DuckDB':>10}{'M selections/s':>16}{'peak RSS GiB':>14}")
+    _line("DuckDB, counts only", peer_seconds, peer_seconds, selections, peer_rss)
+    census, census_seconds, rss = _timed(write_census, folder, info)
+    _line("census: evenness, reading, profiles ...", census_seconds, peer_seconds, selections, rss)
+    _, firing_seconds, rss = _timed(write_firing, folder, info)
+    _line("contexts, typical tokens, titles", firing_seconds, peer_seconds, selections, rss)
+    _, neighbour_seconds, rss = _timed(write_neighbours, folder, info)
+    _line("co-selection", neighbour_seconds, peer_seconds, selections, rss)
+    _compare(census, n_entries, peer)
+
+
+def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    """Result, wall seconds and peak RSS in GiB of ``work`` in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run, (work, arguments))
+
+
+def _run(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float, float]:
+    started = time.perf_counter()
+    result = work(*arguments)
+    return result, time.perf_counter() - started, peak_rss_bytes() / 2**30
+
+
+def _warm_up() -> None:
+    folder = Path(tempfile.mkdtemp())
+    info = write_recording(folder, 64, 64_000)
+    write_census(folder, info)
+    write_firing(folder, info)
+    write_neighbours(folder, info)
+    shutil.rmtree(folder)
+
+
+def _count_in_duckdb(folder: Path, info: RecordingInfo) -> int:
+    database = duckdb.connect()
+    found = 0
+    for layer in info.layers:
+        found += database.execute(
+            f"""SELECT count(*) FROM (SELECT entry, count(*) FROM (SELECT unnest(l{layer}_indices) AS entry
+                FROM read_parquet(?)) GROUP BY entry)""",
+            [str(folder / "tokens" / "*.parquet")],
+        ).fetchone()[0]
+    return found
+
+
+def _line(name: str, seconds: float, peer: float, selections: int, rss: float) -> None:
+    print(f"{name:38}{seconds:9.1f}{seconds / peer:10.1f}{selections / seconds / 1e6:16.1f}{rss:14.2f}")
+
+
+def _compare(census: dict[str, Any], n_entries: int, used_pairs: int) -> None:
+    """Every metric of layer 0 beside the truth of what was planted."""
+    layer = census["layers"][0]
+    count, weight, reading = layer["by_count"], layer["by_gate_score"], layer["reading"]
+    d, z = count["selections"], zipf_shares(n_entries)
+    falling = np.sort(z)[::-1]
+    gate = np.exp(-np.arange(K)) / np.exp(-np.arange(K)).sum()
+    rng = np.random.default_rng(3)
+    read = gate * rng.random((400_000, K))
+    share = read / read.sum(1, keepdims=True)
+    entropy = -(share * np.log(share)).sum(1)
+    kl = np.log(n_entries) + (z * np.log(z)).sum()
+    truth = {
+        "coverage": (count["coverage"], -np.expm1(-d * z).mean()),
+        "KL to uniform (+ (used - 1) / 2D)": (count["kl_to_uniform"], kl + (count["coverage"] * n_entries - 1) / 2 / d),
+        "Gini": (count["gini"], 1 - 2 * np.cumsum(np.sort(z)).mean() + 1 / n_entries),
+        "top50": (count["top50"], np.searchsorted(np.cumsum(falling), 0.5) + 1),
+        "top90": (count["top90"], np.searchsorted(np.cumsum(falling), 0.9) + 1),
+        "MaxVio": (count["max_violation"], z.max() * n_entries - 1),
+        "KL by gate score": (weight["kl_to_uniform"], kl),
+        "gate entropy": (reading["gate_entropy"], -(gate * np.log(gate)).sum()),
+        "read entropy (simulated)": (reading["read_entropy"], entropy.mean()),
+        "effective entries read (simulated)": (reading["effective_entries_read"], np.exp(entropy).mean()),
+        "unread share (simulated)": (reading["unread_share"], (share < 0.01).mean()),
+        "margin": (reading["margin"], 0.1),
+        "loss": (census["loss"], 5.0),
+        "used (layer, entry) pairs, DuckDB": (
+            sum(round(one["by_count"]["coverage"] * n_entries) for one in census["layers"]),
+            used_pairs,
+        ),
+    }
+    print(f"\n{'':38}{'census':>14}{'truth':>14}{'difference':>12}")
+    for name, (found, true) in truth.items():
+        print(f"{name:38}{found:14.5f}{true:14.5f}{found / true - 1:12.2%}")
+    information = layer["profiles"]["information"]
+    print(f"information entry-position {information['position']:.5f} nats, shuffled {information['even_position']:.5f}")
+    assert len(census["layers"]) == LAYERS
+
+
+if __name__ == "__main__":
+    main()
