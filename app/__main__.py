@@ -18,6 +18,8 @@ except SystemExit as stop:
 except BaseException:  # nothing is swallowed: os._exit skips Python's own report, so it is made here
     traceback.print_exc()
     code = 1
+if "app.report_file" in sys.modules:
+    sys.modules["app.report_file"].drop_reports()
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(code)

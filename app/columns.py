@@ -53,27 +53,38 @@ READING = {
 }
 
 ENTRY = {
-    "entry": _NUMBER(format="%d"),
+    "entry": _NUMBER(format="%d", width=70),
     "count": _NUMBER("selections", format=_PLAIN),
-    "layers_used": _NUMBER("layers", format="%d", help="Layers that selected it."),
+    "layers_used": _NUMBER("layers", format="%d", width=60, help="Layers that selected it."),
+    "top_layer": _NUMBER("most in", format="%d", width=65, help="Layer that selects it most; -1: none."),
     "share": _NUMBER(format="percent", help="Share of the layer's usage."),
     "times_even": _NUMBER("x even", format="%.1f", help="Times the share of even selection."),
     "gate_sum": _NUMBER("gate, sum", format="compact", help="Sum of gate scores."),
     "read_sum": _NUMBER("read, sum", format="compact", help="Sum of absolute read weights."),
-    "drift": _NUMBER(format="%.4f"),
-    "kept": _NUMBER(format="percent"),
-    "sentence": st.column_config.TextColumn("init sentence"),
-    "link": st.column_config.LinkColumn("entry", display_text=r"entry=(\d+)", alignment="right", width=70),
+    "read_per_selection": _NUMBER("read each", format="%.3f", help="Absolute read weight per selection."),
+    "drift": _NUMBER(format="%.4f", width=70, help="1 - cosine to its start."),
+    "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),
+    "sentence": st.column_config.TextColumn("init sentence", width=330),
+    "decoded": st.column_config.TextColumn("says now", help="Nearest tokens.", width=180),
+    "title": st.column_config.TextColumn("fires on", help="Words that set it apart, by TF-IDF.", width=180),
 }
-"""Columns of tables of entries; ``link`` holds ``state.entry_address``."""
+"""Columns of tables of entries."""
+
+SIDES = {
+    f"{kind}_{side}": _NUMBER(f"{kind} {side.upper()}", format="%.3g")
+    for kind in ("gate", "read")
+    for side in ("a", "b")
+}
+"""Columns of ``pairs.shared_selections``."""
 
 SORT_LABELS = {
     "entry": "number",
     "count": "selections",
     "gate_sum": "gate, sum",
     "read_sum": "read, sum",
+    "read_per_selection": "read each",
     "drift": "drift",
     "kept": "kept",
     "layers_used": "layers",
 }
-"""Names of ``query.SORT_COLUMNS`` as the table of entries shows them."""
+"""Names of ``queries.SORTS`` as the table of entries shows them."""

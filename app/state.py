@@ -1,4 +1,7 @@
-"""What the pages share: the open recording, its model, cached answers and figures. The only file that caches."""
+"""What the pages share: the open recording, its model, cached answers and figures. The only file that caches.
+
+Everything cached is read-only and belongs to the server; what a reader chose is in the session and the address alone.
+"""
 
 import io
 import os
@@ -6,13 +9,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
-from memscope import plots
+from app import address, map_data, queries
 from memscope.errors import InputError
 from memscope.files import csv_text
 from memscope.query import Recording
@@ -24,27 +27,32 @@ if TYPE_CHECKING:  # torch is loaded when a reader first types a text
     from memscope.checkpoint import LoadedRun
     from memscope.trace import TextTrace
 
-_RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"
+RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"
+_DEPTH = 3
+"""Folders below the one that the app was started on in which recordings are found."""
 
 
 def choose_recording() -> None:
     """Let the reader choose a recording in the sidebar and open it; stops the page where there is none."""
-    found = find_recordings(Path(os.environ.get(RECORDINGS, "recordings")))
+    found = find_recordings(root())
     if not found:
         st.title("No recording yet")
         st.write("A recording holds what a trained model's gate selected on a corpus. Make one, then reload this page:")
-        st.code(_RECORD, language="bash")
+        st.code(RECORD, language="bash")
         st.stop()
-    asked = st.query_params.get("recording")
-    if asked in found:
-        st.session_state["chosen"] = asked  # the address decides; the box below changes the address
-    elif asked is not None:
+    name, missing = address.choose(list(found))
+    if missing:
         st.warning("There is no such recording as the address asks for; this is another one.")
+    st.session_state["_recording"] = st.session_state["chosen"] = name
     with st.sidebar:
-        name = st.selectbox("Recording", list(found), key="chosen", on_change=_write_choice, persist_state="session")
-    st.query_params["recording"] = name
-    path = found[name]
-    st.session_state["_open"] = path, (path / INFO).stat().st_mtime_ns
+        st.selectbox(
+            "Recording",
+            list(found),
+            key="chosen",
+            on_change=_choose,
+            help=f"{len(found):,} found in {root().name}/ and the folders in it.",
+        )
+    st.session_state["_open"] = _version(found[name])
     try:
         recording()
     except InputError as error:
@@ -53,95 +61,96 @@ def choose_recording() -> None:
         st.stop()
 
 
-def _write_choice() -> None:
-    st.query_params["recording"] = st.session_state["chosen"]
+def _choose() -> None:
+    st.session_state["_recording"] = st.session_state["chosen"]
+    st.session_state["_used"] = True
 
 
-def find_recordings(root: Path) -> dict[str, Path]:
-    """Recordings by name: ``root`` itself, or those directly under it."""
-    folders = [root] if (root / INFO).is_file() else sorted(path.parent for path in root.glob(f"*/{INFO}"))
-    return {folder.name: folder for folder in folders}
+def root() -> Path:
+    """The folder that the app was started on; nothing outside it is opened by a name."""
+    return Path(os.environ.get(RECORDINGS, "recordings")).resolve()
 
 
-def recording() -> Recording:
-    """The recording that ``choose_recording`` opened."""
-    opened: Recording = _open(*st.session_state["_open"])
-    return opened
+@st.cache_data(ttl=5, show_spinner=False)
+def find_recordings(folder: Path) -> dict[str, Path]:
+    """Recordings by name: ``folder`` itself, or those up to three folders below it, named by their path from there."""
+    if (folder / INFO).is_file():
+        return {folder.name: folder}
+    found = [path.parent for depth in range(1, _DEPTH + 1) for path in folder.glob("*/" * depth + INFO)]
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
 
 
-def link_params(**values: int | str) -> dict[str, str]:
-    """Query parameters of a link to a view of the open recording."""
-    return {"recording": recording().path.name, **{name: str(value) for name, value in values.items()}}
+def recording(name: str | None = None) -> Recording:
+    """The recording that ``choose_recording`` opened, or another one by its name."""
+    return _open(*(st.session_state["_open"] if name is None else _version(find_recordings(root())[name])))
 
 
-def entry_address(entry: int) -> str:
-    """Address of an entry's page, relative to the other pages."""
-    return f"entries?{urlencode(link_params(entry=entry))}"
+def numbers() -> pd.DataFrame:
+    """``queries.entry_numbers`` of the open recording; do not change it."""
+    return _numbers(*st.session_state["_open"])
 
 
-def number(label: str, name: str, count: int, place: Any) -> int:
-    """A box for a number from 0 to ``count`` - 1 that is kept in the address."""
-    check_number(name, count)
-    value: int = place.number_input(label, 0, count - 1, key=name, bind="query-params")
-    return value
+def entry_order(search: str, field: str, state: str, sort: str, descending: bool) -> np.ndarray:
+    """``queries.select_entries`` of the open recording."""
+    return _entry_order(*st.session_state["_open"], search, field, state, sort, descending)
 
 
-def check_number(name: str, count: int) -> None:
-    """Say so when the address holds a ``name`` outside 0 to ``count`` - 1; call before the widget of that name."""
-    asked = st.query_params.get(name)
-    kept = st.session_state.get(name)
-    if kept is not None and kept >= count:
-        st.session_state[name] = 0  # left from another recording or a longer text
-    elif kept is None and asked and not (asked.isdecimal() and int(asked) < count):
-        st.warning(f"There is no such {name} as the address asks for; they run from 0 to {count - 1:,}.")
+def found_entries(search: str, field: str = "everything") -> np.ndarray:
+    """``queries.search_entries`` of the open recording."""
+    return _found(*st.session_state["_open"], search, field)
 
 
-def choose_document(place: Any, titles: int) -> int:
-    """Let the reader choose one of the first ``titles`` documents, or keep the one in the address."""
-    documents = recording().documents
-    asked = st.query_params.get("doc")
-    if asked is None:
-        asked = str(min(st.session_state.get("_doc", 0), len(documents) - 1))
-    valid = asked.isdecimal() and int(asked) < len(documents)
-    if not valid:
-        st.warning(f"There is no such doc as the address asks for; they run from 0 to {len(documents) - 1:,}.")
-    st.session_state["document"] = int(asked) if valid else 0
-    known = sorted({*range(min(titles, len(documents))), st.session_state["document"]})
-    names = dict(zip(known, documents["title"].iloc[known], strict=True))
-    chosen: int = place.selectbox(
-        "Document",
-        known,
-        format_func=lambda doc: f"{doc}: {names[doc] or 'untitled'}",
-        key="document",
-        on_change=_write_document,
-    )
-    st.query_params["doc"] = str(chosen)
-    st.session_state["_doc"] = chosen  # for when the reader comes back from another page
-    return chosen
+def map_places() -> pd.DataFrame | None:
+    """``Recording.map`` of the open recording; do not change it."""
+    return _map(*st.session_state["_open"])
 
 
-def _write_document() -> None:
-    st.query_params["doc"] = str(st.session_state["document"])
-    st.session_state["token"] = 0
+def predicates() -> tuple[np.ndarray, list[str]]:
+    """``queries.predicates`` of the open recording."""
+    return _predicates(*st.session_state["_open"])
 
 
-def trace_document(doc: int, first: int, count: int) -> Trace:
-    """``Recording.trace`` of the open recording, cached."""
-    return _trace_document(*st.session_state["_open"], doc, first, count)
+def map_points(
+    by: str, search: str, shown: str, focus: int | None, lasso: tuple[tuple[int, int], ...], dark: bool
+) -> bytes:
+    """What the map draws; see ``map_data``."""
+    return _map_points(*st.session_state["_open"], by, search, shown, focus, lasso, dark)
 
 
-def trace_typed(text: str) -> "TextTrace":
-    """What the recorded model does on a text.
+def read_sample(layer: int) -> queries.ReadSample:
+    """``queries.read_sample`` of the open recording; do not change it."""
+    return _read_sample(*st.session_state["_open"], layer)
+
+
+def answer(question: Callable[..., Any], *arguments: Any) -> Any:
+    """A question on the open recording, cached: ``question(recording, *arguments)``; the answer is a copy."""
+    return _answer(*st.session_state["_open"], f"{question.__module__}.{question.__qualname__}", arguments, question)
+
+
+def answer_two(question: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """A question on the open recording and another one, cached: ``question(a, b, *arguments)``."""
+    other = _version(find_recordings(root())[name])
+    return _answer_two(*st.session_state["_open"], *other, question.__qualname__, arguments, question)
+
+
+def trace_document(doc: int, first: int, count: int, name: str | None = None) -> Trace:
+    """``Recording.trace`` of the open recording or another one, cached."""
+    where = st.session_state["_open"] if name is None else _version(find_recordings(root())[name])
+    return _trace_document(*where, doc, first, count)
+
+
+def trace_typed(text: str, name: str | None = None) -> "TextTrace":
+    """What the recorded model does on a text; of the open recording or another one.
 
     Raises:
         InputError: the model is gone or is another one by now, or the text does not fit.
     """
-    info = recording().info
+    info = recording(name).info
     run = Path(info.run)
     if not (run / "model.safetensors").is_file():
         raise InputError(
             f"{run}: the run that was recorded is not there any more. Recorded documents can still be read; for typed "
-            f"text put the run back, or train and record again: {_RECORD}"
+            f"text put the run back, or train and record again: {RECORD}"
         )
     loaded = _load_run(run, (run / "model.safetensors").stat().st_mtime_ns)
     if loaded.fingerprint != info.fingerprint:
@@ -152,13 +161,22 @@ def trace_typed(text: str) -> "TextTrace":
     return _trace_typed(info.fingerprint, text, loaded)
 
 
-def show_figure(draw: Callable[..., Figure], *arguments: Any, alt: str) -> None:
-    """Draw one of ``memscope.plots`` for the reader's theme, as wide as its column.
+def show_figure(
+    draw: Callable[..., Figure], arguments: Callable[[], tuple[Any, ...]], *by: Any, alt: str, of: str | None = None
+) -> None:
+    """Draw a figure for the reader's theme, as wide as its column.
 
-    The cache goes by the name of the function and its arguments, which have to be tables, arrays or plain values.
+    Args:
+        draw: one of ``memscope.plots`` or ``app.figures``.
+        arguments: what it draws; called only when the figure is not in the cache.
+        by: what the arguments depend on besides the open recording.
+        alt: what the figure shows, for those who do not see it.
+        of: name of a second recording that the arguments depend on.
     """
+    where = st.session_state["_open"], of and _version(find_recordings(root())[of])
     dark = st.context.theme.type == "dark"
-    st.image(_draw(draw.__name__, dark, *arguments), width="stretch", output_format="PNG", alt=alt)
+    image = _draw(where, f"{draw.__module__}.{draw.__name__}", dark, by, draw, arguments)
+    st.image(image, width="stretch", output_format="PNG", alt=alt)
 
 
 def download(label: str, table: Callable[[], pd.DataFrame], name: str) -> None:
@@ -169,12 +187,98 @@ def download(label: str, table: Callable[[], pd.DataFrame], name: str) -> None:
     )
 
 
-@st.cache_resource(max_entries=4, show_spinner="Opening the recording ...")
+def _version(path: Path) -> tuple[Path, int]:
+    """What caches know a recording by: its folder, and when it or its map was made."""
+    files = [path / INFO, path / "map.parquet"]
+    return path, sum(file.stat().st_mtime_ns for file in files if file.is_file())
+
+
+@st.cache_resource(max_entries=8, show_spinner="Opening the recording ...")
 def _open(path: Path, modified: int) -> Recording:
     return Recording(path)
 
 
-@st.cache_resource(max_entries=1, show_spinner="Loading the model ...")
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _numbers(path: Path, modified: int) -> pd.DataFrame:
+    return queries.entry_numbers(_open(path, modified))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _found(path: Path, modified: int, search: str, field: str) -> np.ndarray:
+    return queries.search_entries(_open(path, modified), search, field)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _entry_order(
+    path: Path, modified: int, search: str, field: str, state: str, sort: str, descending: bool
+) -> np.ndarray:
+    found = _found(path, modified, search, field)
+    return queries.select_entries(_open(path, modified), _numbers(path, modified), found, state, sort, descending)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _map(path: Path, modified: int) -> pd.DataFrame | None:
+    return _open(path, modified).map()
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _predicates(path: Path, modified: int) -> tuple[np.ndarray, list[str]]:
+    return queries.predicates(_open(path, modified))
+
+
+@st.cache_resource(max_entries=8, show_spinner="Reading a sample ...")
+def _read_sample(path: Path, modified: int, layer: int) -> queries.ReadSample:
+    return queries.read_sample(_open(path, modified), layer)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _colors(path: Path, modified: int, by: str, dark: bool) -> map_data.Colors:
+    place = _map(path, modified)
+    assert place is not None
+    table = _numbers(path, modified)
+    cluster = np.full(len(table), -1, np.int32)
+    cluster[place["entry"].to_numpy()] = place["cluster"].to_numpy()
+    relations = _predicates(path, modified) if by == "predicate" else (np.empty(0, np.int8), [])
+    return map_data.entry_colors(by, _open(path, modified), table, cluster, relations, dark)
+
+
+@st.cache_resource(max_entries=12, show_spinner=False)
+def _map_points(
+    path: Path,
+    modified: int,
+    by: str,
+    search: str,
+    shown: str,
+    focus: int | None,
+    lasso: tuple[tuple[int, int], ...],
+    dark: bool,
+) -> bytes:
+    place, count = _map(path, modified), _numbers(path, modified)["count"].to_numpy()
+    assert place is not None
+    kept = {"all": count >= 0, "used": count > 0, "never selected": count == 0}[shown]
+    lit = _found(path, modified, search, "everything") if search else None
+    return map_data.pack_points(place, _colors(path, modified, by, dark), kept, lit, focus, list(lasso), dark)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _answer(path: Path, modified: int, name: str, arguments: tuple[Any, ...], _question: Callable[..., Any]) -> Any:
+    return _question(_open(path, modified), *arguments)
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _answer_two(
+    path: Path,
+    modified: int,
+    other: Path,
+    other_modified: int,
+    name: str,
+    arguments: tuple[Any, ...],
+    _question: Callable[..., Any],
+) -> Any:
+    return _question(_open(path, modified), _open(other, other_modified), *arguments)
+
+
+@st.cache_resource(max_entries=2, show_spinner="Loading the model ...")
 def _load_run(run: Path, modified: int) -> "LoadedRun":
     from memscope.checkpoint import load_run
 
@@ -183,7 +287,7 @@ def _load_run(run: Path, modified: int) -> "LoadedRun":
 
 @st.cache_resource
 def _model_lock() -> threading.Lock:
-    """Hooks sit on the one shared model: two readers must not run it at once."""
+    """Hooks sit on the shared model: two readers must not run it at once."""
     return threading.Lock()
 
 
@@ -200,9 +304,15 @@ def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
         return trace_text(_run, text)
 
 
-# Some tables hold lists, which pandas cannot hash.
-@st.cache_data(max_entries=64, show_spinner=False, hash_funcs={pd.DataFrame: pd.DataFrame.to_json})
-def _draw(name: str, dark: bool, *arguments: Any) -> bytes:
+@st.cache_data(max_entries=256, show_spinner=False)
+def _draw(
+    where: tuple[Any, ...],
+    name: str,
+    dark: bool,
+    by: tuple[Any, ...],
+    _figure: Callable[..., Figure],
+    _arguments: Callable[[], tuple[Any, ...]],
+) -> bytes:
     buffer = io.BytesIO()
-    getattr(plots, name)(*arguments, dark=dark).savefig(buffer, format="png", dpi=150)
+    _figure(*_arguments(), dark=dark).savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -10,39 +10,30 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
 <path d="M3 4h10M3 8h10M3 12h10" stroke="#fff" stroke-opacity=".45" stroke-width="1.6"/>
 <circle cx="6" cy="8" r="2.2" fill="#E69F00"/></svg>"""
 
-st.set_page_config(page_title="memscope", page_icon=ICON, layout="wide")
+PAGES = {
+    "overview": ("Overview", "dashboard", "What was recorded, how training went and how healthy the memory is."),
+    "prompts": ("Prompts", "notes", "Token by token: the entries that the gate selected and the attention read."),
+    "entries": ("Entries", "database", "The whole bank: search it, sort it, and open one entry."),
+    "map": ("Map", "scatter_plot", "The bank in two dimensions, coloured by what entries are and do."),
+    "gate_bias": ("Gate bias", "balance", "How far selection is from even, toward what, and the full report."),
+    "reading": ("Reading", "menu_book", "How the attention weighs what the gate selected."),
+    "compare": ("Compare", "compare_arrows", "Two recordings side by side: checkpoints, seeds, starts."),
+}
+
+st.set_page_config(page_title="memscope", page_icon=ICON, layout="wide", initial_sidebar_state=210)
 st.logo(ICON, size="large")
 
 page = st.navigation(
     [
         st.Page(
-            "app_pages/overview.py",
-            title="Overview",
-            icon=":material/dashboard:",
-            default=True,
-            help="What was recorded, how training went and how evenly the bank is used.",
-        ),
-        st.Page(
-            "app_pages/prompts.py",
-            title="Prompts",
-            icon=":material/notes:",
-            url_path="prompts",
-            help="Token by token: the entries that the gate selected and the attention read.",
-        ),
-        st.Page(
-            "app_pages/entries.py",
-            title="Entries",
-            icon=":material/database:",
-            url_path="entries",
-            help="The whole bank: search it, sort it, and open one entry.",
-        ),
-        st.Page(
-            "app_pages/gate_bias.py",
-            title="Gate bias",
-            icon=":material/balance:",
-            url_path="gate_bias",
-            help="How far selection is from even, per layer, with tables to download.",
-        ),
+            f"app_pages/{name}.py",
+            title=title,
+            icon=f":material/{icon}:",
+            url_path=name if name != "overview" else None,
+            default=name == "overview",
+            help=help_,
+        )
+        for name, (title, icon, help_) in PAGES.items()
     ]
 )
 state.choose_recording()

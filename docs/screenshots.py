@@ -1,11 +1,14 @@
 """Screenshots of every page of the app, for the README and the guide.
 
-    python docs/screenshots.py recordings/demo          # writes docs/images/*.png
+    python docs/screenshots.py recordings/demo                     # writes docs/images/*.png
+    python docs/screenshots.py recordings --recording demo --with later     # with the compare page
 
-Needs playwright and a Chromium (``--chromium PATH``; default: the one on the path).
+Needs playwright and a Chromium (``--chromium PATH``; default: the one on the path), and Pillow, which comes with
+matplotlib: pictures are kept small by a palette of 256 colours. The same recording gives the same pictures.
 """
 
 import argparse
+import io
 import shutil
 import socket
 import subprocess
@@ -15,37 +18,65 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlencode
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
+from app import map_data
 from memscope.query import Recording
 
 SIZE: ViewportSize = {"width": 1280, "height": 900}
-MAX_BYTES = 400_000
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+MAX_BYTES = 300_000
+# WebGL comes from software where there is no GPU.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--enable-unsafe-swiftshader",
+]
+TALL = {"prompts": 1180, "entry": 1120, "overview": 1040, "map": 1080, "preferences": 1000}
+"""Pictures that are higher than ``SIZE``."""
 
 
-def views(recording: Recording) -> dict[str, str]:
+def views(recording: Recording, other: str | None) -> dict[str, str]:
     """Address of every picture, by its name; entry and token are the same whenever the recording is."""
     entry = int(recording.entries(limit=1)["entry"][0])
     words = recording.trace(0, 0, 120).tokens
+    words = words[words["text"].str.fullmatch(" [a-z]+")]
     token = int(words["pos"][words["text"].str.len().idxmax()])
-    return {
-        "overview": "",
-        "prompts": f"prompts?doc=0&token={token}",
-        "entries": "entries",
-        "entry": f"entries?entry={entry}",
-        "gate_bias": "gate_bias",
+    layer = recording.info.layers[len(recording.info.layers) // 2]
+    pages: dict[str, tuple[str, dict[str, object]]] = {
+        "overview": ("", {}),
+        "training": ("", {"part": "training"}),
+        "prompts": ("prompts", {"doc": 0, "token": token, "layer": layer}),
+        "entries": ("entries", {}),
+        "entry": ("entries", {"entry": entry}),
+        "gate_bias": ("gate_bias", {}),
+        "preferences": ("gate_bias", {"part": "preferences"}),
+        "profiles": ("gate_bias", {"part": "profiles"}),
+        "reading": ("reading", {"part": "gate against read", "layer": layer}),
     }
+    places = recording.map()
+    if places is not None:
+        used = recording.usage().sum(0)[places["entry"]] > 0
+        x, y = (int(1000 * np.median(axis[used])) for axis in map_data.unit_places(places))
+        ring = [(x + int(90 * np.cos(a)), y + int(70 * np.sin(a))) for a in np.linspace(0, 2 * np.pi, 25)[:-1]]
+        pages["map"] = ("map", {"by": "cluster", "lasso": ".".join(f"{a}_{b}" for a, b in ring)})
+    if other is not None:
+        pages["compare"] = ("compare", {"with": other, "part": "metrics"})
+    return {name: f"{page}?{urlencode(values)}" for name, (page, values) in pages.items()}
 
 
 @contextmanager
-def running_app(recording: Path) -> Iterator[str]:
+def running_app(recordings: Path) -> Iterator[str]:
     """The app on a free port; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "memscope", "app", str(recording), "--port", str(port)])
+    server = subprocess.Popen([sys.executable, "-m", "memscope", "app", str(recordings), "--port", str(port)])
     try:
         for _ in range(120):
             try:
@@ -61,13 +92,17 @@ def running_app(recording: Path) -> Iterator[str]:
 
 def take(page: Page, address: str, path: Path) -> None:
     """One picture, once the page has come to rest."""
+    page.set_viewport_size(
+        {"width": SIZE["width"], "height": TALL.get(path.stem.removesuffix("_dark"), SIZE["height"])}
+    )
     page.goto(address)
     page.get_by_role("heading", level=1).wait_for()
     page.wait_for_timeout(500)
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     page.wait_for_function("[...document.images].every(image => image.complete)")
-    page.wait_for_timeout(1000)  # tables are drawn on a canvas, which nothing announces
-    page.screenshot(path=path)
+    page.wait_for_timeout(2000)  # tables and maps are drawn on a canvas, which nothing announces
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     if size > MAX_BYTES:
         sys.exit(f"{path}: {size:,} bytes, more than {MAX_BYTES:,}")
@@ -77,18 +112,25 @@ def take(page: Page, address: str, path: Path) -> None:
 def main() -> None:
     """Parse the command line and take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recording", type=Path)
+    parser.add_argument("recordings", type=Path, help="a recording, or a folder of them")
+    parser.add_argument("--recording", help="name of the one to show, where there are several")
+    parser.add_argument("--with", dest="other", help="name of the one to compare it with")
+    parser.add_argument("--only", nargs="*", help="names of pictures; default: all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
-    parser.add_argument("--theme", choices=["light", "dark"], default="light")
+    parser.add_argument("--dark", nargs="*", default=["prompts", "map"], help="names to take on a dark page as well")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with running_app(arguments.recording) as app, sync_playwright() as driver:
+    name = arguments.recording or arguments.recordings.name
+    shown = Recording(arguments.recordings / arguments.recording if arguments.recording else arguments.recordings)
+    with running_app(arguments.recordings) as app, sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=arguments.chromium, args=ARGUMENTS)
-        context = chromium.new_context(viewport=SIZE, color_scheme=arguments.theme, device_scale_factor=1)
-        page = context.new_page()
-        for name, view in views(Recording(arguments.recording)).items():
-            take(page, f"{app}/{view}", arguments.out / f"{name}.png")
+        for theme, suffix in (("light", ""), ("dark", "_dark")):
+            page = chromium.new_context(color_scheme=theme, device_scale_factor=1).new_page()  # type: ignore[arg-type]
+            for picture, view in views(shown, arguments.other).items():
+                wanted = picture in (arguments.only or [picture]) and (theme == "light" or picture in arguments.dark)
+                if wanted:
+                    take(page, f"{app}/{view}&recording={name}", arguments.out / f"{picture}{suffix}.png")
         chromium.close()
 
 

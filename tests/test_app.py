@@ -1,6 +1,7 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,28 +11,48 @@ from pathlib import Path
 import numpy as np
 import pytest
 import streamlit as st
+from app_folder import make_folder
 from streamlit.testing.v1 import AppTest
 
 import app
-from app.token_view import MEASURES, color_levels, color_range, visible
+from app import address, health, map_data, pairs, queries, report_file
+from app.components import color_levels, color_range, visible
+from app.fired import fired_layers
 from memscope.checkpoint import LoadedRun
 from memscope.query import Recording
-from memscope.record import record
+from memscope.record import RecordOptions, record
+from memscope.trace import trace_text
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
-PAGES = ("overview", "prompts", "entries", "gate_bias")
-MARKUP = ("<script", "<img", "**bold**", "<b>Hostile")
+PARTS = {
+    "overview": ("health", "model", "training", "recordings"),
+    "prompts": ("",),
+    "entries": ("",),
+    "map": ("",),
+    "gate_bias": ("evenness", "concentration", "preferences", "profiles", "layers", "report"),
+    "reading": ("shares", "gate against read", "heads", "unread entries", "certainty"),
+    "compare": ("metrics", "entries", "prompt"),
+}
+VIEWS = [(page, part) for page, parts in PARTS.items() for part in parts]
+MARKUP = ("<script", "<img", "**bold**", "<b>Hostile", "javascript:")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tiny_recording_path, tmp_path_factory.mktemp("app") / "recordings")
 
 
 @pytest.fixture(autouse=True)
-def _recordings(tiny_recording_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tiny_recording_path))
+def _recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _close_what_the_app_opened() -> Iterator[None]:
     yield
     st.cache_resource.clear()
+    st.cache_data.clear()
+    report_file.drop_reports()
 
 
 @pytest.fixture(autouse=True)
@@ -40,182 +61,403 @@ def _own_main(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
-def open_page(name: str, **address: object) -> AppTest:
+def open_page(name: str, **values: object) -> AppTest:
     """A page as its address opens it."""
-    test = AppTest.from_file(str(FRAME), default_timeout=60).run()
+    test = AppTest.from_file(str(FRAME), default_timeout=60)
+    test.query_params["recording"] = "tiny"
+    test.run()
     if name != "overview":
         test.switch_page(f"app_pages/{name}.py")
-    for key, value in address.items():
+    for key, value in values.items():
         test.query_params[key] = str(value)
     return test.run()
 
 
 def markdown(test: AppTest) -> str:
     """Everything on the page that is read as Markdown."""
-    parts = [*test.markdown, *test.caption, *test.title, *test.header, *test.subheader, *test.info, *test.warning]
+    parts = [*test.markdown, *test.caption, *test.title, *test.header, *test.subheader]
+    parts += [*test.info, *test.warning, *test.success]
     return "\n".join(str(part.value) for part in parts)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_page_runs_and_is_titled(name: str) -> None:
-    test = open_page(name)
+def asked(test: AppTest, name: str) -> str | None:
+    """What the address says of a field."""
+    value = test.query_params.get(name)
+    return value[0] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("page", "part"), VIEWS)
+def test_every_view_runs_and_is_titled(page: str, part: str) -> None:
+    test = open_page(page, **({"part": part} if part else {}))
     assert not test.exception
-    assert test.title[0].value.lower().replace(" ", "_") == name
+    assert test.title[0].value.lower().replace(" ", "_") == page
     assert not any(sign in markdown(test) for sign in MARKUP)
+    assert asked(test, "recording") == "tiny"
 
 
-def test_the_overview_states_tokens_selections_and_losses(tiny_recording: Recording) -> None:
+@pytest.mark.parametrize(("page", "part"), [view for view in VIEWS if view[0] in ("gate_bias", "reading", "map")])
+def test_captions_say_over_how_much_they_hold(page: str, part: str) -> None:
+    captions = " ".join(caption.value for caption in open_page(page, part=part).caption)
+    if part not in ("report", "heads"):
+        assert any(word in captions for word in ("D = ", " tokens", "selections"))
+
+
+def test_the_overview_states_tokens_selections_and_health(tiny_recording: Recording) -> None:
     test = open_page("overview")
-    info, run = tiny_recording.info, tiny_recording.run_summary
+    info = tiny_recording.info
     values = {metric.label: metric.value for metric in test.metric}
     assert values["Recorded tokens"] == f"{info.rows:,}"
     assert values["Selections (D)"] == f"{info.rows * len(info.layers) * info.selected:,}"
-    assert values["Validation loss"] == f"{run['valid_loss']:.3f}"
-    assert any("even selection would use" in text.value for text in test.text)
-    usage = test.dataframe[2].value
-    assert usage["coverage"].tolist() == tiny_recording.layer_metrics()["coverage"].tolist()
+    assert values["Loss on this corpus"] == f"{tiny_recording.census['loss']:.3f}"
+    said = " ".join(box.value for box in [*test.warning, *test.info, *test.success])
+    assert "of entries never selected in layer" in said and "even selection would leave" in said
+    assert test.dataframe[0].value["coverage"].tolist() == tiny_recording.layer_metrics()["coverage"].tolist()
 
 
-def test_a_token_shows_its_selections_in_every_layer(tiny_recording: Recording) -> None:
-    test = open_page("prompts", doc=1, token=5)
+def test_the_overview_lists_recordings_and_opens_one() -> None:
+    test = open_page("overview", part="recordings")
+    assert test.dataframe[0].value["recording"].tolist() == ["deeper/twin", "tiny"]
+    test.selectbox(key="chosen").select("deeper/twin").run()
     assert not test.exception
-    fired = tiny_recording.trace(1, 5, 1).selections
-    shown = [table.value for table in test.dataframe]
-    assert len(shown) == len(tiny_recording.info.layers)
-    for layer, table in zip(tiny_recording.info.layers, shown, strict=True):
-        assert table["entry"].tolist() == fired[fired["layer"] == layer]["entry"].tolist()
-    test.number_input(key="token").set_value(6).run()
-    assert test.subheader[0].value == "Token 6"
+    assert asked(test, "recording") == "deeper/twin"
+
+
+def test_a_token_shows_what_it_selected_in_every_layer(tiny_recording: Recording) -> None:
+    trace = tiny_recording.trace(1, 5, 1)
+    layers = fired_layers(tiny_recording, trace, 5, None)
+    assert [part["layer"] for part in layers] == list(tiny_recording.info.layers)
+    for part in layers:
+        fired = trace.selections[trace.selections["layer"] == part["layer"]]
+        assert [entry["entry"] for entry in part["entries"]] == fired["entry"].tolist()
+        shares = [entry["read_share"] for entry in part["entries"]]
+        assert shares == sorted(shares, reverse=True) and shares[0] == pytest.approx(1)
+        sentences = tiny_recording.sentences(fired["entry"])
+        assert [entry["sentence"] for entry in part["entries"]] == [sentences[e] for e in fired["entry"]]
+    test = open_page("prompts", doc=1, token=5)
+    assert test.subheader[0].value == "Token 5"
+    test.number_input(key="prompts.token").set_value(6).run()
+    assert test.subheader[0].value == "Token 6" and asked(test, "token") == "6"
+
+
+def test_slots_show_which_words_were_read(slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
+    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "slots", RecordOptions(max_tokens=120, slot_weights=True))
+    recording = Recording(tmp_path / "slots")
+    traced = trace_text(slot_run, "Ada Holm was born in Aston .")
+    layers = fired_layers(recording, traced.trace, 3, traced.slots[3])
+    shown = [entry for part in layers for entry in part["entries"] if entry["slots"]]
+    assert shown and len(shown[0]["slots"]) > 3
+    assert all(0 <= level <= 1 for entry in shown for _, level, _ in entry["slots"])
 
 
 def test_long_documents_are_read_in_parts() -> None:
     test = open_page("prompts", doc=0)
     test.pagination[0].set_value(2).run()
     assert not test.exception
-    assert test.number_input(key="token").value == 256
+    assert test.number_input(key="prompts.token").value == 256
     assert test.subheader[0].value == "Token 256"
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    "measure",
+    ["loss", "gate entropy", "top gate score", "top gate share", "effective entries", "drift of the read entry"],
+)
 def test_tokens_can_be_coloured_by_every_measure(measure: str) -> None:
-    test = open_page("prompts")
-    assert not test.selectbox(key="measure").select(measure).run().exception
+    test = open_page("prompts", by=measure)
+    assert not test.exception
+    assert test.selectbox(key="prompts.by").value == measure
+
+
+def test_one_entry_lights_up_where_it_fires(tiny_recording: Recording) -> None:
+    trace = tiny_recording.trace(1, 0, 64)
+    layers = tiny_recording.info.layers
+    entry = int(trace.selections["entry"].iloc[0])
+    values = queries.grid(trace, layers, "one entry", np.zeros(64), entry)
+    fires = trace.selections[trace.selections["entry"] == entry]
+    expected = {(layers.index(row.layer), row.pos): row.gate for row in fires.itertuples()}
+    assert {tuple(cell) for cell in np.argwhere(~np.isnan(values)).tolist()} == set(expected)
+    assert all(values[cell] == pytest.approx(gate) for cell, gate in expected.items())
+    test = open_page("prompts", doc=1, by="one entry", entry=entry)
+    assert not test.exception and test.number_input(key="prompts.entry").value == entry
+
+
+def test_grids_are_what_their_names_say(tiny_recording: Recording) -> None:
+    trace, layers = tiny_recording.trace(1, 0, 32), tiny_recording.info.layers
+    drift = np.arange(64, dtype=np.float64)
+    first = trace.selections[(trace.selections["pos"] == 3) & (trace.selections["layer"] == layers[1])]
+    shares = first["gate"].to_numpy(np.float64) / first["gate"].sum()
+    entropy = queries.grid(trace, layers, "gate entropy", drift, None)
+    assert entropy[1, 3] == pytest.approx(-sum(share * np.log(share) for share in shares if share > 0), rel=1e-5)
+    assert queries.grid(trace, layers, "top gate score", drift, None)[1, 3] == pytest.approx(first["gate"].max())
+    moved = queries.grid(trace, layers, "drift of the read entry", drift, None)
+    assert moved[1, 3] == first["entry"].iloc[0]
+    np.testing.assert_allclose(entropy.mean(0), trace.tokens["gate_entropy"], rtol=1e-4)
 
 
 def test_choosing_another_document_starts_at_its_first_token() -> None:
     test = open_page("prompts", doc=1, token=50)
-    test.selectbox(key="document").select(2).run()
-    assert test.query_params["doc"] in ("2", ["2"])
-    assert test.number_input(key="token").value == 0
+    test.selectbox(key="prompts.doc").select(2).run()
+    assert asked(test, "doc") == "2" and asked(test, "token") is None
+    assert test.number_input(key="prompts.token").value == 0
 
 
-def test_a_typed_text_is_read_and_predicted(tiny_recording: Recording) -> None:
-    test = open_page("prompts", source="Your own text")
+def test_a_typed_text_is_read_and_predicted() -> None:
+    test = open_page("prompts", source="your text")
     assert len(test.dataframe) == 0  # nothing before a text is typed
-    test.text_area(key="text").input("Ada Holm was <b>born</b> in")
+    test.text_area(key="prompts.text").input("Ada Holm was <b>born</b> in")
     test.button[0].click().run()
     assert not test.exception
-    predicted = test.dataframe[0].value
-    assert list(predicted) == ["next token", "probability"]
-    assert len(test.dataframe) == 1 + len(tiny_recording.info.layers)
+    assert list(test.dataframe[0].value) == ["next token", "probability"]
     assert "<b>born" not in markdown(test)
+    assert asked(test, "text") == "Ada Holm was <b>born</b> in"
+
+
+def test_two_texts_are_compared() -> None:
+    test = open_page(
+        "prompts", source="two texts", text="Ada Holm was born", other="Ada Holm was born", token=2, token_b=2
+    )
+    assert not test.exception
+    assert (test.dataframe[0].value["share"] == 1).all()
 
 
 def test_a_text_that_is_too_long_gets_a_sentence() -> None:
-    test = open_page("prompts", source="Your own text", text="word " * 500)
+    test = open_page("prompts", source="your text", text="word " * 500)
     assert not test.exception
     assert "the model reads" in test.code[0].value
 
 
 @pytest.mark.parametrize("change", ["gone", "trained further"])
 def test_a_run_that_no_longer_matches_is_named_with_the_command_that_helps(
-    change: str, tiny_recording_path: Path, tiny_run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, tiny_recording_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = shutil.copytree(tiny_recording_path, tmp_path / "copy")
+    copy = shutil.copytree(tiny_recording_path, tmp_path / "tiny")
     info = json.loads((copy / "recording.json").read_text())
     info |= {"run": str(tmp_path / "gone")} if change == "gone" else {"fingerprint": "0" * 64}
     (copy / "recording.json").write_text(json.dumps(info))
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(copy))
-    test = open_page("prompts", source="Your own text", text="Ada Holm")
+    test = open_page("prompts", source="your text", text="Ada Holm")
     assert not test.exception
     assert info["run"] in test.code[0].value
     assert "memscope record" in test.code[0].value
 
 
 def test_entries_are_sorted_searched_and_opened(tiny_recording: Recording) -> None:
-    test = open_page("entries", sort="drift")
+    test = open_page("entries", sort="drift", **{"in": "sentence"})
     drift = test.dataframe[0].value["drift"].tolist()
     assert drift == sorted(drift, reverse=True)
-    test.text_input(key="q").input("script").run()
+    test.text_input(key="entries.q").input("script").run()
     [found] = test.dataframe[0].value["entry"]
-    test.number_input(key="entry").set_value(int(found)).run()
+    test.number_input(key="entries.entry").set_value(int(found)).run()
     assert not test.exception
     assert test.subheader[0].value == f"Entry {found}"
     assert "<script>window.hacked = true</script>" in test.text[0].value
     assert not any(sign in markdown(test) for sign in MARKUP)
-    test.button[0].click().run()
+    next(button for button in test.button if button.label == "All entries").click().run()
     assert test.dataframe[0].value["entry"].tolist() == [found]
 
 
-def test_every_entry_opens(tiny_recording: Recording) -> None:
-    test = open_page("entries", entry=0)
-    for entry in range(0, tiny_recording.info.knowledge_num, 3):
-        test.number_input(key="entry").set_value(entry).run()
-        assert not test.exception
-        assert test.subheader[0].value == f"Entry {entry}"
+@pytest.mark.parametrize("entry", range(0, 64, 7))
+def test_entries_open(entry: int) -> None:
+    test = open_page("entries", entry=entry)
+    assert not test.exception
+    assert test.subheader[0].value == f"Entry {entry}"
+
+
+@pytest.mark.parametrize("field", queries.FIELDS)
+def test_searches_find_what_a_loop_finds(field: str, tiny_recording: Recording) -> None:
+    query = "SELECT * FROM bank LEFT JOIN titles USING (entry) JOIN decodings USING (entry) ORDER BY entry"
+    bank = tiny_recording.sql(query)
+    texts = tiny_recording.tokenizer.token_texts
+
+    def holds(row: object, word: str) -> bool:
+        if field == "decoded tokens":
+            return any(word in texts[token].lower() for token in row.nearest)
+        parts = {name: [getattr(row, name)] for name in ("sentence", "title")}
+        parts = {name: [text for text in values if isinstance(text, str)] for name, values in parts.items()}
+        for name in ("subject", "predicate", "object"):
+            parts[name] = list(getattr(row, name)) if isinstance(getattr(row, name), np.ndarray) else []
+        looked = [text for values in parts.values() for text in values] if field == "everything" else parts[field]
+        return any(word in text.lower() for text in looked)
+
+    for word in ("ada", "born", "%"):
+        expected = [int(row.entry) for row in bank.itertuples() if holds(row, word)]
+        assert queries.search_entries(tiny_recording, word, field).tolist() == expected
+    assert queries.search_entries(tiny_recording, "7", field).tolist().count(7) == 1
+
+
+@pytest.mark.parametrize("state", queries.STATES)
+def test_entries_of_every_state_are_shown(state: str, tiny_recording: Recording) -> None:
+    numbers = queries.entry_numbers(tiny_recording)
+    usage = tiny_recording.usage()
+    assert numbers["count"].tolist() == usage.sum(0).tolist()
+    used = usage.sum(0) > 0
+    top = np.array(tiny_recording.info.layers)[usage.argmax(0)]
+    assert (numbers["top_layer"].to_numpy()[used] == top[used]).mean() > 0.9  # ties may go to another layer
+    everything = np.arange(64)
+    chosen = queries.select_entries(tiny_recording, numbers, everything, state, "count", True)
+    count = numbers["count"].to_numpy()
+    hot = count > queries.HOT * count.sum() / 64
+    expected = {"all": everything, "used": np.flatnonzero(used), "never selected": np.flatnonzero(~used)}
+    assert sorted(chosen.tolist()) == expected.get(state, np.flatnonzero(hot)).tolist()
+    assert count[chosen].tolist() == sorted(count[chosen].tolist(), reverse=True)
 
 
 def test_an_untrained_run_with_several_slots_opens_on_every_page(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "slots", max_tokens=200)
+    options = RecordOptions(max_tokens=200, head_weights=True, slot_weights=True)
+    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "tiny", options)
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
-    for name in PAGES:
-        assert not open_page(name).exception
-    assert not open_page("prompts", source="Your own text", text="Ada Holm").exception
+    for page, part in VIEWS:
+        assert not open_page(page, **({"part": part} if part else {})).exception, (page, part)
+    assert not open_page("prompts", source="your text", text="Ada Holm").exception
     without_sentence = open_page("entries", entry=63)
     assert not without_sentence.exception
-    assert "no sentence" in without_sentence.caption[0].value
+    assert "no sentence" in markdown(without_sentence)
+    heads = queries.head_shares(Recording(tmp_path / "tiny"), 0)
+    assert heads is not None and (heads.sum(1) == 200 * slot_run.config.memory.num_selected * 2).all()
 
 
-def test_a_search_without_a_hit_says_so() -> None:
-    test = open_page("entries", q="zebra crossing")
+@pytest.mark.parametrize(("page", "q"), [("entries", "zebra crossing"), ("map", "zebra crossing")])
+def test_a_search_without_a_hit_says_so(page: str, q: str) -> None:
+    test = open_page(page, q=q)
     assert not test.exception
-    assert "No entry holds" in test.info[0].value
+    assert "No entry" in test.info[0].value
+
+
+@pytest.mark.parametrize("by", map_data.COLORS)
+def test_the_map_packs_every_point_with_its_colour(by: str, folder: Path) -> None:
+    recording = Recording(folder / "tiny")
+    places, numbers = recording.map(), queries.entry_numbers(recording)
+    assert places is not None
+    relations = queries.predicates(recording)
+    colors = map_data.entry_colors(by, recording, numbers, places["cluster"].to_numpy(), relations, dark=False)
+    block = map_data.pack_points(places, colors, numbers["count"].to_numpy() >= 0, None, 5, [], dark=False)
+    length = int(np.frombuffer(block, np.uint32, 1)[0])
+    head = json.loads(block[4 : 4 + length])
+    ids = np.frombuffer(block, np.uint32, head["points"], 4 + length)
+    assert length % 4 == 0 and len(block) == 4 + length + 9 * head["points"]
+    assert sorted(ids.tolist()) == list(range(64))
+    levels = np.frombuffer(block, np.uint8, head["points"], 4 + length + 8 * head["points"])
+    assert (levels == colors.number[ids]).all() and levels.max() < len(head["palette"])
+    x = np.frombuffer(block, np.uint16, head["points"], 4 + length + 4 * head["points"])
+    np.testing.assert_allclose(2 * (x / 32767.5 - 1), map_data.unit_places(places)[0][ids], atol=1e-4)
+
+
+def test_a_search_and_a_lasso_choose_points_of_the_map(folder: Path) -> None:
+    places = Recording(folder / "tiny").map()
+    assert places is not None
+    x, y = map_data.unit_places(places)
+    right = map_data.inside(places, [(0, -2000), (2000, -2000), (2000, 2000), (0, 2000)])
+    assert right.tolist() == np.flatnonzero((x > 0) & (y > -2)).tolist()
+    test = open_page("map", lasso="0_-2000.2000_-2000.2000_2000.0_2000", by="cluster")
+    assert not test.exception
+    assert sorted(test.dataframe[0].value["entry"]) == right.tolist()
+    next(button for button in test.button if button.label == "Drop the lasso").click().run()
+    assert asked(test, "lasso") is None and not test.dataframe
+
+
+def test_a_recording_without_a_map_names_the_command() -> None:
+    test = open_page("map", recording="deeper/twin")
+    assert test.code[0].value.startswith("memscope map")
 
 
 @pytest.mark.parametrize("by", ["count", "gate score", "read weight"])
 def test_gate_bias_follows_weighting_and_layers(by: str, tiny_recording: Recording) -> None:
     test = open_page("gate_bias", by=by)
-    weighting = f"by_{by.replace(' ', '_')}"
-    metrics = tiny_recording.layer_metrics(weighting)
+    metrics = tiny_recording.layer_metrics(f"by_{by.replace(' ', '_')}")
     assert test.dataframe[0].value["gini"].tolist() == metrics["gini"].tolist()
-    test.get_by_key("layers").set_value([1]).run()
+    test.get_by_key("gate_bias.layers").set_value([1]).run()
     assert not test.exception
     assert test.dataframe[0].value["layer"].tolist() == [1]
-    most = test.dataframe[2].value
-    assert most["entry"].tolist() == tiny_recording.most_used(1, weighting)["entry"].tolist()
-    assert all("D = " in caption.value for caption in test.caption)
+    assert asked(test, "layers") == "1"
+
+
+def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:
+    making = report_file.make_report(tiny_recording)
+    next(making)
+    making.close()
+    assert report_file.report_file(tiny_recording) is None
+    assert not list(report_file._folder().iterdir())
+
+
+def test_unread_entries_are_counted(tiny_recording: Recording) -> None:
+    sample = queries.read_sample(tiny_recording, 1)
+    assert sample.tokens == tiny_recording.info.rows  # it is smaller than one row group
+    assert np.allclose(sample.gate.sum(-1), 1, atol=1e-3)
+    table = queries.unread_entries(tiny_recording, sample)
+    share = tiny_recording.reading_metrics().set_index("layer")["unread_share"][1]
+    assert (sample.read < queries.UNREAD).mean() == pytest.approx(share, abs=0.02)
+    assert table["unread"].is_monotonic_decreasing
+
+
+def test_equal_recordings_compare_as_equal(folder: Path) -> None:
+    a, b = Recording(folder / "tiny"), Recording(folder / "deeper" / "twin")
+    assert (pairs.changed_entries(a, b, None)["change"] == 0).all()
+    rows = list(pairs.likeness_by_layer(a, b))
+    assert [row["layer"] for row in rows] == list(a.info.layers)
+    assert all(row["jensen_shannon"] == 0 and row["jaccard"] == 1 for row in rows)
+    test = open_page("compare", **{"with": "deeper/twin"})
+    next(button for button in test.button if button.label == "Measure it").click().run()
+    assert not test.exception
+    assert (test.dataframe[2].value["jaccard"] == 1).all()
+
+
+def test_one_prompt_is_read_by_both_models() -> None:
+    test = open_page("compare", part="prompt", text="Ada Holm was born in", **{"with": "deeper/twin"})
+    assert not test.exception
+    assert "Mean loss" in " ".join(caption.value for caption in test.caption)
+
+
+def test_health_flags_state_their_numbers(tiny_recording: Recording) -> None:
+    layers = tiny_recording.layer_metrics()
+    worst = layers.loc[layers["dead"].idxmax()]
+    first = health.health(tiny_recording)[0]
+    assert re.match(rf"[\d.]+% of entries never selected in layer {int(worst['layer'])} ", first.text)
+    assert float(first.text.split("%")[0]) == pytest.approx(100 * worst["dead"] / 64, abs=0.5)
+    assert [health._percent(share) for share in (0, 0.0001, 0.004, 0.31, 0.997, 1)] == [
+        "0%",
+        "0.01%",
+        "0.4%",
+        "31%",
+        "99.7%",
+        "100%",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "address", "says"),
+    ("name", "values", "says"),
     [
         ("entries", {"entry": "99999"}, "no such entry"),
         ("entries", {"entry": "<b>"}, "no such entry"),
         ("prompts", {"doc": "-1"}, "no such doc"),
         ("prompts", {"token": "1e9"}, "no such token"),
         ("overview", {"recording": "../../etc"}, "no such recording"),
-        ("gate_bias", {"layers": "77", "by": "x"}, None),
-        ("entries", {"page": "900", "sort": "; DROP TABLE usage"}, None),
+        ("overview", {"recording": "/etc"}, "no such recording"),
+        ("gate_bias", {"layers": "77", "by": "x"}, "no such layer"),
+        ("map", {"lasso": "1_2.3"}, "lasso"),
+        ("compare", {"with": "../x"}, "no such recording"),
+        ("entries", {"page": "900", "sort": "; DROP TABLE usage"}, "no such"),
     ],
 )
-def test_a_bad_address_gets_a_sentence_and_a_usable_page(name: str, address: dict[str, str], says: str | None) -> None:
-    test = open_page(name, **address)
+def test_a_bad_address_gets_a_sentence_and_a_usable_page(name: str, values: dict[str, str], says: str) -> None:
+    test = open_page(name, **values)
     assert not test.exception
-    if says:
-        assert says in test.warning[0].value
-    assert not any(value in markdown(test) for value in address.values() if not value.isdecimal() and len(value) > 2)
+    assert any(says in warning.value for warning in test.warning)
+    assert not any(value in markdown(test) for value in values.values() if not value.isdecimal() and len(value) > 2)
+
+
+def test_a_long_text_in_the_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="too long"):
+        address.words().parse("x" * (address.MAX_TEXT + 1))
+
+
+def test_coming_back_to_a_page_shows_what_was_open() -> None:
+    test = open_page("prompts", doc=1, token=5)
+    test.switch_page("app_pages/entries.py").run()
+    assert asked(test, "token") is None
+    del test.query_params["recording"]
+    test.switch_page("app_pages/prompts.py").run()
+    assert test.subheader[0].value == "Token 5" and asked(test, "token") == "5"
 
 
 def test_without_a_recording_the_page_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,6 +487,13 @@ def test_streamlit_and_torch_stay_out_of_what_pages_do_not_need() -> None:
         "import app.state; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FRAME.parent.parent)
+
+
+def test_nothing_is_loaded_from_other_sites() -> None:
+    for path in [*(FRAME.parent / "frontend").iterdir(), *FRAME.parent.rglob("*.py")]:
+        text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text, path
+        assert "innerHTML" not in text and "insertAdjacentHTML" not in text, path
 
 
 @pytest.mark.parametrize(

@@ -1,184 +1,119 @@
 """The whole bank: search and sort it, open one entry."""
 
-import pandas as pd
 import streamlit as st
 
-from app import columns, state
-from app.token_view import context_view, visible
-from memscope.query import SORT_COLUMNS
+from app import address, columns, entry_view, queries, state
+from app.address import choice, integer, words
 
 PAGE = 50  # rows of one page of the table
+ORDERS = ("largest first", "smallest first")
+ALL = "all"
+
+recording = state.recording()
+info = recording.info
+d = info.rows * len(info.layers) * info.selected
+
+st.title("Entries")
+view = address.View("entries")
+search = view.field("q", words())
+field = view.field("in", choice(queries.FIELDS, name="field"))
+kind = view.field("show", choice(queries.STATES, name="kind"))
+sort = view.field("sort", choice(queries.SORTS, name="column"))
+order = view.field("order", choice(ORDERS, name="order"))
+page = view.field("page", integer(1, 1 + -(-info.knowledge_num // PAGE), 1, "page"))
+entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
+layer = view.field("layer", choice([ALL, *info.layers], name="layer"))
+
+
+def show_table() -> None:
+    view.put(page=1, entry=None)
 
 
 def open_row() -> None:
     rows = st.session_state["table"].selection.rows
     if rows:
-        st.session_state["entry"] = int(st.session_state["_entries"][rows[0]])
+        view.put(entry=int(st.session_state["_entries"][rows[0]]))
 
 
-def close_entry() -> None:
-    st.session_state["entry"] = None
-
-
-def show_table() -> None:
-    st.session_state["page"] = 1
-    close_entry()
-
-
-recording = state.recording()
-info = recording.info
-selections = info.rows * len(info.layers) * info.selected
-
-st.title("Entries")
-state.check_number("entry", info.knowledge_num)
-search_box, sort_box, order_box, open_box = st.columns([4, 2, 2, 2], vertical_alignment="bottom")
-search = search_box.text_input(
-    "Search",
-    key="q",
-    bind="query-params",
-    icon=":material/search:",
-    placeholder="a number, or words of the sentence or its triples",
-    on_change=show_table,
-)
-sort = sort_box.selectbox(
-    "Sort by",
-    SORT_COLUMNS,
-    index=SORT_COLUMNS.index("count"),
-    format_func=lambda name: columns.SORT_LABELS[name],
-    key="sort",
-    bind="query-params",
-    on_change=show_table,
-)
-order = order_box.selectbox(
-    "Order", ["largest first", "smallest first"], key="order", bind="query-params", on_change=show_table
-)
-entry = open_box.number_input(
-    "Open entry", 0, info.knowledge_num - 1, value=None, step=1, key="entry", bind="query-params", placeholder="number"
-)
+box, where, by, direction, which, number = st.columns([3.4, 1.9, 1.9, 1.6, 1.6, 1.5], vertical_alignment="bottom")
+box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
+where.selectbox("In", queries.FIELDS, **view.widget("in", show_table))
+by.selectbox("Sort by", queries.SORTS, format_func=columns.SORT_LABELS.get, **view.widget("sort", show_table))
+direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
+which.selectbox("Show", queries.STATES, **view.widget("show", show_table))
+number.number_input("Open entry", 0, info.knowledge_num - 1, step=1, placeholder="number", **view.widget("entry"))
 
 if entry is None:
-    found = recording.count_entries(search)
-    pages = max(1, -(-found // PAGE))
-    if st.session_state.get("page", 1) > pages:
-        st.session_state["page"] = 1
+    found = state.entry_order(search, field, kind, sort, order == ORDERS[0])
+    pages = max(1, -(-len(found) // PAGE))
+    page = min(page, pages)
+    view.write()
     bar, note = st.columns([3, 2], vertical_alignment="center")
     with bar:
-        page = st.pagination(pages, key="page", bind="query-params")
-    note.caption(f"{found:,} of {info.knowledge_num:,} entries; select a row to open its entry.")
-    if not found:
+        st.pagination(
+            pages, default=page, key=f"page{page}", on_change=lambda: view.put(page=st.session_state[f"page{page}"])
+        )
+    note.caption(f"{len(found):,} of {info.knowledge_num:,} entries; select a row to open its entry.")
+    if not len(found):
         st.info("No entry holds all of these words.", icon=":material/search_off:")
         st.stop()
-    table = recording.entries(search, sort, order == "largest first", PAGE, (page - 1) * PAGE)
+    table = queries.entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE])
     st.session_state["_entries"] = table["entry"].tolist()
     st.dataframe(
         table,
         hide_index=True,
-        height=560,
+        height=610,
         key="table",
         on_select=open_row,
         selection_mode="single-row",
-        column_order=["entry", "count", "layers_used", "gate_sum", "read_sum", "drift", "kept", "sentence"],
+        column_order=[
+            "entry",
+            "count",
+            "layers_used",
+            "top_layer",
+            "read_per_selection",
+            "drift",
+            "kept",
+            "sentence",
+            "decoded",
+            "title",
+            "predicate",
+        ],
         column_config=columns.ENTRY,
         alt="Entries of the bank",
     )
     st.caption(
-        f"Selections, gate and read are sums over all layers, of D = {selections:,} selections. Drift is 1 - cosine "
-        "to the initial entry; kept is the share of its nearest tokens that stand in the init sentence."
+        f"Selections are sums over all layers, of D = {d:,}. Drift is 1 - cosine to the initial entry; kept is the "
+        f"share of its nearest tokens that stand in the init sentence. Hot entries have more than {queries.HOT} times "
+        f"the even share, {d / info.knowledge_num:,.1f} selections."
     )
     st.stop()
 
-card = recording.entry(entry)
-st.button("All entries", icon=":material/arrow_back:", on_click=close_entry)
+view.write()
+card = state.answer(type(recording).entry, entry)
+back, light, _ = st.columns([1.5, 2.2, 6], vertical_alignment="center")
+back.button("All entries", icon=":material/arrow_back:", on_click=lambda: view.put(entry=None))
+if light.button("Light up in a text", icon=":material/lightbulb:", help="Colour the last text by this entry."):
+    address.go("prompts", **{**st.session_state["_views"].get("prompts", {}), "by": "one entry", "entry": entry})
 st.subheader(f"Entry {entry}")
-if card.sentence is None:
-    st.caption("This entry started from random numbers, so it has no sentence.")
-else:
-    st.text(card.sentence)
-with st.container(horizontal=True):
-    st.metric("Selections", f"{int(card.usage['count'].sum()):,}", border=True, height="stretch")
-    st.metric(
-        "Layers that select it",
-        f"{int((card.usage['count'] > 0).sum())} of {len(info.layers)}",
-        border=True,
-        height="stretch",
-    )
-    st.metric(
-        "Drift",
-        f"{card.drift:.4f}",
-        border=True,
-        height="stretch",
-        help="1 - cosine between the entry at the start and now.",
-    )
-    if card.kept is not None and card.kept_at_init is not None:
-        st.metric(
-            "Kept",
-            f"{card.kept:.0%}",
-            f"{card.kept_at_init:.0%} at the start",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            height="stretch",
-            help="Share of the nearest tokens that stand in the init sentence.",
-        )
+entry_view.header(recording, card)
 
-left, right = st.columns(2)
+used = [int(one) for one in card.usage.loc[card.usage["count"] > 0, "layer"]]
+left, right = st.columns([6, 5], gap="large")
 with left:
-    st.markdown("**Usage per layer**")
-    st.dataframe(
-        card.usage.assign(times_even=card.usage["share"] * info.knowledge_num),
-        hide_index=True,
-        column_order=["layer", "count", "share", "times_even", "gate_sum", "read_sum"],
-        column_config=columns.ENTRY,
-        alt="Usage of this entry per layer",
-    )
-    st.caption(
-        f"Of {info.rows * info.selected:,} selections (D) a layer; even selection gives every entry "
-        f"{info.rows * info.selected / info.knowledge_num:,.1f}."
-    )
-    if not card.triples.empty:
-        st.markdown("**Triples of the sentence**")
-        st.dataframe(card.triples, hide_index=True, alt="Triples that came with the init sentence")
+    st.markdown("**Where it fires**")
+    options = [ALL, *used] if layer in (ALL, *used) else [ALL, layer, *used]
+    st.segmented_control("Layer", options, required=True, label_visibility="collapsed", **view.widget("layer"))
+    with st.container(height=640, border=False):
+        entry_view.contexts(recording, entry, layer if layer in used else None)
 with right:
-    st.markdown("**Nearest tokens now**")
-    st.dataframe(
-        card.nearest.assign(token=card.nearest["token"].map(visible)),
-        hide_index=True,
-        height=280,
-        column_config={
-            "cosine": st.column_config.ProgressColumn(format="%.3f", min_value=0, max_value=1),
-            "in_sentence": st.column_config.CheckboxColumn("in the init sentence"),
-        },
-        alt="Tokens nearest to this entry",
-    )
-    st.caption("By cosine in the space that sentences were initialised in: what the entry says today, as words.")
-
-st.markdown("**Logit lens**")
-if card.lens.empty:
-    st.caption("No layer selected this entry on this corpus, so there is no lens to show.")
-else:
-    lens = pd.DataFrame(
-        {
-            "layer": card.lens["layer"],
-            "raised": card.lens["top"].map(lambda tokens: [visible(token) for token in tokens]),
-            "lowered": card.lens["bottom"].map(lambda tokens: [visible(token) for token in tokens]),
-        }
-    )
-    st.dataframe(lens, hide_index=True, alt="Tokens that reading this entry raises and lowers, per layer")
-    st.caption("Next tokens that become more and less likely when a layer reads this entry alone.")
-
-st.markdown("**Where it fires**")
-contexts = recording.contexts(entry)
-if contexts.empty:
-    st.caption("Nowhere: no token of this corpus selected it.")
-else:
-    layers = ["all", *(int(layer) for layer in sorted(contexts["layer"].unique()))]
-    layer = st.segmented_control("Layer", layers, default="all", required=True, key="layer", bind="query-params")
-    shown = contexts if layer == "all" else contexts[contexts["layer"] == layer]
-    clicked = context_view(shown, key="contexts")
-    st.caption(
-        "Tokens with the highest gate scores for this entry, at most 8 a layer. Click one to see all it selected."
-    )
-    if clicked is not None and 0 <= clicked < len(shown):
-        place = shown.iloc[clicked]
-        target = state.link_params(doc=int(place["doc"]), token=int(place["pos"]))
-        st.switch_page("app_pages/prompts.py", query_params=target)
+    entry_view.decodings(recording, card)
+st.subheader("Usage")
+entry_view.usage(recording, card)
+entry_view.firing(recording, entry)
+left, right = st.columns([3, 1.2], gap="large")
+with left:
+    st.markdown("**Selected together with**")
+    entry_view.neighbours(recording, entry, layer if layer in used else None, "entries")
+with right:
+    entry_view.place(recording, entry)

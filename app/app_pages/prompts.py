@@ -3,119 +3,126 @@
 import numpy as np
 import streamlit as st
 
-from app import columns, state
-from app.token_view import MEASURES, token_view, visible
+from app import address, prompt_parts, queries, state
+from app.address import choice, integer, words
+from app.components import fired_view, layer_grid, token_view
+from app.fired import fired_layers, recorded_slots
 from memscope.errors import InputError
 
 WINDOW = 256  # tokens shown at once
-TITLES = 2000  # documents offered by title
-DOCUMENT, TYPED = "Recorded document", "Your own text"
-
-
-def turn_page(key: str) -> None:
-    st.session_state["token"] = (st.session_state[key] - 1) * WINDOW
-
-
-def pick_token() -> None:
-    st.session_state["token"] = st.session_state["tokens"].clicked
-
+DOCUMENT, TYPED, TWO = "document", "your text", "two texts"
+MEANINGS = {
+    "loss": "loss of predicting the next token, nats",
+    "gate entropy": "gate entropy, nats: how evenly the gate weighs what it selects",
+    "top gate score": "top gate score: how well the best key matches",
+    "top gate share": "top gate share: share of the token's gate scores that the best entry has",
+    "effective entries": "effective entries: how many entries the attention reads, exp(entropy of read shares)",
+    "drift of the read entry": "drift of the most read entry, 1 - cosine to its start",
+    "one entry": "gate score of one entry",
+}
 
 recording = state.recording()
-info = recording.info
+info, documents = recording.info, recording.documents
 
 st.title("Prompts")
-left, right = st.columns([3, 2], vertical_alignment="bottom")
-source = left.segmented_control(
-    "Text", [DOCUMENT, TYPED], default=DOCUMENT, required=True, key="source", bind="query-params"
-)
-measure = right.selectbox(
-    "Colour tokens by",
-    list(MEASURES),
-    format_func=lambda name: name.replace("_", " "),
-    key="measure",
-    bind="query-params",
-)
+view = address.View("prompts")
+source = view.field("source", choice([DOCUMENT, TYPED, TWO], name="source"))
+doc = view.field("doc", integer(0, len(documents), 0, "doc"))
+text, other = view.field("text", words()), view.field("other", words())
+measure = view.field("by", choice(list(MEANINGS), name="measure"))
+lit = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
+layer = view.field("layer", choice(info.layers, name="layer"))
+length = int(documents["rows"][doc]) if source == DOCUMENT else info.window
+token = view.field("token", integer(0, length, 0, "token"))
+token_b = view.field("token_b", integer(0, info.window, 0, "token"))
 
-predictions = None
-if source == TYPED:
-    with st.form("typed", border=False):
-        text = st.text_area("Text to read", key="text", bind="query-params", placeholder="Ada Lovelace was born in")
-        st.form_submit_button("Read it", type="primary")
-    if not text:
+
+def start_over() -> None:
+    view.put(token=0, token_b=0)
+
+
+def pick(field: str, widget: str) -> None:
+    view.put(**{field: st.session_state[widget].clicked})
+
+
+def pick_cell() -> None:
+    cell = st.session_state["grid"].clicked
+    view.put(token=int(cell["pos"]), layer=info.layers[int(cell["row"])])
+
+
+def act() -> None:
+    asked = st.session_state["fired"].acted
+    entry, at = int(asked["entry"]), int(asked["layer"])
+    if asked["act"] != "light":
+        address.go("entries", entry=entry, layer=at)
+    view.put(by="loss" if entry < 0 else "one entry", entry=None if entry < 0 else entry)
+
+
+left, right, extra = st.columns([4, 3, 2], vertical_alignment="bottom")
+left.segmented_control(
+    "Text", [DOCUMENT, TYPED, TWO], required=True, format_func=str.capitalize, **view.widget("source", start_over)
+)
+right.selectbox("Colour by", list(MEANINGS), format_func=str.capitalize, **view.widget("by"))
+if measure == "one entry":
+    extra.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
+
+predictions, slots = None, None
+if source == DOCUMENT:
+    token = prompt_parts.document_controls(view, recording, doc, token, WINDOW, start_over)
+    part = token // WINDOW
+    trace = state.trace_document(doc, part * WINDOW, WINDOW)
+    slots = recorded_slots(recording, doc, token)
+else:
+    texts = prompt_parts.text_form(view, two=source == TWO)
+    view.write()
+    if not all(texts):
         st.caption("Type a text: the recorded model reads it, and you see the entries that fire on every token.")
         st.stop()
     try:
-        traced = state.trace_typed(text)
+        traces = [state.trace_typed(one) for one in texts]
     except InputError as error:
         st.warning("This text cannot be read.", icon=":material/warning:")
         st.code(str(error), language=None, wrap_lines=True)
         st.stop()
-    trace, predictions, rows = traced.trace, traced.predictions, len(traced.trace.tokens)
-    token = state.number("Token", "token", rows, st.columns([1, 5])[0])
-else:
-    documents = recording.documents
-    left, middle, right = st.columns([3, 1, 3], vertical_alignment="bottom")
-    doc = state.choose_document(left, TITLES)
-    rows = int(documents["rows"][doc])
-    token = state.number("Token", "token", rows, middle)
-    part = token // WINDOW
-    with right:
-        st.pagination(
-            -(-rows // WINDOW), default=part + 1, key=f"part{part}", on_change=turn_page, args=(f"part{part}",)
-        )
-    trace = state.trace_document(doc, part * WINDOW, WINDOW)
+    trace, predictions = traces[0].trace, traces[0].predictions
+    token = min(token, len(trace.tokens) - 1)
+    slots = traces[0].slots[token]
+view.write()
 
-token_view(trace.tokens, measure, token, key="tokens", on_click=pick_token)
-st.caption(
-    f"Deeper blue is more, by the legend. Click a token, or focus the text and use the arrow keys and Enter. "
-    f"Shown are {len(trace.tokens):,} of {rows:,} tokens, "
-    f"{len(trace.tokens) * len(info.layers) * info.selected:,} selections (D)."
+drift = state.numbers()["drift"].to_numpy()
+if source == TWO:
+    prompt_parts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, MEANINGS, drift, pick)
+    st.stop()
+
+shown = measure if measure != "loss" else "gate entropy"
+values = queries.grid(trace, info.layers, shown, drift, lit)
+per_token = (
+    trace.tokens["loss"].to_numpy(np.float64) if measure == "loss" else prompt_parts.over_layers(values, measure)
 )
-
-chosen = trace.tokens[trace.tokens["pos"] == token].iloc[0]
-facts, following = (st.container(), None) if predictions is None else st.columns([3, 2])
-with facts.container(horizontal=True, vertical_alignment="center"):
-    st.subheader(f"Token {token}", width="content")
-    st.code(visible(chosen["text"]), language=None, width="content")
-    st.metric("Loss of the next token", "none" if np.isnan(chosen["loss"]) else f"{chosen['loss']:.2f} nats")
-    st.metric("Gate entropy", f"{chosen['gate_entropy']:.2f} nats", help=f"At most {np.log(info.selected):.2f}.")
-    st.metric("Top gate share", f"{chosen['top_share']:.1%}")
-    st.metric("Silent layers", f"{chosen['silent_layers']} of {len(info.layers)}")
-if predictions is not None and following is not None:
-    likely = predictions[predictions["pos"] == token]
-    following.dataframe(
-        {"next token": likely["text"].map(visible), "probability": likely["probability"]},
-        hide_index=True,
-        column_config={"probability": st.column_config.ProgressColumn(format="percent", max_value=1)},
-        alt="Most likely next tokens",
-    )
-
-fired = trace.selections[trace.selections["pos"] == token]
-sentences = recording.sentences(fired["entry"])
-for layer, entries in fired.groupby("layer"):
-    top = int(entries["entry"].iloc[0])
-    with st.container(horizontal=True, vertical_alignment="bottom", horizontal_alignment="distribute"):
-        st.markdown(f"**Layer {layer}**", width="content")
-        st.page_link(
-            "app_pages/entries.py", label=f"Open entry {top}, the most read", query_params=state.link_params(entry=top)
-        )
-    st.dataframe(
-        entries.assign(
-            link=[state.entry_address(entry) for entry in entries["entry"]],
-            sentence=[sentences[entry] or "(started random)" for entry in entries["entry"]],
-        ),
-        hide_index=True,
-        height=213,
-        column_order=["link", "gate", "read", "sentence"],
-        column_config={
-            "link": columns.ENTRY["link"],
-            "gate": st.column_config.NumberColumn("gate score", format="%.3f", width=85),
-            "read": st.column_config.NumberColumn("read weight", format="%.4f", width=90),
-            "sentence": columns.ENTRY["sentence"],
-        },
-        alt=f"Entries selected in layer {layer}, most read first",
-    )
+token_view(
+    trace.tokens,
+    per_token,
+    MEANINGS[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
+    token,
+    key="tokens",
+    on_click=lambda: pick("token", "tokens"),
+)
 st.caption(
-    f"All {info.selected} entries that the gate selected in each layer, most read first. The gate score says how well "
-    "the entry's key matched; the read weight, which may be negative, says how much of it the attention took."
+    f"Deeper blue is more. Click a token, or use the arrow keys and Enter. Shown are {len(trace.tokens):,} of "
+    f"{length if source == DOCUMENT else len(trace.tokens):,} tokens: D = "
+    f"{len(trace.tokens) * len(info.layers) * info.selected:,} selections."
+)
+layer_grid(
+    trace.tokens, values, info.layers, MEANINGS[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
+)
+st.caption("One column a token, one row a layer; brighter is more. Click a cell to go to that token and layer.")
+
+prompt_parts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
+fired = fired_layers(recording, trace, token, slots)
+fired_view(fired, layer, lit if measure == "one entry" else None, key="fired", on_act=act)
+st.caption(
+    f"The entries that token {token} selected in each layer, most read first: {info.selected} a layer. Orange bars "
+    "compare gate scores, blue ones what the attention read, each with the largest of the layer; a read weight may be "
+    "negative. Filled tokens stand in the init sentence, outlined ones are new."
+    + (" Shaded words of a sentence are those that were read." if slots is not None and slots.shape[-1] > 1 else "")
 )

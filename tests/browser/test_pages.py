@@ -1,236 +1,312 @@
 """The app as a person uses it, in Chromium: served by the real command, clicked, typed into, read.
 
 Every test fails on a console error, a page error, an exception box, a request to another site, or when text of the
-corpus was run as a script.
+corpus was run as a script or read as markup.
 """
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from app_browser import ARGUMENTS, CHROMIUM, check, menu, served, settle, visit, watched_tab
+from app_folder import HOSTILE_CLUSTER, make_folder
 
 from memscope.query import Recording
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason=f"no Chromium at {CHROMIUM}"),
 ]
-
-_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# On a page's address Streamlit's client looks for the server below that page first, and then at the root.
-_PROBES = re.compile(r"/(prompts|entries|gate_bias)/_stcore/(health|host-config)$")
+expect = playwright.expect
+VIEWS = {
+    "Overview": ["?part=health", "?part=model", "?part=training", "?part=recordings"],
+    "Prompts": ["prompts?doc=0", "prompts?doc=0&by=drift+of+the+read+entry&token=3", "prompts?source=two+texts"],
+    "Entries": ["entries", "entries?entry=0", "entries?q=script"],
+    "Map": ["map", "map?by=cluster", "map?by=predicate&q=born", "map?lasso=0_-2000.2000_-2000.2000_2000.0_2000"],
+    "Gate bias": [
+        f"gate_bias?part={part}"
+        for part in ("evenness", "concentration", "preferences", "profiles", "layers", "report")
+    ],
+    "Reading": [
+        f"reading?part={part}" for part in ("shares", "gate+against+read", "heads", "unread+entries", "certainty")
+    ],
+    "Compare": ["compare?part=metrics", "compare?part=entries", "compare?part=prompt&text=Ada+%3Cb%3EHolm%3C%2Fb%3E"],
+}
 
 
 @pytest.fixture(scope="module")
-def address(tiny_recording_path: Path) -> Iterator[str]:
-    """A running app."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "memscope", "app", str(tiny_recording_path), "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        _, log = server.communicate(timeout=20)
-        assert server.returncode == 0, log
-        assert "Traceback" not in log, log
+def server(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, object]]:
+    folder = make_folder(tiny_recording_path, tmp_path_factory.mktemp("served") / "recordings")
+    with served(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def address(server) -> str:
+    return server[0]
 
 
 @pytest.fixture(scope="module")
 def hostile_entry(tiny_recording: Recording) -> int:
     """The one entry whose sentence holds markup."""
-    [entry] = tiny_recording.entries(search="script")["entry"]
+    [entry] = tiny_recording.sql("SELECT entry FROM bank WHERE contains(sentence, '<script>')")["entry"]
     return int(entry)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright.expect.set_options(timeout=20_000)  # a busy machine is no failure
+    expect.set_options(timeout=20_000)  # a busy machine is no failure
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS)
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         chromium.close()
 
 
 @pytest.fixture
 def page(browser, address: str):
-    """An empty tab that notes everything that goes wrong."""
-    tab = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-    tab.set_default_timeout(30_000)
-    wrong: list[str] = []
-
-    def note_console(message) -> None:
-        if message.type == "error" and not _PROBES.search(message.location.get("url", "")):
-            wrong.append(f"console: {message.text} {message.location}")
-
-    def note_request(request) -> None:
-        own = (address, address.replace("http", "ws", 1), "data:", "blob:")
-        if not request.url.startswith(own):
-            wrong.append(f"request to {request.url}")
-
-    tab.on("console", note_console)
-    tab.on("pageerror", lambda error: wrong.append(f"page error: {error}"))
-    tab.on("request", note_request)
-    tab.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-    yield tab
-    assert tab.get_by_test_id("stException").count() == 0
-    assert tab.evaluate("window.hacked") is None
-    assert wrong == []
-    tab.context.close()
+    with watched_tab(browser, address) as tab:
+        yield tab
 
 
-def visit(page, url: str, title: str) -> None:
-    page.goto(url)
-    page.get_by_role("heading", name=title, exact=True).wait_for()
-    settle(page)
-
-
-def settle(page) -> None:
-    """Wait until the script has run."""
-    page.wait_for_timeout(300)
-    page.wait_for_function("document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'")
+def tokens(page):
+    return page.get_by_role("listbox", name=re.compile("Tokens")).get_by_role("option")
 
 
 def expect_address(page, pattern: str) -> None:
     """Streamlit changes the address a moment after the page."""
-    playwright.expect(page).to_have_url(re.compile(pattern))
+    expect(page).to_have_url(re.compile(pattern))
 
 
-def test_the_overview_shows_numbers_findings_and_the_training_curve(page, address: str) -> None:
-    visit(page, address, "Overview")
-    playwright.expect(page.get_by_test_id("stMetric").first).to_contain_text("Recorded tokens")
-    playwright.expect(page.get_by_text("Is the gate biased?")).to_be_visible()
-    figure = page.get_by_role("img", name="Loss and entries used over training steps")
-    figure.scroll_into_view_if_needed()
-    page.wait_for_function("image => image.complete && image.naturalWidth > 500", arg=figure.element_handle())
-    expect_address(page, "recording=tiny")
+def heading(page, name: str) -> None:
+    page.get_by_role("heading", name=name, exact=True).wait_for()
+    settle(page)
 
 
-def test_the_menu_leads_to_every_page(page, address: str) -> None:
-    visit(page, address, "Overview")
-    for title in ("Prompts", "Entries", "Gate bias", "Overview"):
-        page.get_by_test_id("stSidebarNav").get_by_role("link", name=title).click()
-        page.get_by_role("heading", name=title, exact=True).wait_for()
-        settle(page)
+def map_stage(page):
+    stage = page.locator(".stage[data-ready]")
+    stage.wait_for()
+    return stage
+
+
+def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(page, browser, address: str) -> None:
+    visit(page, f"{address}/?recording=tiny", "Overview")
+    expect(page.get_by_text("of entries never selected in layer").first).to_be_visible()
+    expect(page.get_by_text("What is a memory entry?")).to_be_visible()
+    visited = {}
+
+    menu(page, "Prompts")
+    page.get_by_role("radio", name="Your text", exact=True).click()
+    page.get_by_label("Text to read").fill("Ada Holm was born in <b>Aston</b> .")
+    page.get_by_role("button", name="Read it").click()
+    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_contain_text("<b>Aston</b>")
+    settle(page)
+    tokens(page).nth(2).click()
+    heading(page, "Token 2")
+    expect(page.get_by_role("region", name="Most likely next tokens")).to_be_visible()
+    expect_address(page, "token=2")
+    visited[page.url] = ("Prompts", "Token 2")
+
+    first = page.locator(".row .link.number").first
+    number = first.inner_text()
+    first.click()
+    heading(page, f"Entry {number}")
+    expect_address(page, rf"entries\?.*entry={number}")
+    expect(page.get_by_role("heading", name="Highest gate scores")).to_be_visible()
+    visited[page.url] = ("Entries", f"Entry {number}")
+
+    page.get_by_role("button", name="Show on the map").click()
+    heading(page, "Map")
+    map_stage(page)
+    expect_address(page, rf"map\?.*entry={number}")
+    expect(page.get_by_text(f"Entry {number}", exact=True)).to_be_visible()
+    visited[page.url] = ("Map", None)
+
+    menu(page, "Gate bias")
+    page.get_by_role("radio", name="Report", exact=True).click()
+    page.get_by_role("button", name="Make the report").click()
+    button = page.get_by_role("button", name="Download the report")
+    button.wait_for(timeout=120_000)
+    with page.expect_download() as download:
+        button.click()
+    names = zipfile.ZipFile(download.value.path()).namelist()
+    assert {"gate_bias.html", "usage.csv", "usage.parquet", "metrics.json"} <= set(names)
+    visited[page.url] = ("Gate bias", None)
+
+    for url, (title, part) in visited.items():
+        with watched_tab(browser, address) as other:
+            visit(other, url, title)
+            if part:
+                heading(other, part)
+            assert other.url == url
+
+
+def test_back_and_forward_lead_through_what_was_seen(page, address: str) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&doc=1", "Prompts")
+    for number in (7, 9, 12):
+        tokens(page).nth(number).click()
+        heading(page, f"Token {number}")
+        expect_address(page, f"token={number}")
+    page.go_back()
+    heading(page, "Token 9")
+    assert tokens(page).nth(9).get_attribute("aria-selected") == "true"
+    page.go_back()
+    heading(page, "Token 7")
+    page.go_back()
+    heading(page, "Token 0")
+    page.go_forward()
+    page.go_forward()
+    heading(page, "Token 9")
+    page.locator(".row .link.number").first.click()
+    page.get_by_role("heading", name=re.compile("^Entry ")).wait_for()
+    settle(page)
+    page.go_back()
+    heading(page, "Prompts")
+    heading(page, "Token 9")
+    expect_address(page, "doc=1.*token=9")
+
+
+@pytest.mark.parametrize("title", VIEWS)
+def test_every_view_stands_with_all_text_as_text(browser, address: str, title: str) -> None:
+    with watched_tab(browser, address) as tab:
+        for number, view in enumerate(VIEWS[title]):
+            tab.emulate_media(color_scheme="dark" if number % 2 else "light")
+            visit(tab, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
+            tab.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
+            check(tab)
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_hostile_text_is_text(page, address: str, hostile_entry: int) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&doc=0", "Prompts")
+    shown = page.get_by_role("listbox", name=re.compile("Tokens"))
+    expect(shown).to_contain_text("<script>window.hacked = true</script>")
+    expect(shown).to_contain_text("**bold**")
+    expect(shown).to_contain_text("$x^2$")
+    expect(page.get_by_label("Document", exact=True).first).to_have_value("0: <b>Hostile</b>")
+    visit(page, f"{address}/entries?recording=tiny&entry={hostile_entry}", "Entries")
+    expect(page.get_by_text("<img src=x onerror=", exact=False).first).to_be_visible()
+    expect(page.get_by_text("**bold**", exact=False).first).to_be_visible()
+    visit(page, f"{address}/map?recording=tiny&by=cluster&entry={hostile_entry}", "Map")
+    map_stage(page)
+    expect(page.locator(".key")).to_contain_text(HOSTILE_CLUSTER)
+    check(page)
+
+
+def test_the_menu_leads_to_every_page_and_back_to_what_was_open(page, address: str) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&doc=1&token=5", "Prompts")
+    for title in ("Entries", "Map", "Gate bias", "Reading", "Compare", "Overview"):
+        menu(page, title)
         expect_address(page, "recording=tiny")
+    menu(page, "Prompts")
+    heading(page, "Token 5")
 
 
-def test_a_clicked_token_shows_its_entries_in_every_layer(page, address: str) -> None:
-    visit(page, f"{address}/prompts", "Prompts")
-    token = page.get_by_role("option").nth(7)
-    token.click()
-    page.get_by_role("heading", name="Token 7", exact=True).wait_for()
-    settle(page)
-    assert token.get_attribute("aria-selected") == "true"
-    expect_address(page, "token=7")
-    for layer in (0, 1):
-        playwright.expect(page.get_by_text(f"Layer {layer}", exact=True)).to_be_visible()
-    playwright.expect(page.get_by_role("link", name=re.compile("Open entry"))).to_have_count(2)
-
-
-def test_tokens_can_be_picked_with_the_keyboard(page, address: str) -> None:
-    visit(page, f"{address}/prompts?token=3", "Prompts")
-    page.get_by_role("option").nth(3).focus()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowLeft")
-    page.keyboard.press("Enter")
-    page.get_by_role("heading", name="Token 4", exact=True).wait_for()
-    settle(page)
+def test_tokens_and_cells_can_be_picked_with_the_keyboard(page, address: str) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&token=3", "Prompts")
+    tokens(page).nth(3).focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    heading(page, "Token 4")
     assert page.evaluate("document.activeElement.shadowRoot?.activeElement?.title ?? document.activeElement.title")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     settle(page)
     expect_address(page, r"token=(1[1-9]|[2-9]\d)")
-
-
-def test_hostile_text_is_text(page, address: str, hostile_entry: int) -> None:
-    visit(page, f"{address}/prompts?doc=0", "Prompts")
-    tokens = page.get_by_role("listbox", name="Tokens")
-    playwright.expect(tokens).to_contain_text("<script>window.hacked = true</script>")
-    playwright.expect(tokens).to_contain_text("**bold**")
-    playwright.expect(page.get_by_label("Document")).to_have_value("0: <b>Hostile</b>")
-    visit(page, f"{address}/entries?entry={hostile_entry}", "Entries")
-    playwright.expect(page.get_by_text("<img src=x onerror=", exact=False).first).to_be_visible()
-    assert page.locator("script:not([src])").filter(has_text="hacked").count() == 0
-    assert page.locator("img[src=x]").count() == 0
-
-
-def test_a_typed_text_is_read_by_the_model(page, address: str) -> None:
-    visit(page, f"{address}/prompts", "Prompts")
-    page.get_by_role("radio", name="Your own text").click()
-    page.get_by_label("Text to read").fill("Ada Holm was born in <b>Aston</b> .")
-    page.get_by_role("button", name="Read it").click()
-    playwright.expect(page.get_by_role("listbox", name="Tokens")).to_contain_text("<b>Aston</b>")
+    page.get_by_role("img", name=re.compile("arrow keys move")).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
     settle(page)
-    page.get_by_role("option").nth(2).click()
-    page.get_by_role("heading", name="Token 2", exact=True).wait_for()
-    playwright.expect(page.get_by_role("region", name="Most likely next tokens")).to_be_visible()
-    expect_address(page, "token=2")
-    visit(page, page.url, "Prompts")
-    page.get_by_role("heading", name="Token 2", exact=True).wait_for()
-    playwright.expect(page.get_by_role("listbox", name="Tokens")).to_contain_text("<b>Aston</b>")
+    expect_address(page, "layer=1")
 
 
-def test_an_entry_opens_from_a_token_and_leads_back_to_one(page, address: str) -> None:
-    visit(page, f"{address}/prompts?doc=1&token=5", "Prompts")
-    link = page.get_by_role("link", name=re.compile("Open entry")).first
-    number = re.search(r"\d+", link.inner_text())[0]
-    link.click()
-    page.get_by_role("heading", name=f"Entry {number}", exact=True).wait_for()
+def test_a_cell_of_the_grid_chooses_token_and_layer(page, address: str) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&doc=1", "Prompts")
+    grid = page.get_by_role("img", name=re.compile("arrow keys move"))
+    grid.hover(position={"x": 90, "y": 25})
+    expect(page.locator(".tip").first).to_contain_text("layer 1 · token")
+    grid.click(position={"x": 90, "y": 25})
     settle(page)
-    expect_address(page, f"entry={number}")
-    page.locator("button.context").first.click()
-    page.get_by_role("heading", name="Prompts", exact=True).wait_for()
+    expect_address(page, r"layer=1.*token=\d+|token=\d+.*layer=1")
+
+
+def test_an_entry_lights_up_in_the_text(page, address: str) -> None:
+    visit(page, f"{address}/prompts?recording=tiny&doc=1&token=6", "Prompts")
+    page.get_by_role("button", name="light up").first.click()
     settle(page)
-    expect_address(page, r"token=\d+")
+    expect_address(page, r"by=one.entry")
+    expect(page.get_by_role("button", name="stop lighting").first).to_be_visible()
+    lit = page.evaluate(
+        """() => { const box = [...document.querySelectorAll('*')].map(e => e.shadowRoot?.querySelector('.tokens'))
+        .find(Boolean); return [...box.children].filter(e => e.style.getPropertyValue('--level') !== '0.0%').length }"""
+    )
+    assert lit >= 1
 
 
-def test_entries_can_be_searched_and_opened(page, address: str, hostile_entry: int) -> None:
-    visit(page, f"{address}/entries", "Entries")
+def test_entries_can_be_searched_sorted_opened_and_followed(page, address: str, hostile_entry: int) -> None:
+    visit(page, f"{address}/entries?recording=tiny&in=sentence", "Entries")
     page.get_by_role("textbox", name="Search").fill("script")
     page.keyboard.press("Enter")
-    playwright.expect(page.get_by_text("1 of 64 entries")).to_be_visible()
+    expect(page.get_by_text("1 of 64 entries")).to_be_visible()
     settle(page)
     expect_address(page, "q=script")
     grid = page.get_by_test_id("stDataFrame").first.bounding_box()
     page.mouse.click(grid["x"] + 18, grid["y"] + 53)  # the box of the first row
-    page.get_by_role("heading", name=f"Entry {hostile_entry}", exact=True).wait_for()
-    playwright.expect(page.get_by_text("<script>window.hacked").first).to_be_visible()
+    heading(page, f"Entry {hostile_entry}")
+    expect(page.get_by_text("<script>window.hacked").first).to_be_visible()
     page.get_by_role("button", name="All entries").click()
-    playwright.expect(page.get_by_text("1 of 64 entries")).to_be_visible()
+    expect(page.get_by_text("1 of 64 entries")).to_be_visible()
+    settle(page)
+    visit(page, f"{address}/entries?recording=tiny", "Entries")
+    page.mouse.click(grid["x"] + 18, grid["y"] + 53)
+    page.locator("button.context").first.click()
+    heading(page, "Prompts")
+    expect_address(page, r"prompts\?.*recording=tiny")
+
+
+def test_points_of_the_map_are_hovered_clicked_and_lassoed(page, address: str) -> None:
+    visit(page, f"{address}/map?recording=tiny", "Map")
+    stage = map_stage(page)
+    assert stage.get_attribute("data-points") == "64"
+    box = stage.locator("canvas").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tip = page.locator(".map .tip")
+    for step in range(200):  # the points lie on a circle: go outwards until one answers
+        page.mouse.move(middle[0] + 150 + step, middle[1])
+        page.wait_for_timeout(15)
+        if tip.inner_text():
+            break
+    expect(tip).to_contain_text(re.compile(r"entry \d+ · [\d,]+ selections"))
+    page.mouse.down()
+    page.mouse.up()
+    settle(page)
+    expect_address(page, r"entry=\d+")
+    page.get_by_role("button", name="Lasso", exact=True).click()
+    far = 0.47 * box["height"]
+    corners = [(0, -far), (far, -far), (1.2 * far, 0), (far, far), (0, far), (0, -far)]
+    page.mouse.move(middle[0] + corners[0][0], middle[1] + corners[0][1])
+    page.mouse.down()
+    for x, y in corners[1:]:
+        page.mouse.move(middle[0] + x, middle[1] + y, steps=12)
+        page.wait_for_timeout(30)
+    page.mouse.up()
+    expect(page.get_by_text("inside the lasso")).to_be_visible()
+    settle(page)
+    expect_address(page, r"lasso=-?\d+_")
+    table = page.get_by_role("region", name="Entries that were selected on the map")
+    expect(table).to_be_visible()
+    url = page.url
+    visit(page, url, "Map")
+    expect(page.get_by_text("inside the lasso")).to_be_visible()
 
 
 def test_the_figures_of_gate_bias_follow_the_choice(page, address: str) -> None:
-    visit(page, f"{address}/gate_bias", "Gate bias")
+    visit(page, f"{address}/gate_bias?recording=tiny", "Gate bias")
     figures = page.get_by_test_id("stImage").locator("img")
-    playwright.expect(figures).to_have_count(5)
+    expect(figures).to_have_count(2)
     before = figures.first.get_attribute("src")
     page.get_by_role("radio", name="read weight").click()
     settle(page)
@@ -241,9 +317,66 @@ def test_the_figures_of_gate_bias_follow_the_choice(page, address: str) -> None:
     assert Path(download.value.path()).read_text().startswith("layer,entries,selections")
 
 
+def test_a_report_can_be_stopped_while_it_is_made(page, address: str) -> None:
+    visit(page, f"{address}/gate_bias?recording=deeper%2Ftwin&part=report", "Gate bias")
+    page.get_by_role("button", name="Make the report").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    settle(page)
+    expect(page.get_by_role("button", name="Make the report")).to_be_visible()
+    expect(page.get_by_role("button", name="Download the report")).to_have_count(0)
+
+
+def test_another_recording_is_chosen_and_compared(page, address: str) -> None:
+    visit(page, f"{address}/compare?recording=tiny", "Compare")
+    page.get_by_role("button", name="Measure it").click()
+    expect(page.get_by_role("region", name="Likeness of usage per layer")).to_be_visible()
+    page.get_by_label("Recording", exact=True).first.click()
+    page.get_by_role("option", name="deeper/twin").click()
+    settle(page)
+    expect_address(page, "recording=deeper")
+    expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
+
+
 def test_a_bad_address_gets_a_sentence(page, address: str) -> None:
-    visit(page, f"{address}/entries?entry=99999", "Entries")
-    playwright.expect(page.get_by_text("There is no such entry")).to_be_visible()
-    visit(page, f"{address}/prompts?doc=abc&token=-4", "Prompts")
-    playwright.expect(page.get_by_text("There is no such doc")).to_be_visible()
-    playwright.expect(page.get_by_text("There is no such token")).to_be_visible()
+    visit(page, f"{address}/entries?recording=tiny&entry=99999", "Entries")
+    expect(page.get_by_text("There is no such entry")).to_be_visible()
+    visit(page, f"{address}/prompts?recording=tiny&doc=abc&token=-4", "Prompts")
+    expect(page.get_by_text("There is no such doc")).to_be_visible()
+    expect(page.get_by_text("There is no such token")).to_be_visible()
+    visit(page, f"{address}/?recording=..%2F..%2Fetc", "Overview")
+    expect(page.get_by_text("There is no such recording")).to_be_visible()
+
+
+def test_ten_readers_keep_their_own_views_and_memory_settles(browser, server) -> None:
+    address, process = server
+    tabs = [browser.new_context(viewport={"width": 1280, "height": 800}).new_page() for _ in range(10)]
+    for tab in tabs:
+        tab.goto(f"{address}/prompts?recording=tiny&doc=1")
+    for tab in tabs:
+        tab.get_by_role("heading", name="Prompts", exact=True).wait_for()
+        settle(tab)
+    titles = ["Entries", "Map", "Gate bias", "Reading", "Compare", "Overview"]
+    sizes = []
+
+    def go_all(names: list[str]) -> None:  # nobody waits for anybody
+        for tab, name in zip(tabs, names, strict=True):
+            tab.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=True).click()
+        for tab, name in zip(tabs, names, strict=True):
+            tab.get_by_role("heading", name=name, exact=True).wait_for()
+            check(tab)
+
+    for turn in range(4):
+        chosen = [(7 * number + 11 * turn) % 40 for number in range(len(tabs))]
+        for tab, token in zip(tabs, chosen, strict=True):
+            tokens(tab).nth(token).click()
+        for tab, token in zip(tabs, chosen, strict=True):
+            tab.get_by_role("heading", name=f"Token {token}", exact=True).wait_for()
+            expect_address(tab, rf"token={token}\b" if token else "doc=1")
+        go_all([titles[(number + turn) % len(titles)] for number in range(len(tabs))])
+        go_all(["Prompts"] * len(tabs))
+        for tab, token in zip(tabs, chosen, strict=True):
+            tab.get_by_role("heading", name=f"Token {token}", exact=True).wait_for()
+        sizes.append(process.memory_info().rss / 1e6)
+    for tab in tabs:
+        tab.context.close()
+    assert sizes[-1] < 1.1 * sizes[1] + 20, sizes

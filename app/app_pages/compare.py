@@ -1,0 +1,93 @@
+"""Two recordings side by side: metrics, the entries that changed most, the same prompt under both."""
+
+import streamlit as st
+
+from app import address, columns, compare_parts, figures, state
+from app.address import choice, integer, words
+
+PARTS = ("metrics", "entries", "prompt")
+ALL = "all"
+SHOWN = {
+    "coverage": "share of entries used",
+    "kl_to_uniform": "KL to uniform, nats",
+    "top50": "entries that hold half",
+    "unread_share": "unread selections",
+}
+
+a = state.recording()
+info = a.info
+names = [name for name in state.find_recordings(state.root()) if name != st.session_state["_recording"]]
+
+st.title("Compare")
+if not names:
+    st.write("There is only one recording here. Record another model or checkpoint into the same folder, then reload:")
+    st.code(f"memscope record {info.run} --corpus {info.corpus} --out {state.root()}/OTHER", language="bash")
+    st.stop()
+view = address.View("compare")
+part = view.field("part", choice(PARTS, name="part"))
+name = view.field("with", choice(names, name="recording"))
+layer = view.field("layer", choice([ALL, *info.layers], name="layer"))
+text = view.field("text", words())
+token = view.field("token", integer(0, info.window, 0, "token"))
+view.write()
+
+left, right = st.columns([3, 2], vertical_alignment="bottom")
+left.segmented_control(
+    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+)
+right.selectbox("B: compare with", names, **view.widget("with"))
+b = compare_parts.open_other(name)
+compare_parts.sides(a, b, st.session_state["_recording"], name)
+
+if part == "metrics":
+    tables = [r.layer_metrics().merge(r.reading_metrics(), on="layer") for r in (a, b)]
+    state.show_figure(
+        figures.paired_metrics,
+        lambda: (*(table[["layer", *SHOWN]] for table in tables), SHOWN),
+        alt="Coverage, KL to uniform, concentration and unread selections of A and B, per layer",
+        of=name,
+    )
+    d = " and ".join(f"{r.info.rows * r.info.selected:,}" for r in (a, b))
+    st.caption(f"Blue dots A, orange squares B, per layer; D = {d} selections a layer.")
+    st.dataframe(
+        compare_parts.metric_table(*tables),
+        hide_index=True,
+        height="content",
+        column_config=compare_parts.METRIC_CONFIG,
+        alt="Metrics of A and B, per layer",
+    )
+    st.caption(f"Beside each metric of A and B the change, B - A. D = {d} selections a layer.")
+    compare_parts.likeness(a, b, name)
+
+elif part == "entries":
+    if a.info.knowledge_num != b.info.knowledge_num:
+        st.info("The banks have different sizes, so their entries cannot be compared one by one.")
+        st.stop()
+    st.segmented_control("Layer", [ALL, *info.layers], required=True, **view.widget("layer"))
+    table = compare_parts.changed(a, b, name, None if layer == ALL else layer)
+    st.session_state["_changed"] = table["entry"].tolist()
+
+    def open_row() -> None:
+        rows = st.session_state["changed"].selection.rows
+        if rows:
+            address.go("entries", entry=int(st.session_state["_changed"][rows[0]]))
+
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=560,
+        key="changed",
+        on_select=open_row,
+        selection_mode="single-row",
+        column_order=["entry", "count_a", "count_b", "share_a", "share_b", "change", "drift_a", "drift_b", "sentence"],
+        column_config=columns.ENTRY | compare_parts.CHANGE_CONFIG,
+        alt="Entries whose share of selections differs most",
+    )
+    st.caption(
+        "Entries whose share of selections differs most between A and B, largest difference first; sentences are A's. "
+        f"D = {info.rows * info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer. Select a row to "
+        "open the entry in A."
+    )
+
+else:
+    compare_parts.same_prompt(view, a, b, name, text, token)

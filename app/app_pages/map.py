@@ -1,0 +1,127 @@
+"""The bank in two dimensions: colours, search, a lasso, and the entries inside it."""
+
+import numpy as np
+import streamlit as st
+
+from app import address, columns, map_data, queries, state
+from app.address import choice, corners, integer, words
+from app.components import scatter, tip
+
+SHOWN = ("all", "used", "never selected")
+MOST = 200  # rows of the table under the map
+
+recording = state.recording()
+info = recording.info
+
+st.title("Map")
+places = state.map_places()
+if places is None:
+    st.write("This recording has no map yet. Make one, then reload this page:")
+    st.code(f"memscope map {info.run} {recording.path}", language="bash")
+    st.stop()
+assert places is not None
+
+view = address.View("map")
+by = view.field("by", choice(map_data.COLORS, name="colour"))
+search = view.field("q", words())
+shown = view.field("show", choice(SHOWN, name="kind"))
+entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
+lasso = view.field("lasso", corners())
+view.write()
+
+
+def hover() -> None:
+    st.session_state["_hovered"] = int(st.session_state["map"].hovered)
+
+
+def pick() -> None:
+    view.put(entry=int(st.session_state["map"].clicked))
+    st.rerun()
+
+
+def draw_lasso() -> None:
+    view.put(lasso=[(int(x), int(y)) for x, y in st.session_state["map"].lassoed])
+    st.rerun()
+
+
+def open_row() -> None:
+    rows = st.session_state["inside"].selection.rows
+    if rows:
+        address.go("entries", entry=int(st.session_state["_inside"][rows[0]]))
+
+
+box, color, which, number = st.columns([3, 2, 1.7, 1.4], vertical_alignment="bottom")
+box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
+color.selectbox("Colour by", map_data.COLORS, format_func=str.capitalize, **view.widget("by"))
+which.selectbox("Show", SHOWN, **view.widget("show"))
+number.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
+
+found = state.found_entries(search) if search else None
+dark = st.context.theme.type == "dark"
+points = state.map_points(by, search, shown, entry, tuple(lasso), dark)
+
+
+@st.fragment
+def show_map() -> None:
+    """The map alone runs again when a point is hovered."""
+    scatter(points, key="map", on_hover=hover, on_click=pick, on_lasso=draw_lasso)
+    hovered = st.session_state.get("_hovered")
+    if hovered is not None and hovered < info.knowledge_num:
+        row = state.numbers().iloc[hovered]
+        sentence = recording.sentences([hovered])[hovered] or "started from random numbers"
+        most = f", most in layer {int(row['top_layer'])}" if row["count"] else ""
+        tip(hovered, f"entry {hovered} · {int(row['count']):,} selections{most}\n{sentence[:240]}", key="tip")
+
+
+show_map()
+said = recording.map_info
+st.caption(
+    f"One point an entry, {len(places):,} in all; near means alike in {said.get('feature', 'the mapped feature')}"
+    + (f" (trustworthiness {said['trustworthiness']:.2f}; a random map has 0.50)" if "trustworthiness" in said else "")
+    + ". Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
+    f"click for one entry. Usage is over D = {info.rows * len(info.layers) * info.selected:,} selections."
+)
+
+if entry is not None:
+    with st.container(border=True):
+        st.markdown(f"**Entry {entry}**")
+        st.text(recording.sentences([entry])[entry] or "This entry started from random numbers.")
+        with st.container(horizontal=True):
+            if st.button("Open the entry", icon=":material/open_in_new:"):
+                address.go("entries", entry=entry)
+            st.button("Clear", on_click=lambda: view.put(entry=None))
+
+if not lasso and found is None:
+    st.caption("Draw a lasso or search, and the entries stand here as a table.")
+    st.stop()
+chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
+if lasso:
+    chosen = np.intersect1d(chosen, map_data.inside(places, lasso))
+chosen = chosen[np.argsort(-state.numbers()["count"].to_numpy()[chosen], kind="stable")]
+left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
+left.markdown(
+    f"**{len(chosen):,} entries** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
+)
+with right:
+    state.download(
+        "Save as CSV", lambda: queries.entry_rows(recording, state.numbers(), chosen[:10_000]), "map-entries"
+    )
+if lasso:
+    clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
+if not len(chosen):
+    st.info("No entry is there.", icon=":material/search_off:")
+    st.stop()
+table = queries.entry_rows(recording, state.numbers(), chosen[:MOST])
+st.session_state["_inside"] = table["entry"].tolist()
+st.dataframe(
+    table,
+    hide_index=True,
+    key="inside",
+    height=400,
+    on_select=open_row,
+    selection_mode="single-row",
+    column_order=["entry", "count", "layers_used", "top_layer", "drift", "sentence", "decoded", "title"],
+    column_config=columns.ENTRY,
+    alt="Entries that were selected on the map",
+)
+st.caption(f"The {len(table):,} most selected of them; the CSV holds the first 10,000. Select a row to open its entry.")

@@ -1,0 +1,177 @@
+"""How the attention weighs what the gate selected."""
+
+import numpy as np
+import streamlit as st
+
+from app import address, columns, figures, queries, state
+from app.address import choice
+from memscope import bias_plots, plots
+
+PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
+
+recording = state.recording()
+info = recording.info
+reading = recording.reading_metrics()
+d = f"D = {info.rows * info.selected:,} selections a layer."
+
+st.title("Reading")
+view = address.View("reading")
+part = view.field("part", choice(PARTS, name="part"))
+layer = view.field("layer", choice(info.layers, name="layer"))
+view.write()
+st.segmented_control(
+    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+)
+if part in ("gate against read", "heads", "unread entries"):
+    st.segmented_control("Layer", list(info.layers), required=True, **view.widget("layer"))
+
+if part == "shares":
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            plots.read_share_histogram,
+            lambda: (reading[["layer", "read_share_histogram"]],),
+            alt="Distribution of read shares, per layer",
+        )
+    right.caption(
+        f"How a token's read divides over its {info.selected} selected entries. The first bin holds entries that were "
+        f"selected but hardly read; an equal split would put all of them at {1 / info.selected:.1%}, and a token that "
+        f"reads one entry alone puts it at 100%. {d}"
+    )
+    st.subheader("Per layer")
+    st.dataframe(
+        reading,
+        hide_index=True,
+        height="content",
+        column_order=["layer", *columns.READING],
+        column_config=columns.READING,
+        alt="How the attention weighs what the gate selected, per layer",
+    )
+    st.caption(
+        "Effective entries is the exponential of the entropy of read shares. A selection is unread below 1% of its "
+        f"token's read. The read weight contains the gate score, so gate ~ attention takes it out. {d}"
+    )
+    state.download("Reading as CSV", lambda: reading[["layer", *columns.READING]], "reading")
+
+elif part == "gate against read":
+    sample = state.read_sample(layer)
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            figures.gate_against_read,
+            lambda: (sample.gate, sample.read, info.selected),
+            layer,
+            alt=f"Gate share against read share of selections in layer {layer}",
+        )
+    row = reading[reading["layer"] == layer].iloc[0]
+    right.caption(
+        "Every selection by its share of the token's gate scores and its share of what the attention read. On the "
+        "diagonal the attention follows the gate; below the orange line a selection stays unread; shares under 0.1% "
+        f"lie on the edges. A token's gate and read rank alike at {row['gate_read_rank_correlation']:+.2f}, and at "
+        f"{row['gate_attention_rank_correlation']:+.2f} with the gate score taken out of the read weight. Drawn from "
+        f"{sample.tokens:,} tokens spread through the recording: {sample.gate.size:,} selections of {d}"
+    )
+
+elif part == "heads":
+    heads = state.answer(queries.head_shares, layer)
+    if heads is None:
+        st.info("This recording keeps read weights summed over heads only. Record with head weights to see each head:")
+        st.code(f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash")
+        st.stop()
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            figures.histograms_of,
+            lambda: (
+                {f"head {head}": row for head, row in enumerate(heads)},
+                np.linspace(0, 1, heads.shape[1] + 1),
+                "share of the head's read that an entry gets",
+                "share of selections",
+                "y",
+            ),
+            "heads",
+            layer,
+            alt=f"Distribution of read shares per head in layer {layer}",
+        )
+    right.caption(
+        f"Each read head's division of its own read over the {info.selected} selected entries, layer {layer}; a head "
+        f"whose line reaches far to the right reads few entries. Over {int(heads[0].sum()):,} selections a head, "
+        "spread through the recording."
+    )
+
+elif part == "unread entries":
+    sample = state.read_sample(layer)
+    table = queries.unread_entries(recording, sample)
+    share = float((sample.read < queries.UNREAD).mean())
+    st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread.**")
+    st.session_state["_unread"] = table["entry"].tolist()
+
+    def open_row() -> None:
+        rows = st.session_state["unread"].selection.rows
+        if rows:
+            address.go("entries", entry=int(st.session_state["_unread"][rows[0]]), layer=layer)
+
+    st.dataframe(
+        table,
+        hide_index=True,
+        height=520,
+        key="unread",
+        on_select=open_row,
+        selection_mode="single-row",
+        column_config=columns.ENTRY
+        | {
+            "selections": st.column_config.NumberColumn(format="localized"),
+            "unread": st.column_config.NumberColumn("of them unread", format="localized"),
+            "unread_share": st.column_config.ProgressColumn("unread", format="percent", min_value=0, max_value=1),
+        },
+        alt="Entries that are selected but not read",
+    )
+    st.caption(
+        "Entries whose selections most often get less than 1% of their token's read: the gate takes them, the "
+        f"attention passes over them. Counted on {sample.tokens:,} tokens, {sample.gate.size:,} selections of layer "
+        f"{layer}, spread through the recording. Select a row to open its entry."
+    )
+
+else:
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.subheader("Gate entropy")
+        state.show_figure(
+            figures.histograms_of,
+            lambda: (
+                {f"layer {row.layer}": np.array(row.gate_entropy_histogram) for row in reading.itertuples()},
+                np.linspace(0, 1, 51),
+                f"gate entropy over its highest value, ln {info.selected}",
+                "share of tokens",
+                "",
+            ),
+            "entropy",
+            alt="Distribution of gate entropy, per layer",
+        )
+        st.caption(
+            "At the right the gate weighs all that it selects alike, at the left one entry has all the weight. Over "
+            f"{info.rows:,} tokens a layer."
+        )
+    with right:
+        st.subheader("Margin")
+        state.show_figure(
+            bias_plots.margin_lines,
+            lambda: (reading[["layer", "margin_histogram"]],),
+            alt="Distribution of the margin, per layer",
+        )
+        st.caption(
+            "How nearly another entry would have been selected: at the left a tiny change of the query swaps entries. "
+            f"Over {info.rows:,} tokens a layer and gate head."
+        )
+    left, right = st.columns([1, 1], gap="medium", vertical_alignment="center")
+    with left:
+        st.subheader("Gate and read")
+        state.show_figure(
+            bias_plots.entropy_dots,
+            lambda: (reading, info.selected),
+            alt="Entropy of gate and read shares, per layer",
+        )
+    right.caption(
+        "Where the orange square lies below the blue dot, the attention reads more selectively than the gate weighs. "
+        f"Bars are standard errors over documents. {d}"
+    )

@@ -1,0 +1,227 @@
+"""Parts of the gate-bias page: what is preferred, profiles of the reading token, overlap of layers, the report."""
+
+import time
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import address, columns, figures, state
+from app.address import View, choice
+from app.report_file import make_report, report_file
+from memscope import bias_plots
+from memscope.query import Recording
+
+_PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
+_VALUES = {
+    "coverage": "share of entries used",
+    "gate_entropy": "gate entropy, nats",
+    "effective_entries_read": "entries effectively read",
+    "unread_share": "unread selections",
+    "loss": "loss, nats",
+}
+
+
+def most_used(view: View, recording: Recording, layer: int, weighting: str, name: str, d: str) -> None:
+    """The entries with the largest share of a layer."""
+    st.subheader("Most used entries")
+    st.segmented_control(
+        "Layer", list(recording.info.layers), required=True, label_visibility="collapsed", **view.widget("layer")
+    )
+    most = recording.most_used(layer, weighting)
+    st.session_state["_most"] = most["entry"].tolist()
+
+    def open_row() -> None:
+        rows = st.session_state["most"].selection.rows
+        if rows:
+            address.go("entries", entry=int(st.session_state["_most"][rows[0]]), layer=layer)
+
+    st.dataframe(
+        most,
+        hide_index=True,
+        height=330,
+        key="most",
+        on_select=open_row,
+        selection_mode="single-row",
+        column_order=["entry", "count", "share", "sentence"],
+        column_config=columns.ENTRY,
+        alt="Most used entries of one layer",
+    )
+    st.caption(
+        f"The 20 entries with most of layer {layer}'s usage, by {name}; even selection would give each "
+        f"{1 / recording.info.knowledge_num:.4%}. Select a row to open its entry. {d}"
+    )
+    with st.container(horizontal=True):
+        state.download("These as CSV", lambda: most, f"most-used-layer-{layer}")
+        state.download("Usage of every entry", recording.usage_table, "usage")
+
+
+def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
+    """Lift by what an entry's init sentence is."""
+    table = state.answer(Recording.preferences)
+    if table.empty:
+        st.info(
+            "Entries of this bank started from random numbers, so there is nothing that they could be preferred by."
+        )
+        return
+    attributes = table["attribute"].unique().tolist()
+    attribute = view.field("attribute", choice(attributes, name="attribute"))
+    view.write()
+    left, right = st.columns([3, 2])
+    left.segmented_control("Preferred by", attributes, required=True, **view.widget("attribute"))
+    right.segmented_control("Layer", list(recording.info.layers), required=True, **view.widget("layer"))
+    rows = table[(table["layer"] == layer) & (table["attribute"] == attribute)]
+    state.show_figure(
+        bias_plots.preference_forest, lambda: (rows,), layer, attribute, alt=f"Lift of selection by {attribute}"
+    )
+    st.caption(
+        "Right of 1: selected more than its share of the bank. Grey: the range that shuffled labels reach, which is "
+        f"wide where few entries take most selections. The {min(24, len(rows))} labels of layer {layer} with most "
+        f"evidence. {d}"
+    )
+    with st.container():
+        st.dataframe(
+            rows,
+            hide_index=True,
+            height="content" if len(rows) <= 12 else 460,
+            column_order=[
+                "label",
+                "entries",
+                "bank_share",
+                "selection_share",
+                "lift",
+                "low",
+                "high",
+                "q",
+                "significant",
+            ],
+            column_config={
+                "entries": st.column_config.NumberColumn(format="localized"),
+                "bank_share": st.column_config.NumberColumn("of bank", format="percent"),
+                "selection_share": st.column_config.NumberColumn("of selections", format="percent"),
+                **{name: st.column_config.NumberColumn(format="%.2f") for name in ("lift", "low", "high")},
+                "q": st.column_config.NumberColumn(format="%.3f", help="p, corrected for the number of labels."),
+            },
+            alt=f"Preference by {attribute}",
+        )
+        beyond = int(table["significant"].sum())
+        st.caption(
+            f"{beyond} of {len(table)} lifts in all layers are beyond chance at a false discovery rate of 5%"
+            + (
+                f"; among labels shuffled once, a control, {int(table['control_significant'].sum())} are."
+                if "control_significant" in table
+                else "."
+            )
+        )
+        state.download("All preferences as CSV", lambda: table, "preferences")
+
+
+def profiles(recording: Recording, d: str) -> None:
+    """How selection depends on the position and the frequency of the reading token."""
+    layers = recording.census["layers"]
+    for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
+        with place:
+            st.subheader(f"By {axis}")
+            _divergence(recording, [one["profiles"][kind] for one in layers], kind, axis, d)
+    value = st.selectbox("Along the same groups", list(_VALUES), format_func=_VALUES.__getitem__, key="profile")
+    for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
+        with place:
+            _along({one["layer"]: pd.DataFrame(one["profiles"][kind]) for one in layers}, kind, axis, value)
+    st.caption(f"Means over the tokens of each group. {d}")
+    information = pd.DataFrame([{"layer": one["layer"], **one["profiles"]["information"]} for one in layers])
+    st.subheader("What tells most about the selected entry")
+    st.dataframe(
+        information,
+        hide_index=True,
+        height="content",
+        column_order=["layer", "token", "even_token", "frequency", "even_frequency", "position", "even_position"],
+        column_config={
+            name: st.column_config.NumberColumn("by chance" if name.startswith("even") else name, format="%.4f")
+            for name in information
+            if name != "layer"
+        },
+        alt="Mutual information of the selected entry and the reading token, per layer",
+    )
+    st.caption(
+        "Mutual information in nats between the selected entry and the reading token itself, its frequency class and "
+        f"its position; beside each, what shuffled tokens show. {d}"
+    )
+
+
+def _divergence(recording: Recording, rows: list[list[dict[str, Any]]], kind: str, axis: str, d: str) -> None:
+    state.show_figure(
+        bias_plots.class_divergence,
+        lambda: (rows, recording.info.layers, axis),
+        kind,
+        alt=f"How far selection differs by {axis}, per layer",
+    )
+    tokens = [int(row["tokens"]) for row in rows[0]]
+    st.caption(
+        f"How far the entries selected for tokens of one {axis} differ from the whole layer's; dotted, as many tokens "
+        f"at random. {min(tokens):,} to {max(tokens):,} tokens a group. {d}"
+    )
+
+
+def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str) -> None:
+    name = _VALUES[value]
+    state.show_figure(
+        figures.profile, lambda: (rows, value, name, axis), kind, value, alt=f"{name} by {axis}, per layer"
+    )
+
+
+def overlap(recording: Recording, d: str) -> None:
+    """How alike the layers use the bank."""
+    found = recording.census["overlap"]
+    layers = recording.info.layers
+    if len(layers) == 1:
+        st.info("There is one memory layer, so there is nothing to compare.")
+        return
+    state.show_figure(
+        bias_plots.overlap_heatmap, lambda: (found, layers), "overlap", alt="Which layers use the same entries"
+    )
+    st.caption(
+        "Left: entries used by both layers over entries used by either; orange pairs share more than independent sets "
+        "of their sizes would, purple ones less. Right: 0 when two layers use the bank alike, ln 2 = 0.69 when "
+        f"disjoint. {d}"
+    )
+    names = [f"layer {layer}" for layer in layers]
+    st.dataframe(
+        pd.DataFrame(found["rank_correlation"], columns=names).assign(layer=names).set_index("layer"),
+        height="content",
+        column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
+        alt="Rank correlation of usage between layers",
+    )
+    st.caption(f"Spearman correlation of usage over all entries, 0 when unrelated. {d}")
+
+
+def report(recording: Recording) -> None:
+    """The full report, made here and downloaded."""
+    st.write(
+        "The full report: findings in words, all figures and tables as a web page and as Markdown, every table as CSV "
+        "and Parquet, and all numbers as JSON with its schema."
+    )
+    ready = report_file(recording)
+    if ready is None:
+        st.caption("It is made once and then stays until the app is stopped; from the shell it is:")
+        st.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
+        if st.button("Make the report", icon=":material/summarize:", type="primary"):
+            started = time.monotonic()
+            with st.status("Making the report ...", expanded=True) as status:
+                st.button("Stop", icon=":material/stop_circle:", key="stop")  # any click ends this run of the page
+                bar = st.progress(0.0)
+                for number, name in enumerate(make_report(recording)):
+                    bar.progress(1 - 0.93 ** (number + 1), text=f"{name}, {time.monotonic() - started:.0f} s")
+                status.update(label=f"Made in {time.monotonic() - started:.0f} s", state="complete")
+            st.rerun()
+        return
+    with ready.open("rb") as file:
+        st.download_button(
+            "Download the report",
+            file.read(),
+            f"{recording.path.name}-report.zip",
+            "application/zip",
+            icon=":material/download:",
+            type="primary",
+            on_click="ignore",
+        )
+    st.caption(f"{ready.stat().st_size / 1e6:.1f} MB: HTML, Markdown, CSV, Parquet, JSON, PNG and SVG in one archive.")

@@ -1,0 +1,237 @@
+"""Parts of the compare page: which two, their metrics, likeness of usage, one prompt under both."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import columns, pairs, state
+from app.address import View
+from app.components import token_view
+from memscope.errors import InputError
+from memscope.query import Recording
+
+_METRICS = {
+    "coverage": ("coverage", "percent"),
+    "kl_to_uniform": ("KL", "%.3f"),
+    "gini": ("Gini", "%.3f"),
+    "top50": ("top 50%", "localized"),
+    "dead": ("dead", "localized"),
+    "effective_entries_read": ("eff. entries", "%.2f"),
+    "unread_share": ("unread", "percent"),
+}
+_MOST_READ = 3
+METRIC_CONFIG = {
+    f"{metric}_{side}": st.column_config.NumberColumn(
+        f"{name} {side.upper()}" if side != "change" else "change", format=form
+    )
+    for metric, (name, form) in _METRICS.items()
+    for side in ("a", "b", "change")
+}
+CHANGE_CONFIG = {
+    "count_a": st.column_config.NumberColumn("selections A", format="localized"),
+    "count_b": st.column_config.NumberColumn("selections B", format="localized"),
+    "share_a": st.column_config.NumberColumn("share A", format="%.4f%%"),
+    "share_b": st.column_config.NumberColumn("share B", format="%.4f%%"),
+    "change": st.column_config.NumberColumn("B - A", format="%+.4f%%"),
+    "drift_a": st.column_config.NumberColumn("drift A", format="%.4f"),
+    "drift_b": st.column_config.NumberColumn("drift B", format="%.4f"),
+}
+
+
+def open_other(name: str) -> Recording:
+    """The recording to compare with; stops the page where it cannot be opened."""
+    try:
+        return state.recording(name)
+    except InputError as error:
+        st.error("The other recording cannot be opened.", icon=":material/error:")
+        st.code(str(error), language=None, wrap_lines=True)
+        st.stop()
+        raise
+
+
+def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
+    """What is compared, and how far it can be."""
+    rows = [
+        {
+            "": letter,
+            "recording": name,
+            "run": r.info.run_name,
+            "step": "newest" if r.info.step is None else f"{r.info.step:,}",
+            "corpus": r.info.corpus_name,
+            "tokens": r.info.rows,
+            "entries": r.info.knowledge_num,
+            "loss": r.census["loss"],
+        }
+        for letter, name, r in (("A", name_a, a), ("B", name_b, b))
+    ]
+    st.dataframe(
+        pd.DataFrame(rows).dropna(axis=1, how="all"),
+        hide_index=True,
+        height="content",
+        column_config={name: st.column_config.NumberColumn(format="localized") for name in ("tokens", "entries")}
+        | {"loss": st.column_config.NumberColumn("loss, nats", format="%.3f")},
+        alt="The two recordings",
+    )
+    notes = []
+    if a.info.fingerprint == b.info.fingerprint:
+        notes.append("Both are of the same model file.")
+    if a.info.corpus_sha256 != b.info.corpus_sha256:
+        notes.append("They are of different corpora: part of every difference is the text's.")
+    if a.info.layers != b.info.layers:
+        notes.append("Their memory layers differ; only those in both are compared.")
+    if notes:
+        st.caption(" ".join(notes))
+
+
+def metric_table(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of A and B and their change, per layer."""
+    both = a.merge(b, on="layer", suffixes=("_a", "_b"))
+    columns: dict[str, pd.Series] = {"layer": both["layer"]}
+    for metric in _METRICS:
+        columns |= {f"{metric}_{side}": both[f"{metric}_{side}"] for side in ("a", "b")}
+        columns[f"{metric}_change"] = both[f"{metric}_b"] - both[f"{metric}_a"]
+    return pd.DataFrame(columns)
+
+
+def likeness(a: Recording, b: Recording, name: str) -> None:
+    """How alike both use the bank; measured on request."""
+    st.subheader("How alike is usage?")
+    if a.info.knowledge_num != b.info.knowledge_num or a.info.layers != b.info.layers:
+        st.info("Only banks of one size with memory in the same layers can be compared entry by entry.")
+        return
+    kept = st.session_state.setdefault("_likeness", {})
+    key = (*st.session_state["_open"], name, b.info.fingerprint)
+    if key not in kept:
+        st.caption("Divergence, overlap and rank correlation, each beside what two samples of one gate would show.")
+        if not st.button("Measure it", icon=":material/play_arrow:"):
+            return
+        rows = []
+        with st.status("Measuring layer by layer ...", expanded=True) as status:
+            st.button("Stop", icon=":material/stop_circle:", key="stop")  # any click ends this run of the page
+            bar = st.progress(0.0)
+            for row in pairs.likeness_by_layer(a, b):
+                rows.append(row)
+                bar.progress(len(rows) / len(a.info.layers), text=f"layer {row['layer']}")
+            status.update(label="Measured", state="complete", expanded=False)
+        kept[key] = pd.DataFrame(rows)
+    st.dataframe(
+        kept[key],
+        hide_index=True,
+        height="content",
+        column_config={
+            column: st.column_config.NumberColumn(
+                "by sampling" if column.startswith("sampled") else label, format="%.3f"
+            )
+            for column, label in {
+                "jensen_shannon": "Jensen-Shannon, nats",
+                "sampled_jensen_shannon": "",
+                "jaccard": "Jaccard",
+                "sampled_jaccard": "",
+                "rank_correlation": "rank correlation",
+                "sampled_rank_correlation": "",
+            }.items()
+        },
+        alt="Likeness of usage per layer",
+    )
+    st.caption(
+        "0 nats, Jaccard 1 and correlation 1 when equal. Died: at least 10 selections in A, none in B; woke: the "
+        f"other way round. D = {a.info.rows * a.info.selected:,} and {b.info.rows * b.info.selected:,} selections a "
+        "layer."
+    )
+
+
+def changed(a: Recording, b: Recording, name: str, layer: int | None) -> pd.DataFrame:
+    """``pairs.changed_entries`` with shares in percent."""
+    table = state.answer_two(pairs.changed_entries, name, layer)
+    for column in ("share_a", "share_b", "change"):
+        table[column] *= 100
+    return table
+
+
+def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, token: int) -> None:
+    """One text under both models."""
+    with st.form("prompt", border=False):
+        st.text_area("Text to read under both", key=view.key("text"), height=80, placeholder="Ada Lovelace was born in")
+        st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0))
+    if not text:
+        st.caption("Type a text: both models read it, and you see where they differ.")
+        return
+    try:
+        traces = [state.trace_typed(text), state.trace_typed(text, name)]
+    except InputError as error:
+        st.warning("This text cannot be read by both.", icon=":material/warning:")
+        st.code(str(error), language=None, wrap_lines=True)
+        return
+    losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
+    for letter, traced, loss, place in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
+        with place:
+            at = min(token, len(traced.trace.tokens) - 1)
+
+            def pick(letter: str = letter) -> None:
+                view.put(token=int(st.session_state[f"prompt_{letter}"].clicked))
+
+            token_view(
+                traced.trace.tokens,
+                loss,
+                f"{letter}: loss of predicting the next token, nats",
+                at,
+                key=f"prompt_{letter}",
+                label=f"Tokens under {letter}",
+                on_click=pick,
+            )
+            st.caption(f"Mean loss {np.nanmean(loss):.3f} nats over {np.isfinite(loss).sum():,} tokens.")
+            likely = traced.predictions[traced.predictions["pos"] == at]
+            st.dataframe(
+                pd.DataFrame({f"{letter}: next token": likely["text"], "probability": likely["probability"]}),
+                hide_index=True,
+                height="content",
+                column_config={
+                    "probability": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)
+                },
+                alt=f"Most likely next tokens under {letter}",
+            )
+    places = [min(token, len(traced.trace.tokens) - 1) for traced in traces]
+    if a.info.knowledge_num == b.info.knowledge_num and a.info.layers == b.info.layers:
+        _shared(a, b, pairs.shared_selections(traces[0].trace, traces[1].trace, *places))
+        return
+    st.caption(
+        "The banks differ, so an entry number means another entry on each side; the most read ones of each token:"
+    )
+    for r, traced, pos, place in zip((a, b), traces, places, st.columns(2, gap="medium"), strict=True):
+        fired = traced.trace.selections
+        fired = fired[(fired["pos"] == pos) & (fired["rank"] < _MOST_READ)]
+        sentences = r.sentences(fired["entry"])
+        place.dataframe(
+            fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]]),
+            hide_index=True,
+            height=320,
+            column_order=["layer", "entry", "gate", "read", "sentence"],
+            column_config=columns.ENTRY
+            | {kind: st.column_config.NumberColumn(format="%.3g", width=60) for kind in ("gate", "read")},
+            alt="Most read entries of this token",
+        )
+
+
+def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
+    both = shared.dropna(subset=["gate_a", "gate_b"]).groupby("layer").size()
+    counts = [int(both.get(layer, 0)) for layer in a.info.layers]
+    st.markdown("**Entries that both select on this token**")
+    st.dataframe(
+        pd.DataFrame({f"layer {layer}": [count] for layer, count in zip(a.info.layers, counts, strict=True)}),
+        hide_index=True,
+        height="content",
+        alt="Entries that both models select on this token, per layer",
+    )
+    sentences = a.sentences(shared["entry"])
+    st.dataframe(
+        shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
+        hide_index=True,
+        height=320,
+        column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
+        column_config=columns.ENTRY | columns.SIDES,
+        alt="Entries that either model selects on this token",
+    )
+    st.caption(
+        f"Empty where a model does not select the entry. {a.info.selected} and {b.info.selected} selections a layer; "
+        "the same number means the same entry only if both banks started alike. Sentences are A's."
+    )

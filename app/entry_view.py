@@ -1,0 +1,243 @@
+"""One entry of the bank: what it started as, what it says now, where it fires and with whom."""
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import address, columns, figures, queries, state
+from app.components import context_view, decoding_view, visible
+from memscope.entry_pages import EntryCard
+from memscope.query import Recording
+
+KINDS = {"top": "Highest gate scores", "quantile": "From every fifth of its gate scores, highest first"}
+
+
+def header(recording: Recording, card: EntryCard) -> None:
+    """Sentence, triples and the numbers that sum an entry up."""
+    info = recording.info
+    total = int(card.usage["count"].sum())
+    even = info.rows * info.selected * len(info.layers) / info.knowledge_num
+    read = float(card.usage["read_sum"].sum())
+    status = "never selected" if total == 0 else "hot" if total > queries.HOT * even else "in use"
+    if card.sentence is None:
+        st.caption("This entry started from random numbers, so it has no sentence.")
+    else:
+        st.text(card.sentence)
+    if card.title:
+        st.text(f"Fires on: {card.title}", help="Words that set the entry apart from others, by TF-IDF.")
+    with st.container(horizontal=True):
+        _metric(
+            "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
+        )
+        _metric("Layers that select it", f"{int((card.usage['count'] > 0).sum())} of {len(info.layers)}", status)
+        _metric(
+            "Read per selection", f"{read / max(1, total):.3g}", f"{read:,.0f} in all", "Sum of absolute read weights."
+        )
+        _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
+        if card.kept is not None and card.kept_at_init is not None:
+            _metric(
+                "Kept",
+                f"{card.kept:.0%}",
+                f"{card.kept_at_init:.0%} at the start",
+                "Nearest tokens that stand in the init sentence.",
+            )
+
+
+def decodings(recording: Recording, card: EntryCard) -> None:
+    """Tokens at first and now, triples, and the logit lens."""
+    words = queries.words_of(recording, [card.entry])[card.entry]
+    st.markdown("**What it says**")
+    if len(card.slot_drift) > 1:
+        slots = [
+            {
+                "slot": slot,
+                "from": words.sentence[slot] if slot < len(words.sentence) else None,
+                "to": row.token,
+                "cosine": f"{row.cosine:.3f}",
+                "drift": f"{card.slot_drift[slot]:.4f}",
+            }
+            for slot, row in enumerate(card.nearest.itertuples())
+        ]
+        decoding_view([], [], slots, key="decoding")
+        st.caption("Slot by slot: the token it started from and, where that changed, the one it is nearest to now.")
+    else:
+        near = set(card.nearest["token"])
+        decoding_view(
+            [(token, token in near) for token in words.sentence],
+            [(row.token, bool(row.in_sentence), f"{row.cosine:.3f}") for row in card.nearest.itertuples()],
+            [],
+            key="decoding",
+        )
+        st.caption(
+            "Above the sentence's own tokens, below the ten nearest now, by cosine in the space that sentences were "
+            "initialised in. Filled: in both."
+        )
+    if not card.triples.empty and any(card.triples["predicate"]):
+        st.dataframe(
+            card.triples,
+            hide_index=True,
+            height="content",
+            column_order=["subject", "predicate", "object"],
+            alt="Triples that came with the init sentence",
+        )
+    st.markdown("**Logit lens**")
+    if card.lens.empty:
+        st.caption("No layer selected this entry on this corpus, so there is no lens to show.")
+        return
+    st.dataframe(
+        pd.DataFrame(
+            {
+                "layer": card.lens["layer"],
+                "raised": [[visible(token) for token in tokens] for tokens in card.lens["top"]],
+                "lowered": [[visible(token) for token in tokens] for tokens in card.lens["bottom"]],
+            }
+        ),
+        hide_index=True,
+        height="content",
+        column_config={
+            "layer": st.column_config.NumberColumn(width=50),
+            **{name: st.column_config.ListColumn(width=165) for name in ("raised", "lowered")},
+        },
+        alt="Tokens that reading this entry raises and lowers, per layer",
+    )
+    st.caption("Next tokens that become more and less likely when a layer reads this entry alone.")
+
+
+def usage(recording: Recording, card: EntryCard) -> None:
+    """Usage by layer and the histogram of gate scores."""
+    info = recording.info
+    d = info.rows * info.selected
+    even = d / info.knowledge_num
+    left, right = st.columns(2, gap="medium")
+    with left:
+        state.show_figure(
+            figures.layer_usage, lambda: (card.usage, even), card.entry, alt="Selections of this entry per layer"
+        )
+        st.caption(f"Selections per layer, over D = {d:,} a layer. The dashed line is the even share.")
+    used = [int(layer) for layer in card.usage.loc[card.usage["count"] > 0, "layer"]]
+    with right:
+        if not used:
+            st.caption("No gate scores: nothing selected this entry.")
+            return
+
+        def scores() -> tuple[dict[int, np.ndarray], tuple[int, ...]]:
+            return {layer: recording.selections(card.entry, layer)["gate"].to_numpy() for layer in used}, info.layers
+
+        state.show_figure(figures.score_histogram, scores, card.entry, alt="Histogram of this entry's gate scores")
+        total = int(card.usage["count"].sum())
+        st.caption(f"Gate scores of all its {total:,} selections: how well tokens matched its key.")
+
+
+def contexts(recording: Recording, entry: int, layer: int | None) -> None:
+    """Where it fires, top ones and a sample of the rest."""
+    found = state.answer(Recording.contexts, entry, layer, 24, 12)
+    if found.empty:
+        st.caption("It fires nowhere: no token of this corpus selected it.")
+        return
+    groups = {title: found[found["kind"] == kind].head(20) for kind, title in KINDS.items()}
+    groups = {title: rows for title, rows in groups.items() if len(rows)}
+    order = pd.concat(groups.values())
+
+    def open_token() -> None:
+        place = order.iloc[int(st.session_state["contexts"].clicked)]
+        address.go("prompts", doc=int(place["doc"]), token=int(place["pos"]), layer=int(place["layer"]))
+
+    context_view(groups, key="contexts", on_click=open_token)
+    d = recording.info.rows * recording.info.selected
+    st.caption(
+        f"{len(order)} of its selections, out of D = {d:,} a layer: the tokens with the highest gate scores, and the "
+        "middle of every fifth of the rest. Click one to see all that the token selected."
+    )
+
+
+def firing(recording: Recording, entry: int) -> None:
+    """Tokens that it fires on, predicts and precedes."""
+    found = state.answer(Recording.firing_of, [entry])
+    if found.empty:
+        return
+    st.markdown("**Typical tokens**")
+    shown = {
+        "layer": found["layer"],
+        "selections": found["count"],
+        "documents": found["docs"],
+        "fires on": _tokens(found, "input"),
+        "model predicts next": _tokens(found, "predicted"),
+        "comes next": _tokens(found, "next"),
+    }
+    st.dataframe(
+        pd.DataFrame(shown),
+        hide_index=True,
+        height="content",
+        column_config={"layer": st.column_config.NumberColumn(width=55)},
+        alt="Tokens typical of this entry",
+    )
+    st.caption("Tokens that are more frequent at its selections than elsewhere, with how many times more (lift).")
+
+
+def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: str) -> None:
+    """Entries selected together with it."""
+    found = state.answer(Recording.neighbours_of, [entry])
+    found = found if layer is None else found[found["layer"] == layer]
+    if found.empty:
+        st.caption("No entry is selected together with it more than by chance.")
+        return
+    found = found.sort_values("npmi", ascending=False).head(20)
+    st.session_state["_neighbours"] = found["other"].tolist()
+
+    def open_row() -> None:
+        rows = st.session_state["neighbours"].selection.rows
+        if rows:
+            address.go(open_entry, entry=int(st.session_state["_neighbours"][rows[0]]))
+
+    st.dataframe(
+        found,
+        hide_index=True,
+        key="neighbours",
+        on_select=open_row,
+        selection_mode="single-row",
+        height="content",
+        column_order=["other", "layer", "together", "npmi", "title", "sentence"],
+        column_config=columns.ENTRY
+        | {
+            "other": st.column_config.NumberColumn("entry", format="%d", width=70),
+            "layer": st.column_config.NumberColumn(width=55),
+            "together": st.column_config.NumberColumn("times together", format="localized"),
+            "npmi": st.column_config.NumberColumn("NPMI", format="%.2f"),
+        },
+        alt="Entries that are selected together with this one",
+    )
+    st.caption(
+        "NPMI is 1 when two entries are only selected together, 0 when as often as chance. Select a row to open it."
+    )
+
+
+def place(recording: Recording, entry: int) -> None:
+    """Its place on the map."""
+    places = state.map_places()
+    st.markdown("**Place on the map**")
+    if places is None:
+        st.caption("No map yet. Make one:")
+        st.code(f"memscope map {recording.info.run} {recording.path}", language="bash")
+        return
+
+    def coordinates() -> tuple[np.ndarray, np.ndarray, int]:
+        full = places.set_index("entry").reindex(range(recording.info.knowledge_num))
+        return full["x"].to_numpy(np.float64), full["y"].to_numpy(np.float64), entry
+
+    if entry not in places["entry"].to_numpy():
+        st.caption("The map leaves this entry out.")
+        return
+    state.show_figure(figures.place_on_map, coordinates, entry, alt="Where this entry lies among all")
+    if st.button("Show on the map", icon=":material/scatter_plot:"):
+        address.go("map", entry=entry)
+
+
+def _metric(label: str, value: str, note: str, help_: str | None = None) -> None:
+    st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True, height="stretch", help=help_)
+
+
+def _tokens(found: pd.DataFrame, kind: str) -> list[list[str]]:
+    return [
+        [f"{visible(token)} ×{lift:,.0f}" for token, lift in zip(tokens, lifts, strict=True)]
+        for tokens, lifts in zip(found[f"{kind}_tokens"], found[f"{kind}_lift"], strict=True)
+    ]

@@ -1,0 +1,224 @@
+"""Figures that only the app shows, in the look of ``memscope.plot_style``: pure functions from tables to figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from memscope.plot_style import (
+    LABELLED,
+    ORANGE,
+    PERCENT,
+    SIZE,
+    blue,
+    ink,
+    layer_colors,
+    layer_legend,
+    legend,
+    panel,
+    panels,
+)
+
+
+def score_histogram(scores: dict[int, np.ndarray], layers: Sequence[int], *, dark: bool = False) -> Figure:
+    """Gate scores of all selections of one entry, one line per layer that uses it.
+
+    Args:
+        scores: gate scores by layer.
+        layers: all memory layers, which colours go by.
+        dark: for a dark page.
+    """
+    figure, axes = panel(dark)
+    figure.set_figheight(2.4)
+    low = min(float(values.min()) for values in scores.values())
+    high = max(float(values.max()) for values in scores.values())
+    edges = np.linspace(low, high if high > low else low + 1, 41)
+    colors = dict(zip(layers, layer_colors(len(layers), dark), strict=True))
+    for layer, values in scores.items():
+        axes.stairs(np.histogram(values, edges)[0], edges, color=colors[layer], linewidth=1.6, label=f"layer {layer}")
+    axes.set(xlabel="gate score", ylabel="selections")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    legend(axes)
+    return figure
+
+
+def layer_usage(usage: pd.DataFrame, even: float, *, dark: bool = False) -> Figure:
+    """Selections of one entry per layer, beside the even share.
+
+    Args:
+        usage: ``EntryCard.usage``.
+        even: selections that every entry would get in a layer.
+        dark: for a dark page.
+    """
+    figure, axes = panel(dark)
+    figure.set_figheight(2.4)
+    place = np.arange(len(usage))
+    axes.bar(place, usage["count"], 0.6, color=layer_colors(len(usage), dark))
+    axes.axhline(even, color=ink(dark), linestyle="--", linewidth=1, label=f"even share ({even:,.1f})")
+    axes.set(xlabel="layer", ylabel="selections")
+    axes.set_xticks(place, [str(layer) for layer in usage["layer"]])
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    legend(axes)
+    return figure
+
+
+def place_on_map(x: np.ndarray, y: np.ndarray, entry: int, *, dark: bool = False) -> Figure:
+    """Where one entry lies among all, drawn by density."""
+    figure, axes = panel(dark)
+    figure.set_size_inches(3.2, 3.2)
+    known = ~(np.isnan(x) | np.isnan(y))
+    density, _, _ = np.histogram2d(x[known], y[known], 140)
+    extent = (x[known].min(), x[known].max(), y[known].min(), y[known].max())
+    axes.imshow(
+        np.log1p(density.T),
+        origin="lower",
+        extent=extent,
+        aspect="auto",
+        cmap="Greys_r" if dark else "Greys",
+        alpha=0.8,
+    )
+    axes.plot(x[entry], y[entry], "o", color=ORANGE, markersize=11, markeredgecolor=ink(dark), markeredgewidth=1.5)
+    axes.set_axis_off()
+    return figure
+
+
+def count_histogram(counts: np.ndarray, layers: Sequence[int], log: bool, *, dark: bool = False) -> Figure:
+    """How many entries have how much usage, one line per layer.
+
+    Args:
+        counts: usage per layer and entry, ``[layer, N]``.
+        layers: names of the layers.
+        log: logarithmic bins and axes; entries without usage stand at the left end. Otherwise 40 equal bins up to the
+            99.5th percentile, with the last one holding all above.
+        dark: for a dark page.
+    """
+    figure, axes = panel(dark)
+    used = counts[counts > 0]
+    top = float(used.max()) if used.size else 1.0
+    if log:
+        least = float(used.min()) if used.size else 1.0
+        edges = np.geomspace(least, top * 1.01, 40)
+        if np.issubdtype(counts.dtype, np.integer):
+            edges = np.unique(np.append(np.rint(edges), top + 1)) - 0.5  # no bin without a whole number in it
+        edges = np.concatenate([[edges[0] / 2.5, edges[0] / 1.4], edges])
+        values = np.where(counts > 0, counts, edges[:2].mean())
+        axes.set(xscale="log", yscale="log", xlabel="usage of an entry (left end: none)", ylabel="entries")
+    else:
+        edges = np.linspace(0, float(np.quantile(used, 0.995)) if used.size else 1.0, 41)
+        values = np.minimum(counts, edges[-1])
+        axes.set(xlabel="usage of an entry (right end: all above)", ylabel="entries")
+    for row, color in zip(values, layer_colors(len(layers), dark), strict=True):
+        axes.stairs(np.histogram(row, edges)[0], edges, color=color, linewidth=1.5)
+    if counts.any():
+        axes.axvline(float(counts.mean()), color=ink(dark), linestyle="--", linewidth=1, label="even share")
+    layer_legend(axes, layers, dark)
+    return figure
+
+
+def profile(rows: dict[int, pd.DataFrame], value: str, name: str, axis: str, *, dark: bool = False) -> Figure:
+    """A number along the position or the frequency of the reading token, one line per layer.
+
+    Args:
+        rows: profile rows by layer (``label`` and ``value``).
+        value: column to draw.
+        name: what it is.
+        axis: what the labels are.
+        dark: for a dark page.
+    """
+    figure, axes = panel(dark)
+    layers = list(rows)
+    labels = next(iter(rows.values()))["label"].tolist()
+    for frame, color in zip(rows.values(), layer_colors(len(layers), dark), strict=True):
+        axes.plot(np.arange(len(frame)), frame[value], "o-", color=color, markersize=4)
+        if f"even_{value}" in frame:
+            axes.plot(np.arange(len(frame)), frame[f"even_{value}"], ":", color=color, linewidth=1)
+    axes.set_xticks(np.arange(len(labels)), labels, rotation=35, ha="right")
+    axes.set(xlabel=axis, ylabel=name)
+    layer_legend(axes, layers, dark)
+    return figure
+
+
+def histograms_of(
+    values: dict[str, np.ndarray], edges: np.ndarray, xlabel: str, ylabel: str, log: str, *, dark: bool = False
+) -> Figure:
+    """Shares per bin, one line per name; names are ordered (layers, heads); ``log`` names logarithmic axes."""
+    figure, axes = panel(dark)
+    colors = layer_colors(len(values), dark)
+    axes.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
+    if "y" not in log:
+        axes.yaxis.set_major_formatter(PERCENT)
+    for number, ((name, counts), color) in enumerate(zip(values.items(), colors, strict=True)):
+        named = len(values) <= LABELLED or number in (0, len(values) - 1)
+        shares = counts / max(1, counts.sum())
+        axes.stairs(shares, edges, color=color, linewidth=1.5, baseline=None, label=name if named else None)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    legend(axes)
+    return figure
+
+
+def gate_against_read(gate: np.ndarray, read: np.ndarray, selected: int, *, dark: bool = False) -> Figure:
+    """Density of selections by gate share and read share, both over their token's sum, on logarithmic axes."""
+    figure, axes = panel(dark)
+    figure.set_size_inches(SIZE[0], 4.0)
+    edges = np.geomspace(1e-3, 1, 61)
+    counts, _, _ = np.histogram2d(np.clip(gate.ravel(), 1e-3, 1), np.clip(read.ravel(), 1e-3, 1), [edges, edges])
+    mesh = axes.pcolormesh(
+        edges, edges, np.ma.masked_equal(np.log10(np.maximum(counts.T, 0.5)), np.log10(0.5)), cmap="viridis"
+    )
+    axes.plot([1e-3, 1], [1e-3, 1], color=ink(dark), linewidth=1, linestyle="--", label="reads as it selects")
+    axes.axhline(0.01, color=ORANGE, linewidth=1.2, label="unread below")
+    axes.axvline(1 / selected, color=ink(dark), linewidth=0.8, linestyle=":", label=f"even gate share (1/{selected})")
+    axes.set(xscale="log", yscale="log", xlabel="share of the token's gate scores", ylabel="share of the token's read")
+    bar = figure.colorbar(mesh, ax=axes, label="selections, log10")
+    bar.ax.yaxis.label.set_color(ink(dark))
+    bar.ax.tick_params(colors=ink(dark))
+    legend(axes, loc="upper left")
+    return figure
+
+
+def metrics_over_time(curve: pd.DataFrame, metrics: dict[str, str], *, dark: bool = False) -> Figure:
+    """Evenness on validation over training steps, one panel per metric, one line per layer.
+
+    Args:
+        curve: ``Recording.training_curve()``.
+        metrics: column of ``layer_{l}/...`` and its name.
+        dark: for a dark page.
+    """
+    evaluations = curve[curve["kind"] == "eval"]
+    layers = sorted({int(name.split("/")[0].removeprefix("layer_")) for name in curve if name.startswith("layer_")})
+    figure, axes = panels(len(metrics), dark)
+    figure.set_size_inches(4.2 * len(metrics), 3.1)
+    for place, (metric, name) in zip(axes, metrics.items(), strict=True):
+        for layer, color in zip(layers, layer_colors(len(layers), dark), strict=True):
+            place.plot(evaluations["step"], evaluations[f"layer_{layer}/{metric}"], "o-", color=color, markersize=4)
+        place.set(xlabel="training step", ylabel=name)
+        place.set_ylim(bottom=0)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    layer_legend(axes[0], layers, dark)
+    return figure
+
+
+def paired_metrics(a: pd.DataFrame, b: pd.DataFrame, metrics: dict[str, str], *, dark: bool = False) -> Figure:
+    """Metrics of two recordings per layer, one panel each: A as dots, B as squares, a line from one to the other.
+
+    Args:
+        a: a row per layer with ``layer`` and the metrics.
+        b: likewise, of the other recording.
+        metrics: column and its name.
+        dark: for a dark page.
+    """
+    figure, axes = panels(len(metrics), dark)
+    figure.set_size_inches(3.6 * len(metrics), 2.9)
+    both = a.merge(b, on="layer", suffixes=("_a", "_b"))
+    place = np.arange(len(both))
+    for panel_, (metric, name) in zip(axes, metrics.items(), strict=True):
+        panel_.vlines(place, both[f"{metric}_a"], both[f"{metric}_b"], color=ink(dark), linewidth=1)
+        panel_.plot(place, both[f"{metric}_a"], "o", color=blue(dark), label="A")
+        panel_.plot(place, both[f"{metric}_b"], "s", color=ORANGE, label="B")
+        panel_.set(xlabel="layer", ylabel=name)
+        panel_.set_ylim(bottom=0)
+        panel_.set_xticks(place, [str(layer) for layer in both["layer"]])
+    legend(axes[0])
+    return figure

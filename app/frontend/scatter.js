@@ -1,0 +1,114 @@
+// The bank as points: drag to move, wheel to zoom, lasso to select, hover to read. Data is one block of bytes, see
+// map_data.py. Sentences of hovered points are asked for one by one and come back through a "memscope-tip" event.
+const live = new WeakMap()
+
+function unpack(data) {
+  const bytes = data instanceof Uint8Array ? data : new Uint8Array(data)
+  const block = bytes.slice().buffer  // aligned
+  const length = new DataView(block).getUint32(0, true)
+  const head = JSON.parse(new TextDecoder().decode(new Uint8Array(block, 4, length)))
+  const start = 4 + length, n = head.points
+  return { head, ids: new Uint32Array(block, start, n), x: new Uint16Array(block, start + 4 * n, n),
+           y: new Uint16Array(block, start + 6 * n, n), level: new Uint8Array(block, start + 8 * n, n) }
+}
+
+const near = value => Float32Array.from(value, v => 2 * (v / 32767.5 - 1))
+
+function key(box, head) {
+  box.replaceChildren(make("div", "", head.title))
+  if (head.ramp) {
+    const ramp = make("div", "ramp")
+    ramp.style.background = `linear-gradient(to right, ${head.ramp.join(",")})`
+    const ends = make("div", "", "")
+    ends.style.justifyContent = "space-between"
+    box.append(ramp, within(ends, make("span", "", head.low), make("span", "", head.high)))
+  }
+  for (const [color, text] of head.key) {
+    const dot = make("i", "")
+    dot.style.background = color
+    box.append(within(make("div", ""), dot, make("span", "", text)))
+  }
+}
+
+function start(parentElement, send) {
+  const stage = parentElement.querySelector(".stage"), canvas = stage.querySelector("canvas")
+  const plot = memscopeScatter.default({
+    canvas, width: stage.clientWidth, height: stage.clientHeight, lassoMinDelay: 8, lassoMinDist: 3,
+    pointSizeSelected: 3, pointOutlineWidth: 2, showReticle: false, actionKeyMap: { lasso: ["shift"] }, deselectOnDblClick: false,
+  })
+  const tip = parentElement.querySelector(".tip")
+  const state = { plot, send, over: -1, drawn: "", focus: null }
+  let wait = 0
+  const onTip = event => { if (event.detail.entry === state.over) tip.textContent = event.detail.text }
+  window.addEventListener("memscope-tip", onTip)
+  plot.subscribe("pointOver", number => {
+    const id = state.over = state.ids[number]
+    const [x, y] = plot.getScreenPosition(number)
+    tip.textContent = `entry ${id}`
+    tip.style.left = Math.min(x + 14, Math.max(0, stage.clientWidth - 370)) + "px"
+    tip.style.top = Math.min(y + 14, stage.clientHeight - 90) + "px"
+    clearTimeout(wait)
+    wait = setTimeout(() => state.send("hovered", id), 90)
+  })
+  plot.subscribe("pointOut", () => { clearTimeout(wait); state.over = -1; tip.textContent = "" })
+  plot.subscribe("select", ({ points }) => { if (!state.quiet && points.length === 1 && !state.lassoing) { state.clicked = state.ids[points[0]]; state.send("clicked", state.clicked) } })
+  plot.subscribe("lassoStart", () => { state.lassoing = true })
+  plot.subscribe("lassoEnd", ({ coordinates }) => {
+    setTimeout(() => { state.lassoing = false }, 50)
+    const many = coordinates.length, step = Math.max(1, Math.ceil(many / 48))
+    const kept = coordinates.filter((_, i) => i % step === 0).map(([x, y]) => [Math.round(1000 * x), Math.round(1000 * y)])
+    if (kept.length > 2) state.send("lassoed", kept)
+  })
+  const lasso = parentElement.querySelector(".lasso")
+  lasso.onclick = () => {
+    const on = lasso.getAttribute("aria-pressed") !== "true"
+    lasso.setAttribute("aria-pressed", String(on))
+    plot.set({ mouseMode: on ? "lasso" : "panZoom" })
+  }
+  parentElement.querySelector(".home").onclick = () => plot.zoomToOrigin({ transition: true })
+  parentElement.querySelector(".closer").onclick = () => zoom(plot, 0.6)
+  parentElement.querySelector(".wider").onclick = () => zoom(plot, 1 / 0.6)
+  const watch = new ResizeObserver(() => plot.set({ width: stage.clientWidth, height: stage.clientHeight }))
+  watch.observe(stage)
+  state.stop = () => { watch.disconnect(); window.removeEventListener("memscope-tip", onTip); plot.destroy(); live.delete(parentElement) }
+  return state
+}
+
+function zoom(plot, factor) {
+  const [x, y] = plot.get("cameraTarget")
+  plot.zoomToLocation([x, y], plot.get("cameraDistance") * factor, { transition: true })
+}
+
+export default function ({ data, parentElement, setTriggerValue }) {
+  if (!live.has(parentElement)) live.set(parentElement, start(parentElement, setTriggerValue))
+  const state = live.get(parentElement), { plot } = state
+  state.send = setTriggerValue
+  const stage = parentElement.querySelector(".stage")
+  const page = getComputedStyle(stage).getPropertyValue("--st-background-color").trim()
+  const { head, ids, x, y, level } = unpack(data)
+  if (state.drawn !== head.version + page) {
+    state.drawn = head.version + page
+    state.ids = ids
+    key(parentElement.querySelector(".key"), head)
+    stage.querySelector("canvas").setAttribute("aria-label", head.label)
+    plot.set({ backgroundColor: page, colorBy: "valueA", pointColor: head.palette, pointColorActive: head.mark,
+               pointColorHover: head.mark, sizeBy: "valueA", pointSize: head.sizes,
+               ...(head.dense ? { opacityBy: "density", opacity: null } : { opacityBy: null, opacity: head.opacity }) })
+    const drawing = plot.draw({ x: near(x), y: near(y), valueA: Float32Array.from(level) }, { zDataType: "categorical", preventFilterReset: true })
+    drawing.then(() => {
+      stage.dataset.points = ids.length
+      plot.drawAnnotations(head.lasso.length ? [{ vertices: [...head.lasso, head.lasso[0]], lineColor: head.mark, lineWidth: 2 }] : [])
+      const at = head.focus < 0 ? -1 : ids.indexOf(head.focus)
+      state.quiet = true
+      if (at >= 0) plot.select([at], { preventEvent: true })
+      else plot.deselect({ preventEvent: true })
+      setTimeout(() => { state.quiet = false }, 50)
+      if (at >= 0 && state.focus !== head.focus && state.clicked !== head.focus) {
+        plot.zoomToLocation([2 * (x[at] / 32767.5 - 1), 2 * (y[at] / 32767.5 - 1)], 0.5, { transition: false })
+      }
+      state.focus = head.focus
+      stage.dataset.ready = head.version
+    })
+  }
+  return () => live.get(parentElement)?.stop()
+}

@@ -1,0 +1,207 @@
+"""What the map draws: colours of entries, and all points as one block of bytes for ``frontend/scatter.js``.
+
+The block is: length of the head (uint32), the head (JSON, padded to whole words), then per point the entry (uint32),
+x and y (uint16 from -2 to 2), and the number of its colour (uint8). Nine bytes a point; points with a colour
+that matters less come first, so that they are drawn below.
+"""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.path import Path as Polygon
+
+from memscope.query import Recording
+
+COLORS = ("usage", "layer of most use", "drift", "predicate", "cluster")
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C6BB1")
+NEVER_SELECTED = "never selected"
+"""Name of the last cluster of maps of usage, as ``memscope.project`` writes it."""
+_STEPS = 64
+_DENSE = 200_000
+"""Points from which they are drawn by density."""
+_NAMED = 12
+_REACH = 2.0
+"""How far points may lie from the middle, in halves of the map's side."""
+_FAR = 0.01
+"""Share of points on each side that may lie outside the map as it opens."""
+
+
+class Colors(NamedTuple):
+    """A colour per entry."""
+
+    number: np.ndarray
+    """Place in the palette, uint8 ``[N]``."""
+    palette: list[str]
+    title: str
+    key: list[tuple[str, str]]
+    """Colours that stand for something, with its name."""
+    ramp: list[str]
+    """Colours of a scale, from low to high; empty where there is none."""
+    low: str = ""
+    high: str = ""
+
+
+def entry_colors(
+    by: str,
+    recording: Recording,
+    numbers: pd.DataFrame,
+    cluster: np.ndarray,
+    predicates: tuple[np.ndarray, list[str]],
+    dark: bool,
+) -> Colors:
+    """Colour every entry.
+
+    Args:
+        by: one of ``COLORS``.
+        recording: whose entries.
+        numbers: ``queries.entry_numbers``.
+        cluster: of every entry, -1 for those not on the map.
+        predicates: ``queries.predicates``.
+        dark: for a dark page.
+    """
+    grey, pale = ("#4A525E", "#39414C") if dark else ("#C4CAD3", "#DDE1E7")
+    if by == "usage":
+        count = numbers["count"].to_numpy()
+        return _scale(
+            np.where(count > 0, np.log10(np.maximum(count, 1)), np.nan),
+            "selections, all layers",
+            grey,
+            "never selected",
+            10,
+        )
+    if by == "drift":
+        return _scale(numbers["drift"].to_numpy(np.float64), "drift, 1 - cosine to the start", grey, "unknown")
+    if by == "layer of most use":
+        layers = recording.info.layers
+        axis = {layer: number for number, layer in enumerate(layers)}
+        top = numbers["top_layer"].map(axis).fillna(-1).to_numpy().astype(int)
+        shades = [
+            to_hex(color)
+            for color in colormaps["viridis"](np.linspace(0.3 if dark else 0, 1 if dark else 0.92, len(layers)))
+        ]
+        names = [f"layer {layer}" for layer in layers]
+        return _categories(top, shades, names, "layer that selects it most", grey, "never selected")
+    if by == "predicate":
+        codes, names = predicates
+        colors = [*OKABE_ITO[: len(names)], grey]
+        shown = np.where(codes > len(names), -1, codes).astype(int)
+        return _categories(
+            shown, colors, [*names, "another relation"], "first relation of the init sentence", pale, "none"
+        )
+    clusters = recording.map_info.get("clusters", [])
+    if clusters and clusters[-1]["name"] == NEVER_SELECTED:  # no cluster like the others: they have nothing in common
+        cluster, clusters = np.where(cluster == len(clusters) - 1, -1, cluster), clusters[:-1]
+    names = [f"{one['name']} ({one['size']:,})" for one in clusters]
+    colors = [OKABE_ITO[number % len(OKABE_ITO)] for number in range(len(names))]
+    return _categories(
+        cluster.astype(int), colors, names, "cluster (words set it apart; colours repeat)", grey, NEVER_SELECTED
+    )
+
+
+def _scale(values: np.ndarray, title: str, none: str, none_name: str, power: int = 0) -> Colors:
+    known = ~np.isnan(values)
+    low, high = (float(np.quantile(values[known], share)) for share in (0, 0.998)) if known.any() else (0.0, 1.0)
+    number = np.zeros(len(values), np.uint8)
+    level = np.clip((values[known] - low) / max(high - low, 1e-12), 0, 1)
+    number[known] = 1 + np.rint(level * (_STEPS - 1)).astype(np.uint8)
+    shades = [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 1, _STEPS))]
+    ends = [f"{power**end:,.0f}" if power else f"{end:.3g}" for end in (low, high)]
+    key = [] if known.all() else [(none, none_name)]
+    return Colors(number, [none, *shades], title, key, shades[:: _STEPS // 8], *ends)
+
+
+def _categories(
+    codes: np.ndarray, colors: list[str], names: list[str], title: str, none: str, none_name: str
+) -> Colors:
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    most = sorted(np.argsort(-counts, kind="stable")[:_NAMED].tolist())
+    key = [(colors[number], names[number]) for number in most if counts[number]]
+    if (codes < 0).any():
+        key.append((none, none_name))
+    return Colors((np.minimum(codes, 253) + 1).astype(np.uint8), [none, *colors][:255], title, key, [])
+
+
+def pack_points(
+    places: pd.DataFrame,
+    colors: Colors,
+    shown: np.ndarray,
+    lit: np.ndarray | None,
+    focus: int | None,
+    lasso: list[tuple[int, int]],
+    dark: bool,
+) -> bytes:
+    """All points as one block of bytes.
+
+    Args:
+        places: ``Recording.map()``.
+        colors: of every entry.
+        shown: whether each entry is drawn, ``[N]``.
+        lit: entries that stand out, the others fade; none = no search.
+        focus: an entry to mark and go to.
+        lasso: corners to draw, in thousandths of ``unit_places``.
+        dark: for a dark page.
+    """
+    x, y = unit_places(places)
+    entry = places["entry"].to_numpy().astype(np.uint32)
+    kept = shown[entry]
+    faded = len(colors.palette)
+    number = colors.number[entry].copy()
+    if lit is not None:
+        found = np.isin(entry, lit)
+        number[found & (number == 0)] = faded + 1
+        number[~found] = faded
+    above = np.where(number == faded, 0, np.where(number == 0, 1, 2))  # later ones are drawn on top
+    order = np.argsort(above, kind="stable")
+    order = order[kept[order]]
+    size = 5 if len(order) < 3000 else 3.2 if len(order) < 20_000 else 2.2 if len(order) < 100_000 else 1.4
+    head: dict[str, Any] = {
+        "points": len(order),
+        "palette": [*colors.palette, "#2A313B" if dark else "#E9ECF0", "#9AA3B0" if dark else "#6B7480"],
+        "sizes": [size * (1.9 if lit is not None else 1)] * faded + [size, 1.9 * size],
+        "title": colors.title,
+        "key": colors.key[: _NAMED + 2],
+        "ramp": colors.ramp,
+        "low": colors.low,
+        "high": colors.high,
+        "mark": "#FFB000" if dark else "#D55E00",
+        "opacity": 0.9 if len(order) < 20_000 else 0.75,
+        "dense": len(order) >= _DENSE,
+        "focus": -1 if focus is None else focus,
+        "lasso": [[cx / 1000, cy / 1000] for cx, cy in lasso],
+        "label": f"Map of {len(order):,} entries. Search and the table below reach the same entries by keyboard.",
+    }
+    x16, y16 = (np.rint((values[order] / _REACH + 1) * 32767.5).clip(0, 65535).astype("<u2") for values in (x, y))
+    body = entry[order].astype("<u4").tobytes() + x16.tobytes() + y16.tobytes() + number[order].tobytes()
+    head["version"] = hashlib.blake2b(body + json.dumps(head).encode(), digest_size=8).hexdigest()
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 4)
+    return np.uint32(len(text)).tobytes() + text + body
+
+
+def unit_places(places: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Places so that all but a few lie in the square from -1 to 1, proportions kept, float64 ``[point]`` each."""
+    xy = places[["x", "y"]].to_numpy(np.float64)
+    low, high = np.quantile(xy, [_FAR, 1 - _FAR], axis=0)
+    half = max(float((high - low).max()) / 2, 1e-9)
+    unit = (0.95 * (xy - (low + high) / 2) / half).clip(-_REACH, _REACH)
+    return unit[:, 0], unit[:, 1]
+
+
+def inside(places: pd.DataFrame, lasso: list[tuple[int, int]]) -> np.ndarray:
+    """Entries within a lasso, rising, int64."""
+    x, y = unit_places(places)
+    corners = np.array(lasso, np.float64) / 1000
+    near = (
+        (x >= corners[:, 0].min())
+        & (x <= corners[:, 0].max())
+        & (y >= corners[:, 1].min())
+        & (y <= corners[:, 1].max())
+    )
+    candidates = np.flatnonzero(near)
+    hit = Polygon(corners).contains_points(np.column_stack([x[candidates], y[candidates]]))
+    return np.sort(places["entry"].to_numpy()[candidates[hit]].astype(np.int64))

@@ -1,0 +1,189 @@
+"""Parts of the overview: what an entry is, the model card, gate metrics over training, all recordings."""
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from app import address, figures, health, state
+from app.components import context_view
+from memscope.errors import InputError
+from memscope.files import read_json
+from memscope.query import Recording
+from memscope.store import INFO, read_info
+
+_OVER_TIME = {
+    "coverage": "share of entries used",
+    "kl_to_uniform": "KL to uniform, nats",
+    "gini": "Gini",
+    "top50": "entries that hold half",
+}
+
+
+def number(label: str, value: str, help_: str | None = None) -> None:
+    """A number in a frame."""
+    st.metric(label, value, border=True, height="stretch", help=help_)
+
+
+def example(recording: Recording) -> None:
+    """What a memory entry is, said with a real one."""
+    info = recording.info
+    telling = state.answer(health.telling_entry)
+    with st.expander("What is a memory entry? A real one in two minutes", icon=":material/school:", expanded=True):
+        left, right = st.columns([2, 3], gap="large")
+        left.markdown(
+            f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
+            f"**entries**, vectors that training changes. For every token each of its {len(info.layers)} layers has a "
+            f"**gate** that scores all entries and **selects** {info.selected}; an **attention** then **reads** them, "
+            "some more than others, and what it reads goes into the prediction of the next word."
+        )
+        left.markdown(
+            "Entries can start as sentences. Whether they still say what they said, on which words they fire and "
+            "whether the attention reads them is what these pages show."
+        )
+        if telling is None:
+            right.caption("No entry was selected on this corpus, so there is none to show.")
+            return
+        entry, layer = telling
+        sentence = recording.sentences([entry])[entry]
+        with right:
+            st.markdown(f"**Entry {entry}**, for example, started as")
+            st.text(sentence or "random numbers: this bank has no sentences")
+            found = state.answer(Recording.contexts, entry, layer, 14, 6)
+            found = found[found["kind"] == "top"].head(3)
+
+            def open_token() -> None:
+                place = found.iloc[int(st.session_state["example"].clicked)]
+                address.go("prompts", doc=int(place["doc"]), token=int(place["pos"]), layer=int(place["layer"]))
+
+            context_view(
+                {"and now fires most strongly on the marked tokens": found}, key="example", on_click=open_token
+            )
+            with st.container(horizontal=True):
+                if st.button("Open this entry", icon=":material/database:"):
+                    address.go("entries", entry=entry, layer=layer)
+                if st.button("Read a text token by token", icon=":material/notes:"):
+                    address.go("prompts", doc=0)
+
+
+def model_card(recording: Recording) -> None:
+    """Config, parameters, bank, corpus."""
+    info, run, config = recording.info, recording.run_summary, recording.config
+    recorded = {
+        "run": info.run_name,
+        "model file": f"SHA-256 {info.fingerprint[:16]} ...",
+        "corpus": info.corpus_name,
+        "corpus file": f"SHA-256 {info.corpus_sha256[:16]} ...",
+        "documents": f"{len(recording.documents):,}",
+        "tokens": f"{info.rows:,}, in windows of {info.window:,}",
+        "memory layers": ", ".join(map(str, info.layers)),
+        "selections": f"{info.selected} per token and layer, of {info.gate_heads} gate head(s)",
+        "entries": f"{info.knowledge_num:,}, of {info.knowledge_length} slot(s)",
+        "read heads": f"{info.read_heads}",
+        "precision": f"{info.dtype}; scores keep {info.score_bits} bits of their mantissa",
+        "recording took": f"{info.seconds:,.0f} s",
+    }
+    if run:
+        recorded |= {
+            "training": f"{run['steps']:,} steps, {run['tokens']:,} tokens, {run['seconds']:,.0f} s on {run['device']}",
+            "speed": f"{run['tokens_per_second']:,.0f} tokens/s in training",
+            "validation loss": f"{run['untrained_valid_loss']:.3f} untrained, {run['valid_loss']:.3f} trained, nats",
+            "bits per byte": f"{run['valid_bits_per_byte']:.3f} on validation",
+        }
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.subheader("Recording and run")
+        _facts(recorded, "Facts about this recording and its model")
+    with right:
+        st.subheader("Config")
+        flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+        _facts({name: str(value) for name, value in flat.items()}, "Config of the run", height=480)
+        st.download_button(
+            "Config as YAML",
+            (recording.path / "config.yaml").read_bytes(),
+            f"{info.run_name}.yaml",
+            "application/yaml",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+
+
+def gate_over_time(curve: pd.DataFrame) -> None:
+    """Evenness on validation over training."""
+    if not any(name.startswith("layer_") for name in curve):
+        return
+    st.subheader("The gate over training")
+    state.show_figure(
+        figures.metrics_over_time, lambda: (curve, _OVER_TIME), alt="Coverage, KL, Gini and concentration over training"
+    )
+    rows = curve[curve["kind"] == "eval"].iloc[-1]
+    d = rows.filter(like="/selections").max()
+    st.caption(
+        f"Usage on validation documents at each evaluation, D = {d:,.0f} selections a layer; fewer than in the "
+        "recording, so coverage is lower here."
+    )
+
+
+def all_recordings() -> None:
+    """Every recording in the folder, and runs beside it that were not recorded."""
+    rows, runs = [], set()
+    for name, path in state.find_recordings(state.root()).items():
+        try:
+            info = read_info(path)
+        except InputError as error:
+            rows.append({"recording": name, "state": str(error).split(": ", 1)[-1]})
+            continue
+        runs.add(Path(info.run).resolve())
+        census = path / "census.json"
+        rows.append(
+            {
+                "recording": name,
+                "run": info.run_name,
+                "step": "newest" if info.step is None else f"{info.step:,}",
+                "corpus": info.corpus_name,
+                "tokens": info.rows,
+                "selections": info.rows * info.selected * len(info.layers),
+                "entries": info.knowledge_num,
+                "loss": read_json(census)["loss"] if info.complete and census.is_file() else None,
+                "map": (path / "map.parquet").is_file(),
+                "state": "whole" if info.complete else "unfinished: run the same command again",
+            }
+        )
+    table = pd.DataFrame(rows).dropna(axis=1, how="all")
+    st.session_state["_all"] = table["recording"].tolist()
+
+    def open_row() -> None:
+        chosen = st.session_state["all"].selection.rows
+        if chosen:
+            st.session_state["_recording"] = st.session_state["_all"][chosen[0]]
+            st.session_state["_used"] = True
+
+    st.dataframe(
+        table,
+        hide_index=True,
+        height="content",
+        key="all",
+        on_select=open_row,
+        selection_mode="single-row",
+        column_config={
+            name: st.column_config.NumberColumn(format="localized") for name in ("tokens", "selections", "entries")
+        }
+        | {"loss": st.column_config.NumberColumn("loss, nats", format="%.3f")},
+        alt="Recordings in this folder",
+    )
+    st.caption(f"Every {INFO} in {state.root().name}/ and up to three folders below it. Select a row to open it.")
+    waiting = [path for path in health.run_folders(state.root()) if path.resolve() not in runs]
+    if waiting:
+        st.subheader("Runs without a recording here")
+        for path in waiting:
+            st.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")
+
+
+def _facts(facts: dict[str, str], alt: str, height: int | str = "content") -> None:
+    st.dataframe(
+        {"what": list(facts), "value": list(facts.values())},
+        hide_index=True,
+        height=height,
+        column_config={"what": st.column_config.TextColumn(width=150)},
+        alt=alt,
+    )

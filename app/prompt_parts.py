@@ -1,0 +1,178 @@
+"""Parts of the prompts page: choosing a text, facts of a token, two texts beside one another."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app import columns, pairs, queries, state
+from app.address import View
+from app.components import token_view, visible
+from memscope.query import Recording
+from memscope.token_table import Trace
+
+TITLES = 300
+"""Documents that the box of titles offers at once."""
+
+
+def document_controls(
+    view: View, recording: Recording, doc: int, token: int, window: int, start_over: Callable[[], None]
+) -> int:
+    """Boxes to choose a document, a token and a stretch of it; returns the token."""
+    titles = recording.documents["title"]
+    many = len(titles) > TITLES
+    *name, number, place, pages = st.columns([2, 3, 1.2, 3.3] if many else [3.5, 1.2, 3.5], vertical_alignment="bottom")
+    if many:
+        wanted = st.session_state.get("title", "")
+        found = titles[titles.str.contains(wanted, case=False, regex=False)].index[:TITLES]
+        known = sorted({doc, *(int(one) for one in found)})
+        name[0].text_input("Find a title", key="title", icon=":material/search:", placeholder=f"one of {len(titles):,}")
+    else:
+        known = list(range(len(titles)))
+    number.selectbox(
+        "Document",
+        known,
+        format_func=lambda one: f"{one}: {titles[one] or 'untitled'}",
+        **view.widget("doc", start_over),
+    )
+    rows = int(recording.documents["rows"][doc])
+    place.number_input("Token", 0, rows - 1, **view.widget("token"))
+    part, parts = token // window, -(-rows // window)
+    if parts > 1:
+
+        def turn() -> None:
+            view.put(token=(st.session_state[f"part{part}"] - 1) * window)
+
+        with pages:
+            st.pagination(parts, default=part + 1, key=f"part{part}", on_change=turn)
+    return token
+
+
+def text_form(view: View, two: bool) -> list[str]:
+    """A form for one text or two; returns them as they were when last sent."""
+    with st.form("texts", border=False):
+        places = st.columns(2 if two else 1)
+        for place, name, label in zip(places, ("text", "other"), ("Text to read", "Second text"), strict=False):
+            place.text_area(label, key=view.key(name), placeholder="Ada Lovelace was born in", height=100)
+        st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0, token_b=0))
+    return [st.session_state[view.key(name)] for name in ("text", "other")[: len(places)]]
+
+
+def token_facts(
+    recording: Recording, trace: Trace, token: int, predictions: pd.DataFrame | None, doc: int | None
+) -> None:
+    """The token that was chosen, its loss, and what the model expects next."""
+    info = recording.info
+    at = int(token - trace.tokens["pos"].iloc[0])
+    chosen = trace.tokens.iloc[at]
+    following = trace.tokens["text"].iloc[at + 1] if at + 1 < len(trace.tokens) else None
+    facts, next_ = st.columns([3, 2], vertical_alignment="top")
+    with facts:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.subheader(f"Token {token}", width="content")
+            st.code(visible(chosen["text"]), language=None, width="content")
+        with st.container(horizontal=True):
+            loss = chosen["loss"]
+            st.metric("Loss of the next token", "none" if np.isnan(loss) else f"{loss:.2f} nats")
+            st.metric(
+                "Gate entropy", f"{chosen['gate_entropy']:.2f}", help=f"Nats, at most {np.log(info.selected):.2f}."
+            )
+            st.metric("Top gate share", f"{chosen['top_share']:.1%}")
+            st.metric("Silent layers", f"{chosen['silent_layers']} of {len(info.layers)}")
+    with next_:
+        st.markdown("**What comes next**")
+        if predictions is not None:
+            likely = predictions[predictions["pos"] == token]
+            table = pd.DataFrame({"next token": likely["text"].map(visible), "probability": likely["probability"]})
+            st.dataframe(
+                table,
+                hide_index=True,
+                height="content",
+                column_config={
+                    "probability": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)
+                },
+                alt="Most likely next tokens",
+            )
+        else:
+            assert doc is not None
+            predicted = state.answer(queries.predicted, doc, token)
+            rows = {
+                "predicted": visible(predicted),
+                "in the text": "the end" if following is None else visible(following),
+            }
+            st.dataframe(
+                pd.DataFrame({"": list(rows), "next token": list(rows.values())}),
+                hide_index=True,
+                height="content",
+                alt="The next token that the model finds most likely, and the one that follows",
+            )
+
+
+def two_texts(
+    view: View,
+    recording: Recording,
+    traces: list[Trace],
+    tokens: tuple[int, int],
+    measure: str,
+    meanings: dict[str, str],
+    drift: np.ndarray,
+    pick: Callable[[str, str], None],
+) -> None:
+    """Two texts side by side, and the entries that their chosen tokens share."""
+    info = recording.info
+    chosen = [min(token, len(trace.tokens) - 1) for token, trace in zip(tokens, traces, strict=True)]
+    for place, trace, token, name, letter in zip(
+        st.columns(2, gap="medium"), traces, chosen, ("token", "token_b"), "AB", strict=True
+    ):
+        with place:
+            if measure == "loss":
+                values = trace.tokens["loss"].to_numpy(np.float64)
+            else:
+                lit = st.session_state.get(view.key("entry"))
+                values = over_layers(queries.grid(trace, info.layers, measure, drift, lit), measure)
+            token_view(
+                trace.tokens,
+                values,
+                meanings[measure].split(":")[0],
+                token,
+                key=f"tokens_{letter}",
+                label=f"Tokens of text {letter}",
+                on_click=partial(pick, name, f"tokens_{letter}"),
+            )
+            st.caption(f"Text {letter}: token {token} is chosen. Deeper blue is more; each text has its own scale.")
+    shared = pairs.shared_selections(traces[0], traces[1], chosen[0], chosen[1])
+    both = shared.dropna(subset=["gate_a", "gate_b"])
+    st.subheader("What the two tokens share")
+    counts = both.groupby("layer").size().reindex(list(info.layers), fill_value=0)
+    st.dataframe(
+        pd.DataFrame({"layer": counts.index, "shared": counts.to_numpy(), "share": counts.to_numpy() / info.selected}),
+        hide_index=True,
+        height="content",
+        column_config={
+            "shared": st.column_config.NumberColumn(f"shared entries, of {info.selected}"),
+            "share": st.column_config.ProgressColumn("share", format="percent", min_value=0, max_value=1),
+        },
+        alt="Entries that both tokens select, per layer",
+    )
+    st.caption(f"Entries that both tokens select, of {info.selected} selections a layer and token.")
+    sentences = recording.sentences(shared["entry"])
+    shared = shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])
+    order = shared[["gate_a", "gate_b"]].isna().any(axis=1)
+    st.dataframe(
+        shared.assign(missing=order).sort_values(["layer", "missing", "gate_a"], ascending=[True, True, False]),
+        hide_index=True,
+        column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
+        column_config=columns.ENTRY | columns.SIDES,
+        alt="Entries that either token selects",
+    )
+    st.caption("All entries that either token selects, shared ones first within a layer; empty where it does not.")
+
+
+def over_layers(values: np.ndarray, measure: str) -> np.ndarray:
+    """One value per token out of ``[layer, token]``: the largest for one entry, else the mean; NaN where none."""
+    known = ~np.isnan(values)
+    if measure == "one entry":
+        return np.where(known.any(0), np.where(known, values, -np.inf).max(0), np.nan)
+    return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(1, known.sum(0)), np.nan)

@@ -1,0 +1,27 @@
+"""A folder of recordings for the tests of the app: a small one with a map, and a twin to compare it with."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HOSTILE_CLUSTER = "<img src=x onerror='window.hacked = true'>"
+
+
+def make_folder(recording: Path, folder: Path) -> Path:
+    """Copy a recording into ``folder`` as ``tiny`` with a map, and as ``twin`` without one; returns the folder."""
+    tiny = shutil.copytree(recording, folder / "tiny")
+    shutil.copytree(recording, folder / "deeper" / "twin")
+    entries = json.loads((tiny / "recording.json").read_text())["knowledge_num"]
+    entry = np.arange(entries, dtype=np.uint32)
+    angle = 2 * np.pi * entry / entries
+    places = {"x": np.cos(angle), "y": np.sin(angle), "cluster": entry % 2}
+    columns = {"entry": pa.array(entry), **{name: pa.array(values) for name, values in places.items()}}
+    pq.write_table(pa.table(columns), tiny / "map.parquet")
+    names = [HOSTILE_CLUSTER, "born, town"]
+    clusters = [{"cluster": number, "size": entries // 2, "name": name} for number, name in enumerate(names)]
+    (tiny / "map.json").write_text(json.dumps({"feature": "values", "trustworthiness": 0.9, "clusters": clusters}))
+    return folder
