@@ -18,7 +18,7 @@ from memscope.config import Config, dump_config, validate_config
 from memscope.corpus import PackedCorpus, pack_corpus
 from memscope.prepare import prepare_run
 from memscope.query import Recording
-from memscope.record import record
+from memscope.record import RecordOptions, record
 from memscope.train import train
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
@@ -165,7 +165,7 @@ def tiny_run(tiny_run_path: Path) -> LoadedRun:
 @pytest.fixture(scope="session")
 def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "tiny"
-    record(tiny_run, corpus_dir / "valid.jsonl", path, part_tokens=500)
+    record(tiny_run, corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
     return path
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import CliResult, tiny_config
 
+from memscope.checkpoint import LoadedRun
 from memscope.config import dump_config
 from memscope.errors import InputError
 from memscope.query import Recording
+from memscope.record import RecordOptions, record
 from memscope.store import INFO, read_info, write_info
 
 Cli = Callable[..., CliResult]
@@ -37,6 +39,7 @@ def assert_refused(result: CliResult, *parts: str) -> None:
         (["generate", "nowhere", "text"], ["nowhere: not a run folder", "memscope train"]),
         (["trace", "nowhere", "text"], ["nowhere: not a run folder", "memscope train"]),
         (["record", "nowhere", "--corpus", "c", "--out", "o"], ["nowhere: not a run folder", "memscope train"]),
+        (["census", "nowhere"], ["nowhere: not a recording", "memscope record"]),
         (["report", "nowhere", "--out", "report"], ["nowhere: not a recording", "memscope record"]),
         (["app", "nowhere"], ["nowhere", "memscope record"]),
     ],
@@ -177,6 +180,11 @@ def use_everything(recording: Recording) -> None:
     entry = int(recording.entries(limit=1)["entry"][0])
     recording.entry(entry)
     recording.contexts(entry)
+    recording.firing_of([entry])
+    recording.neighbours_of([entry])
+    recording.selections(entry, 0)
+    recording.preferences()
+    recording.usage_folds()
     recording.trace(0)
 
 
@@ -187,12 +195,17 @@ def use_everything(recording: Recording) -> None:
         INFO,
         "usage.parquet",
         "contexts.parquet",
+        "firing.parquet",
+        "neighbours.parquet",
+        "titles.parquet",
+        "bias.parquet",
         "decodings.parquet",
         "documents.parquet",
         "bank_init.parquet",
         "census.json",
         "tokenizer.json",
         "tokens/part-000000.parquet",
+        "selections/part-000000.parquet",
     ],
 )
 def test_a_damaged_recording_is_refused(tiny_recording_path: Path, tmp_path: Path, name: str, how: str) -> None:
@@ -204,6 +217,35 @@ def test_a_damaged_recording_is_refused(tiny_recording_path: Path, tmp_path: Pat
 
 def test_the_whole_recording_can_be_used(tiny_recording_path: Path) -> None:
     use_everything(Recording(tiny_recording_path))  # so that the refusals above come from the damage
+
+
+def test_a_recording_without_parts_has_no_census(cli: Cli, tiny_recording_path: Path, tmp_path: Path) -> None:
+    recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
+    write_info(recording, read_info(recording).model_copy(update={"parts": (), "complete": False}))
+    assert_refused(cli("census", recording), "recording: holds no finished part", "record first")
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut", "noise"])
+@pytest.mark.parametrize("name", ["tokens/part-000001.parquet", "selections/part-000001.parquet", "documents.parquet"])
+def test_a_census_of_damaged_parts_is_refused(
+    cli: Cli, tiny_recording_path: Path, tmp_path: Path, name: str, how: str
+) -> None:
+    recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
+    before = (recording / "census.json").read_bytes()
+    damage(recording / name, how)
+    assert_refused(cli("census", recording), name)
+    assert (recording / "census.json").read_bytes() == before
+
+
+def test_what_recording_again_is_advised_for_is_mended_by_it(
+    tiny_run: LoadedRun, tiny_recording_path: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
+    (recording / "firing.parquet").unlink()
+    with pytest.raises(InputError, match="record again"):
+        Recording(recording)
+    record(tiny_run, corpus_dir / "valid.jsonl", recording, RecordOptions(part_tokens=500))
+    use_everything(Recording(recording))
 
 
 def test_an_unfinished_recording_says_how_to_finish_it(cli: Cli, tiny_recording_path: Path, tmp_path: Path) -> None:
@@ -219,4 +261,4 @@ def test_a_recording_of_another_format_version_is_refused(cli: Cli, tiny_recordi
     recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
     raw = json.loads((recording / INFO).read_text())
     (recording / INFO).write_text(json.dumps(raw | {"format_version": 99}))
-    assert_refused(cli("report", recording, "--out", tmp_path / "report"), "format version 99, this memscope reads 1")
+    assert_refused(cli("report", recording, "--out", tmp_path / "report"), "format version 99, this memscope reads 2")

@@ -40,17 +40,20 @@ def test_captured_values_are_those_of_the_hook_points() -> None:
         prefix = f"blocks.{layer}.memory."
         assert torch.equal(capture.indices, cache[prefix + "hook_indices"])
         assert torch.equal(capture.gate_scores, cache[prefix + "hook_gate_scores"])
+        assert torch.equal(capture.margin, cache[prefix + "hook_margin"])
         pattern = cache[prefix + "hook_pattern"]  # [batch, pos, A, K * L], L = 3
         for number in range(8):
             slots = pattern[..., number * 3 : number * 3 + 3].mean(2)
             torch.testing.assert_close(capture.slot_weights[:, :, number], slots)
             torch.testing.assert_close(capture.read_weights[:, :, number], slots.sum(-1))
+            by_head = pattern[..., number * 3 : number * 3 + 3].sum(-1)
+            torch.testing.assert_close(capture.head_weights[..., number], by_head)
 
 
 def test_hooks_are_gone_after_the_block_and_after_an_exception() -> None:
     model = make_model()
     with capture_memory(model):
-        assert hook_count(model) == 6  # three in each of two layers
+        assert hook_count(model) == 8  # four in each of two layers
     assert hook_count(model) == 0
     with pytest.raises(RuntimeError), capture_memory(model):
         raise RuntimeError("a fault inside the block")

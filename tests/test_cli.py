@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import pkgutil
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from memscope import cli as command_line
 from memscope.checkpoint import LoadedRun
 from memscope.config import Config, dump_config
 from memscope.evaluate import evaluate
-from memscope.store import read_info
+from memscope.store import finished_parts, read_info, read_part
 
 Cli = Callable[..., CliResult]
+AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours")
 COMMANDS = sorted(typer.main.get_command(command_line.app).commands)  # type: ignore[attr-defined]
 
 
@@ -131,20 +134,71 @@ def test_a_folder_that_cannot_be_written_is_refused(
     assert_one_line(cli(command, *words, "--out", out, "--device", "cpu"), "cannot create this folder")
 
 
-def test_a_full_disk_while_recording_leaves_nothing_half_written(
-    cli: Cli, tiny_run_path: Path, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        pytest.param("pyarrow.parquet.ParquetWriter.write_table", 1, id="in the first part"),
+        pytest.param("pyarrow.parquet.ParquetWriter.write_table", 5, id="in a later part"),
+        pytest.param("pyarrow.parquet.write_table", 1, id="at the documents"),
+        pytest.param("pyarrow.parquet.write_table", 2, id="in the aggregates"),
+        pytest.param("memscope.files.os.fsync", 1, id="at recording.json"),
+        pytest.param("memscope.files.os.fsync", 4, id="at the list of parts"),
+    ],
+)
+def test_a_full_disk_while_recording_is_one_line_and_can_be_resumed(
+    cli: Cli,
+    tiny_run_path: Path,
+    corpus_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+    call: int,
 ) -> None:
-    def full(table: object, where: Path, **_: object) -> None:
-        Path(where).write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    owner, _, name = function.rpartition(".")
+    original, calls = pkgutil.resolve_name(f"{owner}.{name}"), []
+
+    def full(*arguments: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) >= call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments, **options)
 
     out = tmp_path / "recording"
     words = ["record", tiny_run_path, "--corpus", corpus_dir / "valid.jsonl", "--out", out, "--device", "cpu"]
+    words += ["--tokens", 500, "--part-tokens", 150]
     with monkeypatch.context() as patch:
-        patch.setattr("pyarrow.parquet.write_table", full)
+        patch.setattr(function, full)
         assert_one_line(cli(*words), "No space left on device")
-    assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert [path for path in out.rglob(".*")] == []  # nothing half-written
+    if (out / "recording.json").is_file():
+        for part in finished_parts(out).values():
+            assert read_part(out, part, read_info(out)) is not None
     assert cli(*words).code == 0  # once there is room
+    assert read_info(out).complete
+
+
+def test_census_counts_a_recording_again(cli: Cli, tiny_recording_path: Path, tmp_path: Path) -> None:
+    recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
+    made = ["census.json", *(f"{name}.parquet" for name in AGGREGATES)]
+    before = {name: (recording / name).read_bytes() for name in made}
+    for name in made:
+        (recording / name).unlink()
+    result = cli("census", recording)
+    assert (result.code, result.out.strip()) == (0, str(recording / "census.json"))
+    assert {name: (recording / name).read_bytes() for name in made} == before
+
+
+def test_record_takes_every_option(cli: Cli, tiny_run_path: Path, corpus_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "recording"
+    words = ["record", tiny_run_path, "--corpus", corpus_dir / "valid.jsonl", "--out", out, "--device", "cpu"]
+    assert cli(*words, "--tokens", 70, "--score-bits", 9, "--per-head", "--per-slot").code == 0
+    info = read_info(out)
+    assert (info.rows, info.score_bits, info.head_weights, info.slot_weights) == (70, 9, True, True)
+    rows = read_part(out, info.parts[0], info)
+    assert rows.head_read is not None and rows.slot_read is not None
+    for odd in (["--score-bits", 0], ["--score-bits", 11], ["--part-tokens", 0]):
+        assert cli(*words, *odd).code == 2
+    assert_one_line(cli(*words, "--checkpoints", "some"), "--checkpoints some: choose newest or all")
 
 
 def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(

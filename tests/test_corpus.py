@@ -1,6 +1,7 @@
 """JSON lines to packed tokens, training order and document windows."""
 
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,8 @@ from memscope.corpus import (
     window_batch,
 )
 from memscope.errors import InputError
+from memscope.files import sha256_file, write_json
+from memscope.parquet import write_table
 from memscope.tokenizer import Tokenizer
 
 DOCUMENTS = [{"text": " ".join(make_sentences(9, seed)), "title": f"No {seed}"} for seed in range(400)]
@@ -50,7 +53,7 @@ def compress(content: bytes, suffix: str) -> bytes:
 def test_compressed_and_plain_corpora_give_the_same_documents(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
     path.write_bytes(compress(LINES, suffix))
-    assert [document._asdict() for document in read_documents(path)] == DOCUMENTS
+    assert [document._asdict() for document in read_documents(path)] == [{**one, "group": ""} for one in DOCUMENTS]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
@@ -111,7 +114,7 @@ def test_a_corpus_without_text_is_refused_and_not_cached(tmp_path: Path, tokeniz
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("key", ["text", "title"])
+@pytest.mark.parametrize("key", ["text", "title", "group"])
 def test_half_a_surrogate_pair_is_no_traceback(tmp_path: Path, tokenizer: Tokenizer, key: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(json.dumps({"text": "words", "title": "words"} | {key: "half an emoji: \ud83d"}))
@@ -154,6 +157,51 @@ def test_a_second_call_reads_the_cache_and_changed_content_or_tokenizer_does_not
     assert len(pack_corpus(path, tokenizer, cache).tokens) == 2 * len(first.tokens)
     pack_corpus(path, Tokenizer.train([LINES.decode()], 280), cache)
     assert len(list(cache.iterdir())) == 3
+
+
+def write_lines(path: Path, lines: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_titles_and_groups_stay_with_their_documents(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    lines: list[dict[str, object]] = [
+        {"text": "One.", "title": "A", "group": "wiki"},
+        {"text": "   "},  # no document
+        {"text": "Two.", "group": "book"},
+        {"text": "Three.", "title": "C"},
+        {"text": "Four.", "title": None, "group": None},
+        {"text": "Five.", "title": 5, "group": 2024},
+        {"text": "Six.", "group": "<b>größe</b>"},
+    ]
+    path = write_lines(tmp_path / "corpus.jsonl", lines)
+    for _ in ("tokenized", "from the cache"):
+        packed = pack_corpus(path, tokenizer, tmp_path / "cache")
+        assert packed.groups == ["wiki", "book", "", "", "2024", "<b>größe</b>"]
+        assert packed.titles == ["A", "", "C", "", "5", ""]
+
+
+def test_groups_of_equal_texts_are_not_taken_from_one_another(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    groups = []
+    for name in ("a", "b", ""):
+        path = write_lines(tmp_path / f"{name}.jsonl", [{"text": "The same text.", "group": name}])
+        groups.append(pack_corpus(path, tokenizer, tmp_path / "cache").groups)
+    assert groups == [["a"], ["b"], [""]]
+
+
+def test_a_cache_of_an_earlier_format_is_left_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path, cache = write_lines(tmp_path / "corpus.jsonl", [{"text": "Text.", "group": "g"}]), tmp_path / "cache"
+    # As memscope 0.1 left it: its key had no format in it, its table no groups.
+    text = sha256_file(path) + tokenizer.backend.to_str()
+    earlier = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    earlier.mkdir(parents=True)
+    np.arange(7, dtype=np.uint16).tofile(earlier / "tokens.bin")
+    write_table(earlier / "documents.parquet", {"title": ["x"], "length": [7]})
+    write_json(earlier / "meta.json", {"dtype": "uint16", "source": "x"})
+    packed = pack_corpus(path, tokenizer, cache)
+    assert packed.groups == ["g"]
+    assert packed.tokens[0] == tokenizer.bos
+    assert len(list(cache.iterdir())) == 2
 
 
 def test_training_windows_cover_the_corpus_once_per_epoch() -> None:

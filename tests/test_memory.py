@@ -46,9 +46,59 @@ def test_gate_selects_the_best_k_of_all_entries(kind: str, heads: int, k: int) -
     x = make_input()
     best = all_scores(gate, x).topk(k)
     selection = gate.select(gate.query(x))
-    indices, scores = (t.unflatten(-1, (heads, k)) for t in selection)
+    indices, scores = (t.unflatten(-1, (heads, k)) for t in selection[:2])
     assert torch.equal(indices.sort(-1).values, best.indices.sort(-1).values)
     torch.testing.assert_close(scores, best.values.sigmoid())  # best first within a head
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+@pytest.mark.parametrize("score_fn", ["sigmoid", "relu"])
+@pytest.mark.parametrize(("heads", "k"), [(1, 1), (1, 5), (3, 4), (2, 8), (2, 11), (1, 63)])
+def test_margin_is_the_raw_score_above_the_best_rejected_entry(kind: str, score_fn: str, heads: int, k: int) -> None:
+    gate = make_gate(gate=kind, knowledge_num=64, gate_heads=heads, num_selected=k, score_fn=score_fn)
+    x = make_input()
+    best = all_scores(gate, x).sort(-1, descending=True).values
+    margin = gate.select(gate.query(x)).margin
+    assert margin.shape == (2, 7, heads)
+    torch.testing.assert_close(margin, (best[..., k - 1] - best[..., k]).detach(), atol=1e-5, rtol=1e-5)
+    assert (margin >= 0).all()
+    assert margin.max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+def test_where_nothing_is_rejected_there_is_no_margin(kind: str) -> None:
+    gate = make_gate(gate=kind, knowledge_num=16, gate_heads=2, num_selected=16)
+    assert gate.select(gate.query(make_input())).margin.isnan().all()
+
+
+def test_margin_of_a_hand_made_gate() -> None:
+    gate = make_gate(gate="product", knowledge_num=9, knowledge_dim=2, num_selected=2)
+    with torch.no_grad():
+        gate.keys.copy_(torch.tensor([[[[1.0], [2.0], [3.0]], [[10.0], [30.0], [20.0]]]]))
+    # Sums in order: 3 + 30, 2 + 30, 1 + 30, 3 + 20 ...: the second best is 1 above the third.
+    assert gate.select(torch.ones(1, 1, 1, 2)).margin.tolist() == [[[1.0]]]
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
+@pytest.mark.parametrize("k", [4, 16])
+def test_margin_takes_no_part_in_output_and_training(kind: str, k: int) -> None:
+    config = MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=k, gate=kind, gate_heads=2)
+    torch.manual_seed(0)
+    layer, bank = MemoryLayer(DIM, 4, config), MemoryBank(16, 1, 8)
+    parameters, x, seen = [*layer.parameters(), bank.entries], make_input(), []
+
+    def run() -> tuple[Tensor, ...]:
+        out = layer(x, bank)
+        return out, *torch.autograd.grad(out.square().sum(), parameters)
+
+    plain = run()
+    layer.hook_margin.add_hook(lambda margin, hook: seen.append(margin) or margin * 1000 + 7)
+    changed = run()
+    for one, other in zip(plain, changed, strict=True):
+        assert torch.equal(one, other)
+        assert one.isfinite().all()  # a margin of NaN, when all 16 are selected, stays where it is
+    assert not seen[0].requires_grad
+    assert seen[0].isnan().all() == (k == 16)
 
 
 def test_product_gate_numbers_entries_row_by_row() -> None:

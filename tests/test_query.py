@@ -7,13 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE, tiny_config, untrained_run
+from synthetic import all_rows
 
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus, read_documents
+from memscope.corpus import PackedCorpus
 from memscope.errors import InputError
 from memscope.query import SORT_COLUMNS, Recording
-from memscope.record import record
+from memscope.record import RecordOptions, record
 from memscope.store import read_part
+from memscope.usage import usage_metrics
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def odd_recording(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "sentences.txt").write_text("\n".join(sentences))
     config = tiny_config(corpus_dir, memory={"database_init_path": str(folder / "sentences.txt")})
     run = untrained_run(config, folder / "run")
-    record(run, corpus_dir / "valid.jsonl", folder / "recording", max_tokens=128)
+    record(run, corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=128))
     return Recording(folder / "recording")
 
 
@@ -46,9 +48,9 @@ def test_usage_counts_add_up_to_the_selections_of_the_recording(tiny_recording: 
         ("snake_case", {"snake_case here"}),
         ("\\", {r"back\slash"}),
         ("it's", {"it's quoted"}),
-        ("of it", {"100% of it", "100 of it", "snake_case here"} - {"snake_case here"}),
+        ("of it", {"100% of it", "100 of it"}),
         ("IT of", {"100% of it", "100 of it"}),  # any order, any case
-        ("here 100", set()),  # every word must occur
+        ("snakeXcase quoted", set()),  # every word must occur
         ("'; DROP VIEW bank; --", set()),
         ("nothing like this", set()),
     ],
@@ -71,6 +73,13 @@ def test_odd_numbers_find_nothing(odd_recording: Recording, search: str) -> None
 
 def test_an_empty_search_finds_every_entry(tiny_recording: Recording) -> None:
     assert tiny_recording.count_entries() == tiny_recording.count_entries("  ") == 64
+
+
+def test_search_finds_the_words_of_titles(tiny_recording: Recording) -> None:
+    titles = tiny_recording.entries(limit=64).set_index("entry")["title"].dropna()
+    entry, title = int(titles.index[0]), str(titles.iloc[0])
+    found = tiny_recording.entries(search=title.replace(" · ", " "), limit=64)
+    assert entry in found["entry"].tolist()
 
 
 def test_search_reads_triples_too(tiny_recording: Recording) -> None:
@@ -109,68 +118,6 @@ def test_the_table_counts_what_the_parts_hold(tiny_recording: Recording, tiny_re
         assert frame["gate_sum"][entry] == pytest.approx(gates[at].astype(float).sum())
         assert frame["read_sum"][entry] == pytest.approx(np.abs(reads[at].astype(float)).sum())
         assert frame["layers_used"][entry] == at.any((0, 2)).sum()
-
-
-def test_an_entry_card_holds_sentence_triples_usage_and_decodings(tiny_recording: Recording) -> None:
-    table = tiny_recording.entries(limit=64).set_index("entry")
-    entry = int(table["sentence"].dropna().index[0])  # the most used that has a sentence
-    card = tiny_recording.entry(entry)
-    assert (card.entry, card.sentence) == (entry, table["sentence"][entry])
-    assert card.triples[["subject", "predicate", "object"]].to_numpy().tolist() == [
-        ["Ada Holm", "place of birth", "Aston"]
-    ]
-    assert card.drift == pytest.approx(table["drift"][entry])
-    assert card.usage["layer"].tolist() == [0, 1]
-    assert card.usage["count"].sum() == table["count"][entry]
-    selections = tiny_recording.info.rows * tiny_recording.info.selected
-    np.testing.assert_allclose(card.usage["share"], card.usage["count"] / selections)
-    own = set(tiny_recording.tokenizer.encode(card.sentence))
-    texts = {tiny_recording.tokenizer.token_texts[i] for i in own}
-    assert all(
-        inside == (token in texts) for token, inside in zip(card.nearest.token, card.nearest.in_sentence, strict=True)
-    )
-    assert card.nearest["cosine"].is_monotonic_decreasing
-    assert card.kept == pytest.approx(card.nearest["in_sentence"].mean())
-    assert all(len(row.top) == len(row.bottom) == 10 for row in card.lens.itertuples())
-
-
-def test_an_entry_that_started_random_has_no_sentence(tiny_recording: Recording) -> None:
-    card = tiny_recording.entry(63)
-    assert (card.sentence, card.kept, card.kept_at_init, len(card.triples)) == (None, None, None, 0)
-    assert not card.nearest["in_sentence"].any()
-    assert tiny_recording.sentences([63, 0, 63]) == {63: None, 0: tiny_recording.entry(0).sentence}
-
-
-def test_an_entry_that_nothing_selects_has_a_card_of_zeros(odd_recording: Recording) -> None:
-    unused = odd_recording.entries(sort="count", descending=False, limit=1)["entry"][0]
-    card = odd_recording.entry(int(unused))
-    assert card.usage["count"].tolist() == [0, 0]
-    assert len(card.lens) == 0
-    assert len(odd_recording.contexts(int(unused))) == 0
-
-
-def test_contexts_show_the_token_in_its_document(
-    tiny_recording: Recording, tiny_corpus: PackedCorpus, corpus_dir: Path
-) -> None:
-    documents = [document.text for document in read_documents(corpus_dir / "valid.jsonl")]
-    entry = int(tiny_recording.entries(limit=1)["entry"][0])
-    frame = tiny_recording.contexts(entry)
-    counts = tiny_recording.usage()[:, entry]
-    assert frame["layer"].value_counts().reindex([0, 1], fill_value=0).tolist() == np.minimum(counts, 8).tolist()
-    assert frame["gate"].is_monotonic_decreasing
-    tokenizer = tiny_recording.tokenizer
-    for row in frame.itertuples():
-        token = int(tiny_corpus.tokens[tiny_corpus.starts[row.doc] + row.pos])
-        assert row.token == tokenizer.token_texts[token]
-        around = f"{row.before}{row.token}{row.after}"
-        assert around in f"<|im_start|>{documents[row.doc]}<|im_end|>"
-        trace = tiny_recording.trace(row.doc, row.pos, 1)
-        fired = trace.selections[(trace.selections["layer"] == row.layer) & (trace.selections["entry"] == entry)]
-        assert fired["gate"].tolist() == pytest.approx([row.gate])
-    only = tiny_recording.contexts(entry, layer=1, before=2, after=0)
-    assert set(only["layer"]) == {1}
-    assert (only["after"] == "").all()
-    assert all(len(tokenizer.encode(text)) <= 3 for text in only["before"])
 
 
 def test_a_trace_equals_the_stored_rows(
@@ -233,9 +180,83 @@ def test_metrics_per_layer_and_the_training_curve_are_tables(tiny_recording: Rec
     assert tiny_recording.run_summary["parameters"] == sum(p.numel() for p in tiny_run.model.parameters())
 
 
+def test_evenness_of_any_weighting_is_that_of_usage(tiny_recording: Recording) -> None:
+    for weighting in ("by_count", "by_gate_score", "by_read_weight"):
+        usage = tiny_recording.usage(weighting)
+        assert usage.shape == (2, 64)
+        expected = [usage_metrics(row, tiny_recording.info.rows * 4).gini for row in usage]
+        assert tiny_recording.layer_metrics(weighting)["gini"].tolist() == expected
+        most = tiny_recording.most_used(1, weighting, limit=5)
+        assert most["entry"].tolist() == np.argsort(-usage[1], kind="stable")[:5].tolist()
+        np.testing.assert_allclose(most["share"], usage[1][most["entry"]] / usage[1].sum())
+
+
+def test_folds_of_usage_are_blocks_of_rows_in_a_recording_of_few_documents(
+    tiny_recording: Recording, tiny_recording_path: Path
+) -> None:
+    rows = all_rows(tiny_recording_path, tiny_recording.info)
+    folds = tiny_recording.usage_folds()
+    assert folds.shape == (20, 2, 64)
+    for fold in range(20):
+        here = np.arange(len(rows.doc)) // 256 % 20 == fold
+        for axis in (0, 1):
+            expected = np.bincount(rows.indices[here, axis].ravel(), minlength=64)
+            np.testing.assert_array_equal(folds[fold, axis], expected)
+    np.testing.assert_array_equal(folds.sum(0), tiny_recording.usage())
+
+
+def test_documents_have_their_mean_loss(tiny_recording: Recording, tiny_recording_path: Path) -> None:
+    rows = all_rows(tiny_recording_path, tiny_recording.info)
+    table = tiny_recording.document_losses()
+    assert list(table.columns) == ["doc", "title", "group", "tokens", "loss"]
+    assert table["doc"].tolist() == list(range(6))
+    for document in table.itertuples():
+        losses = rows.loss[rows.doc == document.doc]
+        assert document.tokens == len(losses) - 1
+        assert document.loss == pytest.approx(np.nanmean(losses.astype(float)))
+        assert document.title == ("<b>Hostile</b>" if document.doc == 0 else f"Article {document.doc}")
+
+
+def test_drift_stands_for_every_entry(tiny_recording: Recording) -> None:
+    drift = tiny_recording.drift()
+    table = tiny_recording.entries(limit=64).set_index("entry").sort_index()
+    np.testing.assert_array_equal(drift, table["drift"])
+    used = tiny_recording.usage().sum(0) > 0
+    summary = tiny_recording.drift_summary()
+    assert summary["median_used"] == pytest.approx(np.median(drift[used].astype(float)), rel=1e-5)
+
+
+def test_preferences_have_a_row_per_layer_and_label(tiny_recording: Recording) -> None:
+    table = tiny_recording.preferences()
+    assert set(table["layer"]) == {0, 1}
+    assert not table.duplicated(["layer", "attribute", "label"]).any()
+    origin = table[table["attribute"] == "origin"]
+    assert sorted(set(origin["label"])) == ["random", "sentence"]
+    for layer in (0, 1):
+        assert origin[origin["layer"] == layer]["selections"].sum() == tiny_recording.usage()[layer].sum()
+
+
+def test_a_recording_has_no_map_before_one_is_made(tiny_recording: Recording) -> None:
+    assert (tiny_recording.map(), tiny_recording.map_info) == (None, {})
+
+
+def test_the_config_of_the_run_comes_along(tiny_recording: Recording, tiny_run: LoadedRun) -> None:
+    assert tiny_recording.config == tiny_run.config.model_dump(mode="json")
+
+
+def test_questions_in_sql_may_ask_any_view(tiny_recording: Recording) -> None:
+    views = ["usage", "bias", "contexts", "firing", "neighbours", "titles", "decodings", "bank", "docs"]
+    for view in views:
+        assert tiny_recording.sql(f"SELECT count(*) AS n FROM {view}")["n"][0] > 0
+    found = tiny_recording.sql("SELECT count(*) AS n FROM usage WHERE layer = ?", [1])
+    assert found["n"][0] == (tiny_recording.usage()[1] > 0).sum()
+
+
 def test_the_query_layer_answers_several_threads_at_once(tiny_recording: Recording) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(8) as pool:
         cards = list(pool.map(tiny_recording.entry, range(64)))
+        selections = list(pool.map(lambda entry: tiny_recording.selections(entry, 0), range(64)))
     assert [card.entry for card in cards] == list(range(64))
+    assert [len(found) for found in selections] == tiny_recording.usage()[0].tolist()

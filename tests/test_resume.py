@@ -1,4 +1,4 @@
-"""A run that was killed at any moment goes on to exactly the losses of one that was not."""
+"""A run or a recording that was killed at any moment ends exactly like one that was not."""
 
 import importlib
 import json
@@ -18,14 +18,16 @@ from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config import Config
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
+from memscope.record import RecordOptions, record
+from memscope.store import read_info
 from memscope.train import train
 
 STEPS = 12
 CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
 
 FRESH = multiprocessing.get_context("forkserver")
-"""Every training is a process of its own, forked from one that has done the imports."""
-FRESH.set_forkserver_preload(["memscope.train"])
+"""Every training and recording is a process of its own, forked from one that has done the imports."""
+FRESH.set_forkserver_preload(["memscope.train", "memscope.record"])
 
 
 def make_config(corpus_dir: Path) -> Config:
@@ -49,8 +51,8 @@ def finish(config: Config, run: Path) -> None:
     assert process.exitcode == 0
 
 
-def train_and_die(config: Config, run: Path, module: str, function: str, call: int) -> None:
-    """Train, and be killed on entering a function for the ``call``-th time."""
+def die_in(module: str, function: str, call: int) -> None:
+    """Have this process killed on entering a function for the ``call``-th time."""
     owner = importlib.import_module(module)
     original, calls = getattr(owner, function), 0
 
@@ -62,6 +64,10 @@ def train_and_die(config: Config, run: Path, module: str, function: str, call: i
         return original(*args, **kwargs)
 
     setattr(owner, function, deadly)
+
+
+def train_and_die(config: Config, run: Path, module: str, function: str, call: int) -> None:
+    die_in(module, function, call)
     train(config, run, resume=True, device="cpu")
 
 
@@ -204,3 +210,89 @@ def test_a_damaged_checkpoint_is_named(corpus_dir: Path, half_run: Path, name: s
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
     with pytest.raises(InputError, match=f"step-00000006/{name}"):
         train(make_config(corpus_dir), half_run, resume=True, device="cpu")
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def record_here(run: Path, corpus: Path, recording: Path, *death: Any) -> None:
+    """Record in parts of about 100 tokens; with ``death``, be killed there."""
+    if death:
+        die_in(*death)
+    record(load_run(run), corpus, recording, RecordOptions(part_tokens=100))
+
+
+def start_recording(run: Path, corpus_dir: Path, recording: Path, *death: Any) -> Any:
+    process = FRESH.Process(target=record_here, args=(run, corpus_dir / "valid.jsonl", recording, *death))
+    process.start()
+    return process
+
+
+def finish_recording(run: Path, corpus_dir: Path, recording: Path) -> None:
+    process = start_recording(run, corpus_dir, recording)
+    process.join()
+    assert process.exitcode == 0
+
+
+def contents(recording: Path) -> dict[str, bytes]:
+    """Every file, hidden ones too, but for recording.json, which has a clock in it."""
+    files = [path for path in recording.rglob("*") if path.is_file() and path.name != "recording.json"]
+    return {str(path.relative_to(recording)): path.read_bytes() for path in files}
+
+
+def assert_same_recording(recording: Path, reference: Path) -> None:
+    found, expected = contents(recording), contents(reference)
+    assert sorted(found) == sorted(expected)  # nothing missing, and nothing left lying about
+    assert [name for name in found if found[name] != expected[name]] == []
+    assert read_info(recording).parts == read_info(reference).parts
+    assert read_info(recording).complete
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_run_path: Path, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted recording."""
+    recording = tmp_path_factory.mktemp("resume") / "recorded"
+    finish_recording(tiny_run_path, corpus_dir, recording)
+    return recording
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_recording_killed_at_random_moments_ends_like_an_uninterrupted_one(
+    tiny_run_path: Path, corpus_dir: Path, recorded: Path, tmp_path: Path, seed: int
+) -> None:
+    recording, chance, kills = tmp_path / "recording", random.Random(seed), 0
+    for parts in [*sorted(chance.sample(range(14), 3)), 99, 99]:  # while recording, then while counting
+        process = start_recording(tiny_run_path, corpus_dir, recording)
+        while process.is_alive() and len(list(recording.glob("selections/part-*"))) < min(parts, 14):
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.01 if parts < 99 else 0.4))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    finish_recording(tiny_run_path, corpus_dir, recording)
+    assert kills >= 2  # a recording that was done before the signal came would prove nothing
+    assert_same_recording(recording, recorded)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [
+        pytest.param("memscope.store", "sha256_file", 4, id="between the two files of the second part"),
+        pytest.param("memscope.record", "write_progress", 3, id="before the third part is listed"),
+        pytest.param("os", "fsync", 5, id="inside the list of the fourth part"),
+        pytest.param("memscope.record", "drop_progress", 1, id="before the lists are forgotten"),
+        pytest.param("memscope.aggregate", "write_firing", 1, id="before the contexts"),
+        pytest.param("memscope.firing", "describe_entries", 1, id="while contexts are written"),
+        pytest.param("memscope.decode", "write_table", 1, id="before the decodings are there"),
+        pytest.param("memscope.record", "write_info", 3, id="before it is marked complete"),
+    ],
+)
+def test_recording_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(
+    tiny_run_path: Path, corpus_dir: Path, recorded: Path, tmp_path: Path, module: str, function: str, call: int
+) -> None:
+    recording = tmp_path / "recording"
+    process = start_recording(tiny_run_path, corpus_dir, recording, module, function, call)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    finish_recording(tiny_run_path, corpus_dir, recording)
+    assert_same_recording(recording, recorded)

@@ -8,9 +8,12 @@ import torch
 from conftest import SHARED, tiny_config
 
 from memscope.bank_init import encode_sentences, init_bank
+from memscope.checkpoint import load_run
 from memscope.config import Config
 from memscope.corpus import pack_corpus, read_documents
 from memscope.decode import kept_share, nearest_tokens
+from memscope.query import Recording
+from memscope.record import RecordOptions, record
 from memscope.sentences import Sentence, choose_sentences, read_sentences
 from memscope.tokenizer import Tokenizer
 from memscope.train import train
@@ -79,6 +82,17 @@ def real_config(folder: Path, lines: int) -> Config:
     )
 
 
-def test_a_tiny_model_trains_on_real_text(tmp_path: Path) -> None:
+def test_a_tiny_model_trains_on_real_text_and_is_recorded(tmp_path: Path) -> None:
     summary = train(real_config(tmp_path, lines=2000), tmp_path / "run", device="cpu")
     assert summary["valid_loss"] < summary["untrained_valid_loss"] < 9
+    options = RecordOptions(max_tokens=3000, part_tokens=1000)
+    record(load_run(tmp_path / "run"), SHARED / "corpus" / "valid.jsonl", tmp_path / "recording", options)
+    recording = Recording(tmp_path / "recording")
+    assert recording.usage().sum() == 3000 * 2 * 4
+    predicates = recording.preferences().query("attribute == 'predicate'")
+    assert len(set(predicates["label"])) > 10
+    words = set(recording.sql("SELECT title FROM titles")["title"].str.split(" · ").explode())
+    text = next(read_documents(SHARED / "corpus" / "valid.jsonl")).text
+    assert len([word for word in words if word in text]) > 20  # real words, whole
+    card = recording.entry(int(recording.entries(limit=1)["entry"][0]))
+    assert card.sentence and len(card.triples) > 0

@@ -13,7 +13,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
 from memscope.model import next_token_loss
 from memscope.query import Recording
-from memscope.record import record
+from memscope.record import RecordOptions, record
 from memscope.trace import TextTrace, describe_trace, trace_text
 
 TEXT = "Ada Holm was born in Aston ."
@@ -103,7 +103,7 @@ def test_a_live_trace_equals_the_recording_of_the_same_text(tiny_run: LoadedRun,
     text = " ".join(make_sentences(2, seed=9))
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(json.dumps({"text": text}) + "\n")
-    record(tiny_run, corpus, tmp_path / "recording")
+    record(tiny_run, corpus, tmp_path / "recording", RecordOptions(score_bits=10))
     recorded, live = Recording(tmp_path / "recording").trace(0), trace_text(tiny_run, text).trace
     n = len(live.tokens)
     assert n == len(recorded.tokens) - 1  # the recording has an end token too

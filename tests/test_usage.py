@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from memscope.usage import HOT_FACTOR, UsageCounts, even_selection, usage_metrics
+from memscope.usage import HOT_FACTOR, JACKKNIFED, UsageCounts, even_selection, jackknife_errors, usage_metrics
 
 
 def naive_gini(usage: np.ndarray) -> float:
@@ -132,3 +132,73 @@ def test_even_baselines_agree_with_simulated_even_selection(selections: int) -> 
     assert expected.coverage == pytest.approx(np.mean([m.coverage for m in simulated]), rel=0.02)
     assert expected.kl == pytest.approx(np.mean([m.kl_to_uniform for m in simulated]), rel=0.02)
     assert expected.gini == pytest.approx(np.mean([m.gini for m in simulated]), rel=0.02)
+
+
+def naive_errors(folds: np.ndarray) -> dict[str, float]:
+    """Leave out one fold after the other, by hand."""
+    left: dict[str, list[float]] = {name: [] for name in JACKKNIFED}
+    for out in range(len(folds)):
+        usage = sum(fold for number, fold in enumerate(folds) if number != out)
+        z = usage / usage.sum()
+        left["coverage"].append(sum(usage > 0) / len(usage))
+        left["kl_to_uniform"].append(math.log(len(z)) - entropy(z))
+        left["relative_perplexity"].append(math.exp(entropy(z)) / len(z))
+        left["gini"].append(naive_gini(usage))
+        left["top50"].append(naive_top(usage, 50))
+    f = len(folds)
+    return {
+        f"{name}_se": math.sqrt((f - 1) / f * sum((value - sum(values) / f) ** 2 for value in values))
+        for name, values in left.items()
+    }
+
+
+@pytest.mark.parametrize("n_folds", [2, 3, 20])
+def test_standard_errors_equal_a_loop_that_leaves_out_one_fold(n_folds: int) -> None:
+    folds = np.random.default_rng(n_folds).poisson(1.5, (n_folds, 30)) * np.arange(30)
+    assert jackknife_errors(folds) == pytest.approx(naive_errors(folds))
+    assert jackknife_errors(folds.astype(np.int32)) == jackknife_errors(folds)
+
+
+def test_folds_that_are_empty_do_not_count() -> None:
+    folds = np.random.default_rng(0).poisson(2, (5, 12))
+    padded = np.concatenate([np.zeros((2, 12), int), folds, np.zeros((1, 12), int)])
+    assert jackknife_errors(padded) == jackknife_errors(folds)
+
+
+@pytest.mark.parametrize("used_folds", [0, 1])
+def test_one_fold_tells_nothing_about_the_error(used_folds: int) -> None:
+    folds = np.zeros((4, 6), int)
+    folds[:used_folds] = 3
+    assert all(math.isnan(error) for error in jackknife_errors(folds).values())
+
+
+def test_equal_folds_have_no_error() -> None:
+    errors = jackknife_errors(np.tile(np.arange(8), (6, 1)))
+    assert all(error == pytest.approx(0, abs=1e-12) for error in errors.values())
+
+
+def documents_of_a_kind(seed: int, entries: int) -> np.ndarray:
+    """Selections per fold of 100 documents, each of which has its own taste, all from the same source."""
+    chance = np.random.default_rng(seed)
+    source = 1 / np.arange(1, entries + 1)
+    folds = np.zeros((20, entries), np.int64)
+    for document in range(100):
+        taste = chance.dirichlet(source / source.sum() * entries * 0.05 + 1e-9)
+        folds[document % 20] += chance.multinomial(80, taste)
+    return folds
+
+
+@pytest.mark.parametrize("entries", [300, 1500])
+def test_standard_errors_are_the_spread_between_corpora_of_the_same_kind(entries: int) -> None:
+    # 150 corpora tell their standard deviation to about 6%. Sampling documents anew is what the error is about;
+    # counting selections as if they were independent would give a fifth of it.
+    corpora = [documents_of_a_kind(seed, entries) for seed in range(150)]
+    metrics = [usage_metrics(folds.sum(0), int(folds.sum())).as_dict() for folds in corpora]
+    errors = [jackknife_errors(folds) for folds in corpora]
+    for name in JACKKNIFED:
+        spread = np.std([one[name] for one in metrics], ddof=1)
+        ratio = math.sqrt(np.mean([one[f"{name}_se"] ** 2 for one in errors])) / spread
+        if name in ("kl_to_uniform", "relative_perplexity", "gini"):
+            assert 0.8 < ratio < 1.25, name
+        else:  # steps and ceilings: the jackknife errs on the large side
+            assert 0.8 < ratio < 2, name
