@@ -68,6 +68,7 @@ def test_contexts_are_the_best_selections_and_the_middles_of_the_fifths(rows: To
             expected += [(layer, entry, kind, rank, some[p][1], some[p][0], some[p][2]) for kind, rank, p in places]
     assert list(contexts.astype({"gate": float, "read": float}).itertuples(index=False, name=None)) == expected
     assert contexts["kind"].value_counts()["quantile"] > 20
+    assert contexts.groupby("kind", observed=True)["rank"].max().to_dict() == {"top": 19, "quantile": 4}
 
 
 def test_an_entry_of_few_selections_has_top_contexts_only(rows: TokenRows, written: Any) -> None:

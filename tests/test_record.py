@@ -267,6 +267,16 @@ def test_a_planted_entry_is_found_in_the_recording(corpus_dir: Path, tmp_path: P
     assert top["token"].tolist()[:times] == [" born"] * min(times, 20)
 
 
+@pytest.mark.parametrize("what", ["keys", "entries"])
+def test_a_model_that_diverged_is_refused(corpus_dir: Path, tmp_path: Path, what: str) -> None:
+    run = untrained_run(tiny_config(corpus_dir, memory={"gate": "full"}), tmp_path / "run")
+    with torch.no_grad():
+        (run.model.blocks[1].memory.gate.keys if what == "keys" else run.model.bank.entries).fill_(torch.nan)
+    with pytest.raises(InputError, match=r"valid\.jsonl: the model's (gate|read) scores are not finite"):
+        record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=100))
+    assert read_info(tmp_path / "recording").rows == 0
+
+
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +370,21 @@ def test_a_damaged_part_is_made_again_and_only_that(
     record_tiny(tiny_run, corpus_dir, recording)
     assert made == [2]
     assert_same_recording(recording, whole)
+
+
+def test_a_recording_whose_damage_is_being_mended_is_unfinished(
+    tiny_run: LoadedRun, corpus_dir: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    recording = shutil.copytree(whole, tmp_path / "recording")
+    (recording / "selections" / "part-000002.parquet").unlink()
+    monkeypatch.setattr(record_module, "write_part", failing)
+    with pytest.raises(KeyboardInterrupt):
+        record_tiny(tiny_run, corpus_dir, recording)
+    with pytest.raises(InputError, match="unfinished"):
+        Recording(recording)
 
 
 def test_a_complete_recording_is_returned_untouched(
@@ -467,7 +492,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     alone = processes()
     alone.wait()  # for nobody
-    assert (alone.rank, alone.count, alone.is_main) == (0, 1, True)
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
     assert not Processes(1, 2, alone.wait).is_main
 
 
