@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model import MemoryTransformer
 from memscope.runtime import autocast
 
+_ROWS = 256
 _NOTED = ("indices", "gate_scores", "margin")
 
 
@@ -83,6 +84,8 @@ class WindowPass(NamedTuple):
     logits: Float[Tensor, "batch pos vocab"]
     losses: Float[Tensor, "batch pos"]
     """Loss of every target in nats, 0 where there is none."""
+    predicted: Int[Tensor, "batch pos"]
+    """Most likely next token."""
     captured: dict[int, LayerCapture]
     """What every memory layer selected and read."""
 
@@ -109,7 +112,20 @@ def run_windows(
                 chosen = by_length[start : start + batch_size]
                 batch = window_batch(corpus, chosen, pad)
                 logits = model(torch.from_numpy(batch.tokens).to(device))
-                losses = next_token_loss(logits, torch.from_numpy(batch.targets).to(device))
-                yield WindowPass(chosen, batch, logits, losses, captured)
+                losses, predicted = _judge(logits, torch.from_numpy(batch.targets).to(device))
+                yield WindowPass(chosen, batch, logits, losses, predicted, captured)
     finally:
         model.train(was_training)
+
+
+def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and most likely tokens; ``next_token_loss`` in one go over few rows at a time, which stay in the cache."""
+    losses, predicted = [], []
+    for rows, wanted in zip(logits.flatten(0, 1).split(_ROWS), targets.flatten().split(_ROWS), strict=True):
+        values = rows.float() if rows.dtype != torch.float32 else rows.clone()
+        top, best = values.max(-1)
+        picked = values.gather(-1, wanted.clamp(min=0)[:, None])[:, 0]
+        loss = values.sub_(top[:, None]).exp_().sum(-1).log_() + top - picked
+        losses.append(loss.masked_fill_(wanted < 0, 0.0))
+        predicted.append(best)
+    return torch.cat(losses).view(targets.shape), torch.cat(predicted).view(targets.shape)

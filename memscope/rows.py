@@ -69,7 +69,7 @@ class RowCollector:
             return values.flatten(0, 1) if done.batch.mask.all() else values[mask]
 
         values: dict[str, np.ndarray] = {
-            "predicted": flat(done.logits.argmax(-1)).cpu().numpy().astype(np.uint32),
+            "predicted": flat(done.predicted).cpu().numpy().astype(np.uint32),
             "loss": flat(done.losses.masked_fill(targets < 0, torch.nan)).float().cpu().numpy(),
         }
         captured = [done.captured[layer] for layer in self.layers]
