@@ -8,6 +8,7 @@ from app import address, columns, figures, queries, state
 from app.components import context_view, decoding_view, visible
 from memscope.entry_pages import EntryCard
 from memscope.query import Recording
+from memscope.usage import HOT_FACTOR
 
 KINDS = {"top": "Highest gate scores", "quantile": "From every fifth of its gate scores, highest first"}
 
@@ -18,7 +19,7 @@ def header(recording: Recording, card: EntryCard) -> None:
     total = int(card.usage["count"].sum())
     even = info.rows * info.selected * len(info.layers) / info.knowledge_num
     read = float(card.usage["read_sum"].sum())
-    status = "never selected" if total == 0 else "hot" if total > queries.HOT * even else "in use"
+    status = "never selected" if total == 0 else "hot" if total > HOT_FACTOR * even else "in use"
     if card.sentence is None:
         st.caption("This entry started from random numbers, so it has no sentence.")
     else:

@@ -13,15 +13,12 @@ from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.store import ROW_GROUP, read_rows
 from memscope.token_table import Trace
+from memscope.usage import HOT_FACTOR, UNREAD_SHARE
 
 SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")
 """Columns that the table of entries sorts by."""
 FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded tokens", "title")
 STATES = ("all", "used", "never selected", "hot")
-HOT = 10
-"""An entry is hot with more than so many times the even share of all selections."""
-UNREAD = 0.01
-"""A selection is unread below this share of its token's read."""
 _TEXT = {
     "everything": "concat_ws(' ', sentence, title, array_to_string(subject, ' '), array_to_string(predicate, ' '), "
     "array_to_string(object, ' '))",
@@ -113,7 +110,7 @@ def select_entries(
         rows = rows[count == 0]
     elif state == "hot":
         info = recording.info
-        rows = rows[count > HOT * info.rows * info.selected * len(info.layers) / info.knowledge_num]
+        rows = rows[count > HOT_FACTOR * info.rows * info.selected * len(info.layers) / info.knowledge_num]
     values = rows[sort].to_numpy(dtype=np.float64)
     order = np.argsort(np.nan_to_num(-values if descending else values, nan=np.inf), kind="stable")
     return rows["entry"].to_numpy(dtype=np.int64)[order]
@@ -249,7 +246,7 @@ def read_sample(recording: Recording, layer: int, groups: int = 4) -> ReadSample
 
 def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:
     """Entries with most unread selections in a sample: ``entry selections unread unread_share sentence``."""
-    unread = sample.read < UNREAD
+    unread = sample.read < UNREAD_SHARE
     selected = np.bincount(sample.entries.ravel(), minlength=recording.info.knowledge_num)
     missed = np.bincount(sample.entries[unread], minlength=recording.info.knowledge_num)
     top = np.argsort(-missed, kind="stable")[:limit]

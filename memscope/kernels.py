@@ -10,8 +10,8 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit
 
-UNREAD_SHARE = 0.01
-"""A selection is unread when it gets less than this share of its token's read."""
+from memscope.usage import UNREAD_SHARE
+
 SHARE_BINS = 50
 """Equal bins over [0, 1] of the histograms of read shares and of gate entropy / ln K."""
 MARGIN_BINS = 48

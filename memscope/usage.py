@@ -14,6 +14,8 @@ from scipy.stats import poisson
 
 HOT_FACTOR = 10
 """An entry is hot when it takes more than this many times the even share."""
+UNREAD_SHARE = 0.01
+"""A selection is unread when it gets less than this share of its token's read."""
 
 
 class UsageCounts:

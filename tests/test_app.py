@@ -22,6 +22,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.trace import trace_text
+from memscope.usage import HOT_FACTOR, UNREAD_SHARE
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -295,7 +296,7 @@ def test_entries_of_every_state_are_shown(state: str, tiny_recording: Recording)
     everything = np.arange(64)
     chosen = queries.select_entries(tiny_recording, numbers, everything, state, "count", True)
     count = numbers["count"].to_numpy()
-    hot = count > queries.HOT * count.sum() / 64
+    hot = count > HOT_FACTOR * count.sum() / 64
     expected = {"all": everything, "used": np.flatnonzero(used), "never selected": np.flatnonzero(~used)}
     assert sorted(chosen.tolist()) == expected.get(state, np.flatnonzero(hot)).tolist()
     assert count[chosen].tolist() == sorted(count[chosen].tolist(), reverse=True)
@@ -386,7 +387,7 @@ def test_unread_entries_are_counted(tiny_recording: Recording) -> None:
     assert np.allclose(sample.gate.sum(-1), 1, atol=1e-3)
     table = queries.unread_entries(tiny_recording, sample)
     share = tiny_recording.reading_metrics().set_index("layer")["unread_share"][1]
-    assert (sample.read < queries.UNREAD).mean() == pytest.approx(share, abs=0.02)
+    assert (sample.read < UNREAD_SHARE).mean() == pytest.approx(share, abs=0.02)
     assert table["unread"].is_monotonic_decreasing
 
 

@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import address, columns, entry_view, queries, state
 from app.address import choice, integer, words
+from memscope.usage import HOT_FACTOR
 
 PAGE = 50  # rows of one page of the table
 ORDERS = ("largest first", "smallest first")
@@ -84,8 +85,8 @@ if entry is None:
     )
     st.caption(
         f"Selections are sums over all layers, of D = {d:,}. Drift is 1 - cosine to the initial entry; kept is the "
-        f"share of its nearest tokens that stand in the init sentence. Hot entries have more than {queries.HOT} times "
-        f"the even share, {d / info.knowledge_num:,.1f} selections."
+        f"share of its nearest tokens that stand in the init sentence. Hot entries have more than {HOT_FACTOR} "
+        f"times the even share, {d / info.knowledge_num:,.1f} selections."
     )
     st.stop()
 

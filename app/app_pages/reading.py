@@ -6,6 +6,7 @@ import streamlit as st
 from app import address, columns, figures, queries, state
 from app.address import choice
 from memscope import bias_plots, plots
+from memscope.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
 
@@ -102,7 +103,7 @@ elif part == "heads":
 elif part == "unread entries":
     sample = state.read_sample(layer)
     table = queries.unread_entries(recording, sample)
-    share = float((sample.read < queries.UNREAD).mean())
+    share = float((sample.read < UNREAD_SHARE).mean())
     st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread.**")
     st.session_state["_unread"] = table["entry"].tolist()
 
