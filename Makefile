@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check format docs setup-browser clean-demo
 
-demo: reports/demo/gate_bias.html  ## train a memory model here, record it, write its report and open the app
+demo: reports/demo/gate_bias.html recordings/demo/map.parquet  ## train a memory model here, record it, write its report and map, open the app
 	$(BIN)/memscope app recordings/demo --port $(PORT)
 
 test: .venv/installed-dev setup-browser  ## run all tests
@@ -64,3 +64,6 @@ recordings/demo/.done: | runs/demo/run.json
 
 reports/demo/gate_bias.html: | recordings/demo/.done
 	$(BIN)/memscope report recordings/demo --out reports/demo
+
+recordings/demo/map.parquet: | recordings/demo/.done
+	$(BIN)/memscope map runs/demo recordings/demo > /dev/null

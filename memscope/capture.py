@@ -34,8 +34,10 @@ class LayerCapture:
     """Their gate scores."""
     margin: Float[Tensor, "batch pos head"]
     """Raw score of every gate head's weakest selected entry above its best rejected one."""
-    pattern: Float[Tensor, "batch pos read_head slot"]
-    """Read weights as ``hook_pattern`` has them: all slots of entry 0, then of entry 1 ..."""
+    slot_weights: Float[Tensor, "batch pos K slot"]
+    """Read weight of every slot, mean over read heads."""
+    pattern: Float[Tensor, "batch pos read_head all_slots"] | None
+    """Read weights as ``hook_pattern`` has them: all slots of entry 0, then of entry 1 ...; none if not kept."""
 
     @property
     def read_weights(self) -> Float[Tensor, "batch pos K"]:
@@ -43,19 +45,20 @@ class LayerCapture:
         return self.slot_weights.sum(-1)
 
     @property
-    def slot_weights(self) -> Float[Tensor, "batch pos K slot"]:
-        """Read weight of every slot, mean over read heads."""
-        return self.pattern.float().mean(2).unflatten(-1, (self.indices.shape[-1], -1))
-
-    @property
     def head_weights(self) -> Float[Tensor, "batch pos read_head K"]:
         """Read weights of entries in every read head, sum over slots."""
+        assert self.pattern is not None, "the pattern of read heads was not kept"
         return self.pattern.float().unflatten(-1, (self.indices.shape[-1], -1)).sum(-1)
 
 
 @contextmanager
-def capture_memory(model: MemoryTransformer) -> Iterator[dict[int, LayerCapture]]:
-    """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass."""
+def capture_memory(model: MemoryTransformer, keep_pattern: bool = True) -> Iterator[dict[int, LayerCapture]]:
+    """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass.
+
+    Args:
+        model: whose memory.
+        keep_pattern: keep read weights per read head, by far the largest of what is captured.
+    """
     captured: dict[int, LayerCapture] = {}
     latest: dict[str, Tensor] = {}
 
@@ -65,7 +68,10 @@ def capture_memory(model: MemoryTransformer) -> Iterator[dict[int, LayerCapture]
     def finish(pattern: Tensor, hook: object) -> None:  # the last hook of a memory layer to fire
         prefix, _, _ = getattr(hook, "name", "").rpartition(".")
         indices, scores, margin = (latest.pop(f"{prefix}.hook_{name}") for name in _NOTED)
-        captured[int(prefix.split(".")[1])] = LayerCapture(indices, scores.float(), margin, pattern.detach())
+        pattern = pattern.detach()
+        slots = pattern.float().mean(2).unflatten(-1, (indices.shape[-1], -1))
+        kept = pattern if keep_pattern else None
+        captured[int(prefix.split(".")[1])] = LayerCapture(indices, scores.float(), margin, slots, kept)
 
     hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
     for layer in model.cfg.model.memory_layers:
@@ -97,6 +103,7 @@ def run_windows(
     pad: int,
     dtype: str,
     batch_size: int = 16,
+    keep_pattern: bool = False,
 ) -> Iterator[WindowPass]:
     """Run a model over document windows, shortest first (little padding), without gradients, with capturing hooks.
 
@@ -107,7 +114,7 @@ def run_windows(
     model.eval()
     by_length = sorted(windows, key=lambda window: window.end - window.start)
     try:
-        with capture_memory(model) as captured, autocast(device, dtype):
+        with capture_memory(model, keep_pattern) as captured, autocast(device, dtype):
             for start in range(0, len(windows), batch_size):
                 chosen = by_length[start : start + batch_size]
                 batch = window_batch(corpus, chosen, pad)

@@ -21,6 +21,8 @@ N_NEIGHBOURS = 10
 MIN_TOGETHER = 5
 MAX_VISITS = 4_000_000_000
 """Pairs looked at per layer; of more, evenly spread tokens are taken."""
+MAX_SELECTIONS = 1 << 24
+"""Selections of a layer held in memory; likewise."""
 
 
 def write_neighbours(recording: Path, info: RecordingInfo) -> None:
@@ -38,7 +40,7 @@ def write_neighbours(recording: Path, info: RecordingInfo) -> None:
 def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[str, np.ndarray]:
     """The neighbours of one layer's entries, as columns."""
     name = f"l{layer}_indices"
-    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS))
+    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
     indices = np.concatenate(
         [matrix(read_parquet(tokens_path(recording, part), [name])[name])[::step] for part in info.parts]
     )

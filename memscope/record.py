@@ -29,7 +29,7 @@ from memscope.files import make_folder
 from memscope.model import MemoryTransformer
 from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.rows import RowCollector
-from memscope.runtime import processes
+from memscope.runtime import processes, return_freed_memory
 from memscope.store import (
     AGGREGATES,
     INFO,
@@ -122,6 +122,7 @@ def record(
 def finish(run: LoadedRun, recording: Path) -> None:
     """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete."""
     info = read_info(recording)
+    return_freed_memory()  # of the forward passes; the census starts from there
     write_aggregates(recording, info)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
     used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
@@ -205,7 +206,8 @@ def record_parts(
         tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
     ):
         for part in todo:
-            rows = collector.collect(part.windows, run_windows(model, corpus, part.windows, pad, info.dtype))
+            passes = run_windows(model, corpus, part.windows, pad, info.dtype, keep_pattern=info.head_weights)
+            rows = collector.collect(part.windows, passes)
             list_pending()
             pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)
             bar.update(len(rows.doc))

@@ -86,3 +86,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(m_mmap_threshold, one_gib)
         libc.mallopt(m_trim_threshold, one_gib)
+
+
+def return_freed_memory() -> None:
+    """Give the kernel back what ``keep_freed_memory`` made glibc keep, between two kinds of work."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -108,7 +108,7 @@ def test_every_column_is_what_the_hooks_saw_within_the_stated_error(
     slot_run: LoadedRun, slot_corpus: PackedCorpus, bits: int
 ) -> None:
     windows = document_windows(slot_corpus, 64)[:9]
-    passes = run_windows(slot_run.model, slot_corpus, windows, slot_run.tokenizer.pad, "float32", batch_size=4)
+    passes = run_windows(slot_run.model, slot_corpus, windows, slot_run.tokenizer.pad, "float32", 4, keep_pattern=True)
     collector = RowCollector(slot_corpus, (0, 1), bits, head_weights=True, slot_weights=True)
     rows = collector.collect(windows, passes)
     assert len(rows.doc) == sum(window.end - window.start for window in windows)
