@@ -15,7 +15,7 @@ import torch
 
 from memscope.config import Config, load_config
 from memscope.model import MemoryTransformer, next_token_loss
-from memscope.prepare import make_optimizer
+from memscope.optimizer import clip_gradients, make_optimizer
 from memscope.runtime import autocast, keep_freed_memory, peak_rss_bytes
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "experiment_1_4_1.yaml"
@@ -35,7 +35,7 @@ class Trainee:
         with autocast(tokens.device, self.config.train.dtype):
             loss = next_token_loss(self.model(tokens[:, :-1]), tokens[:, 1:]).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip)
+        clip_gradients(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started

@@ -110,6 +110,13 @@ class MemoryConfig(Section):
     read_fn: Literal["softmax", "gelu"] = "softmax"
     """Activation of q.k: ``softmax`` over all selected slots, or the non-competing ``gelu``. A read weight is this
     activation times the gate score of its entry."""
+    slot_use: Literal["whole", "halves"] = "whole"
+    """What is key and value of a slot: all of it both, or its first half the key and its second the value (a rank-one
+    expert, PEER, arXiv 2407.04153)."""
+    slot_proj: bool = True
+    """Project slots to keys and values; without, they are keys and values as they are, and queries get their width."""
+    read_norm: Literal["none", "rms"] = "none"
+    """``rms`` normalises the queries of the read, per head, in place of the division of q.k by sqrt(head width)."""
     output_gate: bool = False
     """Multiply what was read by SiLU(W h) before the output projection (Memory+, arXiv 2412.09764)."""
     absorbed: bool = True
@@ -135,6 +142,8 @@ class MemoryConfig(Section):
                 )
             if self.key_dim % 2:
                 raise ValueError(f"the product gate halves its query: query_dim={self.key_dim} must be even")
+        if self.slot_use == "halves" and self.knowledge_dim % 2:
+            raise ValueError(f"slot_use=halves needs an even knowledge_dim, got {self.knowledge_dim}")
         if self.score_fn == "softmax" and self.num_selected == 1:
             raise ValueError(
                 "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "
@@ -181,6 +190,9 @@ class TrainConfig(Section):
     """Peak learning rate."""
     memory_lr_scale: float = Field(1.0, gt=0)
     """Multiplier on the learning rate of bank and gate keys, kept by the schedule (PKM practice: 4 to 10)."""
+    lazy_bank: bool = False
+    """Update only the entries that were selected in a step: others cost no time, but their momentum stands still too.
+    On the CPU; elsewhere all are updated."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """Final learning rate as a share of the peak."""
     warmup_iters: int = Field(0, ge=0)

@@ -105,8 +105,7 @@ def kept_share(nearest: list[list[int]], token_ids: list[list[int] | None], n_sl
 def logit_lens(model: MemoryTransformer, layer: int, entries: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
     """Logits that reading entries in a layer points to: W_O W_V mean-slot, final norm, unembedding."""
     assert model.bank is not None
-    read = model.memory_layer(layer).read
-    return model.unembed(read.o_proj(read.v_proj(model.bank.entries[entries].mean(1))))
+    return model.unembed(model.bank.entries[entries].mean(1) @ model.memory_layer(layer).read.write_matrix.T)
 
 
 def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> dict[str, pa.Array]:

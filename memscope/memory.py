@@ -8,8 +8,6 @@ of q.k (softmax over all selected slots, or GELU) times the gate score of its en
 so what is selected and read can be recorded and changed (``record.py``, ``run_with_hooks``).
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,164 +16,129 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config import MemoryConfig
-
-
-class Selection(NamedTuple):
-    """What the gate chose: K = H * k entries a token, the k of one head side by side, best first."""
-
-    indices: Int[Tensor, "batch pos K"]
-    """Entry numbers, int64."""
-    scores: Float[Tensor, "batch pos K"]
-    """Gate scores after the score function."""
-    margin: Float[Tensor, "batch pos head"]
-    """Raw score of a head's weakest selected entry above that of the best rejected one, without gradient; NaN where
-    nothing is rejected."""
+from memscope.gate import MemoryGate
+from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 
 class MemoryBank(nn.Module):
-    """The trainable table of entries, ``[knowledge_num, knowledge_length, knowledge_dim]``."""
+    """The trainable table of entries, ``[knowledge_num, knowledge_length, knowledge_dim]``.
 
-    def __init__(self, knowledge_num: int, knowledge_length: int, knowledge_dim: int):
+    Args:
+        knowledge_num: entries (N).
+        knowledge_length: slots per entry (L).
+        knowledge_dim: width of a slot (D).
+        sparse: its gradient on the CPU holds only the entries that were read, for an optimiser that takes it so.
+    """
+
+    def __init__(self, knowledge_num: int, knowledge_length: int, knowledge_dim: int, sparse: bool = False):
         super().__init__()
+        self.sparse = sparse
+        self._sum: SparseSum | None = None
         self.entries = nn.Parameter(torch.empty(knowledge_num, knowledge_length, knowledge_dim))
         nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
 
-    def forward(self, indices: Int[Tensor, "batch pos K"]) -> Float[Tensor, "batch pos slot width"]:
+    def forward(self, indices: Int[Tensor, "batch pos K"]) -> GatheredSlots:
         """Slots of the selected entries, ``[batch, pos, K * L, D]``."""
         # F.embedding, not indexing: its backward adds rows without the sort that index_put needs.
         rows = F.embedding(indices, self.entries.flatten(1))
-        return rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1])
+        return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
+
+    def open(self) -> "MemoryBank | OpenBank":
+        """The bank as the layers of one forward pass share it: without gathering slots where that is possible."""
+        if self.entries.device.type != "cpu":
+            return self
+        if self.sparse and self._sum is None and torch.is_grad_enabled():
+            self._sum = SparseSum(self.entries)
+        return OpenBank(self.entries, self._sum)
 
 
-class MemoryGate(nn.Module):
-    """Scores entries for every token and selects the best ``num_selected`` per head.
+class OpenBank:
+    """A bank whose readers never gather slots and share one gradient, for one forward pass on the CPU."""
 
-    ``full`` scores all N keys. ``product`` splits query and keys in two halves of sqrt(N) keys each; entry
-    ``i * sqrt(N) + j`` scores ``q1.k1[i] + q2.k2[j]``, and the best k of the k x k best halves are the best k of
-    all N (Lample et al. 2019, arXiv 1907.05242).
-    """
+    def __init__(self, entries: Float[Tensor, "entry slot width"], sparse: SparseSum | None = None):
+        self.length = entries.shape[1]
+        self.table = OpenTable(entries, sparse)
 
-    def __init__(self, dim: int, config: MemoryConfig):
-        super().__init__()
-        self.kind = config.gate
-        self.num_selected = config.num_selected
-        self.score_fn = config.score_fn
-        self.heads = config.gate_heads
-        width, side = config.key_dim, round(config.knowledge_num**0.5)
-        self.proj = nn.Linear(dim, self.heads * width, bias=False)
-        self.norm = nn.RMSNorm(width) if config.query_norm == "rms" else nn.Identity()
-        full = self.kind == "full"
-        shape = (self.heads, config.knowledge_num, width) if full else (self.heads, 2, side, width // 2)
-        self.keys = nn.Parameter(torch.empty(shape))
-        nn.init.normal_(self.keys, std=shape[-1] ** -0.5)
-
-    def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head query"]:
-        """Gate queries, one per head."""
-        query: Tensor = self.norm(rearrange(self.proj(x), "b t (h q) -> b t h q", h=self.heads))
-        return query
-
-    def select(self, query: Float[Tensor, "batch pos head query"]) -> Selection:
-        """Top-k entries per head and their gate scores."""
-        select = self._select_full if self.kind == "full" else self._select_product
-        indices, raw, margin = select(query)  # [b, t, h, k] twice, [b, t, h]
-        match self.score_fn:
-            case "softmax":
-                scores = raw.float().softmax(-1)
-            case "sigmoid":
-                scores = raw.float().sigmoid()
-            case "relu":
-                scores = raw.float().relu()
-        return Selection(indices.flatten(2), scores.flatten(2), margin)
-
-    def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out
-        # of autograd, whose backward would build a dense gradient of that size.
-        with torch.no_grad():
-            best = min(self.num_selected + 1, self.keys.shape[1])
-            search = [
-                torch.einsum("thq,hnq->thn", chunk, self.keys).topk(best) for chunk in query.flatten(0, 1).split(512)
-            ]
-            found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
-            indices = order[..., : self.num_selected]  # [b, t, h, k]
-            offset = torch.arange(self.heads, device=query.device)[:, None] * self.keys.shape[1]
-        keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
-        return indices, torch.einsum("bthq,bthkq->bthk", query, keys), self._margin(found)
-
-    def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        side = self.keys.shape[2]
-        halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
-        scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        best, number = scores.topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
-        sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
-        found, order = sums.topk(min(self.num_selected + 1, sums.shape[-1]))
-        chosen, flat = found[..., : self.num_selected], order[..., : self.num_selected]
-        row = number[..., 0, :].gather(-1, flat // best.shape[-1])
-        column = number[..., 1, :].gather(-1, flat % best.shape[-1])
-        return row * side + column, chosen, self._margin(found)
-
-    def _margin(self, best: Tensor) -> Tensor:
-        """From the best k + 1 raw scores ``[b, t, h, k + 1]``."""
-        if best.shape[-1] <= self.num_selected:
-            return torch.full_like(best[..., 0], torch.nan).detach()
-        return (best[..., self.num_selected - 1] - best[..., self.num_selected]).detach()
+    def __call__(self, indices: Int[Tensor, "batch pos K"]) -> TableSlots:
+        """Slots of the selected entries."""
+        slot = torch.arange(self.length)
+        return TableSlots(self.table, (indices.unsqueeze(-1) * self.length + slot).flatten(-2))
 
 
 class CrossAttentionMemory(nn.Module):
     """Multi-head cross-attention: Q from the token, K and V from the slots of its selected entries.
 
-    With ``absorbed`` the key projection moves into the query and the value projection behind the weighted sum, so
-    that raw slots are read: ``(q W_k^T) . e = q . (W_k e)`` and ``W_v sum(p e) = sum(p W_v e)``. Both paths give
-    the same result within rounding; the plain one is the reference.
+    Projections of slots never touch the slots: W_K moves into the query and W_V behind the weighted sum, since
+    ``q . (W_K e) = (W_K^T q) . e`` and ``sum(p W_V e) = W_V sum(p e)`` (DeepSeek-V2's MLA, arXiv 2405.04434). With
+    ``absorbed=False`` every selected slot is projected, as written in the papers: the reference.
     """
 
     def __init__(self, dim: int, heads: int, config: MemoryConfig):
         super().__init__()
         self.heads = heads
+        self.slot_width = config.knowledge_dim
         self.read_fn = config.read_fn
         self.absorbed = config.absorbed
-        self.q_proj = nn.Linear(dim, dim, bias=False)
-        self.k_proj = nn.Linear(config.knowledge_dim, dim, bias=False)
-        self.v_proj = nn.Linear(config.knowledge_dim, dim, bias=False)
-        self.o_proj = nn.Linear(dim, dim, bias=False)
-        self.gate_proj = nn.Linear(dim, dim, bias=False) if config.output_gate else None
+        halves = config.slot_use == "halves"
+        self.key_width = config.knowledge_dim // 2 if halves else config.knowledge_dim
+        self.value_width = config.knowledge_dim - self.key_width if halves else config.knowledge_dim
+        projected = config.slot_proj
+        query, mixed = (dim, dim) if projected else (heads * self.key_width, heads * self.value_width)
+        self.q_proj = nn.Linear(dim, query, bias=False)
+        self.q_norm = nn.RMSNorm(query // heads) if config.read_norm == "rms" else None
+        self.k_proj = nn.Linear(self.key_width, dim, bias=False) if projected else None
+        self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
+        self.o_proj = nn.Linear(mixed, dim, bias=False)
+        self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
 
     def pattern(
-        self,
-        x: Float[Tensor, "batch pos dim"],
-        slots: Float[Tensor, "batch pos slot width"],
-        scores: Float[Tensor, "batch pos K"],
+        self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
     ) -> Float[Tensor, "batch pos read_head slot"]:
-        """Read weights: activation of q.k / sqrt(head width) times the gate score of the slot's entry."""
+        """Read weights: activation of the (scaled or normalised) q.k times the gate score of the slot's entry."""
         query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
-        if self.absorbed:
-            k_weight = rearrange(self.k_proj.weight, "(a h) d -> a h d", a=self.heads)
-            logits = torch.einsum("btad,btsd->btas", torch.einsum("btah,ahd->btad", query, k_weight), slots)
+        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
+        if self.k_proj is None:
+            logits = slots.dot(query)
+        elif self.absorbed:
+            weight = rearrange(self.k_proj.weight, "(a h) d -> a h d", a=self.heads)
+            logits = slots.dot(torch.einsum("btah,ahd->btad", query, weight))
         else:
-            keys = rearrange(self.k_proj(slots), "b t s (a h) -> b t s a h", a=self.heads)
+            keys = rearrange(self.k_proj(slots.gather(0, self.key_width)), "b t s (a h) -> b t s a h", a=self.heads)
             logits = torch.einsum("btah,btsah->btas", query, keys)
-        logits = logits.float() * query.shape[-1] ** -0.5
-        active = logits.softmax(-1) if self.read_fn == "softmax" else F.gelu(logits)
-        per_slot = scores.repeat_interleave(slots.shape[2] // scores.shape[2], dim=-1)
+        active = logits.float().softmax(-1) if self.read_fn == "softmax" else F.gelu(logits.float())
+        per_slot = scores.repeat_interleave(logits.shape[-1] // scores.shape[-1], dim=-1)
         return active * per_slot.unsqueeze(2)
 
     def output(
         self,
         x: Float[Tensor, "batch pos dim"],
-        slots: Float[Tensor, "batch pos slot width"],
+        slots: Slots,
         pattern: Float[Tensor, "batch pos read_head slot"],
     ) -> Float[Tensor, "batch pos dim"]:
         """Weighted sum of the slots' values, projected back to the residual stream."""
-        if self.absorbed:
-            v_weight = rearrange(self.v_proj.weight, "(a h) d -> a h d", a=self.heads)
-            z = torch.einsum("btad,ahd->btah", torch.einsum("btas,btsd->btad", pattern, slots), v_weight)
+        first = self.slot_width - self.value_width
+        if self.v_proj is None:
+            z = slots.sum(pattern, first, self.value_width)
+        elif self.absorbed:
+            weight = rearrange(self.v_proj.weight, "(a h) d -> a h d", a=self.heads)
+            z = torch.einsum("btad,ahd->btah", slots.sum(pattern, first, self.value_width), weight)
         else:
-            values = rearrange(self.v_proj(slots), "b t s (a h) -> b t s a h", a=self.heads)
-            z = torch.einsum("btas,btsah->btah", pattern, values)
+            values = self.v_proj(slots.gather(first, self.value_width))
+            z = torch.einsum("btas,btsah->btah", pattern, rearrange(values, "b t s (a h) -> b t s a h", a=self.heads))
         z = z.flatten(2)
         if self.gate_proj is not None:
             z = z * F.silu(self.gate_proj(x))
         out: Tensor = self.o_proj(z)
         return out
+
+    @property
+    def write_matrix(self) -> Float[Tensor, "dim width"]:
+        """What a slot adds to the residual stream if every read head weighs it 1, without the output gate."""
+        if self.v_proj is None:
+            written: Tensor = self.o_proj.weight.unflatten(1, (self.heads, -1)).sum(1)
+        else:
+            written = self.o_proj.weight @ self.v_proj.weight
+        return F.pad(written, (self.slot_width - self.value_width, 0))
 
 
 class MemoryLayer(nn.Module):
@@ -198,7 +161,7 @@ class MemoryLayer(nn.Module):
         self.hook_margin = HookPoint()
         self.hook_pattern = HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch pos dim"], bank: MemoryBank) -> Float[Tensor, "batch pos dim"]:
+    def forward(self, x: Float[Tensor, "batch pos dim"], bank: MemoryBank | OpenBank) -> Float[Tensor, "batch pos dim"]:
         """What the memory adds to the residual stream for normalised input ``x``."""
         selection = self.gate.select(self.hook_query(self.gate.query(x)))
         indices = self.hook_indices(selection.indices)

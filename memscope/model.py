@@ -18,7 +18,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config import Config, ModelConfig
-from memscope.memory import MemoryBank, MemoryLayer
+from memscope.memory import MemoryBank, MemoryLayer, OpenBank
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [pos, head_dim / 2]
 
@@ -123,7 +123,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch pos dim"],
         rotation: Rotation,
-        bank: MemoryBank | None,
+        bank: MemoryBank | OpenBank | None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch pos dim"]:
         """Residual stream after this block."""
@@ -153,7 +153,12 @@ class MemoryTransformer(HookedRootModule):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(model.vocab_size, model.dim)
             self.bank = (
-                MemoryBank(config.memory.knowledge_num, config.memory.knowledge_length, config.memory.knowledge_dim)
+                MemoryBank(
+                    config.memory.knowledge_num,
+                    config.memory.knowledge_length,
+                    config.memory.knowledge_dim,
+                    sparse=config.train.lazy_bank,
+                )
                 if model.memory_layers
                 else None
             )
@@ -181,8 +186,9 @@ class MemoryTransformer(HookedRootModule):
             raise ValueError("a memory model has no KV cache; run it on the whole sequence")
         rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
+        bank = self.bank.open() if self.bank is not None else None
         for kind, block in zip(self.cfg.model.blocks, self.blocks, strict=True):
-            x = block(x, rotation, self.bank if kind == "memory" else None, cache)
+            x = block(x, rotation, bank if kind == "memory" else None, cache)
         if cache is not None:
             cache.length = end
         return self.unembed(x)

@@ -1,4 +1,4 @@
-"""What stands before the first training step: run folder, tokenizer, packed corpora, model and its bank, optimiser."""
+"""What stands before the first training step: run folder, tokenizer, packed corpora, model and its bank."""
 
 import sys
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ import torch
 
 from memscope import bank_init
 from memscope.checkpoint import load_run
-from memscope.config import Config, TrainConfig, load_config
+from memscope.config import Config, load_config
 from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.errors import InputError
 from memscope.files import make_folder
@@ -71,30 +71,6 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     if model.bank is not None:
         _fill_bank(model, config, run, tokenizer, write)
     return Prepared(tokenizer, train_corpus, valid_corpus, model)
-
-
-def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank and keys (not, own rate).
-
-    Every group keeps its peak in ``peak_lr``; the schedule multiplies it, so the groups' ratio holds throughout.
-    """
-    memory, matrices, rest = [], [], []
-    for name, parameter in model.named_parameters():
-        if name == "bank.entries" or name.endswith("gate.keys"):
-            memory.append(parameter)
-        elif parameter.dim() >= 2 and name != "embed.weight":
-            matrices.append(parameter)
-        else:
-            rest.append(parameter)
-    rate, scale = config.learning_rate, config.memory_lr_scale
-    groups = [
-        {"params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay},
-        {"params": rest, "peak_lr": rate, "weight_decay": 0.0},
-        {"params": memory, "peak_lr": rate * scale, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = model.embed.weight.device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, config.beta2), fused=fused)
 
 
 def _tokenizer(config: Config, run: Path) -> Tokenizer:

@@ -139,8 +139,7 @@ def read_outputs(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
     """
     maps = []
     for layer in layers:
-        read = run.model.memory_layer(layer).read
-        maps.append((read.o_proj.weight @ read.v_proj.weight).detach().float().cpu().numpy())
+        maps.append(run.model.memory_layer(layer).read.write_matrix.detach().float().cpu().numpy())
     return np.asarray(entry_values(run) @ np.linalg.qr(np.concatenate(maps)).R.T)
 
 

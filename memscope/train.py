@@ -27,7 +27,8 @@ from memscope.files import write_json, write_text
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
-from memscope.prepare import check_run_folder, make_optimizer, prepare_run
+from memscope.optimizer import clip_gradients, make_optimizer
+from memscope.prepare import check_run_folder, prepare_run
 from memscope.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 accelerator.backward(loss)
                 clock.lap("backward")
             loss_sum += loss.detach()
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        grad_norm = clip_gradients(net.parameters(), settings.grad_clip)
         wrapped_optimizer.step()
         wrapped_optimizer.zero_grad(set_to_none=True)
         clock.lap("optimizer")

@@ -22,7 +22,7 @@ from memscope.config import TrainConfig
 from memscope.errors import InputError
 from memscope.files import sha256_file
 from memscope.model import MemoryTransformer
-from memscope.prepare import make_optimizer
+from memscope.optimizer import make_optimizer
 
 TOKENS = torch.arange(24).reshape(2, 12)
 

@@ -10,6 +10,7 @@ import torch
 from memscope.bank_init import load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
+from memscope.sparse_read import GatheredSlots
 
 
 def decode(run: LoadedRun, path: Path, entries: list[int]) -> pd.DataFrame:
@@ -100,7 +101,7 @@ def test_lens_is_what_a_softmax_read_of_a_single_slot_adds(tiny_run: LoadedRun) 
     # Every slot holds entry 5, every gate score is 1: whatever the attention prefers, it reads entry 5.
     model = tiny_run.model
     read = model.blocks[1].memory.read
-    x, slots = torch.randn(1, 1, 32), model.bank.entries[5].expand(1, 1, 4, 16)
+    x, slots = torch.randn(1, 1, 32), GatheredSlots(model.bank.entries[5].expand(1, 1, 4, 16))
     weights = read.pattern(x, slots, torch.ones(1, 1, 4))
     added = read.output(x, slots, weights)[0, 0]
     torch.testing.assert_close(model.unembed(added), logit_lens(model, 1, torch.tensor([5]))[0], atol=1e-4, rtol=1e-4)

@@ -12,11 +12,14 @@ PACKAGE = sorted((ROOT / "memscope").rglob("*.py"))
 APP = sorted((ROOT / "app").rglob("*.py"))
 WITH_TORCH = {
     # the model and what runs it
-    *("memory", "model", "capture", "checkpoint", "runtime", "prepare", "train", "timing", "evaluate", "generate"),
+    *("gate", "memory", "sparse_read", "model", "capture", "checkpoint", "runtime", "prepare", "optimizer", "train"),
+    *("timing", "evaluate", "generate"),
     # recording and decoding; rows are made of captured tensors
     *("record", "rows", "decode", "trace", "history", "project"),
+    # experiments on a model, and models whose answer is known
+    *("intervene", "effects", "ablation", "attribution", "facts", "edit", "what_if", "testing_models"),
     # commands import what they need when they run
-    *("cli", "cli_options", "__main__"),
+    *("cli", "cli_options", "cli_causal", "__main__"),
 }
 """Modules below ``memscope`` that may import torch, themselves or by way of others; no new one gets in unnoticed."""
 

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memscope.config import MemoryConfig
-from memscope.memory import CrossAttentionMemory, MemoryBank, MemoryGate, MemoryLayer
+from memscope.gate import MemoryGate
+from memscope.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
+from memscope.sparse_read import GatheredSlots
 
 DIM = 24
 
@@ -188,8 +190,8 @@ def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str) -> None:
     heads, width = 4, DIM // 4
     read = CrossAttentionMemory(DIM, heads, MemoryConfig(knowledge_dim=8, read_fn=read_fn))
     x, entries, scores = make_input(3), torch.randn(2, 3, 6, 8), torch.rand(2, 3, 3)  # 3 entries of 2 slots
-    pattern = read.pattern(x, entries, scores)
-    out = read.output(x, entries, pattern)
+    pattern = read.pattern(x, GatheredSlots(entries), scores)
+    out = read.output(x, GatheredSlots(entries), pattern)
     for b in range(2):
         for t in range(3):
             mixed = torch.empty(DIM)
@@ -208,7 +210,7 @@ def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str) -> None:
 def test_bank_lays_the_slots_of_an_entry_side_by_side() -> None:
     bank = MemoryBank(4, 2, 3)
     slots = bank(torch.tensor([[[2, 0]]]))
-    assert torch.equal(slots[0, 0], torch.cat([bank.entries[2], bank.entries[0]]))
+    assert torch.equal(slots.values[0, 0], torch.cat([bank.entries[2], bank.entries[0]]))
 
 
 def test_entries_start_with_unit_norm_on_average() -> None:

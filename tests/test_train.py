@@ -21,7 +21,7 @@ from memscope.config import Config, TrainConfig, dump_config
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
-from memscope.prepare import make_optimizer
+from memscope.optimizer import make_optimizer
 from memscope.train import learning_rate_factor, train
 
 

@@ -1,0 +1,91 @@
+"""AdamW whose work follows what was selected: rows of a bank without a gradient cost no time and do not move."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memscope import sparse_kernels as kernels
+from memscope.config import TrainConfig
+from memscope.model import MemoryTransformer
+from memscope.sparse_read import in_ranges
+
+
+class LazyAdamW(torch.optim.AdamW):
+    """PyTorch's AdamW; of a parameter with a sparse gradient, only the rows that the gradient holds are updated.
+
+    Moments of other rows do not decay, as in ``torch.optim.SparseAdam``, of which this is a faster form without
+    temporaries: float32 on the CPU. Such a parameter must not have weight decay.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._update_rows(parameter, _coalesced(parameter.grad), group)
+                    parameter.grad = None  # done; AdamW refuses sparse gradients
+        return super().step(closure)
+
+    def _update_rows(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        assert group["weight_decay"] == 0, "rows cannot decay only when they are selected"
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, (beta1, beta2) = float(state["step"]), group["betas"]
+        rows = gradient.indices()[0].numpy()
+        arrays = [
+            tensor.detach().flatten(1).numpy()
+            for tensor in (gradient.values(), parameter, state["exp_avg"], state["exp_avg_sq"])
+        ]
+        numbers = (beta1, beta2, group["lr"] / (1 - beta1**step), 1 / (1 - beta2**step), group["eps"])
+        in_ranges(lambda first, last: kernels.adam_rows(rows, *arrays, *numbers, first, last), len(rows))
+
+
+def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
+    """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank and keys (not, own rate).
+
+    Every group keeps its peak in ``peak_lr``; the schedule multiplies it, so the groups' ratio holds throughout.
+    """
+    memory, matrices, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if name == "bank.entries" or name.endswith("gate.keys"):
+            memory.append(parameter)
+        elif parameter.dim() >= 2 and name != "embed.weight":
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    rate, scale = config.learning_rate, config.memory_lr_scale
+    groups = [
+        {"params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay},
+        {"params": rest, "peak_lr": rate, "weight_decay": 0.0},
+        {"params": memory, "peak_lr": rate * scale, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    fused = model.embed.weight.device.type in ("cpu", "cuda")
+    return LazyAdamW(groups, lr=rate, betas=(0.9, config.beta2), fused=fused)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients, dense and sparse, to a common norm of at most ``max_norm``; returns the norm before."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = _coalesced(parameter.grad)
+            values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    norm = nn.utils.get_total_norm(values)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(values, scale)
+    return norm
+
+
+def _coalesced(gradient: Tensor) -> Tensor:
+    """A sparse gradient with every entry once; one backward pass gives it so, but autograd forgets."""
+    entries = gradient._indices()[0]
+    once = bool((entries[1:] > entries[:-1]).all())
+    return gradient._coalesced_(True) if once else gradient.coalesce()
