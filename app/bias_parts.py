@@ -13,13 +13,14 @@ from memscope import bias_plots
 from memscope.query import Recording
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
-_VALUES = {
+VALUES = {
     "coverage": "share of entries used",
     "gate_entropy": "gate entropy, nats",
     "effective_entries_read": "entries effectively read",
     "unread_share": "unread selections",
     "loss": "loss, nats",
 }
+"""What is drawn along position and frequency."""
 
 
 def most_used(view: View, recording: Recording, layer: int, weighting: str, name: str, d: str) -> None:
@@ -116,14 +117,14 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
         state.download("All preferences as CSV", lambda: table, "preferences")
 
 
-def profiles(recording: Recording, d: str) -> None:
+def profiles(view: View, recording: Recording, value: str, d: str) -> None:
     """How selection depends on the position and the frequency of the reading token."""
     layers = recording.census["layers"]
     for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with place:
             st.subheader(f"By {axis}")
             _divergence(recording, [one["profiles"][kind] for one in layers], kind, axis, d)
-    value = st.selectbox("Along the same groups", list(_VALUES), format_func=_VALUES.__getitem__, key="profile")
+    st.selectbox("Along the same groups", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
     for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with place:
             _along({one["layer"]: pd.DataFrame(one["profiles"][kind]) for one in layers}, kind, axis, value)
@@ -163,7 +164,7 @@ def _divergence(recording: Recording, rows: list[list[dict[str, Any]]], kind: st
 
 
 def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str) -> None:
-    name = _VALUES[value]
+    name = VALUES[value]
     state.show_figure(
         figures.profile, lambda: (rows, value, name, axis), kind, value, alt=f"{name} by {axis}, per layer"
     )

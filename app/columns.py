@@ -75,7 +75,7 @@ SIDES = {
     for kind in ("gate", "read")
     for side in ("a", "b")
 }
-"""Columns of ``pairs.shared_selections``."""
+"""Columns of ``fired.shared_selections``."""
 
 SORT_LABELS = {
     "entry": "number",
@@ -87,4 +87,4 @@ SORT_LABELS = {
     "kept": "kept",
     "layers_used": "layers",
 }
-"""Names of ``queries.SORTS`` as the table of entries shows them."""
+"""Names of ``bank_table.SORTS`` as the table of entries shows them."""

@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, pairs, state
+from app import columns, live, state
 from app.address import View
 from app.components import token_view
 from memscope.errors import InputError
+from memscope.fired import shared_by_layer, shared_selections
+from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.query import Recording
 
 _METRICS = {
@@ -83,14 +85,15 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
         st.caption(" ".join(notes))
 
 
-def metric_table(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Metrics of A and B and their change, per layer."""
-    both = a.merge(b, on="layer", suffixes=("_a", "_b"))
-    columns: dict[str, pd.Series] = {"layer": both["layer"]}
-    for metric in _METRICS:
-        columns |= {f"{metric}_{side}": both[f"{metric}_{side}"] for side in ("a", "b")}
-        columns[f"{metric}_change"] = both[f"{metric}_b"] - both[f"{metric}_a"]
-    return pd.DataFrame(columns)
+def metric_table(a: Recording, b: Recording) -> None:
+    """Metrics of both and their change."""
+    st.dataframe(
+        paired_metrics(a, b, list(_METRICS)),
+        hide_index=True,
+        height="content",
+        column_config=METRIC_CONFIG,
+        alt="Metrics of A and B, per layer",
+    )
 
 
 def likeness(a: Recording, b: Recording, name: str) -> None:
@@ -109,7 +112,7 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
         with st.status("Measuring layer by layer ...", expanded=True) as status:
             st.button("Stop", icon=":material/stop_circle:", key="stop")  # any click ends this run of the page
             bar = st.progress(0.0)
-            for row in pairs.likeness_by_layer(a, b):
+            for row in likeness_by_layer(a, b):
                 rows.append(row)
                 bar.progress(len(rows) / len(a.info.layers), text=f"layer {row['layer']}")
             status.update(label="Measured", state="complete", expanded=False)
@@ -141,8 +144,8 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
 
 
 def changed(a: Recording, b: Recording, name: str, layer: int | None) -> pd.DataFrame:
-    """``pairs.changed_entries`` with shares in percent."""
-    table = state.answer_two(pairs.changed_entries, name, layer)
+    """``changed_entries`` with shares in percent."""
+    table = state.answer_two(changed_entries, name, layer)
     for column in ("share_a", "share_b", "change"):
         table[column] *= 100
     return table
@@ -153,11 +156,12 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
     with st.form("prompt", border=False):
         st.text_area("Text to read under both", key=view.key("text"), height=80, placeholder="Ada Lovelace was born in")
         st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0))
+    live.expect_text()
     if not text:
         st.caption("Type a text: both models read it, and you see where they differ.")
         return
     try:
-        traces = [state.trace_typed(text), state.trace_typed(text, name)]
+        traces = [live.trace_typed(text), live.trace_typed(text, name)]
     except InputError as error:
         st.warning("This text cannot be read by both.", icon=":material/warning:")
         st.code(str(error), language=None, wrap_lines=True)
@@ -192,7 +196,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
             )
     places = [min(token, len(traced.trace.tokens) - 1) for traced in traces]
     if a.info.knowledge_num == b.info.knowledge_num and a.info.layers == b.info.layers:
-        _shared(a, b, pairs.shared_selections(traces[0].trace, traces[1].trace, *places))
+        _shared(a, b, shared_selections(traces[0].trace, traces[1].trace, *places))
         return
     st.caption(
         "The banks differ, so an entry number means another entry on each side; the most read ones of each token:"
@@ -213,11 +217,10 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
 
 
 def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
-    both = shared.dropna(subset=["gate_a", "gate_b"]).groupby("layer").size()
-    counts = [int(both.get(layer, 0)) for layer in a.info.layers]
+    counts = shared_by_layer(shared, a.info.layers)
     st.markdown("**Entries that both select on this token**")
     st.dataframe(
-        pd.DataFrame({f"layer {layer}": [count] for layer, count in zip(a.info.layers, counts, strict=True)}),
+        pd.DataFrame({f"layer {layer}": [count] for layer, count in counts.items()}),
         hide_index=True,
         height="content",
         alt="Entries that both models select on this token, per layer",

@@ -12,9 +12,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from memscope.fired import FiredEntry, FiredLayer
+
 _FRONTEND = Path(__file__).parent / "frontend"
 FEW = 4
 """Entries of a layer that are shown before the reader asks for all."""
+_DECODED = 6
+"""Nearest tokens shown of a fired entry."""
 
 
 def _component(name: str, html: str, *vendored: Path) -> Any:
@@ -137,13 +141,12 @@ def layer_grid(
 
 
 def fired_view(
-    layers: list[dict[str, Any]], chosen: int, lit: int | None, *, key: str, on_act: Callable[[], None], few: int = FEW
+    layers: list[FiredLayer], chosen: int, lit: int | None, *, key: str, on_act: Callable[[], None], few: int = FEW
 ) -> None:
     """Show the entries that a token selected, layer by layer.
 
     Args:
-        layers: ``layer note entries``; an entry has ``entry gate gate_share read read_share sentence slots decoded
-            title tag``.
+        layers: ``fired_entries``.
         chosen: layer to mark.
         lit: entry that colours the text, if any.
         key: name of the widget.
@@ -151,11 +154,42 @@ def fired_view(
             ``where`` or ``light``), ``entry`` (-1: none) and ``layer``.
         few: entries of a layer that are shown at first.
     """
+    data = [
+        {
+            "layer": layer.layer,
+            "note": f"reads {layer.effective:.1f} of {len(layer.entries)} entries effectively"
+            if layer.effective
+            else "reads nothing here",
+            "entries": [_fired(entry) for entry in layer.entries],
+        }
+        for layer in layers
+    ]
     _FIRED(
-        data={"layers": layers, "chosen": chosen, "lit": -1 if lit is None else lit, "few": few},
+        data={"layers": data, "chosen": chosen, "lit": -1 if lit is None else lit, "few": few},
         key=key,
         on_acted_change=on_act,
     )
+
+
+def _fired(fired: FiredEntry) -> dict[str, Any]:
+    words, reads = fired.words, fired.slots
+    slots = None
+    if reads is not None:
+        # even reading is half the colour, so that it does not look like reading all of it strongly
+        levels = reads / max(float(reads.max(initial=0)), 2 * float(reads.mean()), 1e-30)
+        texts = zip(words.sentence, levels.tolist(), reads.tolist(), strict=False)
+        slots = [(text, level, f"{read:.3g}") for text, level, read in texts]
+    return {
+        "entry": fired.entry,
+        "gate": f"{fired.gate:.3g}",
+        "gate_share": fired.gate_share,
+        "read": f"{fired.read:.3g}",
+        "read_share": fired.read_share,
+        "sentence": words.text,
+        "slots": slots,
+        "decoded": words.decoded[:_DECODED],
+        "title": words.title,
+    }
 
 
 def context_view(groups: dict[str, pd.DataFrame], *, key: str, on_click: Callable[[], None]) -> None:
@@ -215,7 +249,7 @@ def scatter(
     """Show a map of points.
 
     Args:
-        points: ``map_data.pack_points``.
+        points: ``map_points.pack_points``.
         key: name of the widget; what happened is in ``st.session_state[key]``.
         on_hover: called when the pointer rests on a point: ``hovered`` is its entry.
         on_click: called when a point is clicked: ``clicked`` is its entry.
@@ -240,13 +274,3 @@ def color_range(values: np.ndarray) -> tuple[float, float]:
 def color_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Strength of the colour per value, 0 at ``low`` to 1 at ``high`` and above; NaN gets none."""
     return np.nan_to_num(np.clip((values - low) / max(high - low, 1e-12), 0, 1))
-
-
-def visible(text: str) -> str:
-    """A token as a table cell: leading and trailing spaces, newlines and tabs become signs that can be seen."""
-    inner = text.strip(" ")
-    if not inner:
-        return "␣" * len(text) or "∅"
-    start = len(text) - len(text.lstrip(" "))
-    end = len(text) - len(text.rstrip(" "))
-    return "␣" * start + inner.replace("\n", "↵").replace("\t", "⇥") + "␣" * end

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import address, columns, figures, queries, state
-from app.components import context_view, decoding_view, visible
+from app import address, columns, figures, state
+from app.components import context_view, decoding_view
+from memscope.bank_table import words_of
 from memscope.entry_pages import EntryCard
 from memscope.query import Recording
 from memscope.usage import HOT_FACTOR
+from memscope.words import visible
 
 KINDS = {"top": "Highest gate scores", "quantile": "From every fifth of its gate scores, highest first"}
 
@@ -46,7 +48,7 @@ def header(recording: Recording, card: EntryCard) -> None:
 
 def decodings(recording: Recording, card: EntryCard) -> None:
     """Tokens at first and now, triples, and the logit lens."""
-    words = queries.words_of(recording, [card.entry])[card.entry]
+    words = words_of(recording, [card.entry])[card.entry]
     st.markdown("**What it says**")
     if len(card.slot_drift) > 1:
         slots = [

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from memscope.plot_style import (
     LABELLED,
@@ -20,6 +21,9 @@ from memscope.plot_style import (
     panel,
     panels,
 )
+
+_SHARES = ("coverage", "unread_share")
+"""Metrics that are shown in percent."""
 
 
 def score_histogram(scores: dict[int, np.ndarray], layers: Sequence[int], *, dark: bool = False) -> Figure:
@@ -136,7 +140,8 @@ def profile(rows: dict[int, pd.DataFrame], value: str, name: str, axis: str, *, 
             axes.plot(np.arange(len(frame)), frame[f"even_{value}"], ":", color=color, linewidth=1)
     axes.set_xticks(np.arange(len(labels)), labels, rotation=35, ha="right")
     axes.set(xlabel=axis, ylabel=name)
-    layer_legend(axes, layers, dark)
+    _percent(axes, value)
+    layer_legend(axes, layers, dark, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure
 
 
@@ -189,36 +194,42 @@ def metrics_over_time(curve: pd.DataFrame, metrics: dict[str, str], *, dark: boo
     evaluations = curve[curve["kind"] == "eval"]
     layers = sorted({int(name.split("/")[0].removeprefix("layer_")) for name in curve if name.startswith("layer_")})
     figure, axes = panels(len(metrics), dark)
-    figure.set_size_inches(4.2 * len(metrics), 3.1)
+    figure.set_size_inches(2.9 * len(metrics), 2.7)
     for place, (metric, name) in zip(axes, metrics.items(), strict=True):
         for layer, color in zip(layers, layer_colors(len(layers), dark), strict=True):
             place.plot(evaluations["step"], evaluations[f"layer_{layer}/{metric}"], "o-", color=color, markersize=4)
         place.set(xlabel="training step", ylabel=name)
         place.set_ylim(bottom=0)
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        place.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _percent(place, metric)
     layer_legend(axes[0], layers, dark)
     return figure
 
 
-def paired_metrics(a: pd.DataFrame, b: pd.DataFrame, metrics: dict[str, str], *, dark: bool = False) -> Figure:
+def paired_metrics(both: pd.DataFrame, metrics: dict[str, str], *, dark: bool = False) -> Figure:
     """Metrics of two recordings per layer, one panel each: A as dots, B as squares, a line from one to the other.
 
     Args:
-        a: a row per layer with ``layer`` and the metrics.
-        b: likewise, of the other recording.
+        both: ``pairs.paired_metrics``.
         metrics: column and its name.
         dark: for a dark page.
     """
     figure, axes = panels(len(metrics), dark)
-    figure.set_size_inches(3.6 * len(metrics), 2.9)
-    both = a.merge(b, on="layer", suffixes=("_a", "_b"))
+    figure.set_size_inches(2.9 * len(metrics), 2.7)
     place = np.arange(len(both))
     for panel_, (metric, name) in zip(axes, metrics.items(), strict=True):
         panel_.vlines(place, both[f"{metric}_a"], both[f"{metric}_b"], color=ink(dark), linewidth=1)
         panel_.plot(place, both[f"{metric}_a"], "o", color=blue(dark), label="A")
         panel_.plot(place, both[f"{metric}_b"], "s", color=ORANGE, label="B")
-        panel_.set(xlabel="layer", ylabel=name)
-        panel_.set_ylim(bottom=0)
+        highest = float(both[[f"{metric}_a", f"{metric}_b"]].max(axis=None))
+        panel_.set(xlabel="layer", ylabel=name, ylim=(0, 1.12 * highest or 1))
         panel_.set_xticks(place, [str(layer) for layer in both["layer"]])
+        panel_.margins(x=0.12)
+        _percent(panel_, metric)
     legend(axes[0])
     return figure
+
+
+def _percent(axes: Axes, metric: str) -> None:
+    if metric in _SHARES:
+        axes.yaxis.set_major_formatter(PERCENT if axes.get_ylim()[1] > 0.05 else PercentFormatter(1))

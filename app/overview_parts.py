@@ -1,16 +1,14 @@
 """Parts of the overview: what an entry is, the model card, gate metrics over training, all recordings."""
 
-from pathlib import Path
-
 import pandas as pd
 import streamlit as st
 
-from app import address, figures, health, state
+from app import address, figures, state
 from app.components import context_view
-from memscope.errors import InputError
-from memscope.files import read_json
+from memscope.catalog import DEPTH, recordings_table, runs_without_recording
+from memscope.health import telling_entry
 from memscope.query import Recording
-from memscope.store import INFO, read_info
+from memscope.store import INFO
 
 _OVER_TIME = {
     "coverage": "share of entries used",
@@ -28,7 +26,7 @@ def number(label: str, value: str, help_: str | None = None) -> None:
 def example(recording: Recording) -> None:
     """What a memory entry is, said with a real one."""
     info = recording.info
-    telling = state.answer(health.telling_entry)
+    telling = state.answer(telling_entry)
     with st.expander("What is a memory entry? A real one in two minutes", icon=":material/school:", expanded=True):
         left, right = st.columns([2, 3], gap="large")
         left.markdown(
@@ -126,30 +124,8 @@ def gate_over_time(curve: pd.DataFrame) -> None:
 
 def all_recordings() -> None:
     """Every recording in the folder, and runs beside it that were not recorded."""
-    rows, runs = [], set()
-    for name, path in state.find_recordings(state.root()).items():
-        try:
-            info = read_info(path)
-        except InputError as error:
-            rows.append({"recording": name, "state": str(error).split(": ", 1)[-1]})
-            continue
-        runs.add(Path(info.run).resolve())
-        census = path / "census.json"
-        rows.append(
-            {
-                "recording": name,
-                "run": info.run_name,
-                "step": "newest" if info.step is None else f"{info.step:,}",
-                "corpus": info.corpus_name,
-                "tokens": info.rows,
-                "selections": info.rows * info.selected * len(info.layers),
-                "entries": info.knowledge_num,
-                "loss": read_json(census)["loss"] if info.complete and census.is_file() else None,
-                "map": (path / "map.parquet").is_file(),
-                "state": "whole" if info.complete else "unfinished: run the same command again",
-            }
-        )
-    table = pd.DataFrame(rows).dropna(axis=1, how="all")
+    found = state.find_recordings(state.root())
+    table = recordings_table(found)
     st.session_state["_all"] = table["recording"].tolist()
 
     def open_row() -> None:
@@ -171,8 +147,8 @@ def all_recordings() -> None:
         | {"loss": st.column_config.NumberColumn("loss, nats", format="%.3f")},
         alt="Recordings in this folder",
     )
-    st.caption(f"Every {INFO} in {state.root().name}/ and up to three folders below it. Select a row to open it.")
-    waiting = [path for path in health.run_folders(state.root()) if path.resolve() not in runs]
+    st.caption(f"Every {INFO} in {state.root().name}/ and up to {DEPTH} folders below it. Select a row to open it.")
+    waiting = runs_without_recording(state.root(), found)
     if waiting:
         st.subheader("Runs without a recording here")
         for path in waiting:

@@ -7,11 +7,16 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, pairs, queries, state
+from app import columns, state
 from app.address import View
-from app.components import token_view, visible
+from app.components import token_view
+from memscope.catalog import find_documents
+from memscope.fired import predicted_token, shared_by_layer, shared_selections
 from memscope.query import Recording
+from memscope.store import RecordingInfo
+from memscope.token_measures import MEASURES, layer_measure, over_layers
 from memscope.token_table import Trace
+from memscope.words import visible
 
 TITLES = 300
 """Documents that the box of titles offers at once."""
@@ -26,9 +31,13 @@ def document_controls(
     *name, number, place, pages = st.columns([2, 3, 1.2, 3.3] if many else [3.5, 1.2, 3.5], vertical_alignment="bottom")
     if many:
         wanted = st.session_state.get("title", "")
-        found = titles[titles.str.contains(wanted, case=False, regex=False)].index[:TITLES]
-        known = sorted({doc, *(int(one) for one in found)})
-        name[0].text_input("Find a title", key="title", icon=":material/search:", placeholder=f"one of {len(titles):,}")
+        known = sorted({doc, *find_documents(titles, wanted, TITLES)})
+        name[0].text_input(
+            "Find a document",
+            key="title",
+            icon=":material/search:",
+            placeholder=f"title, or number below {len(titles):,}",
+        )
     else:
         known = list(range(len(titles)))
     number.selectbox(
@@ -97,7 +106,7 @@ def token_facts(
             )
         else:
             assert doc is not None
-            predicted = state.answer(queries.predicted, doc, token)
+            predicted = state.answer(predicted_token, doc, token)
             rows = {
                 "predicted": visible(predicted),
                 "in the text": "the end" if following is None else visible(following),
@@ -116,7 +125,6 @@ def two_texts(
     traces: list[Trace],
     tokens: tuple[int, int],
     measure: str,
-    meanings: dict[str, str],
     drift: np.ndarray,
     pick: Callable[[str, str], None],
 ) -> None:
@@ -131,21 +139,20 @@ def two_texts(
                 values = trace.tokens["loss"].to_numpy(np.float64)
             else:
                 lit = st.session_state.get(view.key("entry"))
-                values = over_layers(queries.grid(trace, info.layers, measure, drift, lit), measure)
+                values = over_layers(layer_measure(trace, info.layers, measure, drift, lit), measure)
             token_view(
                 trace.tokens,
                 values,
-                meanings[measure].split(":")[0],
+                MEASURES[measure].split(":")[0],
                 token,
                 key=f"tokens_{letter}",
                 label=f"Tokens of text {letter}",
                 on_click=partial(pick, name, f"tokens_{letter}"),
             )
             st.caption(f"Text {letter}: token {token} is chosen. Deeper blue is more; each text has its own scale.")
-    shared = pairs.shared_selections(traces[0], traces[1], chosen[0], chosen[1])
-    both = shared.dropna(subset=["gate_a", "gate_b"])
+    shared = shared_selections(traces[0], traces[1], chosen[0], chosen[1])
+    counts = shared_by_layer(shared, info.layers)
     st.subheader("What the two tokens share")
-    counts = both.groupby("layer").size().reindex(list(info.layers), fill_value=0)
     st.dataframe(
         pd.DataFrame({"layer": counts.index, "shared": counts.to_numpy(), "share": counts.to_numpy() / info.selected}),
         hide_index=True,
@@ -158,10 +165,8 @@ def two_texts(
     )
     st.caption(f"Entries that both tokens select, of {info.selected} selections a layer and token.")
     sentences = recording.sentences(shared["entry"])
-    shared = shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])
-    order = shared[["gate_a", "gate_b"]].isna().any(axis=1)
     st.dataframe(
-        shared.assign(missing=order).sort_values(["layer", "missing", "gate_a"], ascending=[True, True, False]),
+        shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
         hide_index=True,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
         column_config=columns.ENTRY | columns.SIDES,
@@ -170,9 +175,12 @@ def two_texts(
     st.caption("All entries that either token selects, shared ones first within a layer; empty where it does not.")
 
 
-def over_layers(values: np.ndarray, measure: str) -> np.ndarray:
-    """One value per token out of ``[layer, token]``: the largest for one entry, else the mean; NaN where none."""
-    known = ~np.isnan(values)
-    if measure == "one entry":
-        return np.where(known.any(0), np.where(known, values, -np.inf).max(0), np.nan)
-    return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(1, known.sum(0)), np.nan)
+def slots_note(info: RecordingInfo, slots: np.ndarray | None) -> str:
+    """How to read the shading of sentences, or how to get it; nothing for entries of one slot."""
+    if info.knowledge_length == 1:
+        return ""
+    if slots is None:
+        return (
+            " Which words of a sentence were read is kept when recording with --per-slot; typed texts show it always."
+        )
+    return " The deeper a word of a sentence is shaded, the more of it was read; all alike when read evenly."

@@ -1,35 +1,31 @@
-"""What the pages share: the open recording, its model, cached answers and figures. The only file that caches.
+"""What the pages share: the open recording, cached answers and figures.
 
 Everything cached is read-only and belongs to the server; what a reader chose is in the session and the address alone.
 """
 
 import io
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
-from app import address, map_data, queries
+from app import address
+from memscope import bank_table, map_points
+from memscope.catalog import find_recordings as find
 from memscope.errors import InputError
 from memscope.files import csv_text
 from memscope.query import Recording
+from memscope.read_sample import ReadSample, read_sample
 from memscope.serve import RECORDINGS
 from memscope.store import INFO
 from memscope.token_table import Trace
 
-if TYPE_CHECKING:  # torch is loaded when a reader first types a text
-    from memscope.checkpoint import LoadedRun
-    from memscope.trace import TextTrace
-
 RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"
-_DEPTH = 3
-"""Folders below the one that the app was started on in which recordings are found."""
 
 
 def choose_recording() -> None:
@@ -73,11 +69,8 @@ def root() -> Path:
 
 @st.cache_data(ttl=5, show_spinner=False)
 def find_recordings(folder: Path) -> dict[str, Path]:
-    """Recordings by name: ``folder`` itself, or those up to three folders below it, named by their path from there."""
-    if (folder / INFO).is_file():
-        return {folder.name: folder}
-    found = [path.parent for depth in range(1, _DEPTH + 1) for path in folder.glob("*/" * depth + INFO)]
-    return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+    """``catalog.find_recordings``, looked up again after five seconds."""
+    return find(folder)
 
 
 def recording(name: str | None = None) -> Recording:
@@ -86,17 +79,17 @@ def recording(name: str | None = None) -> Recording:
 
 
 def numbers() -> pd.DataFrame:
-    """``queries.entry_numbers`` of the open recording; do not change it."""
+    """``bank_table.entry_numbers`` of the open recording; do not change it."""
     return _numbers(*st.session_state["_open"])
 
 
 def entry_order(search: str, field: str, state: str, sort: str, descending: bool) -> np.ndarray:
-    """``queries.select_entries`` of the open recording."""
+    """``bank_table.select_entries`` of the open recording."""
     return _entry_order(*st.session_state["_open"], search, field, state, sort, descending)
 
 
 def found_entries(search: str, field: str = "everything") -> np.ndarray:
-    """``queries.search_entries`` of the open recording."""
+    """``bank_table.search_entries`` of the open recording."""
     return _found(*st.session_state["_open"], search, field)
 
 
@@ -105,20 +98,25 @@ def map_places() -> pd.DataFrame | None:
     return _map(*st.session_state["_open"])
 
 
+def unit_places() -> pd.DataFrame:
+    """``map_points.unit_places`` of the open recording, which has a map; do not change it."""
+    return _unit_places(*st.session_state["_open"])
+
+
 def predicates() -> tuple[np.ndarray, list[str]]:
-    """``queries.predicates`` of the open recording."""
+    """``bank_table.predicates`` of the open recording."""
     return _predicates(*st.session_state["_open"])
 
 
-def map_points(
-    by: str, search: str, shown: str, focus: int | None, lasso: tuple[tuple[int, int], ...], dark: bool
+def points_of_map(
+    by: str, search: str, shown: str, focus: int | None, lasso: tuple[tuple[int, int], ...], dark: bool, every: bool
 ) -> bytes:
-    """What the map draws; see ``map_data``."""
-    return _map_points(*st.session_state["_open"], by, search, shown, focus, lasso, dark)
+    """What the map draws; see ``map_points``."""
+    return _map_points(*st.session_state["_open"], by, search, shown, focus, lasso, dark, every)
 
 
-def read_sample(layer: int) -> queries.ReadSample:
-    """``queries.read_sample`` of the open recording; do not change it."""
+def sample(layer: int) -> ReadSample:
+    """``read_sample`` of the open recording; do not change it."""
     return _read_sample(*st.session_state["_open"], layer)
 
 
@@ -137,28 +135,6 @@ def trace_document(doc: int, first: int, count: int, name: str | None = None) ->
     """``Recording.trace`` of the open recording or another one, cached."""
     where = st.session_state["_open"] if name is None else _version(find_recordings(root())[name])
     return _trace_document(*where, doc, first, count)
-
-
-def trace_typed(text: str, name: str | None = None) -> "TextTrace":
-    """What the recorded model does on a text; of the open recording or another one.
-
-    Raises:
-        InputError: the model is gone or is another one by now, or the text does not fit.
-    """
-    info = recording(name).info
-    run = Path(info.run)
-    if not (run / "model.safetensors").is_file():
-        raise InputError(
-            f"{run}: the run that was recorded is not there any more. Recorded documents can still be read; for typed "
-            f"text put the run back, or train and record again: {RECORD}"
-        )
-    loaded = _load_run(run, (run / "model.safetensors").stat().st_mtime_ns)
-    if loaded.fingerprint != info.fingerprint:
-        raise InputError(
-            f"{run}: the run has been trained further since it was recorded, so its answers would not match this "
-            f"recording. Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
-        )
-    return _trace_typed(info.fingerprint, text, loaded)
 
 
 def show_figure(
@@ -200,12 +176,12 @@ def _open(path: Path, modified: int) -> Recording:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _numbers(path: Path, modified: int) -> pd.DataFrame:
-    return queries.entry_numbers(_open(path, modified))
+    return bank_table.entry_numbers(_open(path, modified))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def _found(path: Path, modified: int, search: str, field: str) -> np.ndarray:
-    return queries.search_entries(_open(path, modified), search, field)
+    return bank_table.search_entries(_open(path, modified), search, field)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -213,7 +189,7 @@ def _entry_order(
     path: Path, modified: int, search: str, field: str, state: str, sort: str, descending: bool
 ) -> np.ndarray:
     found = _found(path, modified, search, field)
-    return queries.select_entries(_open(path, modified), _numbers(path, modified), found, state, sort, descending)
+    return bank_table.select_entries(_open(path, modified), _numbers(path, modified), found, state, sort, descending)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -222,24 +198,31 @@ def _map(path: Path, modified: int) -> pd.DataFrame | None:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
+def _unit_places(path: Path, modified: int) -> pd.DataFrame:
+    places = _map(path, modified)
+    assert places is not None
+    return map_points.unit_places(places)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
 def _predicates(path: Path, modified: int) -> tuple[np.ndarray, list[str]]:
-    return queries.predicates(_open(path, modified))
+    return bank_table.predicates(_open(path, modified))
 
 
 @st.cache_resource(max_entries=8, show_spinner="Reading a sample ...")
-def _read_sample(path: Path, modified: int, layer: int) -> queries.ReadSample:
-    return queries.read_sample(_open(path, modified), layer)
+def _read_sample(path: Path, modified: int, layer: int) -> ReadSample:
+    return read_sample(_open(path, modified), layer)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def _colors(path: Path, modified: int, by: str, dark: bool) -> map_data.Colors:
+def _colors(path: Path, modified: int, by: str, dark: bool) -> map_points.Colors:
     place = _map(path, modified)
     assert place is not None
     table = _numbers(path, modified)
     cluster = np.full(len(table), -1, np.int32)
     cluster[place["entry"].to_numpy()] = place["cluster"].to_numpy()
     relations = _predicates(path, modified) if by == "predicate" else (np.empty(0, np.int8), [])
-    return map_data.entry_colors(by, _open(path, modified), table, cluster, relations, dark)
+    return map_points.entry_colors(by, _open(path, modified), table, cluster, relations, dark)
 
 
 @st.cache_resource(max_entries=12, show_spinner=False)
@@ -252,12 +235,14 @@ def _map_points(
     focus: int | None,
     lasso: tuple[tuple[int, int], ...],
     dark: bool,
+    every: bool,
 ) -> bytes:
-    place, count = _map(path, modified), _numbers(path, modified)["count"].to_numpy()
-    assert place is not None
+    count = _numbers(path, modified)["count"].to_numpy()
     kept = {"all": count >= 0, "used": count > 0, "never selected": count == 0}[shown]
     lit = _found(path, modified, search, "everything") if search else None
-    return map_data.pack_points(place, _colors(path, modified, by, dark), kept, lit, focus, list(lasso), dark)
+    colors = _colors(path, modified, by, dark)
+    places = _unit_places(path, modified)
+    return map_points.pack_points(places, colors, kept, lit, focus, list(lasso), dark, every)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
@@ -278,30 +263,9 @@ def _answer_two(
     return _question(_open(path, modified), _open(other, other_modified), *arguments)
 
 
-@st.cache_resource(max_entries=2, show_spinner="Loading the model ...")
-def _load_run(run: Path, modified: int) -> "LoadedRun":
-    from memscope.checkpoint import load_run
-
-    return load_run(run)
-
-
-@st.cache_resource
-def _model_lock() -> threading.Lock:
-    """Hooks sit on the shared model: two readers must not run it at once."""
-    return threading.Lock()
-
-
 @st.cache_data(max_entries=64, show_spinner=False)
 def _trace_document(path: Path, modified: int, doc: int, first: int, count: int) -> Trace:
     return _open(path, modified).trace(doc, first, count)
-
-
-@st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
-    from memscope.trace import trace_text
-
-    with _model_lock():
-        return trace_text(_run, text)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
-from app import map_data
+from memscope import map_points
 from memscope.query import Recording
 
 SIZE: ViewportSize = {"width": 1280, "height": 900}
@@ -37,8 +37,11 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--enable-unsafe-swiftshader",
 ]
-TALL = {"prompts": 1180, "entry": 1120, "overview": 1040, "map": 1080, "preferences": 1000}
-"""Pictures that are higher than ``SIZE``."""
+HEIGHTS = {
+    **{"prompts": 1180, "entry": 1120, "overview": 1040, "map": 1080},
+    **{"reading": 660, "profiles": 1000, "compare": 880, "gate_bias": 880, "training": 920},
+}
+"""Heights of pictures that are not as high as ``SIZE``."""
 
 
 def views(recording: Recording, other: str | None) -> dict[str, str]:
@@ -62,7 +65,7 @@ def views(recording: Recording, other: str | None) -> dict[str, str]:
     places = recording.map()
     if places is not None:
         used = recording.usage().sum(0)[places["entry"]] > 0
-        x, y = (int(1000 * np.median(axis[used])) for axis in map_data.unit_places(places))
+        x, y = (1000 * map_points.unit_places(places)[used][["x", "y"]].median()).astype(int)
         ring = [(x + int(90 * np.cos(a)), y + int(70 * np.sin(a))) for a in np.linspace(0, 2 * np.pi, 25)[:-1]]
         pages["map"] = ("map", {"by": "cluster", "lasso": ".".join(f"{a}_{b}" for a, b in ring)})
     if other is not None:
@@ -93,7 +96,7 @@ def running_app(recordings: Path) -> Iterator[str]:
 def take(page: Page, address: str, path: Path) -> None:
     """One picture, once the page has come to rest."""
     page.set_viewport_size(
-        {"width": SIZE["width"], "height": TALL.get(path.stem.removesuffix("_dark"), SIZE["height"])}
+        {"width": SIZE["width"], "height": HEIGHTS.get(path.stem.removesuffix("_dark"), SIZE["height"])}
     )
     page.goto(address)
     page.get_by_role("heading", level=1).wait_for()

@@ -15,22 +15,24 @@ _LEAST = 1e-7
 """Divergences below are drawn here: a logarithmic axis has no zero."""
 
 
-def divergence_dots(layers: pd.DataFrame) -> Figure:
+def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Jensen-Shannon divergence per layer on a logarithmic axis, with what sampling alone and other text would show.
 
     Args:
         layers: ``layer jensen_shannon sampled_jensen_shannon halves_jensen_shannon_a``.
+        dark: for a dark page.
     """
-    figure, axes = panel()
+    figure, axes = panel(dark)
     place = np.arange(len(layers))
     values = layers["jensen_shannon"].clip(lower=_LEAST)
-    axes.plot(place, values, "o", color=blue(False), markersize=8, label="A against B")
+    axes.plot(place, values, "o", color=blue(dark), markersize=8, label="A against B")
     for x, y, shown in zip(place, values, layers["jensen_shannon"], strict=True) if len(layers) <= LABELLED else ():
-        axes.annotate(f"{shown:.2g}", (x, y), (0, -14), textcoords="offset points", ha="center", fontsize=8)
-    _ticks(axes, place, layers["sampled_jensen_shannon"].clip(lower=_LEAST), ink(False), "two samples of one gate")
+        label = axes.annotate(f"{shown:.2g}", (x, y), (0, -14), textcoords="offset points", ha="center", fontsize=8)
+        label.set_color(ink(dark))
+    _ticks(axes, place, layers["sampled_jensen_shannon"].clip(lower=_LEAST), ink(dark), "two samples of one gate")
     if layers["halves_jensen_shannon_a"].notna().all():
         _ticks(axes, place, layers["halves_jensen_shannon_a"].clip(lower=_LEAST), ORANGE, "two halves of A")
-    axes.axhline(np.log(2), color=ink(False), linestyle=":", linewidth=1, label="no entry in common (ln 2)")
+    axes.axhline(np.log(2), color=ink(dark), linestyle=":", linewidth=1, label="no entry in common (ln 2)")
     axes.set(yscale="log", ylim=(None, 2), xlabel="layer", ylabel="Jensen-Shannon divergence (nats)")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])
     axes.margins(x=0.08)
@@ -38,18 +40,19 @@ def divergence_dots(layers: pd.DataFrame) -> Figure:
     return figure
 
 
-def overlap_bars(layers: pd.DataFrame) -> Figure:
+def overlap_bars(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Jaccard index of used entries per layer, with both ends of what chance could give.
 
     Args:
         layers: ``layer jaccard independent_jaccard sampled_jaccard``.
+        dark: for a dark page.
     """
-    figure, axes = panel()
+    figure, axes = panel(dark)
     place = np.arange(len(layers))
-    bars = axes.bar(place, layers["jaccard"], 0.6, color=blue(False), label="A against B")
+    bars = axes.bar(place, layers["jaccard"], 0.6, color=blue(dark), label="A against B")
     if len(layers) <= LABELLED:
-        axes.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center", color="white")
-    _ticks(axes, place, layers["sampled_jaccard"], ink(False), "two samples of one gate")
+        axes.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center", color=_page(dark))
+    _ticks(axes, place, layers["sampled_jaccard"], ink(dark), "two samples of one gate")
     _ticks(axes, place, layers["independent_jaccard"], ORANGE, "independent sets")
     axes.set(ylim=(0, 1.15), xlabel="layer", ylabel="entries used by both / by either")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])
@@ -57,16 +60,17 @@ def overlap_bars(layers: pd.DataFrame) -> Figure:
     return figure
 
 
-def usage_scatter(a: np.ndarray, b: np.ndarray, layers: Sequence[int]) -> Figure:
+def usage_scatter(a: np.ndarray, b: np.ndarray, layers: Sequence[int], *, dark: bool = False) -> Figure:
     """Selections of every entry in A against B, both logarithmic; entries of one side alone lie on the axes.
 
     Args:
         a: selections, ``[layer, N]``.
         b: likewise, of the other recording.
         layers: names of the layers, in the order of the first axis.
+        dark: for a dark page.
     """
-    figure, [left, right] = panels(2)
-    colors = layer_colors(len(layers), dark=False)
+    figure, [left, right] = panels(2, dark)
+    colors = layer_colors(len(layers), dark)
     half = (len(layers) + 1) // 2
     highest = max(int(a.max(initial=1)), int(b.max(initial=1)))
     for axes, members in ((left, range(half)), (right, range(half, len(layers)))):
@@ -75,7 +79,7 @@ def usage_scatter(a: np.ndarray, b: np.ndarray, layers: Sequence[int]) -> Figure
             x, y = (np.maximum(side[number][used], 0.4) for side in (a, b))
             axes.plot(x, y, "o", color=colors[number], markersize=2.5, alpha=0.5, markeredgewidth=0, rasterized=True)
             axes.plot([], [], "o", color=colors[number], markersize=5, label=f"layer {layers[number]}")
-        axes.plot([1, highest], [1, highest], color=ink(False), linestyle="--", linewidth=1, label="equally often")
+        axes.plot([1, highest], [1, highest], color=ink(dark), linestyle="--", linewidth=1, label="equally often")
         axes.set(xscale="log", yscale="log", xlim=(0.3, highest * 1.6), ylim=(0.3, highest * 1.6))
         axes.set(xlabel="selections in A (left edge: none)", ylabel="selections in B (bottom edge: none)")
         legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5)
@@ -85,21 +89,22 @@ def usage_scatter(a: np.ndarray, b: np.ndarray, layers: Sequence[int]) -> Figure
     return figure
 
 
-def evenness_changes(evenness: pd.DataFrame) -> Figure:
+def evenness_changes(evenness: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Coverage and KL to uniform of every layer in A and B.
 
     Args:
         evenness: ``layer metric a b`` (``Changes.evenness``); rows of all layers together are left out.
+        dark: for a dark page.
     """
-    figure, both = panels(2)
+    figure, both = panels(2, dark)
     for axes, metric, label in zip(
         both, ("coverage", "kl_to_uniform"), ("entries used", "KL to uniform (nats)"), strict=True
     ):
         rows = evenness[(evenness["metric"] == metric) & evenness["layer"].notna()]
         place = np.arange(len(rows))
-        axes.vlines(place, rows["a"], rows["b"], color=ink(False), linewidth=1)
-        axes.plot(place, rows["a"], "o", color="white", markeredgecolor=blue(False), markersize=7, label="A")
-        axes.plot(place, rows["b"], "o", color=blue(False), markersize=7, label="B")
+        axes.vlines(place, rows["a"], rows["b"], color=ink(dark), linewidth=1)
+        axes.plot(place, rows["a"], "o", color=_page(dark), markeredgecolor=blue(dark), markersize=7, label="A")
+        axes.plot(place, rows["b"], "o", color=blue(dark), markersize=7, label="B")
         axes.set_xticks(place, [f"{layer:.0f}" for layer in rows["layer"]])
         highest = max(float(rows["a"].max()), float(rows["b"].max()))
         axes.set(xlabel="layer", ylabel=label, ylim=(0, 1.25 * highest or 1))
@@ -108,20 +113,23 @@ def evenness_changes(evenness: pd.DataFrame) -> Figure:
     return figure
 
 
-def predicate_changes(predicates: pd.DataFrame) -> Figure:
+def predicate_changes(predicates: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Share of selections per relation in A and B, largest changes first, with the relation's share of the bank.
 
     Args:
         predicates: ``predicate bank_share_b selection_share_a selection_share_b``, in order.
+        dark: for a dark page.
     """
     shown = predicates.head(_SHOWN_PREDICATES)
-    figure, axes = panel()
+    figure, axes = panel(dark)
     figure.set_size_inches(2 * SIZE[0], 1.0 + 0.21 * len(shown))
     place = np.arange(len(shown))
-    axes.hlines(place, shown["selection_share_a"], shown["selection_share_b"], color=ink(False), linewidth=1)
+    axes.hlines(place, shown["selection_share_a"], shown["selection_share_b"], color=ink(dark), linewidth=1)
     axes.plot(shown["bank_share_b"], place, "|", color=ORANGE, markersize=10, markeredgewidth=2, label="share of bank")
-    axes.plot(shown["selection_share_a"], place, "o", color="white", markeredgecolor=blue(False), label="selections, A")
-    axes.plot(shown["selection_share_b"], place, "o", color=blue(False), label="selections, B")
+    axes.plot(
+        shown["selection_share_a"], place, "o", color=_page(dark), markeredgecolor=blue(dark), label="selections, A"
+    )
+    axes.plot(shown["selection_share_b"], place, "o", color=blue(dark), label="selections, B")
     axes.set_yticks(place, [_short(name) for name in shown["predicate"]])
     axes.set(xlim=(0, None), ylim=(len(shown) - 0.4, -0.6), xlabel="share", ylabel="relation")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -131,6 +139,11 @@ def predicate_changes(predicates: pd.DataFrame) -> Figure:
 
 def _ticks(axes: Axes, place: np.ndarray, heights: pd.Series, color: str, label: str) -> None:
     axes.hlines(heights, place - 0.38, place + 0.38, color=color, linewidth=2, label=label, zorder=3)
+
+
+def _page(dark: bool) -> str:
+    """Colour of the page, for hollow markers and text on bars."""
+    return "#12161C" if dark else "white"
 
 
 def _short(name: str) -> str:

@@ -1,7 +1,6 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -15,14 +14,13 @@ from app_folder import make_folder
 from streamlit.testing.v1 import AppTest
 
 import app
-from app import address, health, map_data, pairs, queries, report_file
-from app.components import color_levels, color_range, visible
-from app.fired import fired_layers
+from app import address, prompt_parts, report_file
+from app.components import color_levels, color_range
+from memscope import map_points
 from memscope.checkpoint import LoadedRun
+from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.trace import trace_text
-from memscope.usage import HOT_FACTOR, UNREAD_SHARE
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -123,31 +121,11 @@ def test_the_overview_lists_recordings_and_opens_one() -> None:
     assert asked(test, "recording") == "deeper/twin"
 
 
-def test_a_token_shows_what_it_selected_in_every_layer(tiny_recording: Recording) -> None:
-    trace = tiny_recording.trace(1, 5, 1)
-    layers = fired_layers(tiny_recording, trace, 5, None)
-    assert [part["layer"] for part in layers] == list(tiny_recording.info.layers)
-    for part in layers:
-        fired = trace.selections[trace.selections["layer"] == part["layer"]]
-        assert [entry["entry"] for entry in part["entries"]] == fired["entry"].tolist()
-        shares = [entry["read_share"] for entry in part["entries"]]
-        assert shares == sorted(shares, reverse=True) and shares[0] == pytest.approx(1)
-        sentences = tiny_recording.sentences(fired["entry"])
-        assert [entry["sentence"] for entry in part["entries"]] == [sentences[e] for e in fired["entry"]]
+def test_a_token_is_chosen_by_its_number() -> None:
     test = open_page("prompts", doc=1, token=5)
     assert test.subheader[0].value == "Token 5"
     test.number_input(key="prompts.token").set_value(6).run()
     assert test.subheader[0].value == "Token 6" and asked(test, "token") == "6"
-
-
-def test_slots_show_which_words_were_read(slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "slots", RecordOptions(max_tokens=120, slot_weights=True))
-    recording = Recording(tmp_path / "slots")
-    traced = trace_text(slot_run, "Ada Holm was born in Aston .")
-    layers = fired_layers(recording, traced.trace, 3, traced.slots[3])
-    shown = [entry for part in layers for entry in part["entries"] if entry["slots"]]
-    assert shown and len(shown[0]["slots"]) > 3
-    assert all(0 <= level <= 1 for entry in shown for _, level, _ in entry["slots"])
 
 
 def test_long_documents_are_read_in_parts() -> None:
@@ -168,30 +146,31 @@ def test_tokens_can_be_coloured_by_every_measure(measure: str) -> None:
     assert test.selectbox(key="prompts.by").value == measure
 
 
-def test_one_entry_lights_up_where_it_fires(tiny_recording: Recording) -> None:
-    trace = tiny_recording.trace(1, 0, 64)
-    layers = tiny_recording.info.layers
-    entry = int(trace.selections["entry"].iloc[0])
-    values = queries.grid(trace, layers, "one entry", np.zeros(64), entry)
-    fires = trace.selections[trace.selections["entry"] == entry]
-    expected = {(layers.index(row.layer), row.pos): row.gate for row in fires.itertuples()}
-    assert {tuple(cell) for cell in np.argwhere(~np.isnan(values)).tolist()} == set(expected)
-    assert all(values[cell] == pytest.approx(gate) for cell, gate in expected.items())
+def test_one_entry_lights_up(tiny_recording: Recording) -> None:
+    entry = int(tiny_recording.trace(1, 0, 64).selections["entry"].iloc[0])
     test = open_page("prompts", doc=1, by="one entry", entry=entry)
     assert not test.exception and test.number_input(key="prompts.entry").value == entry
 
 
-def test_grids_are_what_their_names_say(tiny_recording: Recording) -> None:
-    trace, layers = tiny_recording.trace(1, 0, 32), tiny_recording.info.layers
-    drift = np.arange(64, dtype=np.float64)
-    first = trace.selections[(trace.selections["pos"] == 3) & (trace.selections["layer"] == layers[1])]
-    shares = first["gate"].to_numpy(np.float64) / first["gate"].sum()
-    entropy = queries.grid(trace, layers, "gate entropy", drift, None)
-    assert entropy[1, 3] == pytest.approx(-sum(share * np.log(share) for share in shares if share > 0), rel=1e-5)
-    assert queries.grid(trace, layers, "top gate score", drift, None)[1, 3] == pytest.approx(first["gate"].max())
-    moved = queries.grid(trace, layers, "drift of the read entry", drift, None)
-    assert moved[1, 3] == first["entry"].iloc[0]
-    np.testing.assert_allclose(entropy.mean(0), trace.tokens["gate_entropy"], rtol=1e-4)
+def test_words_that_were_read_are_shown_or_the_way_to_them_is(
+    slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kept, said in ((True, "the more of it was read"), (False, "--per-slot")):
+        folder = tmp_path / str(kept)
+        record(slot_run, corpus_dir / "valid.jsonl", folder / "tiny", RecordOptions(max_tokens=60, slot_weights=kept))
+        monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
+        assert said in markdown(open_page("prompts", token=3))
+    assert "the more of it was read" in markdown(open_page("prompts", source="your text", text="Ada Holm", token=1))
+
+
+def test_many_documents_are_found_by_title_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_parts, "TITLES", 2)
+    test = open_page("prompts")
+    test.text_input(key="title").input("5").run()
+    offered = test.selectbox(key="prompts.doc").options
+    assert [option.split(":")[0] for option in offered] == ["0", "5"]
+    test.selectbox(key="prompts.doc").select(5).run()
+    assert not test.exception and asked(test, "doc") == "5"
 
 
 def test_choosing_another_document_starts_at_its_first_token() -> None:
@@ -263,45 +242,6 @@ def test_entries_open(entry: int) -> None:
     assert test.subheader[0].value == f"Entry {entry}"
 
 
-@pytest.mark.parametrize("field", queries.FIELDS)
-def test_searches_find_what_a_loop_finds(field: str, tiny_recording: Recording) -> None:
-    query = "SELECT * FROM bank LEFT JOIN titles USING (entry) JOIN decodings USING (entry) ORDER BY entry"
-    bank = tiny_recording.sql(query)
-    texts = tiny_recording.tokenizer.token_texts
-
-    def holds(row: object, word: str) -> bool:
-        if field == "decoded tokens":
-            return any(word in texts[token].lower() for token in row.nearest)
-        parts = {name: [getattr(row, name)] for name in ("sentence", "title")}
-        parts = {name: [text for text in values if isinstance(text, str)] for name, values in parts.items()}
-        for name in ("subject", "predicate", "object"):
-            parts[name] = list(getattr(row, name)) if isinstance(getattr(row, name), np.ndarray) else []
-        looked = [text for values in parts.values() for text in values] if field == "everything" else parts[field]
-        return any(word in text.lower() for text in looked)
-
-    for word in ("ada", "born", "%"):
-        expected = [int(row.entry) for row in bank.itertuples() if holds(row, word)]
-        assert queries.search_entries(tiny_recording, word, field).tolist() == expected
-    assert queries.search_entries(tiny_recording, "7", field).tolist().count(7) == 1
-
-
-@pytest.mark.parametrize("state", queries.STATES)
-def test_entries_of_every_state_are_shown(state: str, tiny_recording: Recording) -> None:
-    numbers = queries.entry_numbers(tiny_recording)
-    usage = tiny_recording.usage()
-    assert numbers["count"].tolist() == usage.sum(0).tolist()
-    used = usage.sum(0) > 0
-    top = np.array(tiny_recording.info.layers)[usage.argmax(0)]
-    assert (numbers["top_layer"].to_numpy()[used] == top[used]).mean() > 0.9  # ties may go to another layer
-    everything = np.arange(64)
-    chosen = queries.select_entries(tiny_recording, numbers, everything, state, "count", True)
-    count = numbers["count"].to_numpy()
-    hot = count > HOT_FACTOR * count.sum() / 64
-    expected = {"all": everything, "used": np.flatnonzero(used), "never selected": np.flatnonzero(~used)}
-    assert sorted(chosen.tolist()) == expected.get(state, np.flatnonzero(hot)).tolist()
-    assert count[chosen].tolist() == sorted(count[chosen].tolist(), reverse=True)
-
-
 def test_an_untrained_run_with_several_slots_opens_on_every_page(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,8 +254,6 @@ def test_an_untrained_run_with_several_slots_opens_on_every_page(
     without_sentence = open_page("entries", entry=63)
     assert not without_sentence.exception
     assert "no sentence" in markdown(without_sentence)
-    heads = queries.head_shares(Recording(tmp_path / "tiny"), 0)
-    assert heads is not None and (heads.sum(1) == 200 * slot_run.config.memory.num_selected * 2).all()
 
 
 @pytest.mark.parametrize(("page", "q"), [("entries", "zebra crossing"), ("map", "zebra crossing")])
@@ -325,36 +263,24 @@ def test_a_search_without_a_hit_says_so(page: str, q: str) -> None:
     assert "No entry" in test.info[0].value
 
 
-@pytest.mark.parametrize("by", map_data.COLORS)
-def test_the_map_packs_every_point_with_its_colour(by: str, folder: Path) -> None:
-    recording = Recording(folder / "tiny")
-    places, numbers = recording.map(), queries.entry_numbers(recording)
-    assert places is not None
-    relations = queries.predicates(recording)
-    colors = map_data.entry_colors(by, recording, numbers, places["cluster"].to_numpy(), relations, dark=False)
-    block = map_data.pack_points(places, colors, numbers["count"].to_numpy() >= 0, None, 5, [], dark=False)
-    length = int(np.frombuffer(block, np.uint32, 1)[0])
-    head = json.loads(block[4 : 4 + length])
-    ids = np.frombuffer(block, np.uint32, head["points"], 4 + length)
-    assert length % 4 == 0 and len(block) == 4 + length + 9 * head["points"]
-    assert sorted(ids.tolist()) == list(range(64))
-    levels = np.frombuffer(block, np.uint8, head["points"], 4 + length + 8 * head["points"])
-    assert (levels == colors.number[ids]).all() and levels.max() < len(head["palette"])
-    x = np.frombuffer(block, np.uint16, head["points"], 4 + length + 4 * head["points"])
-    np.testing.assert_allclose(2 * (x / 32767.5 - 1), map_data.unit_places(places)[0][ids], atol=1e-4)
-
-
 def test_a_search_and_a_lasso_choose_points_of_the_map(folder: Path) -> None:
     places = Recording(folder / "tiny").map()
     assert places is not None
-    x, y = map_data.unit_places(places)
-    right = map_data.inside(places, [(0, -2000), (2000, -2000), (2000, 2000), (0, 2000)])
-    assert right.tolist() == np.flatnonzero((x > 0) & (y > -2)).tolist()
+    right = inside(unit_places(places), [(0, -2000), (2000, -2000), (2000, 2000), (0, 2000)])
     test = open_page("map", lasso="0_-2000.2000_-2000.2000_2000.0_2000", by="cluster")
     assert not test.exception
     assert sorted(test.dataframe[0].value["entry"]) == right.tolist()
     next(button for button in test.button if button.label == "Drop the lasso").click().run()
     assert asked(test, "lasso") is None and not test.dataframe
+
+
+def test_many_points_stand_behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not open_page("map").toggle
+    monkeypatch.setattr(map_points, "DENSE", 32)
+    test = open_page("map")
+    assert "density first" in markdown(test) and not test.toggle[0].value
+    test.toggle(key="map.every").set_value(True).run()
+    assert not test.exception and asked(test, "every") == "1"
 
 
 def test_a_recording_without_a_map_names_the_command() -> None:
@@ -373,6 +299,16 @@ def test_gate_bias_follows_weighting_and_layers(by: str, tiny_recording: Recordi
     assert asked(test, "layers") == "1"
 
 
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [("concentration", "drawn", "histogram, linear"), ("profiles", "value", "effective_entries_read")],
+)
+def test_the_way_to_draw_is_in_the_address(part: str, field: str, value: str) -> None:
+    test = open_page("gate_bias", part=part, **{field: value})
+    assert not test.exception and not test.warning
+    assert test.session_state[f"gate_bias.{field}"] == value and asked(test, field) == value
+
+
 def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:
     making = report_file.make_report(tiny_recording)
     next(making)
@@ -381,22 +317,7 @@ def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recordin
     assert not list(report_file._folder().iterdir())
 
 
-def test_unread_entries_are_counted(tiny_recording: Recording) -> None:
-    sample = queries.read_sample(tiny_recording, 1)
-    assert sample.tokens == tiny_recording.info.rows  # it is smaller than one row group
-    assert np.allclose(sample.gate.sum(-1), 1, atol=1e-3)
-    table = queries.unread_entries(tiny_recording, sample)
-    share = tiny_recording.reading_metrics().set_index("layer")["unread_share"][1]
-    assert (sample.read < UNREAD_SHARE).mean() == pytest.approx(share, abs=0.02)
-    assert table["unread"].is_monotonic_decreasing
-
-
-def test_equal_recordings_compare_as_equal(folder: Path) -> None:
-    a, b = Recording(folder / "tiny"), Recording(folder / "deeper" / "twin")
-    assert (pairs.changed_entries(a, b, None)["change"] == 0).all()
-    rows = list(pairs.likeness_by_layer(a, b))
-    assert [row["layer"] for row in rows] == list(a.info.layers)
-    assert all(row["jensen_shannon"] == 0 and row["jaccard"] == 1 for row in rows)
+def test_equal_recordings_compare_as_equal() -> None:
     test = open_page("compare", **{"with": "deeper/twin"})
     next(button for button in test.button if button.label == "Measure it").click().run()
     assert not test.exception
@@ -407,22 +328,6 @@ def test_one_prompt_is_read_by_both_models() -> None:
     test = open_page("compare", part="prompt", text="Ada Holm was born in", **{"with": "deeper/twin"})
     assert not test.exception
     assert "Mean loss" in " ".join(caption.value for caption in test.caption)
-
-
-def test_health_flags_state_their_numbers(tiny_recording: Recording) -> None:
-    layers = tiny_recording.layer_metrics()
-    worst = layers.loc[layers["dead"].idxmax()]
-    first = health.health(tiny_recording)[0]
-    assert re.match(rf"[\d.]+% of entries never selected in layer {int(worst['layer'])} ", first.text)
-    assert float(first.text.split("%")[0]) == pytest.approx(100 * worst["dead"] / 64, abs=0.5)
-    assert [health._percent(share) for share in (0, 0.0001, 0.004, 0.31, 0.997, 1)] == [
-        "0%",
-        "0.01%",
-        "0.4%",
-        "31%",
-        "99.7%",
-        "100%",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -482,6 +387,24 @@ def test_a_broken_recording_beside_a_whole_one_is_named(
     assert test.title[0].value == "Overview"
 
 
+def test_a_recording_that_is_made_again_while_it_is_open_is_named(
+    tiny_recording_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = shutil.copytree(tiny_recording_path, tmp_path / "tiny")
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
+    test = open_page("gate_bias")
+    info = json.loads((tiny / "recording.json").read_text())
+    (tiny / "recording.json").write_text(json.dumps(info | {"complete": False}))
+    test.run()
+    assert not test.exception and "unfinished" in test.code[0].value
+    (tiny / "recording.json").unlink()
+    test.run()
+    assert not test.exception and "not a recording" in test.code[0].value
+    (tiny / "recording.json").write_text(json.dumps(info))
+    test.run()
+    assert not test.exception and test.title[0].value == "Gate bias"
+
+
 def test_streamlit_and_torch_stay_out_of_what_pages_do_not_need() -> None:
     code = (
         "import sys, memscope.serve; assert 'streamlit' not in sys.modules and 'app' not in sys.modules\n"
@@ -495,13 +418,6 @@ def test_nothing_is_loaded_from_other_sites() -> None:
         text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text, path
         assert "innerHTML" not in text and "insertAdjacentHTML" not in text, path
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"), [(" the", "␣the"), ("\n", "↵"), (" ", "␣"), ("", "∅"), ("a\tb", "a⇥b"), ("x ", "x␣")]
-)
-def test_white_space_in_tokens_can_be_seen(text: str, shown: str) -> None:
-    assert visible(text) == shown
 
 
 def test_colours_run_from_the_lowest_to_the_98th_percentile() -> None:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import address, columns, compare_parts, figures, state
 from app.address import choice, integer, words
+from memscope.pairs import paired_metrics
 
 PARTS = ("metrics", "entries", "prompt")
 ALL = "all"
@@ -40,22 +41,15 @@ b = compare_parts.open_other(name)
 compare_parts.sides(a, b, st.session_state["_recording"], name)
 
 if part == "metrics":
-    tables = [r.layer_metrics().merge(r.reading_metrics(), on="layer") for r in (a, b)]
     state.show_figure(
         figures.paired_metrics,
-        lambda: (*(table[["layer", *SHOWN]] for table in tables), SHOWN),
+        lambda: (paired_metrics(a, b, list(SHOWN)), SHOWN),
         alt="Coverage, KL to uniform, concentration and unread selections of A and B, per layer",
         of=name,
     )
     d = " and ".join(f"{r.info.rows * r.info.selected:,}" for r in (a, b))
     st.caption(f"Blue dots A, orange squares B, per layer; D = {d} selections a layer.")
-    st.dataframe(
-        compare_parts.metric_table(*tables),
-        hide_index=True,
-        height="content",
-        column_config=compare_parts.METRIC_CONFIG,
-        alt="Metrics of A and B, per layer",
-    )
+    compare_parts.metric_table(a, b)
     st.caption(f"Beside each metric of A and B the change, B - A. D = {d} selections a layer.")
     compare_parts.likeness(a, b, name)
 

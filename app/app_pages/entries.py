@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import address, columns, entry_view, queries, state
+from app import address, columns, entry_view, state
 from app.address import choice, integer, words
+from memscope.bank_table import FIELDS, SORTS, STATES, entry_rows
 from memscope.usage import HOT_FACTOR
 
 PAGE = 50  # rows of one page of the table
@@ -17,9 +18,9 @@ d = info.rows * len(info.layers) * info.selected
 st.title("Entries")
 view = address.View("entries")
 search = view.field("q", words())
-field = view.field("in", choice(queries.FIELDS, name="field"))
-kind = view.field("show", choice(queries.STATES, name="kind"))
-sort = view.field("sort", choice(queries.SORTS, name="column"))
+field = view.field("in", choice(FIELDS, name="field"))
+kind = view.field("show", choice(STATES, name="kind"))
+sort = view.field("sort", choice(SORTS, name="column"))
 order = view.field("order", choice(ORDERS, name="order"))
 page = view.field("page", integer(1, 1 + -(-info.knowledge_num // PAGE), 1, "page"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
@@ -38,10 +39,10 @@ def open_row() -> None:
 
 box, where, by, direction, which, number = st.columns([3.4, 1.9, 1.9, 1.6, 1.6, 1.5], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
-where.selectbox("In", queries.FIELDS, **view.widget("in", show_table))
-by.selectbox("Sort by", queries.SORTS, format_func=columns.SORT_LABELS.get, **view.widget("sort", show_table))
+where.selectbox("In", FIELDS, **view.widget("in", show_table))
+by.selectbox("Sort by", SORTS, format_func=columns.SORT_LABELS.get, **view.widget("sort", show_table))
 direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
-which.selectbox("Show", queries.STATES, **view.widget("show", show_table))
+which.selectbox("Show", STATES, **view.widget("show", show_table))
 number.number_input("Open entry", 0, info.knowledge_num - 1, step=1, placeholder="number", **view.widget("entry"))
 
 if entry is None:
@@ -58,7 +59,7 @@ if entry is None:
     if not len(found):
         st.info("No entry holds all of these words.", icon=":material/search_off:")
         st.stop()
-    table = queries.entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE])
+    table = entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()
     st.dataframe(
         table,

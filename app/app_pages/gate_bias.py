@@ -21,6 +21,8 @@ part = view.field("part", choice(PARTS, name="part"))
 name = view.field("by", choice(list(WEIGHTINGS), name="weighting"))
 layers = view.field("layers", several(info.layers, "layer"))
 layer = view.field("layer", choice(info.layers, name="layer"))
+drawn = view.field("drawn", choice(DRAWN, name="way to draw"))
+value = view.field("value", choice(list(bias_parts.VALUES), name="value"))
 view.write()
 layers = layers or list(info.layers)
 weighting = WEIGHTINGS[name]
@@ -73,16 +75,14 @@ if part == "concentration":
     left, right = st.columns(2, gap="medium")
     with left:
         st.subheader("Usage of entries")
-        shown = st.segmented_control(
-            "Drawn as", DRAWN, default=DRAWN[0], required=True, key="drawn", label_visibility="collapsed"
-        )
-        if shown == DRAWN[0]:
+        st.segmented_control("Drawn as", DRAWN, required=True, label_visibility="collapsed", **view.widget("drawn"))
+        if drawn == DRAWN[0]:
             state.show_figure(
                 plots.usage_histogram, lambda: (recording.usage(weighting)[axes], layers), by, alt="Usage by rank"
             )
             st.caption(f"Entries from most to least used, both axes logarithmic; a flat line would be even. {d}")
         else:
-            log = shown == DRAWN[1]
+            log = drawn == DRAWN[1]
             state.show_figure(
                 figures.count_histogram,
                 lambda: (recording.usage(weighting)[axes], layers, log),
@@ -101,7 +101,7 @@ if part == "preferences":
     bias_parts.preferences(view, recording, layer, d)
 
 if part == "profiles":
-    bias_parts.profiles(recording, d)
+    bias_parts.profiles(view, recording, value, d)
 
 if part == "layers":
     bias_parts.overlap(recording, d)

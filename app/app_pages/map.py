@@ -3,9 +3,11 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, map_data, queries, state
-from app.address import choice, corners, integer, words
+from app import address, columns, state
+from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
+from memscope.bank_table import entry_rows
+from memscope.map_points import COLORS, DENSE, inside
 
 SHOWN = ("all", "used", "never selected")
 MOST = 200  # rows of the table under the map
@@ -22,11 +24,12 @@ if places is None:
 assert places is not None
 
 view = address.View("map")
-by = view.field("by", choice(map_data.COLORS, name="colour"))
+by = view.field("by", choice(COLORS, name="colour"))
 search = view.field("q", words())
 shown = view.field("show", choice(SHOWN, name="kind"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 lasso = view.field("lasso", corners())
+every = view.field("every", flag())
 view.write()
 
 
@@ -52,13 +55,13 @@ def open_row() -> None:
 
 box, color, which, number = st.columns([3, 2, 1.7, 1.4], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
-color.selectbox("Colour by", map_data.COLORS, format_func=str.capitalize, **view.widget("by"))
+color.selectbox("Colour by", COLORS, format_func=str.capitalize, **view.widget("by"))
 which.selectbox("Show", SHOWN, **view.widget("show"))
 number.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
 
 found = state.found_entries(search) if search else None
 dark = st.context.theme.type == "dark"
-points = state.map_points(by, search, shown, entry, tuple(lasso), dark)
+points = state.points_of_map(by, search, shown, entry, tuple(lasso), dark, every)
 
 
 @st.fragment
@@ -74,6 +77,13 @@ def show_map() -> None:
 
 
 show_map()
+if len(places) >= DENSE:
+    st.toggle("Draw every point", **view.widget("every"))
+    st.caption(
+        f"From {DENSE:,} points on the map shows density first: one point for every small square with entries, the "
+        "stronger the more there are. Search, lasso and the table always mean all entries. Drawing every point takes "
+        "some seconds without a graphics card."
+    )
 said = recording.map_info
 st.caption(
     f"One point an entry, {len(places):,} in all; near means alike in {said.get('feature', 'the mapped feature')}"
@@ -96,7 +106,7 @@ if not lasso and found is None:
     st.stop()
 chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
 if lasso:
-    chosen = np.intersect1d(chosen, map_data.inside(places, lasso))
+    chosen = np.intersect1d(chosen, inside(state.unit_places(), lasso))
 chosen = chosen[np.argsort(-state.numbers()["count"].to_numpy()[chosen], kind="stable")]
 left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
 left.markdown(
@@ -104,14 +114,14 @@ left.markdown(
 )
 with right:
     state.download(
-        "Save as CSV", lambda: queries.entry_rows(recording, state.numbers(), chosen[:10_000]), "map-entries"
+        "Save as CSV", lambda: entry_rows(recording, state.numbers(), chosen[:10_000].tolist()), "map-entries"
     )
 if lasso:
     clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
 if not len(chosen):
     st.info("No entry is there.", icon=":material/search_off:")
     st.stop()
-table = queries.entry_rows(recording, state.numbers(), chosen[:MOST])
+table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
 st.session_state["_inside"] = table["entry"].tolist()
 st.dataframe(
     table,

@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from app import address, columns, health, overview_parts, state
+from app import address, columns, overview_parts, state
 from app.address import choice
 from memscope import plots
 from memscope.findings import find
+from memscope.health import health
 
 PARTS = ("health", "model", "training", "recordings")
 LEVELS = {
@@ -37,7 +38,7 @@ if part == "health":
     overview_parts.example(recording)
     st.subheader("Is the memory healthy?")
     left, right = st.columns(2, gap="medium")
-    for number, flag in enumerate(state.answer(health.health)):
+    for number, flag in enumerate(state.answer(health)):
         show, icon = LEVELS[flag.level]
         with (left, right)[number % 2]:
             show(flag.text, icon=icon)

@@ -3,23 +3,15 @@
 import numpy as np
 import streamlit as st
 
-from app import address, prompt_parts, queries, state
+from app import address, live, prompt_parts, state
 from app.address import choice, integer, words
 from app.components import fired_view, layer_grid, token_view
-from app.fired import fired_layers, recorded_slots
 from memscope.errors import InputError
+from memscope.fired import fired_entries, recorded_slots
+from memscope.token_measures import MEASURES, layer_measure, over_layers
 
 WINDOW = 256  # tokens shown at once
 DOCUMENT, TYPED, TWO = "document", "your text", "two texts"
-MEANINGS = {
-    "loss": "loss of predicting the next token, nats",
-    "gate entropy": "gate entropy, nats: how evenly the gate weighs what it selects",
-    "top gate score": "top gate score: how well the best key matches",
-    "top gate share": "top gate share: share of the token's gate scores that the best entry has",
-    "effective entries": "effective entries: how many entries the attention reads, exp(entropy of read shares)",
-    "drift of the read entry": "drift of the most read entry, 1 - cosine to its start",
-    "one entry": "gate score of one entry",
-}
 
 recording = state.recording()
 info, documents = recording.info, recording.documents
@@ -29,7 +21,7 @@ view = address.View("prompts")
 source = view.field("source", choice([DOCUMENT, TYPED, TWO], name="source"))
 doc = view.field("doc", integer(0, len(documents), 0, "doc"))
 text, other = view.field("text", words()), view.field("other", words())
-measure = view.field("by", choice(list(MEANINGS), name="measure"))
+measure = view.field("by", choice(list(MEASURES), name="measure"))
 lit = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 layer = view.field("layer", choice(info.layers, name="layer"))
 length = int(documents["rows"][doc]) if source == DOCUMENT else info.window
@@ -62,7 +54,7 @@ left, right, extra = st.columns([4, 3, 2], vertical_alignment="bottom")
 left.segmented_control(
     "Text", [DOCUMENT, TYPED, TWO], required=True, format_func=str.capitalize, **view.widget("source", start_over)
 )
-right.selectbox("Colour by", list(MEANINGS), format_func=str.capitalize, **view.widget("by"))
+right.selectbox("Colour by", list(MEASURES), format_func=str.capitalize, **view.widget("by"))
 if measure == "one entry":
     extra.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
 
@@ -73,13 +65,14 @@ if source == DOCUMENT:
     trace = state.trace_document(doc, part * WINDOW, WINDOW)
     slots = recorded_slots(recording, doc, token)
 else:
+    live.expect_text()
     texts = prompt_parts.text_form(view, two=source == TWO)
     view.write()
     if not all(texts):
         st.caption("Type a text: the recorded model reads it, and you see the entries that fire on every token.")
         st.stop()
     try:
-        traces = [state.trace_typed(one) for one in texts]
+        traces = [live.trace_typed(one) for one in texts]
     except InputError as error:
         st.warning("This text cannot be read.", icon=":material/warning:")
         st.code(str(error), language=None, wrap_lines=True)
@@ -91,18 +84,16 @@ view.write()
 
 drift = state.numbers()["drift"].to_numpy()
 if source == TWO:
-    prompt_parts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, MEANINGS, drift, pick)
+    prompt_parts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, drift, pick)
     st.stop()
 
 shown = measure if measure != "loss" else "gate entropy"
-values = queries.grid(trace, info.layers, shown, drift, lit)
-per_token = (
-    trace.tokens["loss"].to_numpy(np.float64) if measure == "loss" else prompt_parts.over_layers(values, measure)
-)
+values = layer_measure(trace, info.layers, shown, drift, lit)
+per_token = trace.tokens["loss"].to_numpy(np.float64) if measure == "loss" else over_layers(values, measure)
 token_view(
     trace.tokens,
     per_token,
-    MEANINGS[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
+    MEASURES[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
     token,
     key="tokens",
     on_click=lambda: pick("token", "tokens"),
@@ -113,16 +104,15 @@ st.caption(
     f"{len(trace.tokens) * len(info.layers) * info.selected:,} selections."
 )
 layer_grid(
-    trace.tokens, values, info.layers, MEANINGS[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
+    trace.tokens, values, info.layers, MEASURES[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
 )
 st.caption("One column a token, one row a layer; brighter is more. Click a cell to go to that token and layer.")
 
 prompt_parts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
-fired = fired_layers(recording, trace, token, slots)
+fired = fired_entries(recording, trace, token, slots)
 fired_view(fired, layer, lit if measure == "one entry" else None, key="fired", on_act=act)
 st.caption(
     f"The entries that token {token} selected in each layer, most read first: {info.selected} a layer. Orange bars "
     "compare gate scores, blue ones what the attention read, each with the largest of the layer; a read weight may be "
-    "negative. Filled tokens stand in the init sentence, outlined ones are new."
-    + (" Shaded words of a sentence are those that were read." if slots is not None and slots.shape[-1] > 1 else "")
+    "negative. Filled tokens stand in the init sentence, outlined ones are new." + prompt_parts.slots_note(info, slots)
 )

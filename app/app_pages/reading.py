@@ -3,9 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, figures, queries, state
+from app import address, columns, figures, state
 from app.address import choice
 from memscope import bias_plots, plots
+from memscope.read_sample import head_shares, unread_entries
 from memscope.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
@@ -55,7 +56,7 @@ if part == "shares":
     state.download("Reading as CSV", lambda: reading[["layer", *columns.READING]], "reading")
 
 elif part == "gate against read":
-    sample = state.read_sample(layer)
+    sample = state.sample(layer)
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
         state.show_figure(
@@ -74,7 +75,7 @@ elif part == "gate against read":
     )
 
 elif part == "heads":
-    heads = state.answer(queries.head_shares, layer)
+    heads = state.answer(head_shares, layer)
     if heads is None:
         st.info("This recording keeps read weights summed over heads only. Record with head weights to see each head:")
         st.code(f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash")
@@ -101,8 +102,8 @@ elif part == "heads":
     )
 
 elif part == "unread entries":
-    sample = state.read_sample(layer)
-    table = queries.unread_entries(recording, sample)
+    sample = state.sample(layer)
+    table = unread_entries(recording, sample)
     share = float((sample.read < UNREAD_SHARE).mean())
     st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread.**")
     st.session_state["_unread"] = table["entry"].tolist()

@@ -26,7 +26,6 @@ const show = ({ data, parentElement, setTriggerValue }) => {
     const number = within(make("div", ""),
       button("link number", String(entry.entry), "Open this entry: its sentence, decodings and where else it fires",
         () => setTriggerValue("acted", { act: "open", entry: entry.entry, layer })))
-    if (entry.tag) number.append(make("span", "tag", entry.tag))
     const words = within(make("div", ""), sentence(entry))
     const now = within(make("div", "quiet"), "says now ")
     entry.decoded.forEach(([text, own]) => now.append(chip(text, own, own ? "stands in the init sentence" : "not in the init sentence")))

@@ -1,6 +1,7 @@
 // The bank as points: drag to move, wheel to zoom, lasso to select, hover to read. Data is one block of bytes, see
-// map_data.py. Sentences of hovered points are asked for one by one and come back through a "memscope-tip" event.
+// memscope/map_points.py. Sentences of hovered points are asked for one by one and come back through a "memscope-tip" event.
 const live = new WeakMap()
+const SHADES = Array.from({ length: 16 }, (_, step) => 0.3 + 0.7 * step / 15)  // opacity of a cell by its weight
 
 function unpack(data) {
   const bytes = data instanceof Uint8Array ? data : new Uint8Array(data)
@@ -9,14 +10,21 @@ function unpack(data) {
   const head = JSON.parse(new TextDecoder().decode(new Uint8Array(block, 4, length)))
   const start = 4 + length, n = head.points
   return { head, ids: new Uint32Array(block, start, n), x: new Uint16Array(block, start + 4 * n, n),
-           y: new Uint16Array(block, start + 6 * n, n), level: new Uint8Array(block, start + 8 * n, n) }
+           y: new Uint16Array(block, start + 6 * n, n), level: new Uint8Array(block, start + 8 * n, n),
+           weight: new Uint8Array(block, start + 9 * n, n) }
 }
 
-const near = value => Float32Array.from(value, v => 2 * (v / 32767.5 - 1))
+function floats(values, scale, shift) {  // a loop: Float32Array.from with a function takes ten times as long
+  const out = new Float32Array(values.length)
+  for (let i = 0; i < out.length; i++) out[i] = values[i] * scale + shift
+  return out
+}
+
+const near = values => floats(values, 2 / 32767.5, -2)
 
 function key(box, head) {
   box.replaceChildren(make("div", "", head.title))
-  if (head.ramp) {
+  if (head.ramp.length) {
     const ramp = make("div", "ramp")
     ramp.style.background = `linear-gradient(to right, ${head.ramp.join(",")})`
     const ends = make("div", "", "")
@@ -85,7 +93,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   state.send = setTriggerValue
   const stage = parentElement.querySelector(".stage")
   const page = getComputedStyle(stage).getPropertyValue("--st-background-color").trim()
-  const { head, ids, x, y, level } = unpack(data)
+  const { head, ids, x, y, level, weight } = unpack(data)
   if (state.drawn !== head.version + page) {
     state.drawn = head.version + page
     state.ids = ids
@@ -93,8 +101,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
     stage.querySelector("canvas").setAttribute("aria-label", head.label)
     plot.set({ backgroundColor: page, colorBy: "valueA", pointColor: head.palette, pointColorActive: head.mark,
                pointColorHover: head.mark, sizeBy: "valueA", pointSize: head.sizes,
-               ...(head.dense ? { opacityBy: "density", opacity: null } : { opacityBy: null, opacity: head.opacity }) })
-    const drawing = plot.draw({ x: near(x), y: near(y), valueA: Float32Array.from(level) }, { zDataType: "categorical", preventFilterReset: true })
+               ...(head.dense ? { opacityBy: "valueB", opacity: SHADES } : { opacityBy: null, opacity: head.opacity }) })
+    const points = { x: near(x), y: near(y), valueA: floats(level, 1, 0), valueB: floats(weight, 1 / 255, 0) }
+    const drawing = plot.draw(points, { zDataType: "categorical", wDataType: "continuous", preventFilterReset: true })
     drawing.then(() => {
       stage.dataset.points = ids.length
       plot.drawAnnotations(head.lasso.length ? [{ vertices: [...head.lasso, head.lasso[0]], lineColor: head.mark, lineWidth: 2 }] : [])

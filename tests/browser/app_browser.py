@@ -26,7 +26,7 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
 ]
 # On a page's address Streamlit's client looks for the server below that page first, and then at the root.
-_PROBES = re.compile(r"/(prompts|entries|map|gate_bias|reading|compare)/_stcore/(health|host-config)$")
+_PROBES = re.compile(r"/\w+/_stcore/(health|host-config)$")
 
 
 @contextmanager

@@ -85,6 +85,15 @@ def heading(page, name: str) -> None:
     settle(page)
 
 
+def choose_first_row(page) -> None:
+    """Click the box of a table's first row; rows are drawn on a canvas, a moment after the table stands."""
+    table = page.get_by_test_id("stDataFrame").first
+    table.locator("canvas").first.wait_for()
+    page.wait_for_timeout(500)
+    box = table.bounding_box()
+    page.mouse.click(box["x"] + 18, box["y"] + 53)
+
+
 def map_stage(page):
     stage = page.locator(".stage[data-ready]")
     stage.wait_for()
@@ -253,15 +262,14 @@ def test_entries_can_be_searched_sorted_opened_and_followed(page, address: str, 
     expect(page.get_by_text("1 of 64 entries")).to_be_visible()
     settle(page)
     expect_address(page, "q=script")
-    grid = page.get_by_test_id("stDataFrame").first.bounding_box()
-    page.mouse.click(grid["x"] + 18, grid["y"] + 53)  # the box of the first row
+    choose_first_row(page)
     heading(page, f"Entry {hostile_entry}")
     expect(page.get_by_text("<script>window.hacked").first).to_be_visible()
     page.get_by_role("button", name="All entries").click()
     expect(page.get_by_text("1 of 64 entries")).to_be_visible()
     settle(page)
     visit(page, f"{address}/entries?recording=tiny", "Entries")
-    page.mouse.click(grid["x"] + 18, grid["y"] + 53)
+    choose_first_row(page)
     page.locator("button.context").first.click()
     heading(page, "Prompts")
     expect_address(page, r"prompts\?.*recording=tiny")

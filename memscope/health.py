@@ -1,6 +1,5 @@
 """What a first look at a recording should tell: flags in words, an entry that shows what entries are."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,34 +26,34 @@ def health(recording: Recording) -> list[Flag]:
     flags.append(
         Flag(
             _level(dead - even, 0.1, 0.5),
-            f"{_percent(dead)} of entries never selected in layer {int(worst['layer'])} over {_short(d)} selections; "
-            f"even selection would leave {_percent(even)}.",
+            f"{short_percent(dead)} of entries never selected in layer {int(worst['layer'])} over {short_number(d)} "
+            f"selections; even selection would leave {short_percent(even)}.",
         )
     )
     everywhere = recording.census["all_layers"]["by_count"]
     flags.append(
         Flag(
             _level(everywhere["dead"] / n - (1 - everywhere["even_coverage"]), 0.1, 0.5),
-            f"{_percent(everywhere['dead'] / n)} of the bank is selected by no layer at all over "
-            f"{_short(d * len(info.layers))} selections; even selection would leave "
-            f"{_percent(1 - everywhere['even_coverage'])}.",
+            f"{short_percent(everywhere['dead'] / n)} of the bank is selected by no layer at all over "
+            f"{short_number(d * len(info.layers))} selections; even selection would leave "
+            f"{short_percent(1 - everywhere['even_coverage'])}.",
         )
     )
     narrow = layers.loc[layers["top50"].idxmin()]
     flags.append(
         Flag(
             _level(0.5 - narrow["top50"] / n, 0.35, 0.48),
-            f"Half of layer {int(narrow['layer'])}'s {_short(d)} selections go to {int(narrow['top50']):,} of {n:,} "
-            f"entries ({_percent(narrow['top50'] / n)}); the busiest one takes {narrow['max_violation'] + 1:,.0f} "
-            "times the even share.",
+            f"Half of layer {int(narrow['layer'])}'s {short_number(d)} selections go to {int(narrow['top50']):,} of "
+            f"{n:,} entries ({short_percent(narrow['top50'] / n)}); the busiest one takes "
+            f"{narrow['max_violation'] + 1:,.0f} times the even share.",
         )
     )
     unread = reading.loc[reading["unread_share"].idxmax()]
     flags.append(
         Flag(
             _level(unread["unread_share"], 0.2, 0.5),
-            f"{_percent(unread['unread_share'])} of layer {int(unread['layer'])}'s selections stay unread, below 1% "
-            f"of their token's read; a token effectively reads {unread['effective_entries_read']:.1f} of "
+            f"{short_percent(unread['unread_share'])} of layer {int(unread['layer'])}'s selections stay unread, below "
+            f"1% of their token's read; a token effectively reads {unread['effective_entries_read']:.1f} of "
             f"{info.selected}.",
         )
     )
@@ -62,8 +61,10 @@ def health(recording: Recording) -> list[Flag]:
     flags.append(
         Flag(
             _level(silent["silent_tokens"], 0.01, 0.2),
-            f"{_percent(silent['silent_tokens'])} of {info.rows:,} tokens read nothing in layer "
-            f"{int(silent['layer'])}.",
+            f"{short_percent(silent['silent_tokens'])} of {info.rows:,} tokens read nothing in layer "
+            f"{int(silent['layer'])}."
+            if silent["silent_tokens"] > 0
+            else f"Each of {info.rows:,} tokens reads something in every layer.",
         )
     )
     drift = recording.drift_summary()
@@ -82,24 +83,6 @@ def health(recording: Recording) -> list[Flag]:
     return flags
 
 
-def _level(value: float, watch: float, bad: float) -> str:
-    return "bad" if value >= bad else "watch" if value >= watch else "good"
-
-
-def _percent(share: float) -> str:
-    """A share with as many digits as tell it from none and from all."""
-    if share in (0, 1) or 0.01 <= share <= 0.99:
-        return f"{share:.0%}"
-    return f"{share:.1%}" if 0.001 <= share <= 0.999 else f"{share:.2%}"
-
-
-def _short(number: float) -> str:
-    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 10 * size or (number >= size and size > 1e3):
-            return f"{number / size:.1f} {name}"
-    return f"{number:,.0f}"
-
-
 def telling_entry(recording: Recording) -> tuple[int, int] | None:
     """An entry and a layer that show what entries are: much used, with a sentence, firing on one word above all."""
     frame = recording.sql(
@@ -116,13 +99,24 @@ def telling_entry(recording: Recording) -> tuple[int, int] | None:
     return (int(used["entry"][0]), int(used["layer"][0])) if len(used) else None
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """Runs in a folder of recordings, or in the folder ``runs`` beside it."""
-    places = [folder, folder.parent / "runs"]
-    found = {
-        path.parent
-        for place in places
-        for path in place.glob("*/config.yaml")
-        if (path.parent / "metrics.jsonl").is_file()
-    }
-    return sorted(path for path in found if not (path / "recording.json").is_file())
+def short_percent(share: float) -> str:
+    """A share with as many digits as tell it from none and from all."""
+    if 0 < share < 5e-5:
+        return "under 0.01%"
+    if 1 - 5e-5 < share < 1:
+        return "over 99.99%"
+    if share in (0, 1) or 0.01 <= share <= 0.99:
+        return f"{share:.0%}"
+    return f"{share:.1%}" if 0.001 <= share <= 0.999 else f"{share:.2%}"
+
+
+def short_number(number: int) -> str:
+    """A count with its thousands, millions or billions as k, M or G."""
+    for size, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 10 * size or (number >= size and size > 1e3):
+            return f"{number / size:.1f} {name}"
+    return f"{number:,.0f}"
+
+
+def _level(value: float, watch: float, bad: float) -> str:
+    return "bad" if value >= bad else "watch" if value >= watch else "good"

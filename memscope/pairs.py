@@ -1,6 +1,11 @@
-"""Questions on two recordings, or on two tokens; see ``queries.py``."""
+"""Two recordings side by side, as the compare page asks: metrics, entries that changed most, likeness layer by layer.
 
-from collections.abc import Iterator
+    changed_entries(Recording("recordings/early"), Recording("recordings/late"))
+
+``changes.py`` compares everything at once, for the report; here each question is answered by itself.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +13,23 @@ import pandas as pd
 
 from memscope.query import Recording
 from memscope.stability import likeness, sampled_likeness, switches
-from memscope.token_table import Trace
+
+
+def paired_metrics(a: Recording, b: Recording, metrics: Sequence[str]) -> pd.DataFrame:
+    """Metrics of both and their change, one row per layer that both have.
+
+    Returns ``layer`` and, for every metric, ``{metric}_a {metric}_b {metric}_change``.
+
+    Args:
+        a: the first recording.
+        b: the other one; a change is B - A.
+        metrics: columns of ``Recording.layer_metrics()`` and ``Recording.reading_metrics()``.
+    """
+    one, other = (r.layer_metrics().merge(r.reading_metrics(), on="layer")[["layer", *metrics]] for r in (a, b))
+    both = one.merge(other, on="layer", suffixes=("_a", "_b"))
+    for metric in metrics:
+        both[f"{metric}_change"] = both[f"{metric}_b"] - both[f"{metric}_a"]
+    return both[["layer", *(f"{metric}_{side}" for metric in metrics for side in ("a", "b", "change"))]]
 
 
 def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 100) -> pd.DataFrame:
@@ -31,13 +52,6 @@ def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 
     return both.astype({"entry": int, "count_a": int, "count_b": int}).assign(
         sentence=[sentences.get(entry) for entry in both["entry"]]
     )
-
-
-def shared_selections(a: Trace, b: Trace, pos_a: int, pos_b: int) -> pd.DataFrame:
-    """Entries that two tokens select, per layer: ``layer entry gate_a gate_b read_a read_b``; NaN where not."""
-    sides = [t.selections[t.selections["pos"] == pos] for t, pos in ((a, pos_a), (b, pos_b))]
-    sides = [side.groupby(["layer", "entry"], as_index=False)[["gate", "read"]].max() for side in sides]
-    return sides[0].merge(sides[1], on=["layer", "entry"], how="outer", suffixes=("_a", "_b"))
 
 
 def likeness_by_layer(a: Recording, b: Recording) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,12 @@
-"""What the map draws: colours of entries, and all points as one block of bytes for ``frontend/scatter.js``.
+"""What the app's map draws: colours of entries, and all points as one block of bytes for a script in the browser.
+
+    colors = entry_colors("drift", recording, numbers, cluster, predicates, dark=False)
+    pack_points(unit_places(recording.map()), colors, shown, lit=None, focus=None, lasso=[], dark=False)
 
 The block is: length of the head (uint32), the head (JSON, padded to whole words), then per point the entry (uint32),
-x and y (uint16 from -2 to 2), and the number of its colour (uint8). Nine bytes a point; points with a colour
-that matters less come first, so that they are drawn below.
+x and y (uint16 from -2 to 2), the number of its colour and its weight (uint8 each). Ten bytes a point; points with a
+colour that matters less come first, so that they are drawn below. Many points are drawn by density first: of every cell
+of a grid the point that would lie on top, the heavier the more points are in the cell.
 """
 
 import hashlib
@@ -22,12 +26,14 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "
 NEVER_SELECTED = "never selected"
 """Name of the last cluster of maps of usage, as ``memscope.project`` writes it."""
 _STEPS = 64
-_DENSE = 200_000
-"""Points from which they are drawn by density."""
+DENSE = 200_000
+"""Points from which they are drawn by density first."""
+_CELLS = 1024
+"""Cells of the density's grid along each side, twice as wide as the map as it opens."""
 _NAMED = 12
 _REACH = 2.0
 """How far points may lie from the middle, in halves of the map's side."""
-_FAR = 0.01
+_FAR = 0.02
 """Share of points on each side that may lie outside the map as it opens."""
 
 
@@ -59,9 +65,9 @@ def entry_colors(
     Args:
         by: one of ``COLORS``.
         recording: whose entries.
-        numbers: ``queries.entry_numbers``.
+        numbers: ``bank_table.entry_numbers``.
         cluster: of every entry, -1 for those not on the map.
-        predicates: ``queries.predicates``.
+        predicates: ``bank_table.predicates``.
         dark: for a dark page.
     """
     grey, pale = ("#4A525E", "#39414C") if dark else ("#C4CAD3", "#DDE1E7")
@@ -134,20 +140,21 @@ def pack_points(
     focus: int | None,
     lasso: list[tuple[int, int]],
     dark: bool,
+    every: bool = False,
 ) -> bytes:
-    """All points as one block of bytes.
+    """The points as one block of bytes.
 
     Args:
-        places: ``Recording.map()``.
+        places: ``unit_places``.
         colors: of every entry.
         shown: whether each entry is drawn, ``[N]``.
         lit: entries that stand out, the others fade; none = no search.
         focus: an entry to mark and go to.
-        lasso: corners to draw, in thousandths of ``unit_places``.
+        lasso: corners to draw, in thousandths.
         dark: for a dark page.
+        every: draw every point, also where there are ``DENSE`` and more.
     """
-    x, y = unit_places(places)
-    entry = places["entry"].to_numpy().astype(np.uint32)
+    entry, x, y = (places[name].to_numpy() for name in ("entry", "x", "y"))
     kept = shown[entry]
     faded = len(colors.palette)
     number = colors.number[entry].copy()
@@ -156,8 +163,12 @@ def pack_points(
         number[found & (number == 0)] = faded + 1
         number[~found] = faded
     above = np.where(number == faded, 0, np.where(number == 0, 1, 2))  # later ones are drawn on top
+    above[entry == focus] = 3  # never hidden in a cell
     order = np.argsort(above, kind="stable")
     order = order[kept[order]]
+    dense, weight = len(order) >= DENSE and not every, np.full(len(order), 255, np.uint8)
+    if dense:
+        order, weight = _densities(x, y, order)
     size = 5 if len(order) < 3000 else 3.2 if len(order) < 20_000 else 2.2 if len(order) < 100_000 else 1.4
     head: dict[str, Any] = {
         "points": len(order),
@@ -170,38 +181,48 @@ def pack_points(
         "high": colors.high,
         "mark": "#FFB000" if dark else "#D55E00",
         "opacity": 0.9 if len(order) < 20_000 else 0.75,
-        "dense": len(order) >= _DENSE,
+        "dense": dense,
         "focus": -1 if focus is None else focus,
         "lasso": [[cx / 1000, cy / 1000] for cx, cy in lasso],
-        "label": f"Map of {len(order):,} entries. Search and the table below reach the same entries by keyboard.",
+        "label": f"Map of {int(kept.sum()):,} entries. Search and the table below reach the same entries by keyboard.",
     }
     x16, y16 = (np.rint((values[order] / _REACH + 1) * 32767.5).clip(0, 65535).astype("<u2") for values in (x, y))
-    body = entry[order].astype("<u4").tobytes() + x16.tobytes() + y16.tobytes() + number[order].tobytes()
+    body = b"".join(part.tobytes() for part in (entry[order].astype("<u4"), x16, y16, number[order], weight))
     head["version"] = hashlib.blake2b(body + json.dumps(head).encode(), digest_size=8).hexdigest()
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 4)
     return np.uint32(len(text)).tobytes() + text + body
 
 
-def unit_places(places: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Places so that all but a few lie in the square from -1 to 1, proportions kept, float64 ``[point]`` each."""
+def _densities(x: np.ndarray, y: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every cell of the grid its last point in an order, still in that order, and its weight, uint8.
+
+    The weight is the logarithm of the cell's number of points, 255 for the fullest.
+    """
+    column, row = (((values[order] / _REACH + 1) * _CELLS / 2).astype(np.int64) for values in (x, y))
+    _, last, count = np.unique((column * (_CELLS + 1) + row)[::-1], return_index=True, return_counts=True)
+    weight = np.rint(255 * np.log1p(count) / np.log1p(count.max())).astype(np.uint8)
+    place = np.argsort(-last)
+    return order[::-1][last[place]], weight[place]
+
+
+def unit_places(places: pd.DataFrame) -> pd.DataFrame:
+    """``Recording.map()`` moved and scaled so that all but a few places lie in the square from -1 to 1: ``entry x y``.
+
+    Proportions are kept, and far places lie on the edge of the square from -2 to 2.
+    """
     xy = places[["x", "y"]].to_numpy(np.float64)
     low, high = np.quantile(xy, [_FAR, 1 - _FAR], axis=0)
     half = max(float((high - low).max()) / 2, 1e-9)
     unit = (0.95 * (xy - (low + high) / 2) / half).clip(-_REACH, _REACH)
-    return unit[:, 0], unit[:, 1]
+    return pd.DataFrame({"entry": places["entry"].to_numpy(np.int64), "x": unit[:, 0], "y": unit[:, 1]})
 
 
 def inside(places: pd.DataFrame, lasso: list[tuple[int, int]]) -> np.ndarray:
-    """Entries within a lasso, rising, int64."""
-    x, y = unit_places(places)
+    """Entries of ``unit_places`` within a lasso, whose corners are in thousandths; rising, int64."""
+    entry, x, y = (places[name].to_numpy() for name in ("entry", "x", "y"))
     corners = np.array(lasso, np.float64) / 1000
-    near = (
-        (x >= corners[:, 0].min())
-        & (x <= corners[:, 0].max())
-        & (y >= corners[:, 1].min())
-        & (y <= corners[:, 1].max())
-    )
-    candidates = np.flatnonzero(near)
-    hit = Polygon(corners).contains_points(np.column_stack([x[candidates], y[candidates]]))
-    return np.sort(places["entry"].to_numpy()[candidates[hit]].astype(np.int64))
+    low, high = corners.min(0), corners.max(0)
+    near = np.flatnonzero((x >= low[0]) & (x <= high[0]) & (y >= low[1]) & (y <= high[1]))
+    hit = Polygon(corners).contains_points(np.column_stack([x[near], y[near]]))
+    return np.sort(entry[near[hit]])

@@ -1,0 +1,130 @@
+"""The recorded model itself, for texts that a reader types; one model serves all readers.
+
+torch is loaded when the first reader is about to type, in the background.
+"""
+
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import streamlit as st
+
+from app.state import RECORD, recording
+from memscope.errors import InputError
+
+if TYPE_CHECKING:
+    from memscope.checkpoint import LoadedRun
+    from memscope.trace import TextTrace
+    from memscope.what_if import Change, Changed
+
+_MODEL = "model.safetensors"
+
+
+def recorded_run(name: str | None = None) -> "LoadedRun":
+    """The run that was recorded, loaded; of the open recording or another one. Hold ``model_lock`` while it runs.
+
+    Raises:
+        InputError: the model is gone or is another one by now.
+    """
+    info = recording(name).info
+    run = Path(info.run)
+    if not (run / _MODEL).is_file():
+        raise InputError(
+            f"{run}: the run that was recorded is not there any more. Recorded documents can still be read; for typed "
+            f"text put the run back, or train and record again: {RECORD}"
+        )
+    with st.spinner("Loading the model ..."):
+        loaded = _load_run(run, (run / _MODEL).stat().st_mtime_ns)
+    if loaded.fingerprint != info.fingerprint:
+        raise InputError(
+            f"{run}: the run has been trained further since it was recorded, so its answers would not match this "
+            f"recording. Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
+        )
+    return loaded
+
+
+def trace_typed(text: str, name: str | None = None) -> "TextTrace":
+    """What the recorded model does on a text; of the open recording or another one.
+
+    Raises:
+        InputError: see ``recorded_run``; or the text does not fit.
+    """
+    loaded = recorded_run(name)
+    return _trace_typed(loaded.fingerprint, text, loaded)
+
+
+def compare_typed(text: str, change: "Change") -> pd.DataFrame:
+    """``what_if.compare_text`` of the recorded model: a text before and after a change.
+
+    Raises:
+        InputError: see ``recorded_run``; or the text does not fit, or the change cannot be made.
+    """
+    run = recorded_run()
+    return _compare_typed(run.fingerprint, text, change, run)
+
+
+def changed_contexts(change: "Change") -> "Changed":
+    """``what_if.changed_contexts`` of the open recording: recorded text that a change alters most.
+
+    Raises:
+        InputError: see ``recorded_run``; or the change alters nothing that was recorded.
+    """
+    run = recorded_run()
+    return _changed_contexts(str(recording().path), run.fingerprint, change, run)
+
+
+def expect_text() -> None:
+    """Load the model of the open recording in the background: it is there when the reader has typed a text."""
+    run = Path(recording().info.run)
+    if (run / _MODEL).is_file():
+        _loading(run, (run / _MODEL).stat().st_mtime_ns)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _load_run(run: Path, modified: int) -> "LoadedRun":
+    from memscope.checkpoint import load_run
+
+    return load_run(run)
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _loading(run: Path, modified: int) -> threading.Thread:
+    def load() -> None:
+        with suppress(InputError):  # a run that cannot be loaded is named when a text is sent
+            _load_run(run, modified)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    return thread
+
+
+@st.cache_resource
+def model_lock() -> threading.Lock:
+    """Hooks sit on the shared model: two readers must not run it at once."""
+    return threading.Lock()
+
+
+@st.cache_data(max_entries=32, show_spinner="Running the model ...")
+def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
+    from memscope.trace import trace_text
+
+    with model_lock():
+        return trace_text(_run, text)
+
+
+@st.cache_data(max_entries=32, show_spinner="Running the model ...")
+def _compare_typed(fingerprint: str, text: str, change: "Change", _run: "LoadedRun") -> pd.DataFrame:
+    from memscope.what_if import compare_text
+
+    with model_lock():
+        return compare_text(_run, text, change)
+
+
+@st.cache_data(max_entries=16, show_spinner="Reading recorded text ...")
+def _changed_contexts(path: str, fingerprint: str, change: "Change", _run: "LoadedRun") -> "Changed":
+    from memscope.what_if import changed_contexts
+
+    with model_lock():
+        return changed_contexts(_run, recording(), change)

@@ -1,0 +1,119 @@
+"""What the tokens of a text selected, put together with the words of the entries: for one token, or for two.
+
+trace = recording.trace(doc=3)
+for layer in fired_entries(recording, trace, pos=17):
+    layer.layer, [(one.entry, one.gate, one.read, one.words.text) for one in layer.entries]
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from memscope.bank_table import Words, words_of
+from memscope.query import Recording
+from memscope.store import read_rows
+from memscope.token_table import Trace
+
+
+class FiredEntry(NamedTuple):
+    """An entry that a token selected in one layer."""
+
+    entry: int
+    gate: float
+    """Gate score."""
+    gate_share: float
+    """Gate score over the largest of the token and layer."""
+    read: float
+    """Read weight, mean over read heads and sum over slots; may be negative where the read is not a softmax."""
+    read_share: float
+    """Absolute read weight over the largest of the token and layer."""
+    words: Words
+    slots: np.ndarray | None
+    """Absolute read weight of each word of the init sentence, ``[slot]``; none for entries of one slot."""
+
+
+class FiredLayer(NamedTuple):
+    """What a token selected in one layer."""
+
+    layer: int
+    effective: float
+    """Entries effectively read, exp(entropy of read shares); 0 where nothing is read."""
+    entries: list[FiredEntry]
+    """Most read first."""
+
+
+def fired_entries(recording: Recording, trace: Trace, pos: int, slots: np.ndarray | None = None) -> list[FiredLayer]:
+    """The entries that the token at ``pos`` selected in every layer.
+
+    Args:
+        recording: whose bank.
+        trace: a stretch of text around the token.
+        pos: the token.
+        slots: read weights of its slots, ``[layer, K, L]`` (``recorded_slots`` or ``trace_text(...).slots[pos]``);
+            none where entries have one slot or the weights were not kept.
+    """
+    fired = trace.selections[trace.selections["pos"] == pos]
+    words = words_of(recording, fired["entry"])
+    layers = []
+    for axis, (layer, rows) in enumerate(fired.groupby("layer")):
+        gates, reads = rows["gate"].to_numpy(np.float64), rows["read"].to_numpy(np.float64)
+        sizes = np.abs(reads)
+        shares = sizes / max(float(sizes.sum()), 1e-30)
+        entropy = -float((shares * np.log(np.maximum(shares, 1e-30))).sum())
+        entries = [
+            FiredEntry(
+                entry=int(entry),
+                gate=float(gate),
+                gate_share=float(max(gate, 0) / max(gates.max(), 1e-30)),
+                read=float(read),
+                read_share=float(abs(read) / max(sizes.max(), 1e-30)),
+                words=words[int(entry)],
+                slots=None if slots is None else _word_reads(words[int(entry)], slots[axis, k]),
+            )
+            for entry, k, gate, read in zip(rows["entry"], rows["k"], gates, reads, strict=True)
+        ]
+        layers.append(FiredLayer(int(layer), float(np.exp(entropy)) if sizes.any() else 0.0, entries))
+    return layers
+
+
+def recorded_slots(recording: Recording, doc: int, pos: int) -> np.ndarray | None:
+    """Read weights of the slots at a recorded token, float32 ``[layer, K, L]``, if the recording keeps them."""
+    info = recording.info
+    if not info.slot_weights:
+        return None
+    rows = read_rows(recording.path, info, int(recording.documents["first_row"][doc]) + pos, 1)
+    assert rows.slot_read is not None
+    return rows.slot_read[0].astype(np.float32).reshape(len(info.layers), info.selected, info.knowledge_length)
+
+
+def predicted_token(recording: Recording, doc: int, pos: int) -> str:
+    """The next token that the recorded model found most likely after a recorded token."""
+    rows = read_rows(recording.path, recording.info, int(recording.documents["first_row"][doc]) + pos, 1)
+    return recording.tokenizer.token_texts[int(rows.predicted[0])]
+
+
+def shared_selections(a: Trace, b: Trace, pos_a: int, pos_b: int) -> pd.DataFrame:
+    """Entries that either of two tokens selects, ``layer entry gate_a gate_b read_a read_b``; NaN where one does not.
+
+    By layer, those that both select first, then by falling gate score. An entry that several gate heads select counts
+    once, with its largest score.
+    """
+    sides = [t.selections[t.selections["pos"] == pos] for t, pos in ((a, pos_a), (b, pos_b))]
+    sides = [side.groupby(["layer", "entry"], as_index=False)[["gate", "read"]].max() for side in sides]
+    both = sides[0].merge(sides[1], on=["layer", "entry"], how="outer", suffixes=("_a", "_b"))
+    both["alone"] = both[["gate_a", "gate_b"]].isna().any(axis=1)
+    both = both.sort_values(["layer", "alone", "gate_a", "gate_b"], ascending=[True, True, False, False])
+    return both.drop(columns="alone").reset_index(drop=True)
+
+
+def shared_by_layer(shared: pd.DataFrame, layers: tuple[int, ...]) -> pd.Series:
+    """Number of entries that both tokens select in every layer, from ``shared_selections``."""
+    both = shared.dropna(subset=["gate_a", "gate_b"]).groupby("layer").size()
+    return both.reindex(list(layers), fill_value=0)
+
+
+def _word_reads(words: Words, weights: np.ndarray) -> np.ndarray | None:
+    if len(weights) == 1 or not words.sentence:
+        return None
+    return np.abs(weights[: len(words.sentence)])

@@ -1,0 +1,91 @@
+"""How the attention weighs what the gate selected, on a sample of recorded tokens; the census counts all of them.
+
+    sample = read_sample(recording, layer=3)
+    unread_entries(recording, sample)
+
+A sample is a few row groups spread evenly through the recording: as quick to read, whatever its size.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from memscope.query import Recording
+from memscope.store import ROW_GROUP, TokenRows, read_rows
+from memscope.usage import UNREAD_SHARE
+
+_GROUPS = 4
+"""Row groups of a sample."""
+
+
+class ReadSample(NamedTuple):
+    """Gate and read of some tokens in one layer."""
+
+    tokens: int
+    entries: np.ndarray
+    """Selected entries, uint32 ``[token, K]``."""
+    gate: np.ndarray
+    """Gate shares: gate scores over their token's sum, float32 ``[token, K]``."""
+    read: np.ndarray
+    """Read shares: absolute read weights over their token's sum, float32 ``[token, K]``."""
+
+
+def read_sample(recording: Recording, layer: int) -> ReadSample:
+    """Gate and read shares in one memory layer."""
+    axis = recording.info.layers.index(layer)
+    rows = list(_sampled(recording))
+    gate, read = (np.concatenate([_shares(getattr(part, name)[:, axis]) for part in rows]) for name in ("gate", "read"))
+    return ReadSample(len(gate), np.concatenate([part.indices[:, axis] for part in rows]), gate, read)
+
+
+def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:
+    """Entries with most unread selections in a sample: ``entry selections unread unread_share sentence``."""
+    unread = sample.read < UNREAD_SHARE
+    selected = np.bincount(sample.entries.ravel(), minlength=recording.info.knowledge_num)
+    missed = np.bincount(sample.entries[unread], minlength=recording.info.knowledge_num)
+    top = np.argsort(-missed, kind="stable")[:limit]
+    top = top[missed[top] > 0]
+    sentences = recording.sentences(top.tolist())
+    return pd.DataFrame(
+        {
+            "entry": top,
+            "selections": selected[top],
+            "unread": missed[top],
+            "unread_share": missed[top] / np.maximum(1, selected[top]),
+            "sentence": [sentences[int(entry)] for entry in top],
+        }
+    )
+
+
+def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray | None:
+    """Selections of a sample by the share of a read head that they get, int64 ``[head, bin]`` over [0, 1].
+
+    None where the recording keeps no read weights per head.
+    """
+    info = recording.info
+    if not info.head_weights:
+        return None
+    axis = info.layers.index(layer)
+    histogram = np.zeros((info.read_heads, bins), np.int64)
+    for rows in _sampled(recording):
+        assert rows.head_read is not None
+        share = _shares(rows.head_read[:, axis].reshape(len(rows.doc), info.read_heads, -1))
+        number = np.minimum((share * bins).astype(int), bins - 1)
+        for head in range(info.read_heads):
+            histogram[head] += np.bincount(number[:, head].ravel(), minlength=bins)
+    return histogram
+
+
+def _sampled(recording: Recording) -> Iterator[TokenRows]:
+    last = max(0, recording.info.rows - ROW_GROUP)
+    starts = np.unique(np.linspace(0, last, _GROUPS).astype(int) // ROW_GROUP * ROW_GROUP)
+    return (read_rows(recording.path, recording.info, int(start), ROW_GROUP) for start in starts)
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """Absolute weights over their sum along the last axis; 0 where that is 0."""
+    sizes = np.abs(weights.astype(np.float32))
+    shares: np.ndarray = sizes / np.maximum(sizes.sum(-1, keepdims=True), 1e-30)
+    return shares

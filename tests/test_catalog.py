@@ -1,0 +1,63 @@
+"""Recordings in a folder: what is found, what is said of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from memscope.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
+from memscope.query import Recording
+
+
+@pytest.fixture
+def folder(tiny_recording_path: Path, tmp_path: Path) -> Path:
+    """``whole``, ``a/b/deep``, ``unfinished``, ``broken``, and one too deep to be found."""
+    folder = tmp_path / "recordings"
+    for name in ("whole", "a/b/deep", "a/b/c/too_deep", "unfinished", "broken"):
+        shutil.copytree(tiny_recording_path, folder / name)
+    info = json.loads((folder / "unfinished" / "recording.json").read_text())
+    (folder / "unfinished" / "recording.json").write_text(json.dumps(info | {"complete": False}))
+    (folder / "broken" / "recording.json").write_text("{")
+    return folder
+
+
+def test_recordings_are_named_by_their_path(folder: Path) -> None:
+    found = find_recordings(folder)
+    assert list(found) == ["a/b/deep", "broken", "unfinished", "whole"]
+    assert find_recordings(folder / "whole") == {"whole": folder / "whole"}
+    assert find_recordings(folder / "nothing") == {}
+
+
+def test_the_table_says_what_each_is_and_what_is_wrong(folder: Path) -> None:
+    recording = Recording(folder / "whole")
+    table = recordings_table(find_recordings(folder)).set_index("recording")
+    whole = table.loc["whole"]
+    assert whole["tokens"] == recording.info.rows and whole["run"] == recording.info.run_name
+    assert whole["selections"] == recording.usage().sum()
+    assert whole["loss"] == recording.census["loss"]
+    assert whole["state"] == "whole" and not whole["map"]
+    assert table["state"]["unfinished"].startswith("unfinished")
+    assert table["state"]["broken"] not in ("whole", "")
+    assert table.loc["broken"].drop("state").isna().all()
+
+
+def test_runs_without_a_recording_are_found_beside_the_folder(folder: Path, tiny_run_path: Path) -> None:
+    runs = folder.parent / "runs"
+    for name in ("waiting", "without_log"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.yaml").write_text("{}")
+    (runs / "waiting" / "metrics.jsonl").write_text("")
+    (runs / "recorded").symlink_to(tiny_run_path)
+    assert runs_without_recording(folder, find_recordings(folder)) == [runs / "waiting"]
+    assert runs_without_recording(folder, {}) == [runs / "recorded", runs / "waiting"]
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [("", [0, 1, 2]), ("RIVER", [1, 3]), ("4", [4]), ("(", [3]), ("9", []), ("1", [1, 2]), ("9" * 30, [])],
+)
+def test_documents_are_found_by_title_and_number(search: str, found: list[int]) -> None:
+    titles = pd.Series(["", "A river", "World War 1", "River (film)", ""])
+    assert find_documents(titles, search, 3) == found
