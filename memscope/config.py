@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.errors import InputError
 
-BlockKind = Literal["memory", "ffn"]
+BlockKind = Literal["memory", "ffn", "both"]
 
 
 class Section(BaseModel):
@@ -41,8 +41,8 @@ class ModelConfig(Section):
     max_seq_len: int = Field(512, gt=1)
     """Longest sequence in tokens; also the training window."""
     block: BlockKind | tuple[BlockKind, ...] = "memory"
-    """What follows attention: ``memory`` (gate + cross-attention over the bank) or ``ffn`` (SwiGLU); one for all
-    layers or one per layer."""
+    """What follows attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU) or ``both`` side by
+    side; one for all layers or one per layer."""
     hidden_dim: int = Field(0, ge=0)
     """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
     rope_theta: float = Field(1e6, gt=0)
@@ -80,7 +80,7 @@ class ModelConfig(Section):
     @property
     def memory_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that read the bank."""
-        return tuple(layer for layer, kind in enumerate(self.blocks) if kind == "memory")
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind != "ffn")
 
 
 class MemoryConfig(Section):
@@ -101,8 +101,23 @@ class MemoryConfig(Section):
     """Independent gate heads (H); a token selects H * k entries."""
     query_dim: int = Field(0, ge=0)
     """Width of gate queries and keys; 0 derives ``knowledge_dim``."""
-    query_norm: Literal["none", "rms"] = "none"
-    """Normalisation of gate queries before scoring."""
+    gate_hidden: int = Field(0, ge=0)
+    """Width of the hidden layer of an MLP that makes gate queries; 0 = one matrix."""
+    query_norm: Literal["none", "rms", "layer", "batch"] = "none"
+    """Normalisation of gate queries before scoring; ``batch`` as PKM (arXiv 1907.05242): in training it sees all tokens
+    of the batch, also later ones."""
+    shared_keys: bool = False
+    """All layers score the same gate keys instead of their own."""
+    score_noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on the scores that selection sees in training."""
+    score_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of keys that selection does not see for a token in training (sigma-MoE's expert dropout, 2310.10837)."""
+    balance_bias: float = Field(0.0, ge=0)
+    """Step of the selection bias that evens out the use of keys without a loss (arXiv 2408.15664); 0 = none."""
+    balance_loss: float = Field(0.0, ge=0)
+    """Weight of the Switch balance loss (arXiv 2101.03961); under the full gate it scores all keys with gradient."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the z-loss (arXiv 2202.08906) over the scores of keys; likewise."""
     score_fn: Literal["softmax", "sigmoid", "relu"] = "softmax"
     """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
     read_heads: int = Field(0, ge=0)
@@ -201,6 +216,10 @@ class TrainConfig(Section):
     """AdamW decay of matrices; norms, embeddings, bank and keys have none."""
     beta2: float = Field(0.95, gt=0, lt=1)
     """Second-moment decay of AdamW (the first is 0.9)."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of blocks and run them again in the backward pass: less memory, more time."""
+    freeze_bank_steps: int = Field(0, ge=0)
+    """Steps at the start in which the entries stay as they were initialised."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from memscope.balance import Balance
 from memscope.config import MemoryConfig
 from memscope.sparse_read import product_top
 
@@ -33,21 +34,27 @@ class MemoryGate(nn.Module):
     ``full`` scores all N keys. ``product`` splits query and keys in two halves of sqrt(N) keys each; entry
     ``i * sqrt(N) + j`` scores ``q1.k1[i] + q2.k2[j]``, and the best k of the k x k best halves are the best k of
     all N (Lample et al. 2019, arXiv 1907.05242).
+
+    Args:
+        dim: width of the residual stream.
+        config: the memory's.
+        keys: the model's, shared by all gates; none makes its own.
     """
 
-    def __init__(self, dim: int, config: MemoryConfig):
+    def __init__(self, dim: int, config: MemoryConfig, keys: nn.Parameter | None = None):
         super().__init__()
         self.kind = config.gate
         self.num_selected = config.num_selected
         self.score_fn = config.score_fn
         self.heads = config.gate_heads
-        width, side = config.key_dim, round(config.knowledge_num**0.5)
-        self.proj = nn.Linear(dim, self.heads * width, bias=False)
-        self.norm = nn.RMSNorm(width) if config.query_norm == "rms" else nn.Identity()
-        full = self.kind == "full"
-        shape = (self.heads, config.knowledge_num, width) if full else (self.heads, 2, side, width // 2)
-        self.keys = nn.Parameter(torch.empty(shape))
-        nn.init.normal_(self.keys, std=shape[-1] ** -0.5)
+        self.proj = _query_network(dim, config.gate_hidden, self.heads * config.key_dim)
+        self.norm = QueryNorm(config.query_norm, config.key_dim, self.heads)
+        self.keys: nn.Parameter
+        if keys is None:
+            self.keys = gate_keys(config)
+        else:
+            self.__dict__["keys"] = keys  # not registered here: its owner saves and moves it
+        self.balance = Balance(tuple(self.keys.shape[:-1]), config)
 
     def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head query"]:
         """Gate queries, one per head."""
@@ -70,14 +77,19 @@ class MemoryGate(nn.Module):
     def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out
         # of autograd, whose backward would build a dense gradient of that size.
+        best = min(self.num_selected + 1, self.keys.shape[1])
         with torch.no_grad():
-            best = min(self.num_selected + 1, self.keys.shape[1])
             search = [
-                torch.einsum("thq,hnq->thn", chunk, self.keys).topk(best) for chunk in query.flatten(0, 1).split(512)
+                self.balance.searched(torch.einsum("thq,hnq->thn", chunk, self.keys)).topk(best)
+                for chunk in query.flatten(0, 1).split(512)
             ]
             found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
             indices = order[..., : self.num_selected]  # [b, t, h, k]
             offset = torch.arange(self.heads, device=query.device)[:, None] * self.keys.shape[1]
+        all_scores = None
+        if self.balance.penalises:  # the price of a loss over all scores
+            all_scores = torch.einsum("bthq,hnq->bthn", query, self.keys).flatten(0, 1)
+        self.balance.observe(all_scores, indices.flatten(0, 1))
         keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
         return indices, torch.einsum("bthq,bthkq->bthk", query, keys), self._margin(found)
 
@@ -85,9 +97,11 @@ class MemoryGate(nn.Module):
         side = self.keys.shape[2]
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
+        searched = self.balance.searched(scores)
         fused = scores.device.type == "cpu"
-        indices, margin = product_top(scores, self.num_selected) if fused else self._search_product(scores)
+        indices, margin = product_top(searched, self.num_selected) if fused else self._search_product(searched)
         row, column = indices // side, indices % side
+        self.balance.observe(scores.flatten(0, 1), torch.stack([row, column], -2).flatten(0, 1))
         return indices, scores[..., 0, :].gather(-1, row) + scores[..., 1, :].gather(-1, column), margin
 
     @torch.no_grad()
@@ -107,3 +121,49 @@ class MemoryGate(nn.Module):
         if best.shape[-1] <= self.num_selected:
             return torch.full_like(best[..., 0], torch.nan).detach()
         return (best[..., self.num_selected - 1] - best[..., self.num_selected]).detach()
+
+
+def gate_keys(config: MemoryConfig) -> nn.Parameter:
+    """Fresh keys, N(0, width^-0.5): ``[head, N, query]``, or ``[head, 2, sqrt(N), query / 2]`` of a product gate."""
+    heads, width, n = config.gate_heads, config.key_dim, config.knowledge_num
+    shape = (heads, n, width) if config.gate == "full" else (heads, 2, round(n**0.5), width // 2)
+    keys = nn.Parameter(torch.empty(shape))
+    nn.init.normal_(keys, std=shape[-1] ** -0.5)
+    return keys
+
+
+class QueryNorm(nn.Module):
+    """Normalisation of gate queries ``[batch, pos, head, query]`` by name: ``none``, ``rms``, ``layer`` or ``batch``.
+
+    ``batch`` is Lample et al.'s (1907.05242), over all tokens of a batch: running averages are used outside training.
+    """
+
+    def __init__(self, kind: str, width: int, heads: int):
+        super().__init__()
+        self.kind = kind
+        match kind:
+            case "rms":
+                self.norm: nn.Module = nn.RMSNorm(width)
+            case "layer":
+                self.norm = nn.LayerNorm(width)
+            case "batch":
+                self.norm = nn.BatchNorm1d(heads * width)
+            case _:
+                self.norm = nn.Identity()
+
+    def forward(self, query: Float[Tensor, "batch pos head query"]) -> Float[Tensor, "batch pos head query"]:
+        """The normalised queries."""
+        if self.kind == "batch":
+            flat: Tensor = self.norm(query.float().flatten(2).flatten(0, 1))
+            return flat.view_as(query)
+        if self.kind == "layer":
+            query = query.float()
+        normed: Tensor = self.norm(query)
+        return normed
+
+
+def _query_network(dim: int, hidden: int, out: int) -> nn.Module:
+    """Residual stream -> gate queries: one matrix, or with ``hidden`` an MLP with SiLU."""
+    if not hidden:
+        return nn.Linear(dim, out, bias=False)
+    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, out, bias=False))

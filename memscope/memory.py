@@ -151,9 +151,9 @@ class MemoryLayer(nn.Module):
     first unless their hook changes them too.
     """
 
-    def __init__(self, dim: int, read_heads: int, config: MemoryConfig):
+    def __init__(self, dim: int, read_heads: int, config: MemoryConfig, keys: nn.Parameter | None = None):
         super().__init__()
-        self.gate = MemoryGate(dim, config)
+        self.gate = MemoryGate(dim, config, keys)
         self.read = CrossAttentionMemory(dim, read_heads, config)
         self.hook_query = HookPoint()
         self.hook_indices = HookPoint()

@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from memscope.balance import Balance
 from memscope.config import Config, ModelConfig
+from memscope.gate import gate_keys
 from memscope.memory import MemoryBank, MemoryLayer, OpenBank
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [pos, head_dim / 2]
@@ -102,9 +105,9 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a memory or a feed-forward layer, each on the normalised residual stream."""
+    """Attention, then a memory, a feed-forward layer or both side by side, each on the normalised residual stream."""
 
-    def __init__(self, config: Config, layer: int):
+    def __init__(self, config: Config, layer: int, keys: nn.Parameter | None = None):
         super().__init__()
         model = config.model
         self.attn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
@@ -112,10 +115,11 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_out = HookPoint()
-        if model.blocks[layer] == "memory":
-            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory)
+        self.kind = model.blocks[layer]
+        if self.kind != "ffn":
+            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, keys)
             self.hook_mem_out = HookPoint()
-        else:
+        if self.kind != "memory":
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
             self.hook_mlp_out = HookPoint()
 
@@ -130,8 +134,11 @@ class Block(nn.Module):
         x = self.hook_resid_pre(x)
         x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.attn_norm(x), rotation, cache)))
         normed = self.ffn_norm(x)
-        added = self.hook_mlp_out(self.ffn(normed)) if bank is None else self.hook_mem_out(self.memory(normed, bank))
-        out: Tensor = self.hook_resid_post(x + added)
+        if self.kind != "memory":
+            x = x + self.hook_mlp_out(self.ffn(normed))
+        if bank is not None and self.kind != "ffn":
+            x = x + self.hook_mem_out(self.memory(normed, bank))
+        out: Tensor = self.hook_resid_post(x)
         return out
 
 
@@ -162,7 +169,9 @@ class MemoryTransformer(HookedRootModule):
                 if model.memory_layers
                 else None
             )
-            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(model.n_layers))
+            shared = self.bank is not None and config.memory.shared_keys
+            self.shared_keys = gate_keys(config.memory) if shared else None
+            self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
             self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
             self._init_weights()
         cos, sin = _rotation_table(model)
@@ -187,8 +196,11 @@ class MemoryTransformer(HookedRootModule):
         rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
         bank = self.bank.open() if self.bank is not None else None
-        for kind, block in zip(self.cfg.model.blocks, self.blocks, strict=True):
-            x = block(x, rotation, bank if kind == "memory" else None, cache)
+        for block in self.blocks:
+            if self.training and self.cfg.train.gradient_checkpointing:
+                x = checkpoint(block, x, rotation, bank, use_reentrant=False)
+            else:
+                x = block(x, rotation, bank, cache)
         if cache is not None:
             cache.length = end
         return self.unembed(x)
@@ -209,6 +221,16 @@ class MemoryTransformer(HookedRootModule):
         memory = self.blocks[layer].memory
         assert isinstance(memory, MemoryLayer)
         return memory
+
+    @property
+    def balances(self) -> list[Balance]:
+        """What evens out the use of keys, of every memory layer."""
+        return [self.memory_layer(layer).gate.balance for layer in self.cfg.model.memory_layers]
+
+    def penalty(self) -> Tensor:
+        """Balance and z-loss of the last forward pass in training, mean over memory layers; 0 without them."""
+        priced = [balance.penalty for balance in self.balances if balance.penalty is not None]
+        return torch.stack(priced).mean() if priced else self.embed.weight.new_zeros(())
 
     def count_parameters(self) -> int:
         """Trainable parameters, the tied embedding counted once."""

@@ -53,7 +53,7 @@ def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
     """
     memory, matrices, rest = [], [], []
     for name, parameter in model.named_parameters():
-        if name == "bank.entries" or name.endswith("gate.keys"):
+        if name in ("bank.entries", "shared_keys") or name.endswith("gate.keys"):
             memory.append(parameter)
         elif parameter.dim() >= 2 and name != "embed.weight":
             matrices.append(parameter)

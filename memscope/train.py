@@ -112,11 +112,15 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
             with accelerator.no_sync(model) if accumulating else nullcontext():
                 loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean() / settings.accumulation_steps
                 clock.lap("forward")
-                accelerator.backward(loss)
+                accelerator.backward(loss + net.penalty() / settings.accumulation_steps)
                 clock.lap("backward")
             loss_sum += loss.detach()
+        if net.bank is not None and step < settings.freeze_bank_steps:
+            net.bank.entries.grad = None
         grad_norm = clip_gradients(net.parameters(), settings.grad_clip)
         wrapped_optimizer.step()
+        for balance in net.balances:
+            balance.step()
         wrapped_optimizer.zero_grad(set_to_none=True)
         clock.lap("optimizer")
         speed.step()

@@ -12,7 +12,19 @@ PACKAGE = sorted((ROOT / "memscope").rglob("*.py"))
 APP = sorted((ROOT / "app").rglob("*.py"))
 WITH_TORCH = {
     # the model and what runs it
-    *("gate", "memory", "sparse_read", "model", "capture", "checkpoint", "runtime", "prepare", "optimizer", "train"),
+    *(
+        "gate",
+        "balance",
+        "memory",
+        "sparse_read",
+        "model",
+        "capture",
+        "checkpoint",
+        "runtime",
+        "prepare",
+        "optimizer",
+        "train",
+    ),
     *("timing", "evaluate", "generate"),
     # recording and decoding; rows are made of captured tensors
     *("record", "rows", "decode", "trace", "history", "project"),
