@@ -236,6 +236,17 @@ class MemoryTransformer(HookedRootModule):
         """Trainable parameters, the tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def count_used_parameters(self) -> int:
+        """Parameters that one token's forward pass can use: of the bank, only what its layers select.
+
+        All gate keys count, though a product gate scores them far fewer times than there are entries.
+        """
+        if self.bank is None:
+            return self.count_parameters()
+        memory = self.cfg.memory
+        read = len(self.cfg.model.memory_layers) * memory.selected * memory.knowledge_length * memory.knowledge_dim
+        return self.count_parameters() - self.bank.entries.numel() + read
+
     def _init_weights(self) -> None:
         nn.init.normal_(self.embed.weight, std=0.02)
         for name, module in self.named_modules():

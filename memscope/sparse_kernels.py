@@ -18,15 +18,30 @@ LOWEST = np.iinfo(np.int64).min
 @no_type_check
 def gather_dot(vectors: Any, table: Any, column: int, rows: Any, out: Any, first: int, last: int) -> None:
     """``out[t, a, s] = vectors[t, a] . table[rows[t, s], column:]`` for tokens ``first`` to ``last``."""
-    heads, width = vectors.shape[1], vectors.shape[2]
+    heads, width, slots = vectors.shape[1], vectors.shape[2], rows.shape[1]
+    end, fours = column + width, slots // 4 * 4
     for t in range(first, last):
-        for s in range(rows.shape[1]):
-            row = table[rows[t, s], column : column + width]
+        v = vectors[t]
+        for s in range(0, fours, 4):  # four at a time: their loads from far memory overlap
+            r0, r1 = table[rows[t, s], column:end], table[rows[t, s + 1], column:end]
+            r2, r3 = table[rows[t, s + 2], column:end], table[rows[t, s + 3], column:end]
             for a in range(heads):
-                vector = vectors[t, a]
+                t0 = t1 = t2 = t3 = np.float32(0)
+                for d in range(width):
+                    t0 += v[a, d] * r0[d]
+                    t1 += v[a, d] * r1[d]
+                    t2 += v[a, d] * r2[d]
+                    t3 += v[a, d] * r3[d]
+                out[t, a, s] = t0
+                out[t, a, s + 1] = t1
+                out[t, a, s + 2] = t2
+                out[t, a, s + 3] = t3
+        for s in range(fours, slots):
+            row = table[rows[t, s], column:end]
+            for a in range(heads):
                 total = np.float32(0)
                 for d in range(width):
-                    total += vector[d] * row[d]
+                    total += v[a, d] * row[d]
                 out[t, a, s] = total
 
 
@@ -34,14 +49,23 @@ def gather_dot(vectors: Any, table: Any, column: int, rows: Any, out: Any, first
 @no_type_check
 def gather_sum(weights: Any, table: Any, column: int, rows: Any, out: Any, first: int, last: int) -> None:
     """``out[t, a] = sum over s of weights[t, a, s] * table[rows[t, s], column:]`` for tokens ``first`` to ``last``."""
-    heads, width = out.shape[1], out.shape[2]
+    heads, width, slots = out.shape[1], out.shape[2], rows.shape[1]
+    end, fours = column + width, slots // 4 * 4
     for t in range(first, last):
         out[t] = 0
-        for s in range(rows.shape[1]):
-            row = table[rows[t, s], column : column + width]
+        for s in range(0, fours, 4):  # four at a time: the sum is loaded and stored once for them
+            r0, r1 = table[rows[t, s], column:end], table[rows[t, s + 1], column:end]
+            r2, r3 = table[rows[t, s + 2], column:end], table[rows[t, s + 3], column:end]
             for a in range(heads):
-                weight = weights[t, a, s]
                 total = out[t, a]
+                w0, w1, w2, w3 = weights[t, a, s], weights[t, a, s + 1], weights[t, a, s + 2], weights[t, a, s + 3]
+                for d in range(width):
+                    total[d] += w0 * r0[d] + w1 * r1[d] + w2 * r2[d] + w3 * r3[d]
+        for s in range(fours, slots):
+            row = table[rows[t, s], column:end]
+            for a in range(heads):
+                total = out[t, a]
+                weight = weights[t, a, s]
                 for d in range(width):
                     total[d] += weight * row[d]
 
@@ -67,15 +91,20 @@ def scatter_sum(
         last: one after the last.
     """
     heads, slots, width = vectors.shape[1], weights.shape[2], vectors.shape[2]
-    for r in range(first, last):
-        total = out[rows[r], column : column + width]
-        for i in range(starts[r], starts[r + 1]):
-            t, s = order[i] // slots, order[i] % slots
-            for a in range(heads):
-                weight = weights[t, a, s]
-                vector = vectors[t, a]
+    fours = heads // 4 * 4
+    for i in range(first, last):
+        total = out[rows[i], column : column + width]
+        for place in range(starts[i], starts[i + 1]):
+            t, s = order[place] // slots, order[place] % slots
+            v = vectors[t]
+            for a in range(0, fours, 4):
+                w0, w1, w2, w3 = weights[t, a, s], weights[t, a + 1, s], weights[t, a + 2, s], weights[t, a + 3, s]
                 for d in range(width):
-                    total[d] += weight * vector[d]
+                    total[d] += w0 * v[a, d] + w1 * v[a + 1, d] + w2 * v[a + 2, d] + w3 * v[a + 3, d]
+            for a in range(fours, heads):
+                weight = weights[t, a, s]
+                for d in range(width):
+                    total[d] += weight * v[a, d]
 
 
 @njit(nogil=True, cache=True)
