@@ -122,9 +122,9 @@ class MemoryConfig(Section):
     """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
     read_heads: int = Field(0, ge=0)
     """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim``."""
-    read_fn: Literal["softmax", "gelu"] = "softmax"
+    read_fn: Literal["softmax", "gelu", "none"] = "softmax"
     """Activation of q.k: ``softmax`` over all selected slots, or the non-competing ``gelu``. A read weight is this
-    activation times the gate score of its entry."""
+    activation times the gate score of its entry; with ``none`` it is the gate score alone (PKM, arXiv 1907.05242)."""
     slot_use: Literal["whole", "halves"] = "whole"
     """What is key and value of a slot: all of it both, or its first half the key and its second the value (a rank-one
     expert, PEER, arXiv 2407.04153)."""

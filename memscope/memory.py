@@ -84,9 +84,10 @@ class CrossAttentionMemory(nn.Module):
         self.value_width = config.knowledge_dim - self.key_width if halves else config.knowledge_dim
         projected = config.slot_proj
         query, mixed = (dim, dim) if projected else (heads * self.key_width, heads * self.value_width)
-        self.q_proj = nn.Linear(dim, query, bias=False)
-        self.q_norm = nn.RMSNorm(query // heads) if config.read_norm == "rms" else None
-        self.k_proj = nn.Linear(self.key_width, dim, bias=False) if projected else None
+        has_keys = self.read_fn != "none"
+        self.q_proj = nn.Linear(dim, query, bias=False) if has_keys else None
+        self.q_norm = nn.RMSNorm(query // heads) if has_keys and config.read_norm == "rms" else None
+        self.k_proj = nn.Linear(self.key_width, dim, bias=False) if has_keys and projected else None
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)
         self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
@@ -95,6 +96,10 @@ class CrossAttentionMemory(nn.Module):
         self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
     ) -> Float[Tensor, "batch pos read_head slot"]:
         """Read weights: activation of the (scaled or normalised) q.k times the gate score of the slot's entry."""
+        length = slots.count // scores.shape[-1]
+        per_slot = scores.repeat_interleave(length, dim=-1).unsqueeze(2)
+        if self.q_proj is None:
+            return per_slot.expand(-1, -1, self.heads, -1)
         query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
         query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
         if self.k_proj is None:
@@ -106,8 +111,7 @@ class CrossAttentionMemory(nn.Module):
             keys = rearrange(self.k_proj(slots.gather(0, self.key_width)), "b t s (a h) -> b t s a h", a=self.heads)
             logits = torch.einsum("btah,btsah->btas", query, keys)
         active = logits.float().softmax(-1) if self.read_fn == "softmax" else F.gelu(logits.float())
-        per_slot = scores.repeat_interleave(logits.shape[-1] // scores.shape[-1], dim=-1)
-        return active * per_slot.unsqueeze(2)
+        return active * per_slot
 
     def output(
         self,

@@ -31,6 +31,9 @@ from memscope import sparse_kernels as kernels
 class Slots(ABC):
     """Slots of the selected entries, to be read by dot products and weighted sums over some of their columns."""
 
+    count: int
+    """Slots a token reads."""
+
     @abstractmethod
     def dot(self, vectors: Float[Tensor, "batch pos head width"], column: int = 0) -> Tensor:
         """Dot products with the slots' columns from ``column`` on, ``[batch, pos, head, slot]``."""
@@ -49,6 +52,7 @@ class GatheredSlots(Slots):
 
     def __init__(self, values: Float[Tensor, "batch pos slot width"]):
         self.values = values
+        self.count = values.shape[2]
 
     def dot(self, vectors: Float[Tensor, "batch pos head width"], column: int = 0) -> Tensor:
         """See ``Slots``."""
@@ -140,7 +144,7 @@ class TableSlots(Slots):
 
     def __init__(self, table: OpenTable, rows: Int[Tensor, "batch pos slot"]):
         self.table = table
-        self.shape = rows.shape[:2]
+        self.shape, self.count = rows.shape[:2], rows.shape[2]
         self.rows: np.ndarray = rows.detach().flatten(0, 1).contiguous().numpy()
         self._order: RowOrder | None = None
 
