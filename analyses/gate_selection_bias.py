@@ -1,0 +1,152 @@
+"""What makes the gate choose so unevenly: where its queries point, how they spread, or its keys?
+
+    python analyses/gate_selection_bias.py runs/demo recordings/demo --out reports/demo
+
+The same trained keys are asked again with other queries, and KL to uniform of what they select is compared:
+
+    as trained    queries of sampled text
+    centred       minus their mean: what all queries have in common no longer counts
+    whitened      centred, and spread alike in every direction
+    random        Gaussian queries of the same length: what is left is due to the keys alone
+
+A KL above that of even selection at the same number of selections is bias. Prints how much of it goes when queries
+spread alike in every direction, beside how many directions they use (participation ratio: (sum v)^2 / sum v^2 over the
+variances v of principal components) and what the recording knows: tests of init sentences, information about tokens.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from study import batches, sample_windows, save
+from torch import Tensor
+
+from memscope.checkpoint import LoadedRun, load_run
+from memscope.plot_style import legend, panel
+from memscope.query import Recording
+from memscope.usage import usage_metrics
+from memscope.words import span
+
+VARIANTS = ("as trained", "centred", "whitened", "random")
+
+
+@torch.no_grad()
+def collect_queries(run: LoadedRun, windows: list[np.ndarray]) -> dict[int, Tensor]:
+    """Gate queries of every token, by memory layer, ``[token, head, query]``."""
+    found: dict[int, list[Tensor]] = {layer: [] for layer in run.config.model.memory_layers}
+    names = [f"blocks.{layer}.memory.hook_query" for layer in found]
+    for _, tokens, lengths in batches(windows, 8):
+        _, cache = run.model.run_with_cache(torch.from_numpy(tokens), names_filter=names)
+        real = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
+        for layer, name in zip(found, names, strict=True):
+            found[layer].append(cache[name][real])
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def vary(queries: Tensor, variant: str, seed: int = 0) -> Tensor:
+    """Queries ``[token, head, query]`` as a variant has them; lengths stay what they are on average, per head."""
+    if variant == "as trained":
+        return queries
+    centred = queries - queries.mean(0)
+    if variant == "whitened":
+        return torch.stack([_whiten(head) for head in centred.unbind(1)], dim=1)
+    if variant == "random":
+        noise = torch.randn(queries.shape, generator=torch.Generator().manual_seed(seed))
+        return noise * (centred.square().mean((0, 2), keepdim=True)).sqrt()
+    return centred
+
+
+def _whiten(centred: Tensor) -> Tensor:
+    """Linear map that gives ``[token, query]`` the same variance in every direction, and the total it had."""
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    scale = (values.mean() / values.clamp(min=1e-6 * values.max())).sqrt()
+    whitened: Tensor = centred @ vectors * scale @ vectors.T
+    return whitened
+
+
+def count_directions(queries: Tensor) -> float:
+    """Participation ratio of the principal components of ``[token, head, query]``, mean over heads; at most query."""
+    centred = (queries - queries.mean(0)).unbind(1)
+    variances = [torch.linalg.eigvalsh(head.T @ head) for head in centred]
+    return float(np.mean([float(v.sum() ** 2 / v.square().sum()) for v in variances]))
+
+
+@torch.no_grad()
+def select_kl(queries: Tensor, select: Callable[[Tensor], Tensor], n_entries: int) -> dict[str, float]:
+    """How evenly ``select`` chooses for ``queries``: KL to uniform in nats, its even twin, coverage."""
+    chosen = [select(chunk).flatten() for chunk in queries.split(2048)]
+    counts = np.bincount(torch.cat(chosen).numpy(), minlength=n_entries)
+    metrics = usage_metrics(counts, int(counts.sum()))
+    return {"kl": metrics.kl_to_uniform, "even_kl": metrics.even_kl_to_uniform, "coverage": metrics.coverage}
+
+
+def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
+    """One row per layer and variant: ``layer variant kl even_kl coverage directions beyond_even``."""
+    queries = collect_queries(run, sample_windows(recording, tokens))
+    rows = []
+    for layer, found in queries.items():
+        select = partial(_select, run, layer)
+        directions = count_directions(found)
+        for variant in VARIANTS:
+            metrics = select_kl(vary(found, variant), select, recording.info.knowledge_num)
+            rows.append({"layer": layer, "variant": variant, **metrics, "directions": directions})
+    table = pd.DataFrame(rows)
+    return table.assign(beyond_even=table["kl"] - table["even_kl"])
+
+
+def _select(run: LoadedRun, layer: int, queries: Tensor) -> Tensor:
+    return run.model.memory_layer(layer).gate.select(queries[None]).indices
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """KL beyond even selection, layers along x, one line per variant."""
+    figure, axes = panel()
+    for variant in VARIANTS:
+        rows = table[table["variant"] == variant]
+        axes.plot(rows["layer"], rows["beyond_even"], marker="o", label=variant)
+    axes.set(xlabel="layer", ylabel="KL to uniform beyond even, nats", ylim=(0, None))
+    axes.set_xticks(sorted(table["layer"].unique()))
+    legend(axes)
+    return figure
+
+
+def main() -> None:
+    """Parse, compute, print, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tokens", type=int, default=8192, help="tokens to ask the gate about")
+    arguments = parser.parse_args()
+    recording = Recording(arguments.recording)
+    run = load_run(arguments.run)
+    table = study(run, recording, arguments.tokens)
+    wide = table.pivot(index="layer", columns="variant", values="beyond_even")
+    queries = run.config.memory.key_dim
+    gone = {name: span((1 - wide[name] / wide["as trained"]).tolist(), ".0%") for name in ("whitened", "centred")}
+    print(
+        f"share of the bias that goes when queries spread alike in all directions: {gone['whitened']} over {len(wide)} "
+        f"layers; with the mean query alone: {gone['centred']}; queries use "
+        f"{span(table['directions'].tolist(), '.1f')} of {queries} directions"
+    )
+    for variant in VARIANTS:
+        print(f"  {variant}: KL to uniform beyond even {span(wide[variant].tolist(), '.2f')} nats")
+    layers, preferences = recording.layer_metrics(), recording.preferences()
+    information = [layer["profiles"]["information"] for layer in recording.census["layers"]]
+    beyond_chance = [kinds["token"] - kinds["even_token"] for kinds in information]
+    by_share, by_rank = (int(preferences[name].sum()) for name in ("significant", "rank_significant"))
+    print(
+        f"  the recording: half of a layer's selections on {span(layers['top50'].tolist(), ',')} of "
+        f"{recording.info.knowledge_num:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
+        f"sentences by share and by rank; {span(beyond_chance, '.2f')} nats of information about the input token"
+    )
+    save(arguments.out, "gate_selection_bias", table, draw(table))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What studies of a run and its recording share: text as the model saw it, intervals, output files.
+
+Text comes out of the recording itself, so no corpus is needed; a token's context is its window, as in recording.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from memscope.files import make_folder, write_csv
+from memscope.query import Recording
+
+
+def sample_windows(recording: Recording, tokens: int, seed: int = 0) -> list[np.ndarray]:
+    """Random windows of the recorded text, at least so many tokens if there are, int64 ``[pos]`` each."""
+    size = recording.info.window
+    starts = [
+        (first + begin, min(first + begin + size, first + rows))
+        for first, rows in recording.documents[["first_row", "rows"]].to_numpy().tolist()
+        for begin in range(0, rows, size)
+    ]
+    windows, total = [], 0
+    for number in np.random.default_rng(seed).permutation(len(starts)).tolist():
+        begin, end = starts[number]
+        windows.append(recording.token_ids[begin:end].astype(np.int64))
+        total += end - begin
+        if total >= tokens:
+            break
+    return windows
+
+
+def contexts_before(recording: Recording, rows: Sequence[int]) -> list[np.ndarray]:
+    """Tokens from the start of each row's window up to the row, itself included, int64 ``[pos]`` each."""
+    first = recording.documents["first_row"].to_numpy()
+    of_document = first[np.searchsorted(first, rows, side="right") - 1]
+    starts = of_document + (np.asarray(rows) - of_document) // recording.info.window * recording.info.window
+    return [
+        recording.token_ids[start : row + 1].astype(np.int64) for start, row in zip(starts.tolist(), rows, strict=True)
+    ]
+
+
+def batches(texts: Sequence[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Texts a few at a time, shortest first: their numbers, tokens ``[batch, pos]`` padded with 0, and lengths."""
+    order = np.argsort([len(text) for text in texts], kind="stable")
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
+        lengths = np.array([len(texts[number]) for number in numbers])
+        tokens = np.zeros((len(numbers), lengths.max()), np.int64)
+        for row, number in enumerate(numbers):
+            tokens[row, : lengths[row]] = texts[number]
+        yield numbers, tokens, lengths
+
+
+def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
+    """Mean with its 95% percentile bootstrap interval; NaN where there is nothing."""
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    weights = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), draws)
+    low, high = np.percentile(weights @ values / len(values), [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
+def save(out: Path, name: str, table: pd.DataFrame, figure: Figure) -> None:
+    """Write ``NAME.csv`` and ``NAME.png``."""
+    make_folder(out)
+    write_csv(out / f"{name}.csv", table)
+    figure.savefig(out / f"{name}.png", dpi=150)

@@ -1,0 +1,304 @@
+"""Recordings whose answer is known by construction: the truth that every metric and view must find again.
+
+    planted = plant_recording(Path("planted"), seed=0)              # effects in layer 1, layer 0 stays clean
+    planted = plant_recording(Path("clean"), seed=0, effects=())    # nothing to find
+    find_anomalies(Recording(planted.path))                         # memscope/anomalies.py
+
+Rows are drawn, not recorded of a model, and written through the real store, so that the census, the query layer and
+the app read them like any other recording. ``testing_models.py`` does the same with a model built by hand.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from memscope.aggregate import write_aggregates
+from memscope.config import dump_config, validate_config
+from memscope.files import write_text
+from memscope.parquet import write_table
+from memscope.store import RecordingInfo, TokenRows, write_info, write_part
+
+SPECIAL = ("<pad>", "<s>", "</s>")
+Effect = Literal["detector", "duplicates", "dead", "decoy", "preference"]
+EFFECTS: tuple[Effect, ...] = get_args(Effect)
+FACTOR = 3.0
+"""How much likelier a preferred entry is drawn than another one."""
+PREDICATES = tuple(f"relation {name}" for name in "abcdefgh")
+PLANTED_LAYER = 1
+"""Layer that holds the effects; layer 0 is clean, so that false alarms show there too."""
+
+_N, _K, _VOCAB = 256, 4, 60
+_DOCUMENTS, _LENGTH, _WINDOW = 40, 160, 16
+_DEAD = 40
+_OFTEN = 0.1
+"""Share of tokens that select the duplicates, and the decoy."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What was planted, all of it in layer ``PLANTED_LAYER``; empty where an effect was not asked for."""
+
+    path: Path
+    """The recording, or the run (``testing_models.py``)."""
+    detectors: dict[int, int]
+    """Entry -> id of the token where it is selected, there always and nowhere else."""
+    duplicates: tuple[int, ...]
+    """Two entries that are always selected together."""
+    dead: tuple[int, ...]
+    """Entries that are never selected."""
+    decoys: tuple[int, ...]
+    """Entries that are selected and not read."""
+    preferred: str | None
+    """Predicate whose entries are ``FACTOR`` times as likely to be selected."""
+    predicates: tuple[str, ...]
+    """Predicate of every entry's sentence."""
+
+
+class Roles(NamedTuple):
+    """Which entry plays what, in a bank of N; drawn by seed."""
+
+    detector: int
+    duplicates: tuple[int, int]
+    decoy: int
+    dead: tuple[int, ...]
+    ordinary: np.ndarray
+    """All others."""
+
+
+def draw_roles(n: int, n_dead: int, chance: np.random.Generator) -> Roles:
+    """Deal the parts among n entries."""
+    order = chance.permutation(n).tolist()
+    dead = tuple(sorted(order[4 : 4 + n_dead]))
+    return Roles(order[0], (order[1], order[2]), order[3], dead, np.sort(order[4 + n_dead :]))
+
+
+def plant_recording(path: Path, seed: int, effects: Collection[Effect] = EFFECTS) -> Planted:
+    """Write a finished recording of 2 layers, 256 entries and 6,400 tokens in which ``effects`` hold exactly.
+
+    A clean layer draws K = 4 different entries a token with equal chances, whatever the token. In the planted one a
+    ``detector`` is selected exactly where one token stands, ``duplicates`` always together (a tenth of tokens), the
+    ``dead`` never, the ``decoy`` on a tenth of tokens with a thousandth of the others' read weight, and entries of one
+    predicate are drawn ``FACTOR`` times as likely as others (``preference``).
+
+    Args:
+        path: folder of the recording.
+        seed: of everything drawn: who plays which part, and all rows.
+        effects: what to plant; the others' entries are ordinary ones.
+    """
+    chance = np.random.default_rng(seed)
+    roles = draw_roles(_N, _DEAD, chance)
+    predicates = tuple(PREDICATES[code] for code in chance.permutation(np.arange(_N) % len(PREDICATES)))
+    token = chance.integers(len(SPECIAL), _VOCAB, _DOCUMENTS * _LENGTH)
+    detected = int(chance.integers(len(SPECIAL), _VOCAB))
+    planted = Planted(
+        path=path,
+        detectors={roles.detector: detected} if "detector" in effects else {},
+        duplicates=roles.duplicates if "duplicates" in effects else (),
+        dead=roles.dead if "dead" in effects else (),
+        decoys=(roles.decoy,) if "decoy" in effects else (),
+        preferred=PREDICATES[0] if "preference" in effects else None,
+        predicates=predicates,
+    )
+    rows = _draw_rows(planted, token, chance)
+    info = write_recording(path, rows, layers=(0, PLANTED_LAYER), knowledge_num=_N, window=_WINDOW, score_bits=10)
+    ids = [chance.choice(np.arange(len(SPECIAL), _VOCAB), chance.integers(5, 13), replace=False) for _ in range(_N)]
+    write_bank(path / "bank_init.parquet", [one.tolist() for one in ids], predicates)
+    _write_decodings(path / "decodings.parquet", [one.tolist() for one in ids], chance)
+    shape = {"vocab_size": _VOCAB, "n_layers": 2, "max_seq_len": _WINDOW}
+    config = {"model": shape, "memory": {"knowledge_num": _N, "num_selected": _K}}
+    write_text(path / "config.yaml", dump_config(validate_config(config, source="planted")))
+    write_aggregates(path, info)
+    return planted
+
+
+def _draw_rows(planted: Planted, token: np.ndarray, chance: np.random.Generator) -> TokenRows:
+    n = len(token)
+    weight = np.ones((2, _N))
+    if planted.preferred:
+        weight[PLANTED_LAYER, np.array(planted.predicates) == planted.preferred] = FACTOR
+    placed = [*planted.detectors, *planted.duplicates, *planted.dead, *planted.decoys]
+    weight[PLANTED_LAYER, placed] = 0  # never by chance
+    indices = np.stack([_draw_entries(one, n, chance) for one in weight], axis=1)
+    shares = -np.sort(-chance.uniform(0.5, 1.5, (n, 2, _K)))  # best gate score first
+    attention = chance.uniform(0.5, 1.5, (n, 2, _K)) * chance.choice([-1, 1], (n, 2, _K))
+    here = indices[:, PLANTED_LAYER]
+    for entry, detected in planted.detectors.items():
+        here[token == detected, 0] = entry
+    if planted.duplicates:
+        here[chance.random(n) < _OFTEN, 1:3] = planted.duplicates
+    for decoy in planted.decoys:
+        here[chance.random(n) < _OFTEN, 3] = decoy
+        attention[:, PLANTED_LAYER][here == decoy] *= 1e-3
+    loss = chance.exponential(3, n)
+    loss[_LENGTH - 1 :: _LENGTH] = np.nan
+    return TokenRows(
+        doc=np.repeat(np.arange(_DOCUMENTS, dtype=np.uint32), _LENGTH),
+        pos=np.tile(np.arange(_LENGTH, dtype=np.uint32), _DOCUMENTS),
+        token=token.astype(np.uint32),
+        predicted=chance.integers(len(SPECIAL), _VOCAB, n).astype(np.uint32),
+        loss=loss.astype(np.float32),
+        indices=indices,
+        gate=shares.astype(np.float16),
+        read=(shares * attention).astype(np.float16),
+        margin=chance.exponential(0.1, (n, 2, 1)).astype(np.float16),
+    )
+
+
+def _draw_entries(weight: np.ndarray, tokens: int, chance: np.random.Generator) -> np.ndarray:
+    """K different entries a token, drawn with chances ``weight`` (Gumbel top-k), uint32 ``[token, K]``."""
+    with np.errstate(divide="ignore"):
+        score = np.log(weight) + chance.gumbel(size=(tokens, len(weight)))
+    return np.argsort(-score, axis=1)[:, :_K].astype(np.uint32)
+
+
+def make_info(**settings: Any) -> RecordingInfo:
+    """``recording.json`` of a small recording: two layers, 64 entries, 4 selected; ``settings`` replace fields."""
+    raw: dict[str, Any] = {
+        "run": "somewhere/run",
+        "fingerprint": "f",
+        "corpus": "somewhere/corpus.jsonl",
+        "corpus_sha256": "s",
+        "layers": (0, 2),
+        "knowledge_num": 64,
+        "knowledge_length": 1,
+        "selected": 4,
+        "gate_heads": 1,
+        "read_heads": 4,
+        "window": 16,
+        "dtype": "float32",
+        "score_bits": 6,
+        "part_tokens": 100,
+        "total_tokens": 0,
+    }
+    return RecordingInfo.model_validate(raw | settings)
+
+
+def write_recording(
+    folder: Path,
+    rows: TokenRows,
+    *,
+    bounds: Sequence[int] | None = None,
+    groups: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
+    **settings: Any,
+) -> RecordingInfo:
+    """Write rows as the parts of a recording, with all that its census needs, but no aggregates.
+
+    Args:
+        folder: of the recording.
+        rows: of documents 0, 1, 2 ...
+        bounds: rows at which parts begin and the last one ends; by default three parts.
+        groups: of the documents.
+        texts: of the tokens, special ones included; by default " w3", " w4" ... with a space before each.
+        settings: of ``make_info``; what rows tell is set already.
+    """
+    n, layers, selected = rows.indices.shape
+    bounds = bounds or np.linspace(0, n, 4).astype(int).tolist()
+    info = make_info(
+        **{
+            "layers": tuple(range(0, 2 * layers, 2)),
+            "selected": selected,
+            "gate_heads": rows.margin.shape[2],
+            "total_tokens": n,
+            "complete": True,
+            **settings,
+        }
+    )
+    parts = [
+        write_part(folder, number, first, cut_rows(rows, first, last), info)
+        for number, (first, last) in enumerate(pairwise(bounds))
+    ]
+    info = info.model_copy(update={"parts": tuple(parts)})
+    write_info(folder, info)
+    lengths = np.bincount(rows.doc)
+    write_table(
+        folder / "documents.parquet",
+        {
+            "doc": np.arange(len(lengths), dtype=np.uint32),
+            "title": [f"Document {number}" for number in range(len(lengths))],
+            "group": list(groups or [""] * len(lengths)),
+            "first_row": np.cumsum(lengths) - lengths,
+            "rows": lengths,
+        },
+    )
+    vocab = int(max(rows.token.max(), rows.predicted.max())) + 1
+    write_tokenizer(folder / "tokenizer.json", texts or word_texts(max(vocab, 4)))
+    write_bank(folder / "bank_init.parquet", [None] * info.knowledge_num)
+    return info
+
+
+def cut_rows(rows: TokenRows, first: int, last: int) -> TokenRows:
+    """Rows first to last, exclusive."""
+    found = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    cut: dict[str, Any] = {name: None if values is None else values[first:last] for name, values in found.items()}
+    return TokenRows(**cut)
+
+
+def word_texts(vocab: int) -> list[str]:
+    """Texts of a vocabulary: the special tokens, then " w3", " w4" ..."""
+    return [*SPECIAL, *(f" w{number}" for number in range(len(SPECIAL), vocab))]
+
+
+def write_tokenizer(path: Path, texts: Sequence[str]) -> None:
+    """Write a tokenizer whose token i is ``texts[i]``; text is cut before every space, and texts join without one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    vocabulary = {text: number for number, text in enumerate(texts)}
+    assert len(vocabulary) == len(texts)
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=texts[0]))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(" [^ ]+"), "isolated")
+    backend.decoder = decoders.Fuse()
+    backend.save(str(path))
+
+
+def write_bank(path: Path, token_ids: Sequence[list[int] | None], predicates: Sequence[str] | None = None) -> None:
+    """Write where a bank came from: sentences " w3 w9 ..." by their token ids, None for random entries.
+
+    Args:
+        path: ``bank_init.parquet``.
+        token_ids: of every entry's sentence.
+        predicates: one for every entry, of a triple whose subject is the first and object the last word.
+    """
+    n = len(token_ids)
+    words = [None if ids is None else [f" w{number}" for number in ids] for ids in token_ids]
+    triples: dict[str, list[Any]] = {
+        "uuid": [None if predicates is None else [f"u{entry}"] for entry in range(n)],
+        "subject": [None if predicates is None or not word else [word[0].strip()] for word in words],
+        "predicate": [None if predicates is None else [predicates[entry]] for entry in range(n)],
+        "object": [None if predicates is None or not word else [word[-1].strip()] for word in words],
+    }
+    write_table(
+        path,
+        {
+            "entry": np.arange(n, dtype=np.uint32),
+            "sentence": pa.array([word and "".join(word).strip() for word in words], pa.string()),
+            "token_ids": pa.array(token_ids, pa.list_(pa.uint32())),
+            **{name: pa.array(values, pa.list_(pa.string())) for name, values in triples.items()},
+        },
+    )
+
+
+def _write_decodings(path: Path, token_ids: Sequence[list[int]], chance: np.random.Generator) -> None:
+    """Decodings of entries that moved a little and still say their sentence; there is no model for a logit lens."""
+    n = len(token_ids)
+    lens = pa.array([None] * n, pa.list_(pa.uint32()))
+    drift = chance.uniform(0.005, 0.05, n).astype(np.float32)
+    write_table(
+        path,
+        {
+            "entry": np.arange(n, dtype=np.uint32),
+            "drift": drift,
+            "nearest": pa.array(token_ids, pa.list_(pa.uint32())),
+            "nearest_cosine": pa.array([[0.5] * len(ids) for ids in token_ids], pa.list_(pa.float32())),
+            "kept": np.ones(n, np.float32),
+            "kept_at_init": np.ones(n, np.float32),
+            "slot_drift": pa.array(drift[:, None].tolist(), pa.list_(pa.float32())),
+            **{f"l{layer}_{end}": lens for layer in (0, PLANTED_LAYER) for end in ("top", "bottom")},
+        },
+    )
