@@ -17,6 +17,8 @@ PAGES = {
     "map": ("Map", "scatter_plot", "The bank in two dimensions, coloured by what entries are and do."),
     "gate_bias": ("Gate bias", "balance", "How far selection is from even, toward what, and the full report."),
     "reading": ("Reading", "menu_book", "How the attention weighs what the gate selected."),
+    "facts": ("Facts", "fact_check", "Are facts that entries started from selected, read and needed when asked?"),
+    "what_if": ("What if", "science", "Ablate, force, swap or rewrite entries, and see what changes."),
     "compare": ("Compare", "compare_arrows", "Two recordings side by side: checkpoints, seeds, starts."),
 }
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from memscope import cli_causal
 from memscope.cli_options import (
     CorpusOption,
     DeviceOption,
@@ -210,9 +211,7 @@ def census(recording: RecordingArgument) -> None:
 def trace(
     run: RunArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to read.")],
-    top: Annotated[
-        int, typer.Option("--top", min=1, help="Entries to print per token and layer, most read first.")
-    ] = 3,
+    top: Annotated[int, typer.Option("--top", min=1, help="Entries per token and layer, most read first.")] = 3,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -319,9 +318,7 @@ def run_app(
         Path | None, typer.Argument(metavar="[REC]", help="Recording to open; default: all under recordings/.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to listen on; anyone who reaches it can read the recording.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[str, typer.Option(help="Address to listen on; all who reach it can read.")] = "127.0.0.1",
 ) -> None:
     """Browse recordings in a web page on this machine."""
     from memscope.serve import serve_app
@@ -329,6 +326,9 @@ def run_app(
     if host != "127.0.0.1":
         print(f"memscope: listening on {host}: other machines may reach this page", file=sys.stderr)
     serve_app(recording, host, port)
+
+
+cli_causal.register(app)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from memscope import bias_plots, plots
 from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
+from memscope.fact_report import fact_figures, fact_tables
 from memscope.findings import Finding
 from memscope.query import Recording
 from memscope.words import plural, selections
@@ -93,8 +94,8 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         "and what the attention reads of them.",
         facts=facts,
         findings=findings,
-        figures=list(_figures(recording)),
-        tables=list(_tables(recording)),
+        figures=[*_figures(recording), *fact_figures(recording.path)],
+        tables=[*_tables(recording), *fact_tables(recording.path)],
         method=_method(recording),
         files={
             "metrics.json": "every number of this report; metrics.schema.json describes its fields",

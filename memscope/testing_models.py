@@ -211,7 +211,7 @@ def _set_attention(attention: torch.nn.Module, chance: np.random.Generator) -> N
 def _set_read(model: MemoryTransformer, layer: int) -> None:
     """q.k from the constants of token and entry, the same in every head; values from token axes but triggers."""
     read = model.memory_layer(layer).read
-    assert read.k_proj is not None and read.v_proj is not None
+    assert read.q_proj is not None and read.k_proj is not None and read.v_proj is not None
     back = torch.from_numpy(
         orthogonal_projection(_DIM, _DIM, seed=model.cfg.train.seed)
     )  # entry space -> residual stream

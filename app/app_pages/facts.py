@@ -1,0 +1,89 @@
+"""The fact audit: are facts that entries started from selected, read and needed when they are asked?"""
+
+import streamlit as st
+
+from app import address, state
+from app.address import choice
+from memscope import fact_report
+from memscope.fact_tables import load_audit
+
+PARTS = ("recall", "ablation", "predicates", "facts")
+_NUMBER = st.column_config.NumberColumn
+_FORMATS = {"%": "percent", "d": "localized"}
+
+recording = state.recording()
+info = recording.info
+
+st.title("Facts")
+view = address.View("facts")
+part = view.field("part", choice(PARTS, name="part"))
+view.write()
+audit = load_audit(recording.path)
+if audit is None:
+    st.write(
+        "No facts were asked yet. A file of facts has one JSON object a line with uuid, subject, predicate, object and "
+        "a template such as “[X] was born in [Y] .”; entries must have started from sentences that state some of them."
+    )
+    st.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
+    st.stop()
+assert audit is not None
+summary, recall, facts = audit.summary, audit.recall, audit.facts
+finding = fact_report.fact_finding(audit)
+st.write(f"**{finding.short}** {finding.answer}")
+st.segmented_control(
+    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+)
+
+if part == "recall":
+    state.show_figure(
+        fact_report.recall_figure, lambda: (recall,), summary["facts"], alt="Recall per layer beside chance"
+    )
+    st.caption(
+        f"Share of {summary['stated']:,} facts whose question selects an entry that started from a sentence stating "
+        "the fact. Even: as many selections spread evenly over the bank. Shuffled: entries of another fact. Same "
+        "predicate: of another fact of its predicate. p: share of shuffles with as high a recall; many layers are "
+        "tested, so a single small one says little."
+    )
+    st.dataframe(
+        recall.assign(layer=recall["layer"].map(lambda layer: "any" if layer < 0 else str(layer))),
+        hide_index=True,
+        height="content",
+        column_config={name: _NUMBER(format="percent") for name in ("recall", "even", "shuffled", "same_predicate")},
+        alt="Recall and chance per layer",
+    )
+elif part == "ablation":
+    if not summary["ablated"]:
+        st.write("No question selects an entry that states its fact, so there was nothing to ablate.")
+        st.stop()
+    state.show_figure(
+        fact_report.drop_figure, lambda: (facts,), summary["facts"], alt="Drop of the answer's logit, two curves"
+    )
+    st.caption(
+        f"{summary['ablated']:,} facts select an entry that states them somewhere in the question. It is ablated "
+        "everywhere; the control is another entry of the same question, selected there and elsewhere about as often. "
+        "Intervals resample groups of facts that share their entries."
+    )
+elif part == "predicates":
+    st.dataframe(
+        audit.predicates,
+        hide_index=True,
+        height="content",
+        column_config={
+            name: _NUMBER(column.label, format=_FORMATS.get(column.form[-1]))
+            for name, column in fact_report.PREDICATES.items()
+            if column.form
+        },
+        alt="Facts by predicate",
+    )
+    st.caption("Stated: facts that an entry started from. Drop: mean fall of the answer's logit without those entries.")
+else:
+    stated = st.toggle("Only facts whose entry was selected", value=True, key="facts.selected")
+    shown = facts[facts["anywhere"]] if stated else facts
+    st.dataframe(
+        shown,
+        hide_index=True,
+        column_order=["subject", "predicate", "object", "rank", "asked", "read", "ablated", "drop_own", "drop_control"],
+        alt="Facts",
+    )
+    st.caption(f"{len(shown):,} of {len(facts):,} facts. Rank: of the object's first token among all tokens.")
+    state.download("Facts as CSV", lambda: facts, "facts")

@@ -1,0 +1,170 @@
+"""What a memory loses without some entries, on text, beside what it loses without others.
+
+    study = study_ablation(run, recorded_corpus(Recording("recordings/demo")), [4711], usage)
+    study.table              # loss, logit of the target and KL, with intervals; the controls; the difference
+    write_study(study, Path("ablations/4711"))
+
+An ablation always changes something. The question is whether it changes more than taking out other entries would, so
+controls stand in the same table: entries of nearly equal usage (``usage``), or any used entries (``random``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from memscope.checkpoint import LoadedRun
+from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
+from memscope.effects import (
+    Trial,
+    compare_change,
+    interval_unit,
+    mean_change,
+    measure_effects,
+    most_changed,
+    random_entries,
+    usage_matched,
+)
+from memscope.errors import InputError
+from memscope.files import write_json
+from memscope.intervene import Mode, ablate
+from memscope.parquet import write_table
+from memscope.query import Recording
+
+Control = Literal["usage", "random"]
+MEASURES = ("loss", "logit", "kl")
+_WINDOW = 256
+"""Tokens of a window at most: long ones only cost memory, and fewer of short ones select an entry."""
+
+
+@dataclass(frozen=True)
+class AblationStudy:
+    """An ablation and its controls."""
+
+    table: pd.DataFrame
+    """One row for the ablation, one for each control, one for the difference: ``what entries usage`` and per measure
+    ``{measure} {measure}_low {measure}_high``, means per token."""
+    effects: pd.DataFrame
+    """Every token, see ``effects.measure_effects``."""
+    contexts: pd.DataFrame
+    """The tokens that changed most, with their text."""
+    summary: dict[str, Any]
+    """How it was done, and the table as plain values."""
+
+
+def recorded_corpus(recording: Recording) -> PackedCorpus:
+    """The text of a recording as a corpus: what was recorded can be asked again without the file it came from."""
+    documents = recording.documents
+    starts = np.concatenate([documents["first_row"], [recording.info.rows]]).astype(np.int64)
+    info = recording.info
+    return PackedCorpus(
+        recording.token_ids, starts, documents["title"].tolist(), path=info.corpus, sha256=info.corpus_sha256
+    )
+
+
+def study_ablation(
+    run: LoadedRun,
+    corpus: PackedCorpus,
+    entries: Sequence[int] | np.ndarray,
+    usage: np.ndarray,
+    mode: Mode = "renormalise",
+    layers: Sequence[int] | None = None,
+    tokens: int | None = None,
+    controls: int = 3,
+    control: Control = "usage",
+    seed: int = 0,
+) -> AblationStudy:
+    """Ablate entries, and as many others ``controls`` times over.
+
+    Args:
+        run: whose memory.
+        corpus: text to read.
+        entries: what to ablate.
+        usage: selections of every entry in the same layers, ``[N]`` (``effects.entry_usage``).
+        mode: see ``intervene.ablate``.
+        layers: memory layers; default all.
+        tokens: read about so many, in windows from all over the corpus.
+        controls: draws of control entries.
+        control: ``usage`` draws entries of nearly equal usage, ``random`` any used ones.
+        seed: of the draws and intervals.
+
+    Raises:
+        InputError: an unknown entry or layer, or too few entries left for controls.
+    """
+    entries = np.unique(np.asarray(entries, np.int64))
+    if not len(entries):
+        raise InputError("no entry to ablate; name at least one")
+    with ablate(run.model, entries, mode, layers=layers):
+        pass  # refuses what is not there before anything is drawn
+    chosen = {"ablated": entries}
+    for draw in range(controls):
+        if control == "usage":
+            chosen[f"control {draw + 1}"] = usage_matched(usage, entries, seed + draw)
+        else:
+            chosen[f"control {draw + 1}"] = random_entries(usage, len(entries), seed + draw, exclude=entries)
+    trials = {
+        what: Trial(partial(ablate, run.model, taken, mode, layers=layers), taken, layers)
+        for what, taken in chosen.items()
+    }
+    windows = _spread(document_windows(corpus, min(_WINDOW, run.config.model.max_seq_len)), tokens)
+    effects = measure_effects(run, corpus, windows, trials)
+    table = _table(chosen, usage, effects, seed)
+    ablated = effects["ablated"]
+    summary = {
+        "mode": mode,
+        "layers": list(run.config.model.memory_layers if layers is None else layers),
+        "entries": entries.tolist(),
+        "control": control,
+        "tokens": len(ablated),
+        "documents": int(ablated["doc"].nunique()),
+        "interval_unit": interval_unit(ablated),
+        "loss_before": float(ablated["loss_before"].mean()),
+        "changed_tokens": int((ablated["kl"] > 0).sum()),
+        "table": table.astype(object).where(table.notna(), None).to_dict("records"),
+    }
+    return AblationStudy(table, ablated, most_changed(ablated, corpus, run.tokenizer), summary)
+
+
+def write_study(study: AblationStudy, folder: Path) -> list[Path]:
+    """Write ``ablation.json``, ``effects.parquet`` (every token) and ``contexts.parquet`` (those changed most)."""
+    frames = {"effects": study.effects, "contexts": study.contexts}
+    for name, frame in frames.items():
+        write_table(folder / f"{name}.parquet", pa.Table.from_pandas(frame, preserve_index=False))
+    write_json(folder / "ablation.json", study.summary)
+    return [folder / "ablation.json", *(folder / f"{name}.parquet" for name in frames)]
+
+
+def _spread(windows: list[DocumentWindow], tokens: int | None) -> list[DocumentWindow]:
+    """Evenly spaced windows of about ``tokens`` tokens: many documents say more than long ones."""
+    total = sum(window.end - window.start for window in windows)
+    if tokens is None or tokens >= total:
+        return windows
+    count = max(1, round(len(windows) * tokens / total))
+    return [windows[number] for number in np.linspace(0, len(windows) - 1, count).astype(int)]
+
+
+def _table(
+    chosen: dict[str, np.ndarray], usage: np.ndarray, effects: dict[str, pd.DataFrame], seed: int
+) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for what, taken in chosen.items():
+        changes = {name: mean_change(effects[what], name, seed=seed) for name in MEASURES}
+        rows.append({"what": what, "entries": len(taken), "usage": int(usage[taken].sum()), **_columns(changes)})
+    controls = [frame for what, frame in effects.items() if what != "ablated"]
+    if controls:
+        changes = {name: compare_change(effects["ablated"], controls, name, seed=seed) for name in MEASURES}
+        rows.append({"what": "difference", "entries": None, "usage": None, **_columns(changes)})
+    return pd.DataFrame(rows).astype({"entries": "Int64", "usage": "Int64"})
+
+
+def _columns(changes: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{name}{end}": value
+        for name, change in changes.items()
+        for end, value in zip(("", "_low", "_high"), change, strict=True)
+    }

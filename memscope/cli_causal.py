@@ -1,0 +1,192 @@
+"""Commands that intervene: ``ablate``, ``facts`` and ``edit``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memscope.cli_options import DeviceOption, JsonOption, RecordingArgument, RunArgument, SeedOption, load, print_json
+from memscope.errors import InputError
+
+FactsArgument = Annotated[
+    Path, typer.Argument(metavar="FACTS", help="JSON lines of facts: uuid, subject, predicate, object, template.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (ablate, facts, edit):
+        app.command()(command)
+
+
+def ablate(
+    run: RunArgument,
+    recording: RecordingArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    entries: Annotated[str | None, typer.Option("--entries", metavar="1,2,3", help="Entries to ablate.")] = None,
+    top_usage: Annotated[
+        str | None, typer.Option("--top-usage", metavar="1%", help="Ablate this share of the bank, most used first.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="6,7", help="In these memory layers; default all.")
+    ] = None,
+    mode: Annotated[
+        str, typer.Option(help="renormalise (selection removed, weights shared out again) or zero (value zeroed).")
+    ] = "renormalise",
+    control: Annotated[
+        str, typer.Option(help="Entries to compare with: usage (used about as often) or random (any used ones).")
+    ] = "usage",
+    controls: Annotated[int, typer.Option(min=0, help="Draws of control entries.")] = 3,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", metavar="FILE", help="Text to read; default the recorded text.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Read about so many tokens, from all over the text.")
+    ] = 16384,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run a text with and without some entries, and without controls; prints the change of loss, logit and KL."""
+    if (entries is None) == (top_usage is None):
+        raise InputError("ablate: what? Give either --entries 1,2,3 or --top-usage 1%")
+    _choose("--mode", mode, ("renormalise", "zero"))
+    _choose("--control", control, ("usage", "random"))
+    chosen_layers = None if layers is None else _numbers("--layers", layers)
+
+    from memscope.ablation import recorded_corpus, study_ablation, write_study
+    from memscope.corpus import pack_corpus
+    from memscope.effects import entry_usage, top_entries
+    from memscope.files import make_folder
+    from memscope.query import Recording
+
+    loaded, opened = load(run, device), Recording(recording)
+    _same_model(loaded, opened)
+    usage = entry_usage(recording, chosen_layers)
+    text = (
+        recorded_corpus(opened)
+        if corpus is None
+        else pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
+    )
+    taken = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
+    make_folder(out)
+    options: dict[str, Any] = {"mode": mode, "control": control}
+    study = study_ablation(
+        loaded, text, taken, usage, layers=chosen_layers, tokens=tokens, controls=controls, seed=seed, **options
+    )
+    write_study(study, out)
+    if as_json:
+        print_json(study.summary)
+        return
+    print(_table(study.table))
+    summary = study.summary
+    print(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
+    print(f"{summary['loss_before']:.4f} nats; 95% intervals resample {summary['interval_unit']}; details in {out}")
+
+
+def facts(
+    run: RunArgument,
+    facts: FactsArgument,
+    recording: Annotated[
+        Path | None,
+        typer.Option("--recording", metavar="REC", help="Match controls by its usage, and write the audit into it."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default the recording.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many facts, drawn at random; default all.")] = None,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Audit facts: are entries that started from a fact selected when it is asked, and does the answer need them?"""
+    folder = out or recording
+    if folder is None:
+        raise InputError("facts: where to? Give --recording REC, or --out DIR")
+
+    from memscope.effects import entry_usage
+    from memscope.fact_tables import write_audit
+    from memscope.facts import audit_facts, read_facts
+    from memscope.files import make_folder
+    from memscope.query import Recording
+
+    asked, loaded = read_facts(facts), load(run, device)
+    if recording is not None:
+        _same_model(loaded, Recording(recording))
+    make_folder(folder)
+    usage = None if recording is None else entry_usage(recording)
+    audit = audit_facts(loaded, asked, usage, limit, seed)
+    written = write_audit(audit, folder)
+    if as_json:
+        print_json(audit.summary)
+        return
+    print(_table(audit.recall))
+    print(f"\n{_table(audit.predicates)}\n")
+    for name, value in audit.summary.items():
+        print(f"{name:<26}{_short(value)}")
+    print(*written, sep="\n")
+
+
+def edit(
+    run: RunArgument,
+    facts: FactsArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Facts to edit, each alone.")] = 100,
+    method: Annotated[
+        str, typer.Option(help="sentence (the entry gets the new sentence) or row (the entry alone is trained).")
+    ] = "row",
+    steps: Annotated[int, typer.Option(min=1, help="row: Adam steps.")] = 20,
+    rate: Annotated[float, typer.Option(min=0, help="row: learning rate.")] = 0.05,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Edit facts by rewriting one entry; prints efficacy, generalisation and specificity as JSON."""
+    _choose("--method", method, ("sentence", "row"))
+
+    from memscope.edit import edit_facts, write_edits
+    from memscope.facts import read_facts
+    from memscope.files import make_folder
+
+    known, loaded = read_facts(facts), load(run, device)
+    make_folder(out)
+    result = edit_facts(loaded, known, count, method, steps, rate, seed)  # type: ignore[arg-type]
+    write_edits(result, out)
+    print_json(result.summary)
+
+
+def _same_model(loaded: Any, recording: Any) -> None:
+    if loaded.fingerprint != recording.info.fingerprint:
+        raise InputError(
+            f"{recording.path}: was recorded of another model than {loaded.path} holds now; record again, "
+            "or give the run it was recorded of"
+        )
+
+
+def _choose(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{option} {value}: choose {' or '.join(known)}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected numbers with commas between them, such as 1,2,3") from error
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise InputError(f"--top-usage {text}: expected a share such as 1% or 0.01") from error
+
+
+def _table(frame: Any) -> str:
+    return str(frame.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="-"))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        estimate, low, high = value
+        return f"{estimate:.4g} [{low:.4g}, {high:.4g}]"
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

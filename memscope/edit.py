@@ -1,0 +1,255 @@
+"""Edit a fact by rewriting one entry, and measure what it did: efficacy, generalisation and specificity.
+
+    result = edit_facts(run, facts, count=100, method="row")
+    result.summary           # before and after, with 95% intervals over facts
+
+The measures are those of CounterFact (Meng et al. 2022, arXiv 2202.05262): the model shall now say a **new** object
+where it said, or should have said, the **true** one.
+
+``efficacy``        share of edits with P(new) > P(true) when the fact is asked
+``generalisation``  the same on paraphrases: the sentences that state the fact, up to the object
+``specificity``     share with P(true) > P(new) on neighbours: other subjects whose true object is the same
+``score``           harmonic mean of the three
+
+The difference of the two probabilities stands beside each (``*_margin``). Objects are judged by their first token. The
+entry is the one that does most for the true object's logit at the asked position (``locate_entry``). ``sentence``
+writes into it what initialisation makes of the new fact's sentence, and trains nothing. ``row`` starts from the entry
+as it is and takes some Adam steps on the row alone toward the new object. Gate keys stay, so every token that reads
+the entry reads the change: with uneven usage an edit can hardly be specific.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from memscope.attribution import gradient_attribution
+from memscope.checkpoint import LoadedRun
+from memscope.errors import InputError
+from memscope.facts import Fact, ask, pad_rows, tokenize_facts
+from memscope.files import write_json
+from memscope.intervene import encode_sentence, rewrite
+from memscope.model import MemoryTransformer
+from memscope.parquet import write_table
+
+Method = Literal["sentence", "row"]
+KINDS = {"question": "efficacy", "paraphrase": "generalisation", "neighbour": "specificity"}
+_PARAPHRASES, _NEIGHBOURS = 2, 5
+_N_BOOT = 2000
+
+
+class Edit(NamedTuple):
+    """A fact, what shall be said instead, and the prompts that judge it."""
+
+    fact: Fact
+    new_object: str
+    true_token: int
+    new_token: int
+    prompts: list[tuple[str, list[int]]]
+    """Kind and token ids; the question comes first."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What came of editing facts, one at a time."""
+
+    rows: pd.DataFrame
+    """One row a prompt: ``edit subject predicate object new_object entry kind prompt``, and the probabilities
+    ``true_before new_before true_after new_after``."""
+    summary: dict[str, Any]
+    """Per measure ``before`` and ``after`` as [estimate, low, high]."""
+
+
+def edit_facts(
+    run: LoadedRun,
+    facts: Sequence[Fact],
+    count: int = 100,
+    method: Method = "row",
+    steps: int = 20,
+    rate: float = 0.05,
+    seed: int = 0,
+) -> EditResult:
+    """Edit ``count`` facts drawn at random, each alone and undone before the next.
+
+    Args:
+        run: whose memory.
+        facts: where facts, new objects and neighbours are drawn from.
+        count: edits.
+        method: how the entry gets its new content.
+        steps: Adam steps of ``row``.
+        rate: their learning rate.
+        seed: of the draw.
+
+    Raises:
+        InputError: an FFN baseline, or no fact whose predicate has a second object.
+    """
+    if not run.config.model.memory_layers:
+        raise InputError(f"{run.path}: an FFN baseline has no entries to edit; choose a run with a memory")
+    frames = []
+    for number, edit in enumerate(tqdm(plan_edits(run, facts, count, seed), unit="edit", disable=None)):
+        question = torch.tensor([edit.prompts[0][1]], device=run.model.embed.weight.device)
+        entry = locate_entry(run.model, question, edit.true_token)
+        if method == "sentence":
+            stated = edit.fact._replace(object=edit.new_object)
+            slots = encode_sentence(run, stated.template.replace("[X]", stated.subject).replace("[Y]", stated.object))
+        else:
+            slots = fit_row(run.model, entry, question, edit.new_token, steps, rate)
+        before = _probabilities(run, edit)
+        with rewrite(run.model, entry, slots):
+            after = _probabilities(run, edit)
+        values = np.concatenate([before, after], 1)  # [prompt, 4]
+        frames.append(
+            pd.DataFrame(values, columns=["true_before", "new_before", "true_after", "new_after"]).assign(
+                edit=number,
+                subject=edit.fact.subject,
+                predicate=edit.fact.predicate,
+                object=edit.fact.object,
+                new_object=edit.new_object,
+                entry=entry,
+                kind=[kind for kind, _ in edit.prompts],
+                prompt=[run.tokenizer.decode(ids[1:]) for _, ids in edit.prompts],
+            )
+        )
+    rows = pd.concat(frames, ignore_index=True)
+    return EditResult(rows, {"method": method, "edits": len(frames), **summarise(rows, seed)})
+
+
+def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> list[Edit]:
+    """Draw facts, and for each a new object of another fact of its predicate, paraphrases and neighbours."""
+    rng = np.random.default_rng(seed)
+    asked = tokenize_facts(facts, run.tokenizer)
+    table = pd.DataFrame({"predicate": [f.predicate for f in facts], "object": [f.object for f in facts]})
+    of_predicate = {key: rows.to_numpy() for key, rows in table.groupby("predicate").groups.items()}
+    of_object = {key: rows.to_numpy() for key, rows in table.groupby(["predicate", "object"]).groups.items()}
+    limit = run.config.model.max_seq_len
+    edits: list[Edit] = []
+    for row in rng.permutation(len(facts)):
+        fact, true = facts[row], int(asked.answers[row])
+        others = of_predicate[fact.predicate]
+        others = others[asked.answers[others] != true]
+        if not len(others) or len(asked.questions[row]) > limit:
+            continue
+        other = int(rng.choice(others))
+        near = of_object[fact.predicate, fact.object]
+        near = rng.permutation(near[[facts[one].subject != fact.subject for one in near]])[:_NEIGHBOURS]
+        prompts = [("question", asked.questions[row])]
+        prompts += [("paraphrase", ids) for ids in _paraphrases(run, fact)]
+        prompts += [("neighbour", asked.questions[one]) for one in near if len(asked.questions[one]) <= limit]
+        edits.append(Edit(fact, facts[other].object, true, int(asked.answers[other]), prompts))
+        if len(edits) == count:
+            return edits
+    if not edits:
+        raise InputError("no fact can be edited: no predicate has two facts with different objects")
+    return edits
+
+
+def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token: int) -> int:
+    """The entry with the largest effect on a token's logit after a question, by attribution patching.
+
+    Summed over the layers and positions that select it; the sign does not matter.
+    """
+    targets = torch.full_like(question, -100)
+    targets[0, -1] = token
+    indices, effect = gradient_attribution(model, question, targets)
+    every = torch.cat([values.flatten() for values in indices.values()])
+    effects = torch.cat([values.flatten() for values in effect.values()])
+    entries, place = every.unique(return_inverse=True)
+    total = torch.zeros(len(entries), device=effects.device).index_add(0, place, effects.float())
+    return int(entries[total.abs().argmax()])
+
+
+def fit_row(
+    model: MemoryTransformer, entry: int, question: Int[Tensor, "1 pos"], token: int, steps: int, rate: float
+) -> Float[Tensor, "slot width"]:
+    """Slots for an entry that make a token likelier after a question: Adam on that row, all else fixed."""
+    assert model.bank is not None
+    slots = model.bank.entries.detach()[entry].float().clone().requires_grad_()
+    optimizer = torch.optim.Adam([slots], lr=rate)
+    target = torch.tensor([token], device=slots.device)
+    with torch.enable_grad(), rewrite(model, entry, slots):
+        for _ in range(steps):
+            loss = F.cross_entropy(model(question)[:, -1].float(), target)
+            [slots.grad] = torch.autograd.grad(loss, [slots])
+            optimizer.step()
+    return slots.detach()
+
+
+def summarise(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+    """The measures before and after; every edit weighs the same, intervals resample edits."""
+    summary: dict[str, Any] = {}
+    draws: dict[str, dict[str, np.ndarray]] = {"before": {}, "after": {}}
+    rng = np.random.default_rng(seed)
+    edits = np.sort(rows["edit"].unique())
+    weights = rng.multinomial(len(edits), np.full(len(edits), 1 / len(edits)), size=_N_BOOT)
+    for kind, name in KINDS.items():
+        part = rows[rows["kind"] == kind]
+        sign = -1 if kind == "neighbour" else 1
+        values: dict[str, dict[str, Any]] = {name: {}, f"{name}_margin": {}}
+        for when in ("before", "after"):
+            margin = sign * (part[f"new_{when}"] - part[f"true_{when}"])
+            for measure, one in ((name, (margin > 0).astype(float)), (f"{name}_margin", margin)):
+                per_edit = one.groupby(part["edit"]).mean().reindex(edits).to_numpy()
+                has = ~np.isnan(per_edit)
+                filled = np.where(has, per_edit, 0.0)
+                with np.errstate(invalid="ignore"):
+                    drawn = (weights @ filled) / (weights @ has)
+                values[measure][when] = _interval(filled.sum() / has.sum(), drawn) if has.any() else None
+                if measure == name and has.any():
+                    draws[when][name] = drawn
+        summary |= values
+    summary["score"] = {
+        when: _harmonic([summary[name][when] for name in KINDS.values()], list(drawn.values()))
+        for when, drawn in draws.items()
+    }
+    return summary
+
+
+def write_edits(result: EditResult, folder: Path) -> list[Path]:
+    """Write ``edits.parquet`` and ``edits.json``."""
+    write_table(folder / "edits.parquet", pa.Table.from_pandas(result.rows, preserve_index=False))
+    write_json(folder / "edits.json", result.summary)
+    return [folder / "edits.parquet", folder / "edits.json"]
+
+
+def _paraphrases(run: LoadedRun, fact: Fact) -> list[list[int]]:
+    """Sentences of the evidence up to the object, where the subject stands before it; the last tokens of long ones."""
+    starts = dict.fromkeys(text.partition("[MASK]")[0].rstrip() for text in fact.evidence if "[MASK]" in text)
+    texts = [text for text in starts if fact.subject in text][:_PARAPHRASES]
+    room = run.config.model.max_seq_len - 1
+    return [[run.tokenizer.bos, *ids[-room:]] for ids in run.tokenizer.encode_batch(texts)] if texts else []
+
+
+def _probabilities(run: LoadedRun, edit: Edit) -> np.ndarray:
+    """P(true) and P(new) after every prompt, ``[prompt, 2]``."""
+    device = run.model.embed.weight.device
+    ids = [ids for _, ids in edit.prompts]
+    last = torch.tensor([len(one) - 1 for one in ids], device=device)
+    chance = ask(run.model, pad_rows(ids, run.tokenizer.pad).to(device), last).softmax(-1)
+    return chance[:, [edit.true_token, edit.new_token]].double().cpu().numpy()
+
+
+def _harmonic(measures: list[list[float] | None], draws: list[np.ndarray]) -> list[float] | None:
+    """Harmonic mean of the measures with its interval; none where one is missing, 0 where one is 0."""
+    known = [measure[0] for measure in measures if measure is not None]
+    if len(known) < len(measures):
+        return None
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.asarray(len(values) / (1 / values).sum(0))
+
+    return _interval(float(mean(np.array(known)[:, None])[0]), mean(np.stack(draws)))
+
+
+def _interval(estimate: float, drawn: np.ndarray) -> list[float]:
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return [float(estimate), float(low), float(high)]

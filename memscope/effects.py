@@ -1,0 +1,292 @@
+"""What an intervention does to a corpus: loss, logit of the target and KL of the next-token distribution, per token.
+
+    windows = document_windows(corpus, model.cfg.model.max_seq_len, 65536)
+    effects = measure_effect(run, corpus, windows, partial(ablate, run.model, [4711]), entries=[4711])
+    mean_change(effects)                                  # nats per token, with a 95% interval
+
+A change means little alone: ``usage_matched`` and ``random_entries`` choose entries for controls, and
+``compare_change`` sets one against the other. Both passes run in float32 whatever the run was trained in, so that
+what differs is the intervention and not rounding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memscope.capture import WindowPass, run_windows
+from memscope.checkpoint import LoadedRun
+from memscope.corpus import DocumentWindow, PackedCorpus
+from memscope.errors import InputError
+from memscope.intervene import Entries
+from memscope.parquet import read_parquet
+from memscope.store import read_info
+from memscope.strata import BLOCK, FEW_DOCUMENTS
+from memscope.tokenizer import Tokenizer
+
+Intervention = Callable[[], AbstractContextManager[None]]
+"""Opens the block in which the altered pass runs: ``partial(ablate, model, [3, 5])``."""
+
+_ROWS = 256
+_N_BOOT = 2000
+
+
+class Trial(NamedTuple):
+    """An intervention to measure."""
+
+    intervention: Intervention
+    entries: Entries | None = None
+    """If the intervention acts only where one of these is selected: windows that select none are not run again."""
+    layers: Sequence[int] | None = None
+    """Memory layers in which it does so; default all."""
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def measure_effect(
+    run: LoadedRun,
+    corpus: PackedCorpus,
+    windows: list[DocumentWindow],
+    intervention: Intervention,
+    entries: Entries | None = None,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 8,
+) -> pd.DataFrame:
+    """``measure_effects`` of one intervention."""
+    trial = Trial(intervention, entries, layers)
+    return measure_effects(run, corpus, windows, {"": trial}, batch_size)[""]
+
+
+def measure_effects(
+    run: LoadedRun,
+    corpus: PackedCorpus,
+    windows: list[DocumentWindow],
+    trials: Mapping[str, Trial],
+    batch_size: int = 8,
+) -> dict[str, pd.DataFrame]:
+    """Run every window as it is and under each intervention.
+
+    Returns, per trial, one row per predicted token in the order of the windows: ``doc pos token target``, and in
+    nats or logits ``loss_before loss_after logit_before logit_after`` (of the target) and ``kl`` = KL(before || after)
+    of the next-token distribution. ``pos`` counts from the start of the document.
+    """
+    parts: dict[str, dict[int, pd.DataFrame]] = {name: {} for name in trials}
+    by_length = sorted(range(len(windows)), key=lambda number: windows[number].end - windows[number].start)
+    for start in range(0, len(windows), batch_size):  # shortest first: little padding
+        numbers = by_length[start : start + batch_size]
+        before = _run(run, corpus, [windows[number] for number in numbers])
+        for name, trial in trials.items():
+            parts[name] |= zip(numbers, _compare(run, corpus, before, trial), strict=True)
+    return {name: _in_order(frames) for name, frames in parts.items()}
+
+
+def entry_usage(recording: Path, layers: Sequence[int] | None = None) -> np.ndarray:
+    """Selections of every entry in a recording, summed over layers (default: all), int64 ``[N]``."""
+    table = read_parquet(recording / "usage.parquet", ["layer", "entry", "count"]).to_pandas()
+    if layers is not None:
+        table = table[table["layer"].isin(list(layers))]
+    size = read_info(recording).knowledge_num
+    return np.bincount(table["entry"], weights=table["count"], minlength=size).astype(np.int64)
+
+
+def top_entries(usage: np.ndarray, share: float) -> np.ndarray:
+    """The most used ``share`` of the bank, rounded up: entry numbers, most used first."""
+    if not 0 < share <= 1:
+        raise InputError(f"a share of {share} of the bank; give one above 0% and up to 100%")
+    return np.argsort(-usage, kind="stable")[: int(np.ceil(share * len(usage)))]
+
+
+def random_entries(
+    usage: np.ndarray, count: int, seed: int, used_only: bool = True, exclude: Sequence[int] | np.ndarray = ()
+) -> np.ndarray:
+    """``count`` different entries at random, of those that were used at all unless told otherwise."""
+    allowed = usage > 0 if used_only else np.ones(len(usage), bool)
+    allowed[list(exclude)] = False
+    candidates = np.flatnonzero(allowed)
+    if len(candidates) < count:
+        raise InputError(f"{count} random entries asked for, only {len(candidates)} are left to choose from")
+    return np.random.default_rng(seed).choice(candidates, count, replace=False)
+
+
+def usage_matched(usage: np.ndarray, entries: Sequence[int] | np.ndarray, seed: int, pool: int = 20) -> np.ndarray:
+    """For every entry another one that is used about as often: a random one of the ``pool`` nearest in usage rank.
+
+    All are different and none is among ``entries``; entries that are used are matched to entries that are used.
+    Many entries, or the most used ones, leave no close match: compare ``usage`` of both before believing a contrast.
+    """
+    rng = np.random.default_rng(seed)
+    free = np.ones(len(usage), bool)
+    free[entries] = False
+    order = rng.permutation(len(usage))  # ties in random order
+    order = order[np.argsort(usage[order], kind="stable")]
+    matched = np.empty(len(entries), np.int64)
+    for number, entry in enumerate(entries):
+        candidates = order[free[order] & ((usage[order] > 0) | (usage[entry] == 0))]
+        if not len(candidates):
+            raise InputError("no entry is left for a control of equal usage; choose fewer entries")
+        at = int(np.searchsorted(usage[candidates], usage[entry]))
+        first = int(np.clip(at - pool // 2, 0, max(0, len(candidates) - pool)))
+        matched[number] = rng.choice(candidates[first : first + pool])
+        free[matched[number]] = False
+    return matched
+
+
+def mean_change(effects: pd.DataFrame, column: str = "loss", n_boot: int = _N_BOOT, seed: int = 0) -> Interval:
+    """Mean of ``{column}_after - {column}_before`` per token (``kl``: of itself), percentile bootstrap by document.
+
+    Of fewer than 10 documents blocks of 256 tokens are resampled instead: the interval then speaks of these documents.
+    """
+    sums, counts = _per_unit([effects], column)
+    weights = _resampled(len(counts), n_boot, seed)
+    return _interval(float(sums.sum() / counts.sum()), (weights @ sums[0]) / (weights @ counts))
+
+
+def compare_change(
+    effects: pd.DataFrame, controls: Sequence[pd.DataFrame], column: str = "loss", n_boot: int = _N_BOOT, seed: int = 0
+) -> Interval:
+    """Mean change of an intervention minus that of its controls; documents and controls are resampled together."""
+    sums, counts = _per_unit([effects, *controls], column)
+    weights = _resampled(len(counts), n_boot, seed)
+    draws = _resampled(len(controls), n_boot, seed + 1) / len(controls)
+    means = (weights @ sums.T) / (weights @ counts)[:, None]  # [boot, 1 + controls]
+    change = sums.sum(1) / counts.sum()
+    return _interval(float(change[0] - change[1:].mean()), means[:, 0] - (draws * means[:, 1:]).sum(1))
+
+
+def most_changed(
+    effects: pd.DataFrame, corpus: PackedCorpus, tokenizer: Tokenizer, limit: int = 20, before: int = 16
+) -> pd.DataFrame:
+    """The tokens whose prediction changed most by KL, with the text that leads to them.
+
+    Columns of ``effects`` and ``title before token_text target_text``.
+    """
+    shown = effects.nlargest(limit, "kl").reset_index(drop=True)
+    start = corpus.starts[shown["doc"]] + shown["pos"].to_numpy()
+    left = np.maximum(start - before, corpus.starts[shown["doc"]])
+    texts = [tokenizer.decode(corpus.tokens[a:b].tolist()) for a, b in zip(left, start, strict=True)]
+    return shown.assign(
+        title=[corpus.titles[doc] for doc in shown["doc"]],
+        before=texts,
+        token_text=[tokenizer.token_texts[token] for token in shown["token"]],
+        target_text=[tokenizer.token_texts[token] for token in shown["target"]],
+    )
+
+
+def _run(run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
+    [done] = run_windows(run.model, corpus, windows, run.tokenizer.pad, "float32", batch_size=len(windows))
+    return done
+
+
+def _compare(run: LoadedRun, corpus: PackedCorpus, before: WindowPass, trial: Trial) -> list[pd.DataFrame]:
+    """One table a window of the batch."""
+    rows = _touched(before, trial)
+    if not rows:
+        return _tables(before, {})
+    with trial.intervention():
+        after = _run(run, corpus, [before.windows[row] for row in rows])
+    return _tables(before, dict(zip(rows, _changes(before, after, rows), strict=True)))
+
+
+def _touched(before: WindowPass, trial: Trial) -> list[int]:
+    """Rows of the batch on which the intervention can act: attention is causal and rows do not see one another."""
+    if trial.entries is None:
+        return list(range(len(before.windows)))
+    layers = list(before.captured) if trial.layers is None else trial.layers
+    wanted = torch.as_tensor(trial.entries).flatten()
+    mask = torch.from_numpy(before.batch.mask)[..., None]
+    hit = torch.zeros(len(before.windows), dtype=torch.bool)
+    for layer in layers:
+        hit |= (torch.isin(before.captured[layer].indices.cpu(), wanted) & mask).flatten(1).any(1)
+    return hit.nonzero()[:, 0].tolist()
+
+
+def _changes(before: WindowPass, after: WindowPass, rows: list[int]) -> list[dict[str, np.ndarray]]:
+    """Per row what changed at every position with a target."""
+    changes = []
+    for new, row in enumerate(rows):
+        has_target = torch.from_numpy(before.batch.targets[row] >= 0)
+        targets = torch.from_numpy(before.batch.targets[row])[has_target].to(before.logits.device)
+        first, second = before.logits[row], after.logits[new]
+        pieces = [
+            _token_changes(first[at], second[at], wanted)
+            for at, wanted in zip(has_target.nonzero()[:, 0].split(_ROWS), targets.split(_ROWS), strict=True)
+        ]
+        changes.append({name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
+    return changes
+
+
+def _token_changes(before: Tensor, after: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
+    """From logits ``[row, vocab]`` of both passes."""
+    log_before, log_after = F.log_softmax(before.float(), -1), F.log_softmax(after.float(), -1)
+    kl = (log_before.exp() * (log_before - log_after)).sum(-1).clamp(min=0.0)
+    picked = [values.gather(-1, targets[:, None])[:, 0] for values in (log_before, log_after, before, after)]
+    names = ("loss_before", "loss_after", "logit_before", "logit_after")
+    signs = (-1, -1, 1, 1)
+    columns = {name: sign * value.float() for name, sign, value in zip(names, signs, picked, strict=True)}
+    return {name: value.cpu().numpy() for name, value in (columns | {"kl": kl}).items()}
+
+
+def _tables(before: WindowPass, changed: dict[int, dict[str, np.ndarray]]) -> list[pd.DataFrame]:
+    """One table a window; those that were not run again have no change."""
+    frames = []
+    for row, window in enumerate(before.windows):
+        at = np.flatnonzero(before.batch.targets[row] >= 0)
+        targets = before.batch.targets[row, at]
+        values = changed.get(row)
+        if values is None:
+            loss = before.losses[row].float().cpu().numpy()[at]
+            logit = before.logits[row, at, targets].float().cpu().numpy()
+            values = {"loss_before": loss, "loss_after": loss, "logit_before": logit, "logit_after": logit}
+            values["kl"] = np.zeros_like(loss)
+        places = {"doc": window.doc, "pos": window.pos + at, "token": before.batch.tokens[row, at], "target": targets}
+        frames.append(pd.DataFrame(places | values))
+    return frames
+
+
+def _in_order(frames: dict[int, pd.DataFrame]) -> pd.DataFrame:
+    known = [frames[number] for number in sorted(frames) if len(frames[number])]
+    if not known:
+        raise InputError("nothing to predict in this text; give more tokens")
+    return pd.concat(known, ignore_index=True)
+
+
+def interval_unit(effects: pd.DataFrame) -> str:
+    """What intervals resample: ``documents``, or ``blocks of 256 tokens`` where documents are few."""
+    return "documents" if effects["doc"].nunique() >= FEW_DOCUMENTS else f"blocks of {BLOCK} tokens"
+
+
+def _per_unit(tables: Sequence[pd.DataFrame], column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of changes ``[table, unit]`` and tokens ``[unit]``; all tables have the same rows."""
+    unit = tables[0]["doc"].to_numpy(np.int64)
+    if interval_unit(tables[0]) != "documents":
+        place = tables[0]["pos"].to_numpy(np.int64) // BLOCK
+        unit = unit * (int(place.max()) + 1) + place
+    _, unit = np.unique(unit, return_inverse=True)
+    changes = [
+        table["kl"] if column == "kl" else table[f"{column}_after"] - table[f"{column}_before"] for table in tables
+    ]
+    sums = [np.bincount(unit, weights=change.to_numpy(np.float64)) for change in changes]
+    return np.stack(sums), np.bincount(unit).astype(np.float64)
+
+
+def _resampled(count: int, n_boot: int, seed: int) -> np.ndarray:
+    """How often each of ``count`` things is drawn in each resample, ``[n_boot, count]``."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=n_boot).astype(np.float64)
+
+
+def _interval(estimate: float, resampled: np.ndarray) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))

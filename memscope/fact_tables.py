@@ -1,0 +1,271 @@
+"""The tables of a fact audit: which questions select the entries that state their fact, against chance; what that does.
+
+    audit = load_audit(Path("recordings/demo"))
+    audit.recall         # per layer: recall at the asked token and in the whole question, and three kinds of chance
+    audit.predicates     # per predicate
+    audit.summary        # plain numbers
+
+Chance is stated three ways, because usage is uneven: an entry that every question selects is "found" without knowing
+anything. **even**: the same number of selections spread evenly over the bank. **shuffled**: every question is asked
+for the entries of another fact. **same predicate**: of another fact of the same predicate, so that only what is more
+than "this is a birthplace" counts. No torch: ``facts.py`` runs the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from memscope.files import read_json, write_json
+from memscope.parquet import read_parquet, write_table
+from memscope.usage import UNREAD_SHARE
+
+FACTS, SUMMARY = "facts.parquet", "facts.json"
+FORMAT = 1
+N_SHUFFLES = 200
+N_BOOT = 2000
+ANY = -1
+"""Stands for any layer in the table of recall."""
+
+
+@dataclass(frozen=True)
+class FactAudit:
+    """What came of asking facts."""
+
+    facts: pd.DataFrame
+    """One row a fact, see docs/metrics.md."""
+    recall: pd.DataFrame
+    """``layer place facts recall even shuffled p same_predicate p_same``; layer -1 means any."""
+    predicates: pd.DataFrame
+    """One row a predicate."""
+    summary: dict[str, Any]
+    """Plain numbers."""
+
+
+class Questions:
+    """Which entries every question selects per layer, sorted for look-ups: at the asked token, and at all after bos."""
+
+    def __init__(self, layers: tuple[int, ...], n_questions: int, n_entries: int, entries: list[np.ndarray]):
+        self.layers, self.n_questions, self.n_entries = layers, n_questions, n_entries
+        self.entries = entries
+        """Per question the entries that state its fact."""
+        self.read = np.zeros((n_questions, len(layers)))
+        """Read weight of those entries at the asked token, ``[question, layer]``."""
+        self.read_share = np.zeros((n_questions, len(layers)))
+        """Their share of what the token reads there, by absolute read weights."""
+        self.asked: dict[int, np.ndarray] = {}
+        """Sorted ``question * N + entry`` per layer."""
+        self.anywhere: dict[int, np.ndarray] = {}
+        self._keys: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def add(self, layer: int, rows: np.ndarray, lengths: np.ndarray, indices: np.ndarray, read: np.ndarray) -> None:
+        """Selections and read weights of a batch of questions in a layer, each ``[batch, pos, K]``."""
+        keys = rows[:, None, None] * self.n_entries + indices.astype(np.int64)
+        pos = np.arange(indices.shape[1])[None]
+        real = (pos > 0) & (pos < lengths[:, None])
+        last = (np.arange(len(rows)), lengths - 1)
+        self._keys.setdefault(("asked", layer), []).append(keys[last].ravel())
+        self._keys.setdefault(("anywhere", layer), []).append(keys[real].ravel())
+        axis = self.layers.index(layer)
+        for row, chosen, weights in zip(rows, indices[last], read[last], strict=True):
+            own = np.isin(chosen, self.entries[row])
+            self.read[row, axis] = weights[own].sum()
+            self.read_share[row, axis] = np.abs(weights[own]).sum() / max(np.abs(weights).sum(), 1e-12)
+
+    def finish(self) -> "Questions":
+        """Sort what was added; call once, at the end."""
+        every = np.sort(
+            np.concatenate([part for (kind, _), parts in self._keys.items() if kind == "anywhere" for part in parts])
+        )
+        for layer in self.layers:
+            self.asked[layer] = np.unique(np.concatenate(self._keys["asked", layer]))
+            self.anywhere[layer] = np.unique(np.concatenate(self._keys["anywhere", layer]))
+        self._keys.clear()
+        keys, self._counts = np.unique(every, return_counts=True)
+        self._first = np.searchsorted(keys, np.arange(self.n_questions + 1) * self.n_entries)
+        self._entries = keys % self.n_entries
+        return self
+
+    def selected(self, row: int) -> np.ndarray:
+        """Entries that a question selects in some layer, rising."""
+        return self._entries[self._first[row] : self._first[row + 1]]
+
+    def selected_with_counts(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same with the number of selections in the question, over layers and positions."""
+        part = slice(self._first[row], self._first[row + 1])
+        return self._entries[part], self._counts[part]
+
+    def usage(self) -> np.ndarray:
+        """Selections of every entry over all questions, int64 ``[N]``."""
+        return np.bincount(self._entries, weights=self._counts, minlength=self.n_entries).astype(np.int64)
+
+
+def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit:
+    """Recall against chance, effects by predicate, and the numbers in short.
+
+    Args:
+        table: one row a fact with what was asked and ablated (``facts.audit_facts``).
+        questions: what the questions selected.
+        seed: of shuffles and bootstrap.
+    """
+    stated = np.flatnonzero(table["n_entries"].to_numpy() > 0)
+    hits = {place: _hits(questions, stated, place) for place in ("asked", "anywhere")}
+    for place, found in hits.items():
+        for axis, layer in enumerate(questions.layers):
+            column = np.zeros(len(table), bool)
+            column[stated] = found[axis]
+            table[f"l{layer}_{place}"] = column
+        table[place] = table[[f"l{layer}_{place}" for layer in questions.layers]].any(axis=1)
+    table["read"], table["read_share"] = questions.read.sum(1), questions.read_share.max(1)
+    for name in ("own", "control"):
+        table[f"drop_{name}"] = table["logit"] - table[f"logit_{name}"]
+        table[f"logprob_drop_{name}"] = table["logprob"] - table[f"logprob_{name}"]
+    recall = _recall_table(table, questions, stated, seed)
+    predicates = _predicate_table(table)
+    return FactAudit(table, recall, predicates, _summary(table, recall, seed))
+
+
+def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
+    """Write ``facts.parquet`` and ``facts.json`` into a folder; a recording's report and app show them."""
+    write_table(folder / FACTS, pa.Table.from_pandas(audit.facts, preserve_index=False))
+    tables = {"recall": audit.recall, "predicates": audit.predicates}
+    rows = {name: frame.astype(object).where(frame.notna(), None).to_dict("records") for name, frame in tables.items()}
+    write_json(folder / SUMMARY, {"format": FORMAT, "summary": audit.summary, **rows})
+    return [folder / FACTS, folder / SUMMARY]
+
+
+def load_audit(folder: Path) -> FactAudit | None:
+    """The audit in a folder; none where there is none."""
+    if not (folder / SUMMARY).is_file():
+        return None
+    raw = read_json(folder / SUMMARY)
+    facts = read_parquet(folder / FACTS).to_pandas()
+    return FactAudit(facts, pd.DataFrame(raw["recall"]), pd.DataFrame(raw["predicates"]), raw["summary"])
+
+
+def _hits(questions: Questions, stated: np.ndarray, place: str, source: np.ndarray | None = None) -> np.ndarray:
+    """Whether each stated question selects an entry of fact ``source`` (default: its own), bool ``[layer, question]``.
+
+    Equivalent to ``any(entry in selected[layer, question] for entry in entries[source])``.
+    """
+    source = stated if source is None else source
+    sizes = np.array([len(questions.entries[fact]) for fact in source])
+    entry = np.concatenate([questions.entries[fact] for fact in source])
+    asking = np.repeat(np.arange(len(stated)), sizes)
+    keys = stated[asking] * questions.n_entries + entry
+    found = np.zeros((len(questions.layers), len(stated)), bool)
+    for axis, layer in enumerate(questions.layers):
+        known = getattr(questions, place)[layer]
+        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        found[axis, asking[known[at] == keys]] = True
+    return found
+
+
+def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray, seed: int) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    predicate = pd.factorize(table["predicate"].to_numpy()[stated])[0]
+    sizes = table["n_entries"].to_numpy()[stated]
+    rows = []
+    for place in ("asked", "anywhere"):
+        true = _with_any(_hits(questions, stated, place))
+        shuffled = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), None)]
+        same = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), predicate)]
+        even = _even_recall(questions, stated, place, sizes)
+        for axis, layer in enumerate([*questions.layers, ANY]):
+            row = {"layer": layer, "place": place, "facts": len(stated), "recall": float(true[axis].mean())}
+            row["even"] = float(even[axis])
+            for name, draws, p in (("shuffled", shuffled, "p"), ("same_predicate", same, "p_same")):
+                chance = np.array([draw[axis].mean() for draw in draws])
+                row[name] = float(chance.mean())
+                row[p] = float((1 + (chance >= row["recall"]).sum()) / (1 + len(chance)))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _with_any(found: np.ndarray) -> np.ndarray:
+    return np.concatenate([found, found.any(0, keepdims=True)])
+
+
+def _shuffles(rng: np.random.Generator, count: int, group: np.ndarray | None) -> list[np.ndarray]:
+    """Random permutations, each within the groups if there are any."""
+    group = np.zeros(count, np.int64) if group is None else group
+    place = np.argsort(group, kind="stable")
+    shuffles = []
+    for _ in range(N_SHUFFLES):
+        permutation = np.empty(count, np.int64)
+        permutation[place] = np.lexsort((rng.random(count), group))
+        shuffles.append(permutation)
+    return shuffles
+
+
+def _even_recall(questions: Questions, stated: np.ndarray, place: str, sizes: np.ndarray) -> np.ndarray:
+    """Recall if every question selected as many entries as it does, drawn evenly; per layer, then for any layer."""
+    missed = []
+    for layer in questions.layers:
+        keys = getattr(questions, place)[layer]
+        n_selected = np.bincount(keys // questions.n_entries, minlength=questions.n_questions)[stated]
+        missed.append((1 - sizes / questions.n_entries) ** n_selected)
+    return np.array([1 - miss.mean() for miss in [*missed, np.prod(missed, axis=0)]])
+
+
+def _predicate_table(table: pd.DataFrame) -> pd.DataFrame:
+    groups = table.groupby("predicate", sort=True)
+    stated = table[table["n_entries"] > 0].groupby("predicate")
+    both = table.dropna(subset=["drop_own", "drop_control"]).groupby("predicate")
+    frame = pd.DataFrame(
+        {
+            "facts": groups.size(),
+            "stated": stated.size(),
+            "recall_asked": stated["asked"].mean(),
+            "recall_anywhere": stated["anywhere"].mean(),
+            "median_rank": groups["rank"].median(),
+            "top10": groups["rank"].agg(lambda rank: float((rank <= 10).mean())),
+            "ablated": both.size(),
+            "drop_own": both["drop_own"].mean(),
+            "drop_control": both["drop_control"].mean(),
+        }
+    )
+    frame[["stated", "ablated"]] = frame[["stated", "ablated"]].fillna(0).astype(int)
+    return frame.reset_index().sort_values("facts", ascending=False, kind="stable", ignore_index=True)
+
+
+def _summary(table: pd.DataFrame, recall: pd.DataFrame, seed: int) -> dict[str, Any]:
+    both = table.dropna(subset=["drop_own", "drop_control"])
+    changes = {
+        "drop_own": both["drop_own"],
+        "drop_control": both["drop_control"],
+        "drop_difference": both["drop_own"] - both["drop_control"],
+        "logprob_drop_own": both["logprob_drop_own"],
+        "logprob_drop_control": both["logprob_drop_control"],
+        "logprob_drop_difference": both["logprob_drop_own"] - both["logprob_drop_control"],
+    }
+    group = both["ablated"].map(lambda entries: tuple(sorted(entries)))
+    any_layer = recall[recall["layer"] == ANY].set_index("place")
+    found = table[table["asked"]]
+    return {
+        "facts": len(table),
+        "stated": int((table["n_entries"] > 0).sum()),
+        "median_rank": float(table["rank"].median()),
+        "top1": float((table["rank"] == 1).mean()),
+        "top10": float((table["rank"] <= 10).mean()),
+        "ablated": len(both),
+        "ablated_groups": int(group.nunique()),
+        **{f"recall_{place}": float(any_layer.loc[place, "recall"]) for place in ("asked", "anywhere")},
+        "asked": len(found),
+        "asked_and_read": int((found["read_share"] >= UNREAD_SHARE).sum()),
+        **{name: _bootstrap(values.to_numpy(), group, seed) for name, values in changes.items()},
+    }
+
+
+def _bootstrap(values: np.ndarray, group: pd.Series, seed: int) -> list[float] | None:
+    """Mean and 95% interval; facts that ablate the same entries are drawn together, as they are not independent."""
+    if not len(values):
+        return None
+    code, names = pd.factorize(group)
+    sums, counts = np.bincount(code, weights=values), np.bincount(code)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=N_BOOT)
+    low, high = np.percentile((draws @ sums) / (draws @ counts), [2.5, 97.5])
+    return [float(values.mean()), float(low), float(high)]

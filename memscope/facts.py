@@ -1,0 +1,293 @@
+"""The fact audit: are facts that entries started from selected, read and needed when the facts are asked?
+
+    facts = read_facts(Path("facts.jsonl"))
+    audit = audit_facts(run, facts, usage=entry_usage(Path("recordings/demo")))
+    write_audit(audit, Path("recordings/demo"))          # facts.parquet and facts.json, fact_tables.py
+
+A fact is a line ``{"uuid", "subject", "predicate", "object", "template", "evidence"}`` with a cloze template in the
+manner of LAMA (Petroni et al., arXiv 1909.01066): ``[X] was born in [Y] .`` It is asked as the text before ``[Y]``
+with the subject put in; its last token is the **asked** position, and the answer is the object's first token. An entry
+states the fact if its init sentence carries the same triple. Where such an entry is selected in the question it is
+ablated, in all layers and positions, and so is a **control**: another entry of the same question that was selected at
+about as many of its positions and is used about as often elsewhere. A control drawn from the whole bank would be
+selected hardly ever, and anything would beat it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from memscope.bank_init import PARQUET
+from memscope.capture import LayerCapture, capture_memory
+from memscope.checkpoint import LoadedRun
+from memscope.corpus import clean_text
+from memscope.errors import InputError
+from memscope.fact_tables import FactAudit, Questions, summarise
+from memscope.intervene import ablate
+from memscope.model import MemoryTransformer
+from memscope.parquet import read_parquet
+from memscope.tokenizer import Tokenizer
+
+_BATCH_TOKENS = 4096
+_FIELDS = ("uuid", "subject", "predicate", "object", "template")
+
+
+class Fact(NamedTuple):
+    """A statement and how to ask for its object."""
+
+    uuid: str
+    subject: str
+    predicate: str
+    object: str
+    template: str
+    """Holds ``[X]`` for the subject and, after it, ``[Y]`` for the object."""
+    evidence: tuple[str, ...] = ()
+    """Sentences that state it, the object replaced by ``[MASK]``."""
+
+    @property
+    def question(self) -> str:
+        """The template up to the object, with the subject in it."""
+        return self.template.partition("[Y]")[0].replace("[X]", self.subject).rstrip()
+
+
+class Asked(NamedTuple):
+    """Questions as token ids, each with the id of its answer."""
+
+    questions: list[list[int]]
+    answers: np.ndarray
+
+
+class _Answer(NamedTuple):
+    """What a batch of questions got."""
+
+    rows: np.ndarray
+    """Which questions, in the order of the batch."""
+    logits: Float[Tensor, "row vocab"]
+    """At the asked position."""
+    lengths: np.ndarray
+    captured: dict[int, LayerCapture]
+
+
+def read_facts(path: Path) -> list[Fact]:
+    """Read a file of facts, one JSON object a line.
+
+    Raises:
+        InputError: missing, binary or truncated file, or a line that is no fact; the message names the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file of facts")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text; facts are one JSON object a line") from error
+    facts = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not facts:
+        raise InputError(f"{path}: holds no fact")
+    return facts
+
+
+def match_entries(facts: Sequence[Fact], folder: Path) -> list[np.ndarray]:
+    """For every fact the entries whose init sentence states it: the same uuid, or the same triple where one has none.
+
+    Args:
+        facts: the facts.
+        folder: a run or a recording.
+    """
+    columns = ["entry", *_FIELDS[:4]]
+    bank = read_parquet(folder / PARQUET, columns).to_pandas().explode(columns[1:]).dropna(subset="subject")
+    by_uuid = bank[bank["uuid"] != ""].groupby("uuid")["entry"].unique().to_dict()
+    by_triple = bank.groupby(["subject", "predicate", "object"])["entry"].unique().to_dict()
+    none = np.empty(0, np.int64)
+    return [
+        by_uuid.get(f.uuid, by_triple.get((f.subject, f.predicate, f.object), none)).astype(np.int64) for f in facts
+    ]
+
+
+def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:
+    """Questions with the begin-of-text token before them, and the first token of every object."""
+    questions = tokenizer.encode_batch([fact.question for fact in facts])
+    answers = tokenizer.encode_batch([f" {fact.object}" for fact in facts])
+    return Asked([[tokenizer.bos, *ids] for ids in questions], np.array([ids[0] for ids in answers]))
+
+
+def audit_facts(
+    run: LoadedRun, facts: Sequence[Fact], usage: np.ndarray | None = None, limit: int | None = None, seed: int = 0
+) -> FactAudit:
+    """Ask every fact, and ablate the entries that state it where they are selected.
+
+    Args:
+        run: the run; it must know what its entries started from.
+        facts: what to ask.
+        usage: selections of every entry in a recording, ``[N]``, to match controls by; none takes those counted in
+            the questions.
+        limit: ask only so many facts, drawn at random.
+        seed: of the draw, the shuffles and the bootstrap.
+
+    Raises:
+        InputError: an FFN baseline, no entry that states any of the facts, or a question too long for the model.
+    """
+    if not run.config.model.memory_layers:
+        raise InputError(f"{run.path}: an FFN baseline has no entries to audit; choose a run with a memory")
+    if limit is not None and limit < len(facts):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(facts), limit, replace=False))
+        facts = [facts[number] for number in chosen]
+    entries = match_entries(facts, run.path)
+    if not any(len(own) for own in entries):
+        raise InputError(f"{run.path}: no entry started from one of these facts; are they of the same collection?")
+    asked = tokenize_facts(facts, run.tokenizer)
+    _check_length(run, facts, asked)
+
+    table = pd.DataFrame(facts).drop(columns="evidence").assign(entries=entries, n_entries=[len(e) for e in entries])
+    questions, answers = _ask_all(run, asked, entries)
+    table = table.assign(**answers)
+    usage = questions.usage() if usage is None else usage
+    own = [np.intersect1d(stating, questions.selected(row)) for row, stating in enumerate(entries)]
+    rows = np.array([row for row, found in enumerate(own) if len(found)], np.int64)
+    control = {int(row): _control(questions, int(row), own[row], usage) for row in rows}
+    for name, taken in (("own", own), ("control", control)):
+        columns = _ablate_all(run, asked, [int(row) for row in rows if len(taken[row])], taken)
+        for column, values in columns.items():
+            table[f"{column}_{name}"] = values
+    table["ablated"] = [own[row].tolist() for row in range(len(facts))]
+    table["control"] = [control.get(row, own[row]).tolist() for row in range(len(facts))]
+    return summarise(table, questions, seed)
+
+
+class _LastLayer(Exception):
+    """Ends a forward pass before the unembedding."""
+
+    def __init__(self, resid: Tensor):
+        self.resid = resid
+
+
+@torch.no_grad()
+def ask(
+    model: MemoryTransformer, tokens: Int[Tensor, "batch pos"], asked: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """Logits at one position of every row; the others are never unembedded, which is a quarter of a pass saved."""
+
+    def leave(resid: Tensor, hook: object) -> None:
+        raise _LastLayer(resid)
+
+    try:
+        with model.hooks(fwd_hooks=[(f"blocks.{model.cfg.model.n_layers - 1}.hook_resid_post", leave)]):
+            model(tokens)
+    except _LastLayer as end:
+        rows = torch.arange(len(tokens), device=tokens.device)
+        return model.unembed(end.resid[rows, asked]).float()
+    raise AssertionError("the last hook did not fire")
+
+
+def _parse(line: str, where: str) -> Fact:
+    try:
+        raw = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where}: not a JSON object ({error}); is the file truncated?") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{where}: expected an object with subject, predicate, object and template")
+    values = {name: str(raw.get(name, "")) for name in _FIELDS}
+    if odd := [name for name in _FIELDS[1:] if not isinstance(raw.get(name), str) or not values[name].strip()]:
+        raise InputError(f'{where}: a fact needs a text "{odd[0]}"')
+    evidence = raw.get("evidence") or []
+    if not isinstance(evidence, list) or not all(isinstance(text, str) for text in evidence):
+        raise InputError(f'{where}: "evidence" is a list of sentences')
+    subject, object_ = values["template"].find("[X]"), values["template"].find("[Y]")
+    if not 0 <= subject < object_:
+        raise InputError(f'{where}: the template {values["template"]!r} must hold "[X]" and, after it, "[Y]"')
+    return Fact(
+        **{name: clean_text(value) for name, value in values.items()}, evidence=tuple(map(clean_text, evidence))
+    )
+
+
+def _check_length(run: LoadedRun, facts: Sequence[Fact], asked: Asked) -> None:
+    longest = max(range(len(facts)), key=lambda row: len(asked.questions[row]))
+    tokens, limit = len(asked.questions[longest]), run.config.model.max_seq_len
+    if tokens > limit:
+        raise InputError(f"the question {facts[longest].question[:60]!r} has {tokens} tokens, the model reads {limit}")
+
+
+def _answers(
+    run: LoadedRun, asked: Asked, rows: Sequence[int], entries: dict[int, np.ndarray] | list[np.ndarray] | None = None
+) -> Iterator[_Answer]:
+    """Ask questions, shortest first; with ``entries`` each one without those of its own."""
+    device = run.model.embed.weight.device
+    order = sorted(rows, key=lambda row: len(asked.questions[row]))
+    while order:
+        longest = len(asked.questions[order[min(len(order), _BATCH_TOKENS // 8) - 1]])
+        batch, order = order[: max(1, _BATCH_TOKENS // longest)], order[max(1, _BATCH_TOKENS // longest) :]
+        lengths = np.array([len(asked.questions[row]) for row in batch])
+        tokens = pad_rows([asked.questions[row] for row in batch], run.tokenizer.pad)
+        without: AbstractContextManager[None] = nullcontext()
+        if entries is not None:
+            without = ablate(run.model, pad_rows([entries[row].tolist() for row in batch], -1).to(device))
+        with without, capture_memory(run.model, keep_pattern=False) as captured:
+            logits = ask(run.model, tokens.to(device), torch.from_numpy(lengths - 1).to(device))
+        yield _Answer(np.array(batch), logits, lengths, captured)
+
+
+def _ask_all(run: LoadedRun, asked: Asked, entries: list[np.ndarray]) -> tuple[Questions, dict[str, Any]]:
+    """Selections in every question; and per question the answer's logit, log-probability (nats) and rank from 1."""
+    layers = run.config.model.memory_layers
+    questions = Questions(layers, len(asked.questions), run.config.memory.knowledge_num, entries)
+    columns = {name: np.zeros(len(asked.questions)) for name in ("logit", "logprob", "rank")}
+    for answer in _answers(run, asked, range(len(asked.questions))):
+        for name, values in _judge(answer, asked).items():
+            columns[name][answer.rows] = values
+        for layer in layers:
+            found = answer.captured[layer]
+            indices, read = found.indices.cpu().numpy(), found.read_weights.cpu().numpy()
+            questions.add(layer, answer.rows, answer.lengths, indices, read)
+    return questions.finish(), {"answer": asked.answers, **columns, "rank": columns["rank"].astype(np.int64)}
+
+
+def _ablate_all(
+    run: LoadedRun, asked: Asked, rows: list[int], entries: dict[int, np.ndarray] | list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The answer's logit and log-probability without entries; NaN for questions that were not asked again."""
+    columns = {name: np.full(len(asked.questions), np.nan) for name in ("logit", "logprob")}
+    for answer in _answers(run, asked, rows, entries):
+        judged = _judge(answer, asked)
+        for name, values in columns.items():
+            values[answer.rows] = judged[name]
+    return columns
+
+
+def _judge(answer: _Answer, asked: Asked) -> dict[str, np.ndarray]:
+    target = torch.from_numpy(asked.answers[answer.rows]).to(answer.logits.device)[:, None]
+    logit = answer.logits.gather(-1, target)
+    logprob = (logit - answer.logits.logsumexp(-1, keepdim=True))[:, 0]
+    rank = 1 + (answer.logits > logit).sum(-1)
+    values = {"logit": logit[:, 0], "logprob": logprob, "rank": rank}
+    return {name: value.cpu().numpy().astype(np.float64) for name, value in values.items()}
+
+
+def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray) -> np.ndarray:
+    """As many other entries of a question, not stating the fact, nearest in selections there, then in usage."""
+    entries, counts = questions.selected_with_counts(row)
+    free = ~np.isin(entries, questions.entries[row])
+    chosen: list[int] = []
+    for entry in own:
+        here = counts[entries == entry][0]
+        order = np.lexsort((np.abs(np.log1p(usage[entries]) - np.log1p(usage[entry])), np.abs(np.log2(counts / here))))
+        best = next((at for at in order if free[at]), None)
+        if best is None:
+            break
+        free[best] = False
+        chosen.append(int(entries[best]))
+    return np.array(chosen, np.int64)
+
+
+def pad_rows(rows: list[list[int]], fill: int) -> Tensor:
+    """Rows of unequal length as one tensor, filled up on the right."""
+    out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row
+    return torch.from_numpy(out)

@@ -1,0 +1,327 @@
+"""Change what a memory selects, reads or holds while a ``with`` block runs, and nothing afterwards.
+
+    with ablate(run.model, [4711]):                      # as if entry 4711 had not been selected
+        logits = run.model(tokens)
+    with scale(run.model, 0.0, layers=[7]), swap(run.model, 3, 5):
+        logits = run.model(tokens)
+
+Every intervention is a set of hooks: no weight is touched, blocks nest, and the model is as before when a block ends,
+also by an exception. A ``capture_memory`` inside sees the changed values. ``layers`` are memory layers (default: all),
+``positions`` are numbers that hold for every row, or a bool tensor ``[batch, pos]`` (default: all). Gradients flow
+through. ``effects.py`` measures what an intervention does to a corpus.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from memscope import bank_init
+from memscope.checkpoint import LoadedRun
+from memscope.errors import InputError
+from memscope.memory import MemoryBank
+from memscope.model import Block, MemoryTransformer
+from memscope.sentences import Sentence
+from memscope.sparse_read import GatheredSlots
+
+Mode = Literal["renormalise", "zero"]
+Positions = Sequence[int] | Tensor | None
+Entries = Sequence[int] | np.ndarray | Tensor
+_Act = Callable[[Tensor], Tensor | None]
+"""What a hook does with a value: give another one, or only look."""
+_Choose = Callable[[int, Tensor], Tensor]
+"""From a layer and its indices ``[batch, pos, K]`` to the selections meant, bool of the same shape."""
+
+
+@contextmanager
+def ablate(
+    model: MemoryTransformer,
+    entries: Entries,
+    mode: Mode = "renormalise",
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = None,
+) -> Iterator[None]:
+    """Take entries out of what is read.
+
+    Args:
+        model: whose memory.
+        entries: entry numbers; as a tensor ``[batch, n]`` every row has its own, -1 meaning none.
+        mode: ``renormalise`` removes the selection and puts nothing in its place. Where weights compete they are
+            shared among what remains: softmax gate scores among the other selections of the gate head, softmax read
+            weights among the other slots. ``zero`` sets the value to zero and leaves all weights. Where neither
+            gate nor read competes (sigmoid or ReLU gate, GELU read) the two are the same.
+        layers: memory layers.
+        positions: where.
+
+    Two nested blocks with a softmax read renormalise one after the other; name entries that go together in one call.
+
+    Raises:
+        InputError: an entry the bank does not have, or a layer without a memory.
+    """
+    wanted = torch.as_tensor(entries, device=model.embed.weight.device).long()
+    _check_entries(model, wanted.flatten(), lowest=-1 if wanted.dim() == 2 else 0)
+
+    def choose(layer: int, indices: Tensor) -> Tensor:
+        # Two axes: each row of the batch has its own entries.
+        found = torch.isin(indices, wanted) if wanted.dim() < 2 else _isin_rows(indices, wanted)
+        return found & _at(indices, positions)[..., None]
+
+    with _remove(model, _layers(model, layers), choose, mode):
+        yield
+
+
+@contextmanager
+def ablate_selections(
+    model: MemoryTransformer, chosen: Mapping[int, Bool[Tensor, "batch pos K"]], mode: Mode = "renormalise"
+) -> Iterator[None]:
+    """Take out single selections, given per layer as a mask over what the gate selects; see ``ablate``."""
+    with _remove(model, _layers(model, list(chosen)), lambda layer, _: chosen[layer], mode):
+        yield
+
+
+@contextmanager
+def force(
+    model: MemoryTransformer,
+    entry: int,
+    score: float,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = None,
+    slot: int = -1,
+) -> Iterator[None]:
+    """Have an entry selected at a gate score.
+
+    Where it is selected already its score is set. Elsewhere it takes the place of selection ``slot`` on the K axis,
+    by default the weakest of the last gate head; the scores of the others stay, also those of a softmax gate.
+    """
+    _check_entries(model, torch.tensor([entry]))
+    forced: dict[int, Tensor] = {}
+
+    def put(layer: int) -> _Act:
+        def act(indices: Tensor) -> Tensor:
+            at = _at(indices, positions)
+            indices = indices.clone()
+            missing = at & ~(indices == entry).any(-1)
+            indices[..., slot] = torch.where(missing, entry, indices[..., slot])
+            forced[layer] = (indices == entry) & at[..., None]
+            return indices
+
+        return act
+
+    def set_score(layer: int) -> _Act:
+        return lambda scores: scores.masked_fill(forced[layer], score)
+
+    with _hooks(model, _layers(model, layers), {"memory.hook_indices": put, "memory.hook_gate_scores": set_score}):
+        yield
+
+
+@contextmanager
+def swap(
+    model: MemoryTransformer,
+    first: int,
+    second: int,
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = None,
+) -> Iterator[None]:
+    """Read entry ``second`` wherever ``first`` is selected, at its gate score, and the other way round."""
+    _check_entries(model, torch.tensor([first, second]))
+
+    def exchange(_: int) -> _Act:
+        def act(indices: Tensor) -> Tensor:
+            other = torch.where(indices == first, second, torch.where(indices == second, first, indices))
+            return torch.where(_at(indices, positions)[..., None], other, indices)
+
+        return act
+
+    with _hooks(model, _layers(model, layers), {"memory.hook_indices": exchange}):
+        yield
+
+
+@contextmanager
+def rewrite(
+    model: MemoryTransformer,
+    entry: int,
+    slots: Float[Tensor, "slot width"],
+    *,
+    layers: Sequence[int] | None = None,
+    positions: Positions = None,
+) -> Iterator[None]:
+    """Have an entry hold other slots ``[L, D]``, say those of another sentence (``encode_sentence``).
+
+    The gate is as before: which tokens select the entry follows from its key, not from its content. Seen by whoever
+    asks the bank for slots (``model.bank(indices)``), not by readers of ``model.bank.entries``. Slots that require
+    gradients get them.
+    """
+    _check_entries(model, torch.tensor([entry]))
+    assert model.bank is not None
+    if slots.shape != model.bank.entries.shape[1:]:
+        raise InputError(
+            f"slots of shape {tuple(slots.shape)} do not fit an entry of {tuple(model.bank.entries.shape[1:])}"
+        )
+    bank, chosen, current = model.bank, _layers(model, layers), -1
+
+    def enter(layer: int) -> _Act:
+        def act(_: Tensor) -> None:
+            nonlocal current
+            current = layer
+
+        return act
+
+    def replace(_: nn.Module, inputs: tuple[Tensor, ...], read: GatheredSlots) -> GatheredSlots:
+        if current not in chosen:
+            return read
+        [indices] = inputs
+        here = (indices == entry) & _at(indices, positions)[..., None]  # [b, t, K]
+        per_entry = read.values.unflatten(2, (indices.shape[-1], -1))
+        changed = torch.where(here[..., None, None], slots.to(per_entry), per_entry)
+        return GatheredSlots(changed.flatten(2, 3))
+
+    def gather(_: nn.Module, inputs: tuple[Tensor, object]) -> tuple[Tensor, MemoryBank]:
+        return inputs[0], bank  # and not a reader that never gathers slots
+
+    with ExitStack() as stack:
+        stack.enter_context(_hooks(model, model.cfg.model.memory_layers, {"memory.hook_indices": enter}))
+        handles = [bank.register_forward_hook(replace)]
+        handles += [model.memory_layer(layer).register_forward_pre_hook(gather) for layer in chosen]
+        for handle in handles:
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def scale(
+    model: MemoryTransformer, factor: float, *, layers: Sequence[int] | None = None, positions: Positions = None
+) -> Iterator[None]:
+    """Multiply what whole memory layers add to the residual stream; 0 switches them off."""
+
+    def multiply(_: int) -> _Act:
+        return lambda added: torch.where(_at(added, positions)[..., None], factor * added, added)
+
+    with _hooks(model, _layers(model, layers), {"hook_mem_out": multiply}):
+        yield
+
+
+def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, "row slot width"]:
+    """Slots that initialisation would have made of sentences: through the table and projection saved with the run.
+
+    Raises:
+        InputError: the run has no saved start of its bank, or a sentence has no tokens.
+    """
+    memory = run.config.memory
+    ids = bank_init.encode_sentences([Sentence(text, ()) for text in sentences], run.tokenizer, memory.knowledge_length)
+    blank = np.zeros((len(sentences), memory.knowledge_length, memory.knowledge_dim), np.float32)
+    table = bank_init.load_bank_init(run.path).table
+    start = bank_init.init_bank(blank, ids, table, pad=run.tokenizer.pad, seed=run.config.train.seed)
+    return torch.from_numpy(start.entries).to(run.model.embed.weight.device)
+
+
+def encode_sentence(run: LoadedRun, sentence: str) -> Float[Tensor, "slot width"]:
+    """``encode_sentences`` of one."""
+    return encode_sentences(run, [sentence])[0]
+
+
+@contextmanager
+def _remove(model: MemoryTransformer, layers: Sequence[int], choose: _Choose, mode: Mode) -> Iterator[None]:
+    removed: dict[int, Tensor] = {}
+    indices_of: dict[int, Tensor] = {}
+    resid: dict[int, Tensor] = {}
+
+    def note_choice(layer: int) -> _Act:
+        def act(indices: Tensor) -> None:
+            removed[layer], indices_of[layer] = choose(layer, indices), indices
+
+        return act
+
+    def note_resid(layer: int) -> _Act:
+        return lambda value: resid.update({layer: value})
+
+    def without_scores(layer: int) -> _Act:
+        def act(scores: Tensor) -> Tensor:
+            kept = scores.masked_fill(removed[layer], 0.0)
+            if model.cfg.memory.score_fn != "softmax":
+                return kept
+            heads = (model.memory_layer(layer).gate.heads, -1)
+            before, after = (values.unflatten(-1, heads).sum(-1, keepdim=True) for values in (scores, kept))
+            share = (before / after.clamp(min=1e-12)).expand_as(kept.unflatten(-1, heads))
+            return kept * share.flatten(-2)
+
+        return act
+
+    def share_out(layer: int) -> _Act:
+        def act(pattern: Tensor) -> Tensor:
+            # Gate scores of 1 make the pattern the attention itself, which says how much of it remains.
+            assert model.bank is not None
+            block, indices = model.blocks[layer], indices_of[layer]
+            assert isinstance(block, Block)
+            ones = torch.ones_like(indices, dtype=pattern.dtype)
+            attention = block.memory.read.pattern(block.ffn_norm(resid[layer]), model.bank(indices), ones)
+            remaining = attention.masked_fill(_per_slot(removed[layer], attention), 0.0).sum(-1, keepdim=True)
+            return pattern / remaining.clamp(min=1e-12)
+
+        return act
+
+    def without_values(layer: int) -> _Act:
+        return lambda pattern: pattern.masked_fill(_per_slot(removed[layer], pattern), 0.0)
+
+    makers: dict[str, Callable[[int], _Act]] = {"memory.hook_indices": note_choice}
+    if mode == "zero":
+        makers["memory.hook_pattern"] = without_values  # the output is linear in pattern times value
+    else:
+        makers["memory.hook_gate_scores"] = without_scores
+        if model.cfg.memory.read_fn == "softmax":
+            makers |= {"hook_resid_mid": note_resid, "memory.hook_pattern": share_out}
+    with _hooks(model, layers, makers):
+        yield
+
+
+@contextmanager
+def _hooks(
+    model: MemoryTransformer,
+    layers: Sequence[int],
+    makers: Mapping[str, Callable[[int], _Act]],
+) -> Iterator[None]:
+    """Hooks of these names in every one of the layers' blocks."""
+    acts = [(f"blocks.{layer}.{name}", make(layer)) for layer in layers for name, make in makers.items()]
+    with model.hooks(fwd_hooks=[(name, lambda value, hook, act=act: act(value)) for name, act in acts]):
+        yield
+
+
+def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[int]:
+    known = model.cfg.model.memory_layers
+    if not known:
+        raise InputError("an FFN baseline has no memory to intervene on; choose a run with a memory")
+    if layers is not None and (odd := sorted(set(layers) - set(known))):
+        raise InputError(f"layer {odd[0]} has no memory; memory layers are {', '.join(map(str, known))}")
+    return known if layers is None else list(layers)
+
+
+def _check_entries(model: MemoryTransformer, entries: Int[Tensor, " n"], lowest: int = 0) -> None:
+    size = model.cfg.memory.knowledge_num if model.cfg.model.memory_layers else 0
+    if (odd := entries[(entries < lowest) | (entries >= size)]).numel():
+        raise InputError(f"entry {int(odd[0])} is not in the bank; its {size:,} entries count from 0")
+
+
+def _at(values: Tensor, positions: Positions) -> Bool[Tensor, "batch pos"]:
+    """Positions as a mask over ``values [batch, pos, ...]``."""
+    if isinstance(positions, Tensor):
+        return positions
+    mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+    if positions is not None:
+        mask[:] = False
+        mask[:, list(positions)] = True
+    return mask
+
+
+def _isin_rows(indices: Int[Tensor, "batch pos K"], wanted: Int[Tensor, "batch n"]) -> Bool[Tensor, "batch pos K"]:
+    return (indices[..., None] == wanted[:, None, None, :]).any(-1)
+
+
+def _per_slot(selections: Bool[Tensor, "batch pos K"], pattern: Tensor) -> Bool[Tensor, "batch pos 1 slot"]:
+    """A mask over selections as one over the slots of ``pattern [batch, pos, A, K * L]``."""
+    return selections.repeat_interleave(pattern.shape[-1] // selections.shape[-1], dim=-1).unsqueeze(2)
