@@ -78,6 +78,12 @@ def fact_finding(audit: FactAudit) -> Finding:
     return Finding("Are facts found where they are stated?", short, _effect(summary["drop_difference"], summary))
 
 
+def fact_findings(recording: Path) -> Iterator[Finding]:
+    """That finding, where the recording was audited."""
+    if (audit := load_audit(recording)) is not None:
+        yield fact_finding(audit)
+
+
 def _effect(difference: list[float] | None, summary: dict[str, Any]) -> str:
     ranks = (
         f"Of the {summary['asked']:,} facts found so, {summary['asked_and_read']:,} read what they found. "

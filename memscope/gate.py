@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from memscope.balance import Balance
 from memscope.config import MemoryConfig
-from memscope.sparse_read import product_top
+from memscope.sparse_read import OpenTable, TableSlots, product_top
 
 
 class Selection(NamedTuple):
@@ -96,13 +96,24 @@ class MemoryGate(nn.Module):
     def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         side = self.keys.shape[2]
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
-        scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
+            scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
         searched = self.balance.searched(scores)
         fused = scores.device.type == "cpu"
         indices, margin = product_top(searched, self.num_selected) if fused else self._search_product(searched)
-        row, column = indices // side, indices % side
-        self.balance.observe(scores.flatten(0, 1), torch.stack([row, column], -2).flatten(0, 1))
-        return indices, scores[..., 0, :].gather(-1, row) + scores[..., 1, :].gather(-1, column), margin
+        chosen = torch.stack([indices // side, indices % side], -2)  # row and column, [b, t, h, 2, k]
+        self.balance.observe(scores.flatten(0, 1), chosen.flatten(0, 1))
+        return indices, self._score_halves(halves, chosen).sum(-2), margin
+
+    def _score_halves(self, halves: Tensor, chosen: Tensor) -> Tensor:
+        """Scores of chosen half keys, with gradient, ``[batch, pos, head, 2, k]``."""
+        heads, two, side, width = self.keys.shape
+        first = torch.arange(heads * two, device=chosen.device).view(heads, two, 1) * side
+        rows = chosen + first
+        if halves.device.type != "cpu":
+            return torch.einsum("bthpq,bthpkq->bthpk", halves, F.embedding(rows, self.keys.flatten(0, 2)))
+        slots = TableSlots(OpenTable(self.keys.view(-1, 1, width)), rows.flatten(1, 3))
+        return slots.dot(halves.flatten(1, 3).unsqueeze(2)).view_as(chosen)
 
     @torch.no_grad()
     def _search_product(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,9 +167,7 @@ class QueryNorm(nn.Module):
         if self.kind == "batch":
             flat: Tensor = self.norm(query.float().flatten(2).flatten(0, 1))
             return flat.view_as(query)
-        if self.kind == "layer":
-            query = query.float()
-        normed: Tensor = self.norm(query)
+        normed: Tensor = self.norm(query if self.kind == "none" else query.float())
         return normed
 
 

@@ -101,7 +101,7 @@ class CrossAttentionMemory(nn.Module):
         if self.q_proj is None:
             return per_slot.expand(-1, -1, self.heads, -1)
         query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
-        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
+        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query.float())
         if self.k_proj is None:
             logits = slots.dot(query)
         elif self.absorbed:

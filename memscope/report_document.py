@@ -6,7 +6,7 @@ import pandas as pd
 
 from memscope import bias_plots, plots
 from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
-from memscope.fact_report import fact_figures, fact_tables
+from memscope.fact_report import fact_figures, fact_findings, fact_tables
 from memscope.findings import Finding
 from memscope.query import Recording
 from memscope.words import plural, selections
@@ -93,7 +93,7 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         subtitle="Which entries of the memory bank the gate selects, how evenly, toward what, "
         "and what the attention reads of them.",
         facts=facts,
-        findings=findings,
+        findings=[*findings, *fact_findings(recording.path)],
         figures=[*_figures(recording), *fact_figures(recording.path)],
         tables=[*_tables(recording), *fact_tables(recording.path)],
         method=_method(recording),

@@ -73,38 +73,61 @@ def gather_sum(weights: Any, table: Any, column: int, rows: Any, out: Any, first
 @njit(nogil=True, cache=True, fastmath=True)
 @no_type_check
 def scatter_sum(
-    weights: Any, vectors: Any, order: Any, starts: Any, rows: Any, out: Any, column: int, first: int, last: int
+    weights: Any,
+    vectors: Any,
+    column: int,
+    weights_2: Any,
+    vectors_2: Any,
+    column_2: int,
+    order: Any,
+    starts: Any,
+    rows: Any,
+    out: Any,
+    first: int,
+    last: int,
 ) -> None:
     """``out[r, column:] += sum over selections (t, s) of row r and heads a of weights[t, a, s] * vectors[t, a]``.
 
     Selections come sorted by row, so every row is written by one thread, in one order: no atomics, same sum each time.
+    Two terms at once, because fetching a row costs more than adding to it.
 
     Args:
         weights: ``[token, head, slot]``.
         vectors: ``[token, head, width]``.
+        column: first column of ``out`` to add to.
+        weights_2: of the second term; no heads = none.
+        vectors_2: likewise.
+        column_2: likewise.
         order: numbers ``t * S + s`` of the selections, sorted by row.
         starts: where the selections of each of ``rows`` start in ``order``, one more than rows.
         rows: the distinct rows selected.
         out: ``[row of the table, table width]``, added to.
-        column: first column of ``out`` to add to.
         first: first of ``rows`` to do.
         last: one after the last.
     """
-    heads, slots, width = vectors.shape[1], weights.shape[2], vectors.shape[2]
-    fours = heads // 4 * 4
+    slots = weights.shape[2]
+    end, end_2 = column + vectors.shape[2], column_2 + vectors_2.shape[2]
     for i in range(first, last):
-        total = out[rows[i], column : column + width]
+        total, total_2 = out[rows[i], column:end], out[rows[i], column_2:end_2]
         for place in range(starts[i], starts[i + 1]):
             t, s = order[place] // slots, order[place] % slots
-            v = vectors[t]
-            for a in range(0, fours, 4):
-                w0, w1, w2, w3 = weights[t, a, s], weights[t, a + 1, s], weights[t, a + 2, s], weights[t, a + 3, s]
-                for d in range(width):
-                    total[d] += w0 * v[a, d] + w1 * v[a + 1, d] + w2 * v[a + 2, d] + w3 * v[a + 3, d]
-            for a in range(fours, heads):
-                weight = weights[t, a, s]
-                for d in range(width):
-                    total[d] += weight * v[a, d]
+            _add_heads(weights[t], vectors[t], s, total)
+            _add_heads(weights_2[t], vectors_2[t], s, total_2)
+
+
+@njit(nogil=True, cache=True, fastmath=True, inline="always")
+@no_type_check
+def _add_heads(weights: Any, vectors: Any, s: int, total: Any) -> None:
+    heads, width = vectors.shape
+    fours = heads // 4 * 4
+    for a in range(0, fours, 4):
+        w0, w1, w2, w3 = weights[a, s], weights[a + 1, s], weights[a + 2, s], weights[a + 3, s]
+        for d in range(width):
+            total[d] += w0 * vectors[a, d] + w1 * vectors[a + 1, d] + w2 * vectors[a + 2, d] + w3 * vectors[a + 3, d]
+    for a in range(fours, heads):
+        weight = weights[a, s]
+        for d in range(width):
+            total[d] += weight * vectors[a, d]
 
 
 @njit(nogil=True, cache=True)

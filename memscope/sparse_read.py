@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,25 +82,41 @@ class OpenTable:
         self.sparse = sparse
         self.gradient: np.ndarray | None = None
         """Sum of what the readers' backward passes gave, while one is under way."""
+        self._waiting: Term | None = None
         self.anchor: Tensor = _Open.apply(parameter, self)  # type: ignore[no-untyped-call]
         """Stands for the table in the autograd graph: its backward runs once, after those of all readers."""
 
-    def add(self, weights: np.ndarray, vectors: np.ndarray, order: "RowOrder", column: int) -> None:
-        """Add the outer product of ``weights [token, head, slot]`` and ``vectors`` to the rows' gradient."""
+    def add(self, term: "Term") -> None:
+        """Add to the rows' gradient, now or together with the next term of the same selections."""
+        if self._waiting is None:
+            self._waiting = term
+        elif self._waiting.order is term.order:
+            self._scatter(self._waiting, term)
+            self._waiting = None
+        else:
+            self._scatter(self._waiting)
+            self._waiting = term
+
+    def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
         if self.gradient is None:
             self.gradient = np.zeros_like(self.rows) if self.sparse is None else self.sparse.rows
+        order, gradient = term.order, self.gradient
         if self.sparse is not None:
             self.sparse.touched[order.rows // self.parameter.shape[1]] = True
-        gradient = self.gradient
-        rows, starts, sorted_ = order.rows, order.starts, order.order
+        if other is None:
+            other = Term(term.weights[:, :0], term.vectors[:, :0], 0, order)
+        terms = (term.weights, term.vectors, term.column, other.weights, other.vectors, other.column)
 
         def work(first: int, last: int) -> None:
-            kernels.scatter_sum(weights, vectors, sorted_, starts, rows, gradient, column, first, last)
+            kernels.scatter_sum(*terms, order.order, order.starts, order.rows, gradient, first, last)
 
-        in_ranges(work, len(rows), starts)
+        in_ranges(work, len(order.rows), order.starts)
 
     def take_gradient(self) -> Tensor | None:
         """The gradient of the parameter, given away; none if nothing was read."""
+        if self._waiting is not None:
+            self._scatter(self._waiting)
+            self._waiting = None
         gradient, self.gradient = self.gradient, None
         if gradient is None:
             return None
@@ -137,6 +153,18 @@ class RowOrder:
 
     def __init__(self, rows: np.ndarray, n_rows: int):
         self.rows, self.starts, self.order = kernels.sort_by_row(rows.reshape(-1), np.zeros(n_rows, np.int32))
+
+
+class Term(NamedTuple):
+    """A summand of a table's gradient: the outer product of weights and vectors at selections."""
+
+    weights: np.ndarray
+    """``[token, head, slot]``."""
+    vectors: np.ndarray
+    """``[token, head, width]``."""
+    column: int
+    """First column of the table."""
+    order: RowOrder
 
 
 class TableSlots(Slots):
@@ -211,7 +239,7 @@ class _GatherDot(Function):
         slots, weights = ctx.slots, _array(gradient)
         wants_table, wants_vectors, *_ = ctx.needs_input_grad
         if wants_table:
-            slots.table.add(weights, _array(vectors), slots.order, ctx.column)
+            slots.table.add(Term(weights, _array(vectors), ctx.column, slots.order))
         to_vectors = torch.from_numpy(slots._sum(weights, ctx.column, vectors.shape[-1])) if wants_vectors else None
         return (gradient.new_zeros(()) if wants_table else None), to_vectors, None, None
 
@@ -230,7 +258,7 @@ class _GatherSum(Function):
         slots, vectors = ctx.slots, _array(gradient)
         wants_table, wants_weights, *_ = ctx.needs_input_grad
         if wants_table:
-            slots.table.add(_array(weights), vectors, slots.order, ctx.column)
+            slots.table.add(Term(_array(weights), vectors, ctx.column, slots.order))
         to_weights = torch.from_numpy(slots._dot(vectors, ctx.column)) if wants_weights else None
         return (gradient.new_zeros(()) if wants_table else None), to_weights, None, None, None
 

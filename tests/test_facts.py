@@ -14,7 +14,7 @@ from memscope.bank_init import PARQUET
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
-from memscope.fact_report import fact_figures, fact_finding
+from memscope.fact_report import fact_figures, fact_finding, fact_findings
 from memscope.fact_report import fact_tables as report_tables
 from memscope.fact_tables import FactAudit, Questions, load_audit, write_audit
 from memscope.facts import Fact, ask, audit_facts, match_entries, read_facts, tokenize_facts
@@ -173,12 +173,18 @@ def test_an_audit_survives_the_disk_and_feeds_the_report(audit: FactAudit, tmp_p
     assert again.summary == audit.summary
     assert again.facts["drop_own"].equals(audit.facts["drop_own"])
     assert [figure.name for figure in fact_figures(tmp_path)] == ["facts_recall", "facts_drop"]
+    assert [finding.question for finding in fact_findings(tmp_path)] == ["Are facts found where they are stated?"]
     [table] = report_tables(tmp_path)
     assert len(table.rows) == audit.facts["predicate"].nunique()
     finding = fact_finding(audit)
     assert f"{audit.summary['stated']:,} facts" in finding.short and "difference" in finding.answer
     assert load_audit(tmp_path / "nowhere") is None
-    assert list(fact_figures(tmp_path / "nowhere")) == list(report_tables(tmp_path / "nowhere")) == []
+    assert (
+        list(fact_findings(tmp_path / "nowhere"))
+        == list(fact_figures(tmp_path / "nowhere"))
+        == list(report_tables(tmp_path / "nowhere"))
+        == []
+    )
 
 
 def test_a_sample_of_facts_is_drawn_by_the_seed(tiny_run: LoadedRun, facts: list[Fact]) -> None:
