@@ -92,6 +92,16 @@ class CrossAttentionMemory(nn.Module):
         self.o_proj = nn.Linear(mixed, dim, bias=False)
         self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
 
+    def init_projections(self) -> None:
+        """Let slots keep their length when projected, if their keys meet queries of unit size.
+
+        With the 0.02 of other projections, keys, values and so the gradients of entries start far smaller than the
+        residual stream, and the memory adds about nothing to it.
+        """
+        if self.q_norm is not None and self.k_proj is not None and self.v_proj is not None:
+            for projection in (self.k_proj, self.v_proj):
+                nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+
     def pattern(
         self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
     ) -> Float[Tensor, "batch pos read_head slot"]:

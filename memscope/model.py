@@ -146,7 +146,8 @@ class MemoryTransformer(HookedRootModule):
     """The decoder. ``tokens [batch, pos]`` -> ``logits [batch, pos, vocab]``.
 
     Initialisation: embeddings and projections N(0, 0.02), those that write into the residual stream divided by
-    sqrt(2 * n_layers) (GPT-2), entries N(0, D^-0.5), keys N(0, width^-0.5), norms 1.
+    sqrt(2 * n_layers) (GPT-2), entries N(0, D^-0.5), keys N(0, width^-0.5), norms 1; where read queries are normalised,
+    projections of slots N(0, D^-0.5), which keeps their length.
     """
 
     rope_cos: Tensor
@@ -253,6 +254,8 @@ class MemoryTransformer(HookedRootModule):
             if isinstance(module, nn.Linear):
                 writes = name.endswith(("o_proj", "w2"))
                 nn.init.normal_(module.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5 if writes else 0.02)
+        for layer in self.cfg.model.memory_layers:
+            self.memory_layer(layer).read.init_projections()
 
 
 def next_token_loss(
