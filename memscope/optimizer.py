@@ -1,6 +1,6 @@
 """AdamW whose work follows what was selected: rows of a bank without a gradient cost no time and do not move."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,15 +19,17 @@ class LazyAdamW(torch.optim.AdamW):
     temporaries: float32 on the CPU. Such a parameter must not have weight decay.
     """
 
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.register_step_pre_hook(lambda *_: self._step_sparse())  # not by overriding step: hooks would run twice
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step."""
+    def _step_sparse(self) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     self._update_rows(parameter, _coalesced(parameter.grad), group)
                     parameter.grad = None  # done; AdamW refuses sparse gradients
-        return super().step(closure)
 
     def _update_rows(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         assert group["weight_decay"] == 0, "rows cannot decay only when they are selected"
