@@ -20,6 +20,10 @@ from memscope.gate import MemoryGate
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 
+UNGATHERED_FROM = 48
+"""Slots a token from which compiled loops beat gathering them for batched matrix products, measured on two cores."""
+
+
 class MemoryBank(nn.Module):
     """The trainable table of entries, ``[knowledge_num, knowledge_length, knowledge_dim]``.
 
@@ -43,13 +47,17 @@ class MemoryBank(nn.Module):
         rows = F.embedding(indices, self.entries.flatten(1))
         return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
 
-    def open(self) -> "MemoryBank | OpenBank":
-        """The bank as the layers of one forward pass share it: without gathering slots where that is possible."""
-        if self.entries.device.type != "cpu":
+    def open(self, slots: int) -> "MemoryBank | OpenBank":
+        """The bank as the layers of one forward pass share it, each reading ``slots`` slots a token.
+
+        Without gathering slots where that pays: on the CPU, for many slots or a sparse gradient.
+        """
+        sparse = self.sparse and torch.is_grad_enabled()
+        if self.entries.device.type != "cpu" or not (sparse or slots >= UNGATHERED_FROM):
             return self
-        if self.sparse and self._sum is None and torch.is_grad_enabled():
+        if sparse and self._sum is None:
             self._sum = SparseSum(self.entries)
-        return OpenBank(self.entries, self._sum)
+        return OpenBank(self.entries, self._sum if sparse else None)
 
 
 class OpenBank:

@@ -196,7 +196,8 @@ class MemoryTransformer(HookedRootModule):
             raise ValueError("a memory model has no KV cache; run it on the whole sequence")
         rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
-        bank = self.bank.open() if self.bank is not None else None
+        memory = self.cfg.memory
+        bank = self.bank.open(memory.selected * memory.knowledge_length) if self.bank is not None else None
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
                 x = checkpoint(block, x, rotation, bank, use_reentrant=False)
