@@ -33,6 +33,8 @@ VIEWS = {
     "Reading": [
         f"reading?part={part}" for part in ("shares", "gate+against+read", "heads", "unread+entries", "certainty")
     ],
+    "Facts": ["facts"],
+    "What if": ["what_if", "what_if?change=ablate&entries=0%2C1&text=Ada+%3Cb%3EHolm%3C%2Fb%3E"],
     "Compare": ["compare?part=metrics", "compare?part=entries", "compare?part=prompt&text=Ada+%3Cb%3EHolm%3C%2Fb%3E"],
 }
 
@@ -206,7 +208,7 @@ def test_hostile_text_is_text(page, address: str, hostile_entry: int) -> None:
 
 def test_the_menu_leads_to_every_page_and_back_to_what_was_open(page, address: str) -> None:
     visit(page, f"{address}/prompts?recording=tiny&doc=1&token=5", "Prompts")
-    for title in ("Entries", "Map", "Gate bias", "Reading", "Compare", "Overview"):
+    for title in ("Entries", "Map", "Gate bias", "Reading", "Facts", "What if", "Compare", "Overview"):
         menu(page, title)
         expect_address(page, "recording=tiny")
     menu(page, "Prompts")
@@ -343,6 +345,22 @@ def test_another_recording_is_chosen_and_compared(page, address: str) -> None:
     settle(page)
     expect_address(page, "recording=deeper")
     expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
+
+
+def test_an_entry_is_ablated_in_a_typed_text(page, address: str, hostile_entry: int) -> None:
+    visit(page, f"{address}/what_if?recording=tiny", "What if")
+    page.get_by_label("Entries", exact=True).fill(str(hostile_entry))
+    page.get_by_label("Text to read").fill("Ada <b>Holm</b> was born in")
+    page.get_by_role("button", name="Change it").click()
+    settle(page)
+    for heading in ("Before", "After"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_have_count(2)
+    assert f"entries={hostile_entry}" in page.url
+    page.get_by_role("radio", name="scale the memory").click()
+    settle(page)
+    expect(page.get_by_role("heading", name="After")).to_be_visible()
+    check(page)
 
 
 def test_a_bad_address_gets_a_sentence(page, address: str) -> None:
