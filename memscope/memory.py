@@ -19,7 +19,6 @@ from memscope.config import MemoryConfig
 from memscope.gate import MemoryGate
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
-
 UNGATHERED_FROM = 48
 """Slots a token from which compiled loops beat gathering them for batched matrix products, measured on two cores."""
 
