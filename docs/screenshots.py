@@ -39,9 +39,19 @@ ARGUMENTS = [
 ]
 HEIGHTS = {
     **{"prompts": 1180, "entry": 1120, "overview": 1040, "map": 1080},
-    **{"reading": 660, "profiles": 1000, "compare": 880, "gate_bias": 880, "training": 920},
+    **{
+        "reading": 660,
+        "profiles": 1000,
+        "compare": 880,
+        "gate_bias": 880,
+        "training": 920,
+        "what_if": 1100,
+        "facts": 1000,
+    },
 }
 """Heights of pictures that are not as high as ``SIZE``."""
+WHAT_IF = "Apollo was the god of the sun and of music in ancient Greece."
+"""What the model reads with and without its memory."""
 
 
 def views(recording: Recording, other: str | None) -> dict[str, str]:
@@ -62,6 +72,9 @@ def views(recording: Recording, other: str | None) -> dict[str, str]:
         "profiles": ("gate_bias", {"part": "profiles"}),
         "reading": ("reading", {"part": "gate against read", "layer": layer}),
     }
+    if (recording.path / "facts.json").is_file():
+        pages["facts"] = ("facts", {})
+    pages["what_if"] = ("what_if", {"change": "scale", "amount": 0, "text": WHAT_IF, "token": 5})
     places = recording.map()
     if places is not None:
         used = recording.usage().sum(0)[places["entry"]] > 0
