@@ -27,7 +27,7 @@ from memscope.config import Config, load_config
 from memscope.errors import InputError
 from memscope.files import make_folder, write_text
 from memscope.metrics_log import read_metrics
-from memscope.plot_style import legend, panels
+from memscope.plot_style import PERCENT, legend, panels
 from memscope.sentences import read_sentences
 
 RANDOM = "random vectors"
@@ -143,7 +143,7 @@ def draw(table: pd.DataFrame) -> Figure:
             panel.plot(rows["step"], rows[name], color=colors[arm], marker=".", label=arm if first else None)
         panel.set(xlabel="step", ylabel=label)
         legend(panel)
-    axes[1].set(yscale="log")
+    axes[1].yaxis.set_major_formatter(PERCENT)
     return figure
 
 
