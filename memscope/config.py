@@ -121,7 +121,10 @@ class MemoryConfig(Section):
     score_fn: Literal["softmax", "sigmoid", "relu"] = "softmax"
     """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
     read_heads: int = Field(0, ge=0)
-    """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim``."""
+    """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim`` if slots are projected."""
+    read_slices: int = Field(1, gt=0)
+    """Parts that a slot's columns are split in, each seen by its share of the read heads, as the heads of multi-head
+    attention see theirs: many heads at the price of few. For slots that are not projected."""
     read_fn: Literal["softmax", "gelu", "none"] = "softmax"
     """Activation of q.k: ``softmax`` over all selected slots, or the non-competing ``gelu``. A read weight is this
     activation times the gate score of its entry; with ``none`` it is the gate score alone (PKM, arXiv 1907.05242)."""
@@ -145,20 +148,20 @@ class MemoryConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":
         if self.num_selected > self.knowledge_num:
-            raise ValueError(
-                f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower num_selected"
-            )
+            raise ValueError(f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower it")
         side = round(self.knowledge_num**0.5)
         if self.gate == "product":
             if side * side != self.knowledge_num:
                 raise ValueError(
-                    f"the product gate needs a square knowledge_num, got {self.knowledge_num}; "
-                    f"the nearest square is {side * side}"
+                    f"product gate needs a square knowledge_num: {self.knowledge_num} is none; try {side**2}"
                 )
             if self.key_dim % 2:
                 raise ValueError(f"the product gate halves its query: query_dim={self.key_dim} must be even")
         if self.slot_use == "halves" and self.knowledge_dim % 2:
             raise ValueError(f"slot_use=halves needs an even knowledge_dim, got {self.knowledge_dim}")
+        seen = self.knowledge_dim // (2 if self.slot_use == "halves" else 1)
+        if self.read_slices > 1 and (self.slot_proj or seen % self.read_slices):
+            raise ValueError(f"read_slices={self.read_slices} needs slot_proj=false and to divide {seen} columns")
         if self.score_fn == "softmax" and self.num_selected == 1:
             raise ValueError(
                 "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "
@@ -254,8 +257,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.model.dim % self.read_heads:
+        if self.memory.slot_proj and self.model.dim % self.read_heads:
             raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
+        if self.read_heads % self.memory.read_slices:
+            raise ValueError(f"read_slices={self.memory.read_slices} must divide read_heads={self.read_heads}")
         return self
 
     @property

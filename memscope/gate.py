@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from memscope.balance import Balance
 from memscope.config import MemoryConfig
-from memscope.sparse_read import OpenTable, TableSlots, product_top
+from memscope.native import native_for
+from memscope.norm import RMSNorm
+from memscope.sparse_read import OpenTable, TableSlots
 
 
 class Selection(NamedTuple):
@@ -99,8 +101,7 @@ class MemoryGate(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
         searched = self.balance.searched(scores)
-        fused = scores.device.type == "cpu"
-        indices, margin = product_top(searched, self.num_selected) if fused else self._search_product(searched)
+        indices, margin = self._search_product(searched)
         chosen = torch.stack([indices // side, indices % side], -2)  # row and column, [b, t, h, 2, k]
         self.balance.observe(scores.flatten(0, 1), chosen.flatten(0, 1))
         return indices, self._score_halves(halves, chosen).sum(-2), margin
@@ -110,15 +111,21 @@ class MemoryGate(nn.Module):
         heads, two, side, width = self.keys.shape
         first = torch.arange(heads * two, device=chosen.device).view(heads, two, 1) * side
         rows = chosen + first
-        if halves.device.type != "cpu":
+        if native_for(halves) is None:
             return torch.einsum("bthpq,bthpkq->bthpk", halves, F.embedding(rows, self.keys.flatten(0, 2)))
         slots = TableSlots(OpenTable(self.keys.view(-1, 1, width)), rows.flatten(1, 3))
         return slots.dot(halves.flatten(1, 3).unsqueeze(2)).view_as(chosen)
 
     @torch.no_grad()
     def _search_product(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices and margin in plain PyTorch: the reference, and the way on other devices than the CPU."""
-        side = scores.shape[-1]
+        """Entries ``[b, t, h, k]`` with the best sums of scores ``[b, t, h, 2, side]``, and margins.
+
+        In plain PyTorch: the reference, and the way on other devices than the CPU.
+        """
+        compiled, side = native_for(scores), scores.shape[-1]
+        if compiled is not None and scores.stride(-1) == 1:
+            indices, margin = compiled.product_top(scores.flatten(0, 1), self.num_selected)
+            return indices.unflatten(0, scores.shape[:2]), margin.unflatten(0, scores.shape[:2])
         best, number = scores.topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
         sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
         found, order = sums.topk(min(self.num_selected + 1, sums.shape[-1]))
@@ -154,9 +161,9 @@ class QueryNorm(nn.Module):
         self.kind = kind
         match kind:
             case "rms":
-                self.norm: nn.Module = nn.RMSNorm(width)
+                self.norm: nn.Module = RMSNorm(width)
             case "layer":
-                self.norm = nn.LayerNorm(width)
+                self.norm = nn.LayerNorm(width)  # autocast runs it in float32
             case "batch":
                 self.norm = nn.BatchNorm1d(heads * width)
             case _:
@@ -167,7 +174,7 @@ class QueryNorm(nn.Module):
         if self.kind == "batch":
             flat: Tensor = self.norm(query.float().flatten(2).flatten(0, 1))
             return flat.view_as(query)
-        normed: Tensor = self.norm(query if self.kind == "none" else query.float())
+        normed: Tensor = self.norm(query)
         return normed
 
 

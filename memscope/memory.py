@@ -8,19 +8,22 @@ of q.k (softmax over all selected slots, or GELU) times the gate score of its en
 so what is selected and read can be recorded and changed (``record.py``, ``run_with_hooks``).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config import MemoryConfig
 from memscope.gate import MemoryGate
+from memscope.native import native_for
+from memscope.norm import RMSNorm
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
-
-UNGATHERED_FROM = 48
-"""Slots a token from which compiled loops beat gathering them for batched matrix products, measured on two cores."""
 
 
 class MemoryBank(nn.Module):
@@ -43,20 +46,40 @@ class MemoryBank(nn.Module):
     def forward(self, indices: Int[Tensor, "batch pos K"]) -> GatheredSlots:
         """Slots of the selected entries, ``[batch, pos, K * L, D]``."""
         # F.embedding, not indexing: its backward adds rows without the sort that index_put needs.
-        rows = F.embedding(indices, self.entries.flatten(1))
+        if self.sparse:
+            rows: Tensor = _SparseRows.apply(self.entries, indices)  # type: ignore[no-untyped-call]
+        else:
+            rows = F.embedding(indices, self.entries.flatten(1))
         return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
 
-    def open(self, slots: int) -> "MemoryBank | OpenBank":
-        """The bank as the layers of one forward pass share it, each reading ``slots`` slots a token.
-
-        Without gathering slots where that pays: on the CPU, for many slots or a sparse gradient.
-        """
-        sparse = self.sparse and torch.is_grad_enabled()
-        if self.entries.device.type != "cpu" or not (sparse or slots >= UNGATHERED_FROM):
+    def open(self) -> "MemoryBank | OpenBank":
+        """The bank as the layers of one forward pass share it; by compiled loops where there are any."""
+        if native_for(self.entries) is None:
             return self
+        sparse = self.sparse and torch.is_grad_enabled()
         if sparse and self._sum is None:
             self._sum = SparseSum(self.entries)
         return OpenBank(self.entries, self._sum if sparse else None)
+
+
+class _SparseRows(Function):
+    """Rows of entries whose gradient holds only the entries that were read, each once."""
+
+    @staticmethod
+    def forward(ctx: Any, entries: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.shape = entries.shape
+        return F.embedding(indices, entries.flatten(1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        [indices] = ctx.saved_tensors
+        read, place = indices.unique(return_inverse=True)
+        values = gradient.new_zeros(len(read), gradient.shape[-1])
+        values.index_add_(0, place.flatten(), gradient.flatten(0, -2))
+        values = values.unflatten(1, ctx.shape[1:])
+        return torch.sparse_coo_tensor(read[None], values, ctx.shape, is_coalesced=True, check_invariants=False), None
 
 
 class OpenBank:
@@ -90,10 +113,12 @@ class CrossAttentionMemory(nn.Module):
         self.key_width = config.knowledge_dim // 2 if halves else config.knowledge_dim
         self.value_width = config.knowledge_dim - self.key_width if halves else config.knowledge_dim
         projected = config.slot_proj
-        query, mixed = (dim, dim) if projected else (heads * self.key_width, heads * self.value_width)
+        self.slices = config.read_slices
+        seen_keys, seen_values = self.key_width // self.slices, self.value_width // self.slices
+        query, mixed = (dim, dim) if projected else (heads * seen_keys, heads * seen_values)
         has_keys = self.read_fn != "none"
         self.q_proj = nn.Linear(dim, query, bias=False) if has_keys else None
-        self.q_norm = nn.RMSNorm(query // heads) if has_keys and config.read_norm == "rms" else None
+        self.q_norm = RMSNorm(query // heads) if has_keys and config.read_norm == "rms" else None
         self.k_proj = nn.Linear(self.key_width, dim, bias=False) if has_keys and projected else None
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)
@@ -118,9 +143,9 @@ class CrossAttentionMemory(nn.Module):
         if self.q_proj is None:
             return per_slot.expand(-1, -1, self.heads, -1)
         query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
-        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query.float())
+        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
         if self.k_proj is None:
-            logits = slots.dot(query)
+            logits = slots.dot(query, slices=self.slices)
         elif self.absorbed:
             weight = rearrange(self.k_proj.weight, "(a h) d -> a h d", a=self.heads)
             logits = slots.dot(torch.einsum("btah,ahd->btad", query, weight))
@@ -139,7 +164,7 @@ class CrossAttentionMemory(nn.Module):
         """Weighted sum of the slots' values, projected back to the residual stream."""
         first = self.slot_width - self.value_width
         if self.v_proj is None:
-            z = slots.sum(pattern, first, self.value_width)
+            z = slots.sum(pattern, first, self.value_width // self.slices, self.slices)
         elif self.absorbed:
             weight = rearrange(self.v_proj.weight, "(a h) d -> a h d", a=self.heads)
             z = torch.einsum("btad,ahd->btah", slots.sum(pattern, first, self.value_width), weight)
@@ -156,7 +181,8 @@ class CrossAttentionMemory(nn.Module):
     def write_matrix(self) -> Float[Tensor, "dim width"]:
         """What a slot adds to the residual stream if every read head weighs it 1, without the output gate."""
         if self.v_proj is None:
-            written: Tensor = self.o_proj.weight.unflatten(1, (self.heads, -1)).sum(1)
+            by_head = self.o_proj.weight.unflatten(1, (self.slices, self.heads // self.slices, -1))
+            written: Tensor = by_head.sum(2).flatten(1)
         else:
             written = self.o_proj.weight @ self.v_proj.weight
         return F.pad(written, (self.slot_width - self.value_width, 0))

@@ -22,6 +22,7 @@ from memscope.balance import Balance
 from memscope.config import Config, ModelConfig
 from memscope.gate import gate_keys
 from memscope.memory import MemoryBank, MemoryLayer, OpenBank
+from memscope.norm import RMSNorm
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [pos, head_dim / 2]
 
@@ -110,9 +111,9 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int, keys: nn.Parameter | None = None):
         super().__init__()
         model = config.model
-        self.attn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+        self.attn_norm = RMSNorm(model.dim, eps=model.norm_eps)
         self.attn = Attention(model, layer)
-        self.ffn_norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+        self.ffn_norm = RMSNorm(model.dim, eps=model.norm_eps)
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_out = HookPoint()
         self.kind = model.blocks[layer]
@@ -173,7 +174,7 @@ class MemoryTransformer(HookedRootModule):
             shared = self.bank is not None and config.memory.shared_keys
             self.shared_keys = gate_keys(config.memory) if shared else None
             self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
-            self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+            self.norm = RMSNorm(model.dim, eps=model.norm_eps)
             self._init_weights()
         cos, sin = _rotation_table(model)
         self.register_buffer("rope_cos", cos, persistent=False)
@@ -196,8 +197,7 @@ class MemoryTransformer(HookedRootModule):
             raise ValueError("a memory model has no KV cache; run it on the whole sequence")
         rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
-        memory = self.cfg.memory
-        bank = self.bank.open(memory.selected * memory.knowledge_length) if self.bank is not None else None
+        bank = self.bank.open() if self.bank is not None else None
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
                 x = checkpoint(block, x, rotation, bank, use_reentrant=False)

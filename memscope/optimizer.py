@@ -6,17 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memscope import sparse_kernels as kernels
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
-from memscope.sparse_read import in_ranges
+from memscope.native import native_for
 
 
 class LazyAdamW(torch.optim.AdamW):
     """PyTorch's AdamW; of a parameter with a sparse gradient, only the rows that the gradient holds are updated.
 
-    Moments of other rows do not decay, as in ``torch.optim.SparseAdam``, of which this is a faster form without
-    temporaries: float32 on the CPU. Such a parameter must not have weight decay.
+    Moments of other rows do not decay, as in ``torch.optim.SparseAdam``, of which this is a faster form. Such a
+    parameter must not have weight decay.
     """
 
     def __init__(self, *args: Any, **settings: Any):
@@ -39,13 +38,17 @@ class LazyAdamW(torch.optim.AdamW):
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         step, (beta1, beta2) = float(state["step"]), group["betas"]
-        rows = gradient.indices()[0].numpy()
-        arrays = [
-            tensor.detach().flatten(1).numpy()
-            for tensor in (gradient.values(), parameter, state["exp_avg"], state["exp_avg_sq"])
-        ]
-        numbers = (beta1, beta2, group["lr"] / (1 - beta1**step), 1 / (1 - beta2**step), group["eps"])
-        in_ranges(lambda first, last: kernels.adam_rows(rows, *arrays, *numbers, first, last), len(rows))
+        rows, values = gradient.indices()[0], gradient.values().flatten(1)
+        tables = [tensor.detach().flatten(1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])]
+        rate, correction = group["lr"] / (1 - beta1**step), 1 / (1 - beta2**step)
+        compiled = native_for(parameter)
+        if compiled is not None and parameter.dtype == torch.float32:
+            compiled.adam_rows(*tables, rows, values, beta1, beta2, rate, correction, group["eps"])
+            return
+        weight, mean, square = tables
+        mean[rows] = beta1 * mean[rows] + (1 - beta1) * values
+        square[rows] = beta2 * square[rows] + (1 - beta2) * values.square()
+        weight[rows] -= rate * mean[rows] / ((square[rows] * correction).sqrt() + group["eps"])
 
 
 def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:

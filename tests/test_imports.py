@@ -16,6 +16,8 @@ WITH_TORCH = {
         "gate",
         "balance",
         "memory",
+        "native",
+        "norm",
         "sparse_read",
         "model",
         "capture",

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memscope.sparse_read import GatheredSlots, OpenTable, SparseSum, TableSlots, in_ranges, product_top
+from memscope.native import native
+from memscope.sparse_read import GatheredSlots, OpenTable, SparseSum, TableSlots
 
 N, L, WIDTH, HEADS = 23, 2, 12, 3
 
@@ -76,11 +77,12 @@ def test_gathered_columns_are_those_of_the_rows() -> None:
 def test_product_search_finds_the_best_of_all_sums(side: int, selected: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(side + selected)
     halves = torch.randn(2, 5, 3, 2, side, generator=generator).to(dtype)  # bfloat16: many ties
-    indices, margin = product_top(halves, selected)
+    indices, margin = native().product_top(halves.flatten(0, 1), selected)
+    halves = halves.flatten(0, 1)
     sums = (halves.float()[..., 0, :, None] + halves.float()[..., 1, None, :]).flatten(-2)
     best = sums.topk(min(selected + 1, side * side)).values
     assert torch.equal(sums.gather(-1, indices), best[..., :selected])
-    assert all(len(set(token)) == selected for token in indices.flatten(0, 2).tolist())
+    assert all(len(set(token)) == selected for token in indices.flatten(0, 1).tolist())
     if selected < side * side:
         torch.testing.assert_close(margin, best[..., selected - 1] - best[..., selected], atol=0, rtol=0)
     else:
@@ -88,18 +90,45 @@ def test_product_search_finds_the_best_of_all_sums(side: int, selected: int, dty
 
 
 def test_product_search_gives_ties_to_the_lower_number() -> None:
-    indices, margin = product_top(torch.zeros(1, 1, 1, 2, 40), 3)
+    indices, margin = native().product_top(torch.zeros(1, 1, 2, 40), 3)
     assert indices.flatten().tolist() == [0, 1, 2]
     assert float(margin) == 0
 
 
 def test_product_search_of_a_diverged_model_names_entries_that_exist() -> None:
-    indices, _ = product_top(torch.full((1, 2, 1, 2, 40), torch.nan), 5)
+    indices, _ = native().product_top(torch.full((2, 1, 2, 40), torch.nan), 5)
     assert ((indices >= 0) & (indices < 1600)).all()
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
-def test_ranges_cover_every_item_once(n: int) -> None:
-    done: list[int] = []
-    in_ranges(lambda first, last: done.extend(range(first, last)), n)
-    assert sorted(done) == list(range(n))
+@pytest.mark.parametrize(
+    ("width", "heads", "slices", "slots", "column"),
+    [(128, 4, 1, 32, 0), (16, 32, 8, 32, 0), (5, 3, 1, 7, 4), (12, 8, 4, 19, 3), (64, 8, 2, 16, 0), (1, 2, 2, 1, 0)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_read_their_slices(
+    width: int, heads: int, slices: int, slots: int, column: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    entries = torch.randn(50, 1, column + slices * width + 3, generator=generator, requires_grad=True)
+    rows = torch.randint(40, (2, 9, slots), generator=generator)
+    query = torch.randn(2, 9, heads, width, generator=generator).to(dtype).requires_grad_()
+    gathered = GatheredSlots(torch.nn.functional.embedding(rows, entries.flatten(0, 1)))
+    results = []
+    for read_slots, vectors in ((gathered, query.float()), (TableSlots(OpenTable(entries), rows), query)):
+        weights = torch.nn.functional.gelu(read_slots.dot(vectors, column, slices))
+        out = read_slots.sum(weights, column, width, slices)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (entries, query))))
+    for plain, compiled in zip(*results, strict=True):
+        scale = float(plain.abs().max())
+        tolerance = 1e-2 if plain.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(compiled, plain, atol=tolerance * scale, rtol=tolerance)
+
+
+def test_slices_are_heads_over_parts_of_the_columns() -> None:
+    entries, rows, _ = make(4)
+    slots = GatheredSlots(torch.nn.functional.embedding(rows, entries.flatten(0, 1)))
+    query = torch.randn(2, 5, 4, 6, generator=torch.Generator().manual_seed(5))
+    sliced = slots.dot(query, slices=2)
+    assert torch.equal(sliced[:, :, 2:], slots.dot(query[:, :, 2:], column=6))
+    weights = sliced.softmax(-1)
+    assert torch.equal(slots.sum(weights, 0, 6, slices=2)[:, :, 2:], slots.sum(weights[:, :, 2:], 6, 6))

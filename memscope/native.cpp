@@ -1,0 +1,540 @@
+// The loops of training a memory on a CPU: nothing of the size [token, slot, width] is ever built.
+//
+// Tensors are contiguous unless said; "vectors" are float32 or bfloat16, everything else is float32 or int64. Work is
+// split over PyTorch's own threads. native.py loads this, sparse_read.py and norm.py are its callers.
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+using at::Tensor;
+
+namespace {
+
+// Vectors of either type, read and written as float32.
+struct Vectors {
+  char* data;
+  bool half;
+
+  explicit Vectors(const Tensor& tensor)
+      : data(static_cast<char*>(tensor.data_ptr())), half(tensor.scalar_type() == at::kBFloat16) {
+    TORCH_CHECK(half || tensor.scalar_type() == at::kFloat, "vectors must be float32 or bfloat16");
+  }
+
+  static Vectors contiguous(const Tensor& tensor) {
+    TORCH_CHECK(tensor.is_contiguous(), "vectors must be contiguous");
+    return Vectors(tensor);
+  }
+
+  const float* load(int64_t first, int64_t n, float* buffer) const {
+    if (!half) return reinterpret_cast<const float*>(data) + first;
+    const auto* bits = reinterpret_cast<const uint16_t*>(data) + first;
+    auto* out = reinterpret_cast<uint32_t*>(buffer);
+    for (int64_t i = 0; i < n; i++) out[i] = static_cast<uint32_t>(bits[i]) << 16;
+    return buffer;
+  }
+
+  void store(int64_t first, int64_t n, const float* values) const {
+    if (!half) {
+      std::memcpy(reinterpret_cast<float*>(data) + first, values, n * sizeof(float));
+      return;
+    }
+    auto* bits = reinterpret_cast<uint16_t*>(data) + first;
+    const auto* in = reinterpret_cast<const uint32_t*>(values);
+    for (int64_t i = 0; i < n; i++) {  // round to nearest, ties to even; a NaN stays one
+      uint32_t rounded = (in[i] + 0x7fff + ((in[i] >> 16) & 1)) >> 16;
+      bits[i] = (in[i] & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
+    }
+  }
+};
+
+const float* floats(const Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() == at::kFloat && tensor.is_contiguous(), "needs contiguous float32");
+  return tensor.data_ptr<float>();
+}
+
+float* filled(Tensor& tensor) { return const_cast<float*>(floats(tensor)); }
+
+const int64_t* numbers(const Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() == at::kLong && tensor.is_contiguous(), "needs contiguous int64");
+  return tensor.data_ptr<int64_t>();
+}
+
+// Sixteen floats as one vector register, or as several narrower ones where registers are.
+constexpr int64_t LANES = 16;
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+inline Lanes lanes(const float* from) {
+  Lanes out;
+  std::memcpy(&out, from, sizeof out);
+  return out;
+}
+
+inline void put(Lanes values, float* to) { std::memcpy(to, &values, sizeof values); }
+
+inline int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// One step of the transposition of a square of 16 rows: swaps the off-diagonal quarters of all squares of side 2 * half.
+template <int half, int... lane>
+inline void swap_quarters(Lanes* rows, std::integer_sequence<int, lane...>) {
+  for (int i = 0; i < LANES; i++) {
+    if (i & half) continue;
+    const Lanes a = rows[i], b = rows[i + half];
+    rows[i] = __builtin_shufflevector(a, b, (lane & half ? lane - half + static_cast<int>(LANES) : lane)...);
+    rows[i + half] = __builtin_shufflevector(a, b, (lane & half ? lane + static_cast<int>(LANES) : lane + half)...);
+  }
+}
+
+inline void transpose(Lanes* rows) {
+  constexpr auto all = std::make_integer_sequence<int, LANES>();
+  swap_quarters<8>(rows, all);
+  swap_quarters<4>(rows, all);
+  swap_quarters<2>(rows, all);
+  swap_quarters<1>(rows, all);
+}
+
+inline void prefetch(const float* row, int64_t width) {
+  for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d);
+}
+
+constexpr int64_t AHEAD = 8;  // slots between asking for a row and using it
+
+// Which columns a read head sees: those of its slice. Heads of one slice stand side by side.
+struct Slices {
+  int64_t heads, width, column, count;
+
+  int64_t per_slice() const { return heads / count; }
+  int64_t columns() const { return count * width; }
+  int64_t first(int64_t head) const { return column + head / per_slice() * width; }
+};
+
+// out[t, a, s] = vectors[t, a] . table[rows[t, s], columns of head a]
+//
+// A token's slots are transposed, so that a register holds a column of 16 slots and no sum is taken across a register.
+Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, int64_t slices, const Tensor& rows) {
+  const int64_t tokens = vectors.size(0), heads = vectors.size(1), width = vectors.size(2);
+  const int64_t slots = rows.size(1), stride = table.size(1), all = tokens * slots, wide = padded(slots);
+  const Slices slice{heads, width, column, slices};
+  TORCH_CHECK(heads % slices == 0 && column + slice.columns() <= stride, "slices do not fit heads or columns");
+  Tensor result = at::empty({tokens, heads, slots}, table.options());
+  const auto in = Vectors::contiguous(vectors);
+  const float* from = floats(table);
+  const int64_t* row = numbers(rows);
+  float* out = filled(result);
+  at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(heads * width), columns(stride * wide), sums(wide);
+    for (int64_t t = first; t < last; t++) {
+      const float* v = in.load(t * heads * width, heads * width, buffer.data());
+      for (int64_t s = 0; s < slots; s += LANES) {
+        const float* slot[LANES];
+        const int64_t here = std::min(LANES, slots - s);
+        for (int64_t i = 0; i < LANES; i++) slot[i] = from + row[t * slots + s + std::min(i, here - 1)] * stride;
+        for (int64_t i = 0; i < LANES; i++) {
+          const int64_t ahead = t * slots + s + LANES + i;
+          if (ahead < all) prefetch(from + row[ahead] * stride + column, slice.columns());
+        }
+        int64_t c = column;
+        for (; c + LANES <= column + slice.columns(); c += LANES) {
+          Lanes square[LANES];
+          for (int64_t i = 0; i < LANES; i++) square[i] = lanes(slot[i] + c);
+          transpose(square);
+          for (int64_t i = 0; i < LANES; i++) put(square[i], columns.data() + (c + i) * wide + s);
+        }
+        for (; c < column + slice.columns(); c++)
+          for (int64_t i = 0; i < LANES; i++) columns[c * wide + s + i] = slot[i][c];
+      }
+      for (int64_t a = 0; a < heads; a++) {
+        const float *query = v + a * width, *seen = columns.data() + slice.first(a) * wide;
+        for (int64_t s = 0; s < wide; s += LANES) {
+          Lanes even = {}, odd = {};
+          int64_t d = 0;
+          for (; d + 2 <= width; d += 2) {
+            even += query[d] * lanes(seen + d * wide + s);
+            odd += query[d + 1] * lanes(seen + (d + 1) * wide + s);
+          }
+          if (d < width) even += query[d] * lanes(seen + d * wide + s);
+          put(even + odd, sums.data() + s);
+        }
+        std::memcpy(out + (t * heads + a) * slots, sums.data(), slots * sizeof(float));
+      }
+    }
+  });
+  return result;
+}
+
+// out[t, a] = sum over s of weights[t, a, s] * table[rows[t, s], columns of head a]
+Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, int64_t width, int64_t slices,
+                  const Tensor& rows, at::ScalarType type) {
+  const int64_t tokens = weights.size(0), heads = weights.size(1), slots = rows.size(1);
+  const int64_t stride = table.size(1), all = tokens * slots;
+  const Slices slice{heads, width, column, slices};
+  TORCH_CHECK(heads % slices == 0 && column + slice.columns() <= stride, "slices do not fit heads or columns");
+  Tensor result = at::empty({tokens, heads, width}, table.options().dtype(type));
+  const Vectors out(result);
+  const float *from = floats(table), *weight = floats(weights);
+  const int64_t* row = numbers(rows);
+  at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
+    std::vector<float> sums(heads * width);
+    std::vector<const float*> slot(slots);
+    for (int64_t t = first; t < last; t++) {
+      for (int64_t s = 0; s < slots; s++) {
+        slot[s] = from + row[t * slots + s] * stride;
+        const int64_t ahead = (t + 1) * slots + s;
+        if (ahead < all) prefetch(from + row[ahead] * stride + column, slice.columns());
+      }
+      for (int64_t a = 0; a < heads; a++) {
+        const float* w = weight + (t * heads + a) * slots;
+        const int64_t seen = slice.first(a);
+        float* sum = sums.data() + a * width;
+        int64_t d = 0;
+        for (; d + LANES <= width; d += LANES) {
+          Lanes even = {}, odd = {};
+          int64_t s = 0;
+          for (; s + 2 <= slots; s += 2) {
+            even += w[s] * lanes(slot[s] + seen + d);
+            odd += w[s + 1] * lanes(slot[s + 1] + seen + d);
+          }
+          if (s < slots) even += w[s] * lanes(slot[s] + seen + d);
+          put(even + odd, sum + d);
+        }
+        for (; d < width; d++) {
+          sum[d] = 0;
+          for (int64_t s = 0; s < slots; s++) sum[d] += w[s] * slot[s][seen + d];
+        }
+      }
+      out.store(t * heads * width, heads * width, sums.data());
+    }
+  });
+  return result;
+}
+
+// A summand of a table's gradient: to row rows[t, s], weights[t, a, s] * vectors[t, a] in the columns of every head a.
+struct Term {
+  Vectors vectors;
+  const float* weights;
+  Slices slice;
+
+  Term(const Tensor& vectors, const Tensor& weights, int64_t column, int64_t slices)
+      : vectors(Vectors::contiguous(vectors)),
+        weights(floats(weights)),
+        slice{vectors.size(1), vectors.size(2), column, slices} {}
+
+  int64_t size() const { return slice.heads * slice.width; }
+
+  void add(const float* v, const float* w, int64_t slots, float* row) const {
+    const int64_t width = slice.width, n = slice.per_slice();
+    for (int64_t a = 0; a < slice.heads; a += n) {
+      float* out = row + slice.first(a);
+      int64_t d = 0;
+      for (; d + LANES <= width; d += LANES) {
+        Lanes sum = lanes(out + d);
+        for (int64_t i = a; i < a + n; i++) sum += w[i * slots] * lanes(v + i * width + d);
+        put(sum, out + d);
+      }
+      for (; d < width; d++)
+        for (int64_t i = a; i < a + n; i++) out[d] += w[i * slots] * v[i * width + d];
+    }
+  }
+};
+
+// Adds one or two terms to the gradient of a table's rows, and marks the entries (of some rows each) added to.
+//
+// Every thread walks all selections and adds those of its own rows: no atomics, no sort, and the same sum with any
+// number of threads. Two terms at once, because fetching a row costs more than adding to it.
+void scatter_sum(Tensor& gradient, const std::optional<Tensor>& touched, const Tensor& rows, int64_t slices,
+                 const Tensor& vectors, const Tensor& weights, int64_t column, const std::optional<Tensor>& vectors_2,
+                 const std::optional<Tensor>& weights_2, int64_t column_2) {
+  std::vector<Term> terms{Term(vectors, weights, column, slices)};
+  if (vectors_2) terms.emplace_back(*vectors_2, *weights_2, column_2, slices);
+  const int64_t tokens = rows.size(0), slots = rows.size(1), stride = gradient.size(1), all = tokens * slots;
+  const int64_t length = touched ? gradient.size(0) / touched->size(0) : 1;
+  bool* marks = touched ? touched->data_ptr<bool>() : nullptr;
+  const int64_t* row = numbers(rows);
+  float* out = filled(gradient);
+  const auto threads = static_cast<uint32_t>(at::get_num_threads());
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    std::vector<std::vector<float>> buffers;
+    for (const Term& term : terms) buffers.emplace_back(term.size());
+    std::vector<const float*> loaded(terms.size());
+    for (int64_t mine = first; mine < last; mine++) {
+      for (int64_t t = 0; t < tokens; t++) {
+        for (size_t i = 0; i < terms.size(); i++)
+          loaded[i] = terms[i].vectors.load(t * terms[i].size(), terms[i].size(), buffers[i].data());
+        for (int64_t place = t * slots; place < (t + 1) * slots; place++) {
+          const int64_t ahead = place + 2 * AHEAD;
+          if (ahead < all && static_cast<uint32_t>(row[ahead]) % threads == mine)
+            prefetch(out + row[ahead] * stride, stride);
+          if (static_cast<uint32_t>(row[place]) % threads != mine) continue;
+          for (size_t i = 0; i < terms.size(); i++)
+            terms[i].add(loaded[i], terms[i].weights + t * terms[i].slice.heads * slots + place - t * slots, slots,
+                         out + row[place] * stride);
+          if (marks) marks[row[place] / length] = true;
+        }
+      }
+    }
+  });
+}
+
+// Rows of a table taken out: a copy of them, and zeros left in their place.
+Tensor take_rows(Tensor& table, const Tensor& rows) {
+  const int64_t n = rows.size(0), width = table.size(1);
+  Tensor values = at::empty({n, width}, table.options());
+  float *from = filled(table), *to = filled(values);
+  const int64_t* row = numbers(rows);
+  at::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      float* taken = from + row[i] * width;
+      std::memcpy(to + i * width, taken, width * sizeof(float));
+      std::memset(taken, 0, width * sizeof(float));
+    }
+  });
+  return values;
+}
+
+// One Adam step (arXiv 1412.6980) on some rows, in one pass; rate = lr / (1 - beta1^step), correction = 1 / (1 - beta2^step).
+void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows, const Tensor& gradient, double beta1,
+               double beta2, double rate, double correction, double epsilon) {
+  const int64_t width = weight.size(1);
+  const float b1 = beta1, b2 = beta2, lr = rate, scale = correction, eps = epsilon;
+  float *weights = filled(weight), *means = filled(mean), *squares = filled(square);
+  const float* gradients = floats(gradient);
+  const int64_t* row = numbers(rows);
+  at::parallel_for(0, rows.size(0), 64, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      const float* __restrict__ g = gradients + i * width;
+      float* __restrict__ w = weights + row[i] * width;
+      float* __restrict__ m = means + row[i] * width;
+      float* __restrict__ v = squares + row[i] * width;
+#pragma omp simd
+      for (int64_t d = 0; d < width; d++) {
+        m[d] = b1 * m[d] + (1 - b1) * g[d];
+        v[d] = b2 * v[d] + (1 - b2) * g[d] * g[d];
+        w[d] -= lr * m[d] / (std::sqrt(v[d] * scale) + eps);
+      }
+    }
+  });
+}
+
+// Root mean square norm over the last axis: vectors / rms * gain, and 1 / rms.
+std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, double epsilon, at::ScalarType type) {
+  const int64_t width = gain.size(0), n = vectors.numel() / width;
+  Tensor result = at::empty(vectors.sizes(), gain.options().dtype(type)), inverse = at::empty({n}, gain.options());
+  const auto in = Vectors::contiguous(vectors);
+  const Vectors out(result);
+  const float* g = floats(gain);
+  float* scales = filled(inverse);
+  at::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(width), normed(width);
+    for (int64_t i = first; i < last; i++) {
+      const float* v = in.load(i * width, width, buffer.data());
+      float total = 0;
+      for (int64_t d = 0; d < width; d++) total += v[d] * v[d];
+      const float scale = 1 / std::sqrt(total / width + static_cast<float>(epsilon));
+      scales[i] = scale;
+      for (int64_t d = 0; d < width; d++) normed[d] = v[d] * scale * g[d];
+      out.store(i * width, width, normed.data());
+    }
+  });
+  return {result, inverse};
+}
+
+// Gradients of rms_norm with respect to vectors, in their type, and gain.
+std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tensor& vectors, const Tensor& gain,
+                                             const Tensor& inverse) {
+  const int64_t width = gain.size(0), n = vectors.numel() / width;
+  constexpr int64_t block = 256;  // sums of gain's gradient are made by block, so that threads do not change them
+  const int64_t blocks = (n + block - 1) / block;
+  Tensor to_vectors = at::empty_like(vectors), partial = at::zeros({blocks, width}, gain.options());
+  const auto in = Vectors::contiguous(vectors), given = Vectors::contiguous(gradient);
+  const Vectors out(to_vectors);
+  const float *g = floats(gain), *scales = floats(inverse);
+  float* sums = filled(partial);
+  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    std::vector<float> v_buffer(width), d_buffer(width), result(width);
+    for (int64_t i = first * block; i < std::min(last * block, n); i++) {
+      const float* v = in.load(i * width, width, v_buffer.data());
+      const float* y = given.load(i * width, width, d_buffer.data());
+      float* __restrict__ sum = sums + i / block * width;
+      const float scale = scales[i];
+      float along = 0;
+      for (int64_t d = 0; d < width; d++) {
+        along += y[d] * g[d] * v[d];
+        sum[d] += y[d] * v[d] * scale;
+      }
+      const float pull = along * scale * scale * scale / width;
+      for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d] * scale - v[d] * pull;
+      out.store(i * width, width, result.data());
+    }
+  });
+  return {to_vectors, partial.sum(0)};
+}
+
+// A score and a number as one integer whose order is that of the scores, and of equal scores the lower number's first.
+inline int64_t key(float score, int64_t number) {
+  int32_t bits;
+  std::memcpy(&bits, &score, 4);
+  bits ^= (bits >> 31) & 0x7fffffff;  // negative floats fall as their bits grow
+  return (static_cast<int64_t>(bits) << 32) | (std::numeric_limits<int32_t>::max() - number);
+}
+
+inline float score_of(int64_t key) {
+  auto bits = static_cast<int32_t>(key >> 32);
+  bits ^= (bits >> 31) & 0x7fffffff;
+  float score;
+  std::memcpy(&score, &bits, 4);
+  return score;
+}
+
+inline int64_t number_of(int64_t key) { return std::numeric_limits<int32_t>::max() - (key & 0xffffffff); }
+
+// Keys, and the best of them.
+struct Candidates {
+  static constexpr int64_t BLOCK = 16, MOST = 16 * BLOCK;
+  std::vector<int64_t> keys;
+  int64_t count = 0;
+
+  explicit Candidates(int64_t most) : keys(most + BLOCK) {}
+
+  void add(int64_t key, bool really = true) {  // without a branch, which could not be predicted
+    keys[count] = key;
+    count += really;
+  }
+
+  // Writes the best n, best first; out has room for n + 1. Of few, by counting what is better than each: no branches.
+  void best(int64_t n, int64_t* out) {
+    if (count > MOST) {
+      std::partial_sort(keys.begin(), keys.begin() + n, keys.begin() + count, std::greater<>());
+      std::copy(keys.begin(), keys.begin() + n, out);
+      return;
+    }
+    const int64_t padded = (count + BLOCK - 1) / BLOCK * BLOCK;
+    std::fill(keys.begin() + count, keys.begin() + padded, std::numeric_limits<int64_t>::min());
+    int64_t rank[MOST] = {};
+    for (int64_t j = 0; j < count; j++) {
+      const int64_t one = keys[j];
+#pragma omp simd
+      for (int64_t i = 0; i < padded; i++) rank[i] += one > keys[i] ? 1 : 0;
+    }
+    for (int64_t i = 0; i < count; i++) out[std::min(rank[i], n)] = keys[i];
+  }
+};
+
+// Collects what the best n of some scores are among: of GROUPS interleaved groups, those with the n largest maxima.
+template <int64_t GROUPS>
+void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
+  found.count = 0;
+  if (n > GROUPS || side < 2 * GROUPS || side % GROUPS) {
+    for (int64_t i = 0; i < side; i++) found.add(key(scores[i], i));
+    return;
+  }
+  float top[GROUPS], bound = std::numeric_limits<float>::infinity();
+  std::copy(scores, scores + GROUPS, top);
+  for (int64_t i = GROUPS; i < side; i += GROUPS)
+    for (int64_t l = 0; l < GROUPS; l++) top[l] = scores[i + l] > top[l] ? scores[i + l] : top[l];
+  int32_t above[GROUPS] = {};
+  for (int64_t m = 0; m < GROUPS; m++)
+#pragma omp simd
+    for (int64_t l = 0; l < GROUPS; l++) above[l] += top[m] > top[l] ? 1 : 0;
+  for (int64_t l = 0; l < GROUPS; l++) bound = above[l] < n && top[l] < bound ? top[l] : bound;
+  int64_t reach[GROUPS], count = 0;
+  for (int64_t l = 0; l < GROUPS; l++) {
+    reach[count] = l;
+    count += top[l] >= bound;
+  }
+  for (int64_t g = 0; g < count; g++)
+    for (int64_t i = reach[g]; i < side; i += GROUPS) found.add(key(scores[i], i), scores[i] >= bound);
+}
+
+// The best sums of one score of each half, exactly, and the margin of the last above the next (NaN if there is none).
+//
+// The sum of the i-th best of one half and the j-th best of the other is beaten by i * j - 1 others, so few of them can be
+// among the k + 1 best. Ties go to the better first half, and within a half to the lower number. halves
+// [token, head, 2, side] may have any strides but the last, which is 1.
+std::tuple<Tensor, Tensor> product_top(const Tensor& halves, int64_t selected) {
+  const int64_t tokens = halves.size(0), heads = halves.size(1), side = halves.size(3);
+  TORCH_CHECK(halves.stride(3) == 1, "the last axis must be contiguous");
+  const int64_t n = std::min(selected + 1, side), wanted = std::min(selected + 1, n * n);
+  Tensor indices = at::empty({tokens, heads, selected}, halves.options().dtype(at::kLong));
+  Tensor margins = at::empty({tokens, heads}, halves.options().dtype(at::kFloat));
+  const Vectors in(halves);
+  int64_t* chosen = indices.data_ptr<int64_t>();
+  float* margin = filled(margins);
+  std::vector<std::pair<int32_t, int32_t>> pairs;
+  for (int32_t i = 0; i < n; i++)
+    for (int32_t j = 0; j < n && (i + 1) * (j + 1) <= wanted; j++) pairs.emplace_back(i, j);
+  const auto n_pairs = static_cast<int64_t>(pairs.size());
+  at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(side), scores(side);
+    std::vector<int64_t> rows(n + 1), columns(n + 1), best(wanted + 1);
+    float* clean = scores.data();
+    Candidates found(side), sums(n_pairs);
+    for (int64_t t = first; t < last; t++) {
+      for (int64_t h = 0; h < heads; h++) {
+        for (int64_t p = 0; p < 2; p++) {
+          const int64_t start = t * halves.stride(0) + h * halves.stride(1) + p * halves.stride(2);
+          const float* raw = in.load(start, side, buffer.data());
+          // NaN, of a model that diverged, would defy any order.
+#pragma omp simd
+          for (int64_t i = 0; i < side; i++)
+            clean[i] = raw[i] == raw[i] ? raw[i] : -std::numeric_limits<float>::infinity();
+          (n <= 24 ? collect<32> : collect<64>)(clean, side, n, found);
+          found.best(n, (p == 0 ? rows : columns).data());
+        }
+        sums.count = 0;
+        for (int64_t i = 0; i < n_pairs; i++)
+          sums.add(key(score_of(rows[pairs[i].first]) + score_of(columns[pairs[i].second]), i));
+        sums.best(wanted, best.data());
+        const int64_t place = t * heads + h;
+        for (int64_t i = 0; i < selected; i++) {
+          const auto [row, column] = pairs[number_of(best[i])];
+          chosen[place * selected + i] = number_of(rows[row]) * side + number_of(columns[column]);
+        }
+        margin[place] = wanted > selected ? score_of(best[selected - 1]) - score_of(best[selected])
+                                          : std::numeric_limits<float>::quiet_NaN();
+      }
+    }
+  });
+  return {indices, margins};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(memscope, library) {
+  library.def("gather_dot(Tensor vectors, Tensor table, int column, int slices, Tensor rows) -> Tensor");
+  library.def(
+      "gather_sum(Tensor weights, Tensor table, int column, int width, int slices, Tensor rows, ScalarType dtype) -> "
+      "Tensor");
+  library.def(
+      "scatter_sum(Tensor(a!) gradient, Tensor(b!)? touched, Tensor rows, int slices, Tensor vectors, Tensor weights, int "
+      "column, Tensor? vectors_2, Tensor? weights_2, int column_2) -> ()");
+  library.def("take_rows(Tensor(a!) table, Tensor rows) -> Tensor");
+  library.def(
+      "adam_rows(Tensor(a!) weight, Tensor(b!) mean, Tensor(c!) square, Tensor rows, Tensor gradient, float beta1, "
+      "float beta2, float rate, float correction, float epsilon) -> ()");
+  library.def("rms_norm(Tensor vectors, Tensor gain, float epsilon, ScalarType dtype) -> (Tensor, Tensor)");
+  library.def("rms_norm_backward(Tensor gradient, Tensor vectors, Tensor gain, Tensor inverse) -> (Tensor, Tensor)");
+  library.def("product_top(Tensor halves, int selected) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(memscope, CPU, library) {
+  library.impl("gather_dot", &gather_dot);
+  library.impl("gather_sum", &gather_sum);
+  library.impl("scatter_sum", &scatter_sum);
+  library.impl("take_rows", &take_rows);
+  library.impl("adam_rows", &adam_rows);
+  library.impl("rms_norm", &rms_norm);
+  library.impl("rms_norm_backward", &rms_norm_backward);
+  library.impl("product_top", &product_top);
+}

@@ -1,0 +1,74 @@
+"""The compiled loops of ``native.cpp``: built once with the machine's own compiler, absent where there is none.
+
+Everything that uses them has a plain PyTorch path, which is the reference, and the way on other devices than the CPU.
+"""
+
+import hashlib
+import os
+import platform
+import sysconfig
+import warnings
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("native.cpp")
+# Sums may be reassociated, which vector registers need. Not -ffast-math: NaN must stay NaN.
+FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fassociative-math", "-fno-signed-zeros"]
+OFF = "MEMSCOPE_NO_NATIVE"
+"""Environment variable that keeps the loops from being built and used."""
+
+
+@cache
+def native() -> Any:
+    """``torch.ops.memscope``, built at the first call; none if that fails, with a warning that says why."""
+    if os.environ.get(OFF):
+        return None
+    try:
+        torch.ops.load_library(_library())
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"training runs without compiled loops, up to twice as slow: {reason}", stacklevel=2)
+        return None
+    return torch.ops.memscope
+
+
+def native_for(tensor: Tensor) -> Any:
+    """The compiled loops if they can work on this tensor, else none."""
+    return native() if tensor.device.type == "cpu" else None
+
+
+def _library() -> Path:
+    """The shared library, built if it is not there: a new name for other source, flags, PyTorch or processor."""
+    from torch.utils import cpp_extension
+
+    version = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, torch.__version__, _processor()]).encode())
+    name = f"memscope_{version.hexdigest()[:12]}"
+    root = Path(cpp_extension.get_default_build_root())
+    library = root / f"{name}.so"
+    if library.is_file():
+        return library
+    root.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, then renamed: a build that was killed leaves a lock on its folder that the next waits for.
+    with TemporaryDirectory(dir=root, prefix=name) as folder:
+        path = os.environ.get("PATH", "")
+        os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])  # where pip put ninja
+        try:
+            cpp_extension.load(name, [str(SOURCE)], extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
+        finally:
+            os.environ["PATH"] = path
+        (Path(folder) / f"{name}.so").replace(library)
+    return library
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith("flags")), platform.machine())

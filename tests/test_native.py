@@ -1,0 +1,111 @@
+"""The compiled loops against the plain PyTorch that stands in for them where there is no compiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from memscope import native as native_module
+from memscope.config import Config, load_config
+from memscope.gate import MemoryGate
+from memscope.model import MemoryTransformer, next_token_loss
+from memscope.native import OFF, native
+from memscope.norm import RMSNorm
+from memscope.optimizer import make_optimizer
+
+CONFIG = Path(__file__).parents[1] / "configs" / "memory_small.yaml"
+SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=1024", "knowledge_dim=32"]
+
+
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of a machine that has no compiler."""
+    for module in ("memscope.norm", "memscope.gate", "memscope.memory", "memscope.optimizer"):
+        monkeypatch.setattr(f"{module}.native_for", lambda _: None)
+
+
+def steps(config: Config, n: int = 3) -> MemoryTransformer:
+    """A model after ``n`` steps on fixed tokens."""
+    model = MemoryTransformer(config)
+    optimizer = make_optimizer(model, config.train)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(n):
+        tokens = torch.randint(3, 6400, (2, 33), generator=generator)
+        next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize("lazy", ["true", "false"])
+@pytest.mark.parametrize("changes", [[], ["read_slices=4", "read_heads=8"], ["slot_use=halves"], ["slot_proj=true"]])
+def test_training_without_a_compiler_gives_the_same_model(
+    changes: list[str], lazy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(CONFIG, [*SIZES, f"lazy_bank={lazy}", *changes])
+    compiled = steps(config)
+    without_loops(monkeypatch)
+    plain = steps(config)
+    start = MemoryTransformer(config)
+    for (name, ours), reference, first in zip(
+        compiled.named_parameters(), plain.parameters(), start.parameters(), strict=True
+    ):
+        # Adam's first steps have the size of the rate whatever the gradient: compare with how far parameters moved.
+        moved = float((reference - first).abs().max().detach())
+        difference = (ours - reference).abs().detach()
+        assert float(difference.mean()) < 0.01 * moved, name
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64), (700, 12), (1, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_is_that_of_pytorch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    norm = RMSNorm(shape[-1], eps=1e-5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(shape[-1], generator=generator))
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(shape, generator=generator)
+    plain = torch.nn.functional.rms_norm(x.float(), shape[-1:], norm.weight, 1e-5)
+    expected = torch.autograd.grad((plain * weight).sum(), (x, norm.weight))
+    found = norm(x)
+    gradients = torch.autograd.grad((found * weight).sum(), (x, norm.weight))
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[0], expected[0], atol=1e-2 if dtype == torch.bfloat16 else 1e-5, rtol=1e-2)
+    torch.testing.assert_close(gradients[1], expected[1], atol=1e-3, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("selected", [1, 8, 32])
+def test_the_product_search_is_that_of_pytorch(selected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(CONFIG, ["knowledge_num=4096", f"num_selected={selected}"])
+    gate = MemoryGate(256, config.memory)
+    x = torch.randn(2, 50, 256, generator=torch.Generator().manual_seed(2))
+    ours = gate.select(gate.query(x))
+    without_loops(monkeypatch)
+    plain = gate.select(gate.query(x))
+    assert torch.equal(ours.indices, plain.indices)
+    torch.testing.assert_close(ours.scores, plain.scores)
+    torch.testing.assert_close(ours.margin, plain.margin)
+
+
+def test_a_failing_build_warns_once_and_leaves_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    native.cache_clear()
+    broken = tmp_path / "native.cpp"
+    broken.write_text("#error no such machine\n")
+    monkeypatch.setattr(native_module, "SOURCE", broken)
+    try:
+        with pytest.warns(UserWarning, match="without compiled loops"):
+            assert native() is None
+        assert native() is None
+    finally:
+        native.cache_clear()
+
+
+def test_an_environment_variable_switches_the_loops_off() -> None:
+    script = "from memscope.native import native; print(native() is None)"
+    environment = {**os.environ, OFF: "1"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "True"
