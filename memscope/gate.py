@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from memscope.balance import Balance
 from memscope.config import MemoryConfig
+from memscope.fused import RMSNorm
 from memscope.native import native_for
-from memscope.norm import RMSNorm
 from memscope.sparse_read import OpenTable, TableSlots
 
 

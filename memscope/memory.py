@@ -20,9 +20,9 @@ from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config import MemoryConfig
+from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.native import native_for
-from memscope.norm import RMSNorm
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 
@@ -139,9 +139,9 @@ class CrossAttentionMemory(nn.Module):
     ) -> Float[Tensor, "batch pos read_head slot"]:
         """Read weights: activation of the (scaled or normalised) q.k times the gate score of the slot's entry."""
         length = slots.count // scores.shape[-1]
-        per_slot = scores.repeat_interleave(length, dim=-1).unsqueeze(2)
+        per_slot = scores.repeat_interleave(length, dim=-1) if length > 1 else scores
         if self.q_proj is None:
-            return per_slot.expand(-1, -1, self.heads, -1)
+            return per_slot.unsqueeze(2).expand(-1, -1, self.heads, -1)
         query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
         query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
         if self.k_proj is None:
@@ -152,8 +152,9 @@ class CrossAttentionMemory(nn.Module):
         else:
             keys = rearrange(self.k_proj(slots.gather(0, self.key_width)), "b t s (a h) -> b t s a h", a=self.heads)
             logits = torch.einsum("btah,btsah->btas", query, keys)
-        active = logits.float().softmax(-1) if self.read_fn == "softmax" else F.gelu(logits.float())
-        return active * per_slot
+        if self.read_fn == "gelu":
+            return gated_gelu(logits, per_slot)
+        return logits.float().softmax(-1) * per_slot.unsqueeze(2)
 
     def output(
         self,

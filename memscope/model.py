@@ -20,9 +20,9 @@ from transformer_lens.hook_points import HookPoint
 
 from memscope.balance import Balance
 from memscope.config import Config, ModelConfig
+from memscope.fused import RMSNorm
 from memscope.gate import gate_keys
 from memscope.memory import MemoryBank, MemoryLayer, OpenBank
-from memscope.norm import RMSNorm
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, [pos, head_dim / 2]
 

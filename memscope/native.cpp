@@ -4,9 +4,11 @@
 // split over PyTorch's own threads. native.py loads this, sparse_read.py and norm.py are its callers.
 
 #include <ATen/Parallel.h>
+#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -111,13 +113,28 @@ inline void prefetch(const float* row, int64_t width) {
 
 constexpr int64_t AHEAD = 8;  // slots between asking for a row and using it
 
+using Register = at::vec::Vectorized<float>;  // where erf and exp are needed: PyTorch's own, of the width of its kernels
+
+// The normal distribution function.
+inline Register normal(Register x) { return Register(0.5f) * (Register(1.0f) + (x * Register(0.7071067812f)).erf()); }
+
 // Which columns a read head sees: those of its slice. Heads of one slice stand side by side.
 struct Slices {
-  int64_t heads, width, column, count;
+  int64_t heads, width, column, count, each;  // each: heads of a slice
 
-  int64_t per_slice() const { return heads / count; }
+  Slices(int64_t heads, int64_t width, int64_t column, int64_t count, int64_t stride)
+      : heads(heads), width(width), column(column), count(count), each(heads / count) {
+    TORCH_CHECK(heads % count == 0 && column + count * width <= stride, "slices do not fit heads or columns");
+  }
+
   int64_t columns() const { return count * width; }
-  int64_t first(int64_t head) const { return column + head / per_slice() * width; }
+
+  // Calls work(head, its first column) for all heads.
+  template <typename Work>
+  void for_heads(const Work& work) const {
+    for (int64_t slice = 0, head = 0; slice < count; slice++)
+      for (int64_t i = 0; i < each; i++) work(head++, column + slice * width);
+  }
 };
 
 // out[t, a, s] = vectors[t, a] . table[rows[t, s], columns of head a]
@@ -126,8 +143,7 @@ struct Slices {
 Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, int64_t slices, const Tensor& rows) {
   const int64_t tokens = vectors.size(0), heads = vectors.size(1), width = vectors.size(2);
   const int64_t slots = rows.size(1), stride = table.size(1), all = tokens * slots, wide = padded(slots);
-  const Slices slice{heads, width, column, slices};
-  TORCH_CHECK(heads % slices == 0 && column + slice.columns() <= stride, "slices do not fit heads or columns");
+  const Slices slice(heads, width, column, slices, stride);
   Tensor result = at::empty({tokens, heads, slots}, table.options());
   const auto in = Vectors::contiguous(vectors);
   const float* from = floats(table);
@@ -155,8 +171,8 @@ Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, in
         for (; c < column + slice.columns(); c++)
           for (int64_t i = 0; i < LANES; i++) columns[c * wide + s + i] = slot[i][c];
       }
-      for (int64_t a = 0; a < heads; a++) {
-        const float *query = v + a * width, *seen = columns.data() + slice.first(a) * wide;
+      slice.for_heads([&](int64_t a, int64_t column_of_head) {
+        const float *query = v + a * width, *seen = columns.data() + column_of_head * wide;
         for (int64_t s = 0; s < wide; s += LANES) {
           Lanes even = {}, odd = {};
           int64_t d = 0;
@@ -168,7 +184,7 @@ Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, in
           put(even + odd, sums.data() + s);
         }
         std::memcpy(out + (t * heads + a) * slots, sums.data(), slots * sizeof(float));
-      }
+      });
     }
   });
   return result;
@@ -179,8 +195,7 @@ Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, in
                   const Tensor& rows, at::ScalarType type) {
   const int64_t tokens = weights.size(0), heads = weights.size(1), slots = rows.size(1);
   const int64_t stride = table.size(1), all = tokens * slots;
-  const Slices slice{heads, width, column, slices};
-  TORCH_CHECK(heads % slices == 0 && column + slice.columns() <= stride, "slices do not fit heads or columns");
+  const Slices slice(heads, width, column, slices, stride);
   Tensor result = at::empty({tokens, heads, width}, table.options().dtype(type));
   const Vectors out(result);
   const float *from = floats(table), *weight = floats(weights);
@@ -194,9 +209,8 @@ Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, in
         const int64_t ahead = (t + 1) * slots + s;
         if (ahead < all) prefetch(from + row[ahead] * stride + column, slice.columns());
       }
-      for (int64_t a = 0; a < heads; a++) {
+      slice.for_heads([&](int64_t a, int64_t seen) {
         const float* w = weight + (t * heads + a) * slots;
-        const int64_t seen = slice.first(a);
         float* sum = sums.data() + a * width;
         int64_t d = 0;
         for (; d + LANES <= width; d += LANES) {
@@ -213,7 +227,7 @@ Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, in
           sum[d] = 0;
           for (int64_t s = 0; s < slots; s++) sum[d] += w[s] * slot[s][seen + d];
         }
-      }
+      });
       out.store(t * heads * width, heads * width, sums.data());
     }
   });
@@ -226,25 +240,25 @@ struct Term {
   const float* weights;
   Slices slice;
 
-  Term(const Tensor& vectors, const Tensor& weights, int64_t column, int64_t slices)
+  Term(const Tensor& vectors, const Tensor& weights, int64_t column, int64_t slices, int64_t stride)
       : vectors(Vectors::contiguous(vectors)),
         weights(floats(weights)),
-        slice{vectors.size(1), vectors.size(2), column, slices} {}
+        slice(vectors.size(1), vectors.size(2), column, slices, stride) {}
 
   int64_t size() const { return slice.heads * slice.width; }
 
   void add(const float* v, const float* w, int64_t slots, float* row) const {
-    const int64_t width = slice.width, n = slice.per_slice();
-    for (int64_t a = 0; a < slice.heads; a += n) {
-      float* out = row + slice.first(a);
+    const int64_t width = slice.width, each = slice.each;
+    float* out = row + slice.column;
+    for (int64_t i = 0; i < slice.count; i++, out += width, v += each * width, w += each * slots) {
       int64_t d = 0;
       for (; d + LANES <= width; d += LANES) {
         Lanes sum = lanes(out + d);
-        for (int64_t i = a; i < a + n; i++) sum += w[i * slots] * lanes(v + i * width + d);
+        for (int64_t a = 0; a < each; a++) sum += w[a * slots] * lanes(v + a * width + d);
         put(sum, out + d);
       }
       for (; d < width; d++)
-        for (int64_t i = a; i < a + n; i++) out[d] += w[i * slots] * v[i * width + d];
+        for (int64_t a = 0; a < each; a++) out[d] += w[a * slots] * v[a * width + d];
     }
   }
 };
@@ -256,32 +270,37 @@ struct Term {
 void scatter_sum(Tensor& gradient, const std::optional<Tensor>& touched, const Tensor& rows, int64_t slices,
                  const Tensor& vectors, const Tensor& weights, int64_t column, const std::optional<Tensor>& vectors_2,
                  const std::optional<Tensor>& weights_2, int64_t column_2) {
-  std::vector<Term> terms{Term(vectors, weights, column, slices)};
-  if (vectors_2) terms.emplace_back(*vectors_2, *weights_2, column_2, slices);
-  const int64_t tokens = rows.size(0), slots = rows.size(1), stride = gradient.size(1), all = tokens * slots;
+  const int64_t tokens = rows.size(0), slots = rows.size(1), stride = gradient.size(1);
+  std::vector<Term> terms{Term(vectors, weights, column, slices, stride)};
+  if (vectors_2) terms.emplace_back(*vectors_2, *weights_2, column_2, slices, stride);
   const int64_t length = touched ? gradient.size(0) / touched->size(0) : 1;
   bool* marks = touched ? touched->data_ptr<bool>() : nullptr;
   const int64_t* row = numbers(rows);
   float* out = filled(gradient);
-  const auto threads = static_cast<uint32_t>(at::get_num_threads());
+  const auto threads = static_cast<uint64_t>(at::get_num_threads());
+  // Spreads rows over threads by their hash (Fibonacci's), without the price of a division.
+  const auto owner = [threads](int64_t r) { return ((static_cast<uint32_t>(r) * 2654435769u) * threads) >> 32; };
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     std::vector<std::vector<float>> buffers;
     for (const Term& term : terms) buffers.emplace_back(term.size());
-    std::vector<const float*> loaded(terms.size());
-    for (int64_t mine = first; mine < last; mine++) {
+    std::vector<int64_t> own(slots);
+    for (auto mine = static_cast<uint64_t>(first); mine < static_cast<uint64_t>(last); mine++) {
       for (int64_t t = 0; t < tokens; t++) {
-        for (size_t i = 0; i < terms.size(); i++)
-          loaded[i] = terms[i].vectors.load(t * terms[i].size(), terms[i].size(), buffers[i].data());
-        for (int64_t place = t * slots; place < (t + 1) * slots; place++) {
-          const int64_t ahead = place + 2 * AHEAD;
-          if (ahead < all && static_cast<uint32_t>(row[ahead]) % threads == mine)
-            prefetch(out + row[ahead] * stride, stride);
-          if (static_cast<uint32_t>(row[place]) % threads != mine) continue;
-          for (size_t i = 0; i < terms.size(); i++)
-            terms[i].add(loaded[i], terms[i].weights + t * terms[i].slice.heads * slots + place - t * slots, slots,
-                         out + row[place] * stride);
-          if (marks) marks[row[place] / length] = true;
+        const int64_t *here = row + t * slots, *next = t + 1 < tokens ? here + slots : here;
+        int64_t count = 0;
+        for (int64_t s = 0; s < slots; s++) {  // no branch: whose a row is cannot be predicted
+          own[count] = s;
+          count += owner(here[s]) == mine;
+          if (owner(next[s]) == mine) prefetch(out + next[s] * stride, stride);
         }
+        for (size_t i = 0; i < terms.size(); i++) {
+          const Term& term = terms[i];
+          const float* v = term.vectors.load(t * term.size(), term.size(), buffers[i].data());
+          for (int64_t c = 0; c < count; c++)
+            term.add(v, term.weights + t * term.slice.heads * slots + own[c], slots, out + here[own[c]] * stride);
+        }
+        if (marks)
+          for (int64_t c = 0; c < count; c++) marks[here[own[c]] / length] = true;
       }
     }
   });
@@ -379,6 +398,45 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tenso
     }
   });
   return {to_vectors, partial.sum(0)};
+}
+
+// out[t, a, s] = gelu(logits[t, a, s]) * scores[t, s]
+Tensor gated_gelu(const Tensor& logits, const Tensor& scores) {
+  const int64_t heads = logits.size(1), slots = logits.size(2);
+  Tensor result = at::empty_like(logits);
+  const float *x = floats(logits), *gate = floats(scores);
+  float* out = filled(result);
+  at::parallel_for(0, logits.size(0) * heads, 64, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) {
+      for (int64_t s = 0; s < slots; s += Register::size()) {
+        const auto n = std::min<int64_t>(Register::size(), slots - s);
+        const auto v = Register::loadu(x + i * slots + s, n);
+        (v * normal(v) * Register::loadu(gate + i / heads * slots + s, n)).store(out + i * slots + s, n);
+      }
+    }
+  });
+  return result;
+}
+
+// Gradients of gated_gelu with respect to logits and scores.
+std::tuple<Tensor, Tensor> gated_gelu_backward(const Tensor& gradient, const Tensor& logits, const Tensor& scores) {
+  const int64_t heads = logits.size(1), slots = logits.size(2);
+  Tensor to_logits = at::empty_like(logits), to_scores = at::zeros_like(scores);
+  const float *y = floats(gradient), *x = floats(logits), *gate = floats(scores);
+  float *out = filled(to_logits), *sums = filled(to_scores);
+  at::parallel_for(0, logits.size(0), 8, [&](int64_t first, int64_t last) {
+    for (int64_t i = first * heads; i < last * heads; i++) {
+      for (int64_t s = 0; s < slots; s += Register::size()) {
+        const auto n = std::min<int64_t>(Register::size(), slots - s);
+        float* sum = sums + i / heads * slots + s;
+        const auto v = Register::loadu(x + i * slots + s, n), d = Register::loadu(y + i * slots + s, n);
+        const auto phi = normal(v), density = (v * v * Register(-0.5f)).exp() * Register(0.3989422804f);
+        (d * Register::loadu(gate + i / heads * slots + s, n) * (phi + v * density)).store(out + i * slots + s, n);
+        (Register::loadu(sum, n) + d * v * phi).store(sum, n);
+      }
+    }
+  });
+  return {to_logits, to_scores};
 }
 
 // A score and a number as one integer whose order is that of the scores, and of equal scores the lower number's first.
@@ -525,6 +583,8 @@ TORCH_LIBRARY(memscope, library) {
       "float beta2, float rate, float correction, float epsilon) -> ()");
   library.def("rms_norm(Tensor vectors, Tensor gain, float epsilon, ScalarType dtype) -> (Tensor, Tensor)");
   library.def("rms_norm_backward(Tensor gradient, Tensor vectors, Tensor gain, Tensor inverse) -> (Tensor, Tensor)");
+  library.def("gated_gelu(Tensor logits, Tensor scores) -> Tensor");
+  library.def("gated_gelu_backward(Tensor gradient, Tensor logits, Tensor scores) -> (Tensor, Tensor)");
   library.def("product_top(Tensor halves, int selected) -> (Tensor, Tensor)");
 }
 
@@ -536,5 +596,7 @@ TORCH_LIBRARY_IMPL(memscope, CPU, library) {
   library.impl("adam_rows", &adam_rows);
   library.impl("rms_norm", &rms_norm);
   library.impl("rms_norm_backward", &rms_norm_backward);
+  library.impl("gated_gelu", &gated_gelu);
+  library.impl("gated_gelu_backward", &gated_gelu_backward);
   library.impl("product_top", &product_top);
 }

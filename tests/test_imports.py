@@ -17,7 +17,7 @@ WITH_TORCH = {
         "balance",
         "memory",
         "native",
-        "norm",
+        "fused",
         "sparse_read",
         "model",
         "capture",

@@ -10,10 +10,10 @@ import torch
 
 from memscope import native as native_module
 from memscope.config import Config, load_config
+from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import OFF, native
-from memscope.norm import RMSNorm
 from memscope.optimizer import make_optimizer
 
 CONFIG = Path(__file__).parents[1] / "configs" / "memory_small.yaml"
@@ -22,7 +22,7 @@ SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=102
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a machine that has no compiler."""
-    for module in ("memscope.norm", "memscope.gate", "memscope.memory", "memscope.optimizer"):
+    for module in ("memscope.fused", "memscope.gate", "memscope.memory", "memscope.optimizer"):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
 
 
@@ -76,6 +76,22 @@ def test_rms_norm_is_that_of_pytorch(shape: tuple[int, ...], dtype: torch.dtype)
     torch.testing.assert_close(gradients[1], expected[1], atol=1e-3, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("slots", [1, 16, 19, 40])
+def test_the_gated_gelu_is_that_of_pytorch(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = (4 * torch.randn(2, 5, 3, slots, generator=generator)).requires_grad_()
+    scores = torch.randn(2, 5, slots, generator=generator, requires_grad=True)
+    weight = torch.randn(2, 5, 3, slots, generator=generator)
+    found = gated_gelu(logits, scores)
+    gradients = torch.autograd.grad((found * weight).sum(), (logits, scores))
+    without_loops(monkeypatch)
+    plain = gated_gelu(logits, scores)
+    torch.testing.assert_close(found, plain, atol=5e-6, rtol=1e-5)  # erf of far negative numbers cancels
+    expected = torch.autograd.grad((plain * weight).sum(), (logits, scores))
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("selected", [1, 8, 32])
