@@ -24,27 +24,26 @@ from memscope.plot_style import panel
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ["gate=full", "gate_heads=1", "num_selected=8", "score_fn=softmax", "read_fn=softmax", "read_norm=none"]
-EXPERIMENT += ["slot_proj=true", "read_heads=0", "output_gate=false", "memory_lr_scale=1", "lazy_bank=false"]
+EXPERIMENT += ["slot_proj=true", "read_slices=1", "read_heads=0", "output_gate=false", "memory_lr_scale=1"]
+EXPERIMENT += ["knowledge_dim=128", "query_dim=0", "lazy_bank=false", "balance_bias=0"]
 VARIANTS = {
     "FFN": ["block=ffn"],
-    "experiment's design": EXPERIMENT,
     "memory": [],
-    "memory, slots projected": ["slot_proj=true"],
-    "memory, queries scaled, not normalised": ["read_norm=none"],
-    "memory, 8 x 16 selected": ["gate_heads=8"],
-    "memory, 4 x 8 selected": ["num_selected=8"],
-    "memory, 1 x 16 selected": ["gate_heads=1"],
-    "memory, 1 read head": ["read_heads=1"],
-    "memory, rank-one halves": ["slot_use=halves"],
+    "memory beside a slim FFN": ["block=both", "hidden_dim=320", "read_heads=16"],
+    "experiment's design": EXPERIMENT,
+    "memory, 2 x 8 selected": ["gate_heads=2"],
+    "memory, half the read heads": ["read_heads=16"],
+    "memory, half the read heads, half as wide": ["read_heads=32", "read_slices=8"],
+    "memory, slots whole": ["read_heads=8", "read_slices=1"],
+    "memory, slots whole, 4 x 16 selected": ["read_heads=8", "read_slices=1", "num_selected=16"],
+    "memory, no output gate": ["output_gate=false"],
+    "memory, no balance bias": ["balance_bias=0"],
+    "memory, gate queries normalised": ["query_norm=rms"],
     "memory, softmax gate": ["score_fn=softmax"],
     "memory, softmax read": ["read_fn=softmax"],
-    "memory, no output gate": ["output_gate=false"],
     "memory, base learning rate": ["memory_lr_scale=1"],
-    "memory, gate queries normalised": ["query_norm=rms"],
-    "memory, balance bias": ["balance_bias=0.001"],
-    "memory beside a slim FFN": ["block=both", "hidden_dim=256"],
 }
-"""Changes to ``configs/memory.yaml`` by name; each but the first differs from "memory" in what its name says."""
+"""Changes to ``configs/memory_small.yaml`` by name."""
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--valid", required=True, help="validation corpus")
     parser.add_argument("--tokenizer", required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--variant", action="append", metavar="NAME", help="only these; default: the first three")
+    parser.add_argument("--variant", action="append", metavar="NAME", help="only these; default: the first four")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change all variants")
@@ -64,7 +63,7 @@ def main() -> None:
     common += [f"steps={arguments.steps}", f"eval_interval={max(1, arguments.steps // 12)}", "save_interval=1000000"]
     rows = []
     for seed in range(arguments.seeds):  # all variants of a seed first: a run cut short still compares them
-        for name in arguments.variant or list(VARIANTS)[:3]:
+        for name in arguments.variant or list(VARIANTS)[:4]:
             changes = [*common, f"seed={seed}", *VARIANTS[name], *arguments.set]
             run = arguments.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             if not (run / "run.json").is_file():

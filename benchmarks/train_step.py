@@ -1,32 +1,68 @@
-"""What does a training step of a memory model cost against its FFN baseline?
+"""What does a training step of a memory model cost against its FFN baseline, and against decoders of peers' layers?
 
-    python benchmarks/train_step.py --set gate=product --batch 4 --rounds 5
+    python benchmarks/train_step.py                                          # configs/memory.yaml against the FFN
+    python benchmarks/train_step.py --set knowledge_num=1048576 --peers
+    python benchmarks/train_step.py --variant "4 heads:gate_heads=4" --variant "2 heads:gate_heads=2"
 
-Both models have the founding experiment's sizes; whole steps (forward, backward, clipping, AdamW) alternate. Prints
-the median tokens/s of each and their ratio.
+All have the same decoder; whole steps (forward, backward, clipping, AdamW) alternate in one process, so that what else
+the machine does falls on all. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
+``--rss`` the peak memory of each model trained in a process of its own.
 """
 
 import argparse
+import subprocess
+import sys
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from memscope.config import Config, load_config
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.optimizer import clip_gradients, make_optimizer
 from memscope.runtime import autocast, keep_freed_memory, peak_rss_bytes
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "experiment_1_4_1.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "memory.yaml"
+BASELINE, PEERS = "FFN", ("product-key-memory", "PEER-pytorch")
+
+
+class PeerMemory(nn.Module):
+    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank."""
+
+    def __init__(self, name: str, config: Config):
+        super().__init__()
+        from peers import peer, product_key_memory
+
+        make = product_key_memory if name == PEERS[0] else peer
+        self.layer = make(config.model.dim, round(config.memory.knowledge_num**0.5))
+
+    def forward(self, x: Float[Tensor, "batch pos dim"], bank: object) -> Float[Tensor, "batch pos dim"]:
+        """What the layer adds."""
+        out: Tensor = self.layer(x)
+        return out
+
+
+class NoBank(nn.Module):
+    """Stands where the layers' shared bank does; peers' layers have entries of their own."""
+
+    def open(self) -> "NoBank":
+        """Nothing to share."""
+        return self
 
 
 class Trainee:
     """A model with its optimiser; ``step`` returns the seconds of one training step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, peer: str | None = None):
         self.config = config
         self.model = MemoryTransformer(config)
+        if peer is not None:
+            self.model.bank = NoBank()  # type: ignore[assignment]
+            for block in self.model.blocks:
+                block.memory = PeerMemory(peer, config)
         self.optimizer = make_optimizer(self.model, config.train)
 
     def step(self, tokens: torch.Tensor) -> float:
@@ -44,27 +80,57 @@ class Trainee:
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the memory model")
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the memory models")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE,...", help="one more model")
+    parser.add_argument("--peers", action="store_true", help="also decoders of the released peers' layers")
+    parser.add_argument("--rss", action="store_true", help="also peak memory, each model in its own process")
+    parser.add_argument("--only", metavar="NAME", help="just this model, and its peak memory")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    memory, baseline = load_config(CONFIG, arguments.set), load_config(CONFIG, ["block=ffn"])
-    trainees = {"memory": Trainee(memory), "FFN baseline": Trainee(baseline)}
-    length = memory.model.max_seq_len
+    settings: dict[str, list[str]] = {BASELINE: ["block=ffn"], "memory": arguments.set}
+    for variant in arguments.variant:
+        name, _, changes = variant.partition(":")
+        settings[name] = [*arguments.set, *changes.split(",")]
+    if arguments.peers:
+        settings |= {name: arguments.set for name in PEERS}
+    if arguments.only:
+        settings = {arguments.only: settings[arguments.only]}
+    trainees = {
+        name: Trainee(load_config(arguments.config, changes), name if name in PEERS else None)
+        for name, changes in settings.items()
+    }
+    seconds = measure(trainees, arguments.batch, arguments.rounds)
+    for name, times in seconds.items():
+        model = trainees[name].model
+        rate = arguments.batch * model.cfg.model.max_seq_len / median(times)
+        line = f"{name:24} {rate:8,.0f} tokens/s   {model.count_parameters():12,} parameters"
+        if BASELINE in seconds:
+            ratios = [theirs / ours for ours, theirs in zip(times, seconds[BASELINE], strict=True)]
+            line += f"   {median(ratios):5.2f}x the FFN's speed"
+        print(line, flush=True)
+    del trainees
+    if arguments.only:
+        print(f"peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB")
+    elif arguments.rss:
+        for name in settings:
+            command = [sys.executable, *sys.argv, "--only", name, "--rounds", "2"]
+            result = subprocess.run(command, check=True, capture_output=True, text=True)
+            print(f"{name:24} {result.stdout.splitlines()[-1]}", flush=True)
+
+
+def measure(trainees: dict[str, Trainee], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step, the models in turns; a first round that warms up is left out."""
+    model = next(iter(trainees.values())).config.model
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in trainees}
-    for _ in range(arguments.rounds + 1):  # the first round warms up
-        tokens = torch.randint(3, memory.model.vocab_size, (arguments.batch, length + 1), generator=generator)
+    for _ in range(rounds + 1):
+        tokens = torch.randint(3, model.vocab_size, (batch, model.max_seq_len + 1), generator=generator)
         for name, trainee in trainees.items():
             seconds[name].append(trainee.step(tokens))
-    for name, times in seconds.items():
-        parameters = trainees[name].model.count_parameters()
-        rate = arguments.batch * length / median(times[1:])
-        print(f"{name:14} {rate:10,.0f} tokens/s   {parameters:12,} parameters")
-    ratios = [b / m for m, b in zip(seconds["memory"][1:], seconds["FFN baseline"][1:], strict=True)]
-    print(f"ratio          {median(ratios):10.2f}")
-    print(f"peak RSS       {peak_rss_bytes() / 2**30:10.2f} GiB for both, {torch.get_num_threads()} threads")
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -176,6 +176,8 @@ class MemoryTransformer(HookedRootModule):
             self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
             self.norm = RMSNorm(model.dim, eps=model.norm_eps)
             self._init_weights()
+        if self.bank is not None and self.bank.sparse:  # DDP cannot average sparse gradients of its own accord
+            self._ddp_params_and_buffers_to_ignore = ["bank.entries"]
         cos, sin = _rotation_table(model)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)

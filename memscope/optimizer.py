@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
@@ -87,6 +87,35 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(values, scale)
     return norm
+
+
+def average_sparse_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average sparse gradients over the processes of a group; DDP averages the others and is told to leave these alone.
+
+    Processes read different entries, so rows are gathered and added up. Without a group it does nothing.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    n = distributed.get_world_size()
+    for parameter in parameters:
+        if parameter.grad is None or not parameter.grad.is_sparse:
+            continue
+        gradient = _coalesced(parameter.grad)
+        rows, values = gradient.indices()[0], gradient.values() / n
+        counts = [torch.zeros_like(rows[:1]) for _ in range(n)]
+        distributed.all_gather(counts, rows.new_tensor([len(rows)]))
+        lengths = [int(count) for count in counts]
+        gathered = [_gathered(part, lengths) for part in (rows, values)]
+        parameter.grad = torch.sparse_coo_tensor(gathered[0][None], gathered[1], gradient.shape).coalesce()
+
+
+def _gathered(part: Tensor, lengths: list[int]) -> Tensor:
+    """Rows of all processes, which have different numbers of them."""
+    padded = part.new_zeros(max(lengths), *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in lengths]
+    distributed.all_gather(parts, padded)
+    return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
 
 
 def _coalesced(gradient: Tensor) -> Tensor:

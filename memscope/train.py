@@ -27,7 +27,7 @@ from memscope.files import write_json, write_text
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
-from memscope.optimizer import clip_gradients, make_optimizer
+from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
 from memscope.prepare import check_run_folder, prepare_run
 from memscope.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.timing import StepClock, Throughput
@@ -117,6 +117,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
             loss_sum += loss.detach()
         if net.bank is not None and step < settings.freeze_bank_steps:
             net.bank.entries.grad = None
+        average_sparse_gradients(net.parameters())
         grad_norm = clip_gradients(net.parameters(), settings.grad_clip)
         wrapped_optimizer.step()
         for balance in net.balances:

@@ -245,10 +245,11 @@ def torchrun(tmp_path: Path) -> Callable[[Config, Path, int], Any]:
     return call
 
 
+@pytest.mark.parametrize("lazy", [False, True])
 def test_two_processes_train_like_one_at_the_same_global_batch(
-    corpus_dir: Path, tmp_path: Path, torchrun: Callable[[Config, Path, int], Any]
+    corpus_dir: Path, tmp_path: Path, torchrun: Callable[[Config, Path, int], Any], lazy: bool
 ) -> None:
-    settings = {"steps": 4, "eval_interval": 2, "save_interval": 2}
+    settings = {"steps": 4, "eval_interval": 2, "save_interval": 2, "lazy_bank": lazy}
     train(short(corpus_dir, batch_size=4, **settings), tmp_path / "one", device="cpu")
     done = torchrun(short(corpus_dir, batch_size=2, **settings), tmp_path / "two", 2)
     assert done.returncode == 0, done.stderr
