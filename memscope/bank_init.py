@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import pairwise_distances_argmin
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, disk_errors
@@ -61,6 +63,26 @@ def init_bank(
         slots = space[ids].mean(0, keepdims=True) if n_slots == 1 else space[padded]
         entries[entry] = slots / np.maximum(np.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
     return BankInit(entries, table, projection)
+
+
+def representatives(token_ids: list[list[int]], table: np.ndarray, count: int, seed: int) -> list[int]:
+    """Numbers of ``count`` sentences that stand for all: the nearest to each centre of a mini-batch k-means.
+
+    A sentence is the normalised mean of its token embeddings. Where two centres have the same nearest sentence, random
+    others fill up. In a seeded random order, for the reason ``choose_sentences`` gives.
+    """
+    means = np.stack([table[ids].mean(0) for ids in token_ids])
+    means /= np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
+    # Random starts: k-means++ takes longer than the clustering for as many centres as a bank has entries.
+    clusters = MiniBatchKMeans(
+        count, init="random", n_init=1, batch_size=max(4096, count), max_iter=10, random_state=seed
+    )
+    clusters.fit(means)
+    nearest = np.unique(pairwise_distances_argmin(clusters.cluster_centers_, means))
+    chance = np.random.default_rng(seed)
+    others = np.setdiff1d(np.arange(len(means)), nearest)
+    filled = np.concatenate([nearest, chance.choice(others, count - len(nearest), replace=False)])
+    return [int(number) for number in chance.permutation(filled)]
 
 
 def encode_sentences(sentences: list[Sentence], tokenizer: Tokenizer, knowledge_length: int) -> list[list[int]]:

@@ -12,6 +12,11 @@ from torch.autograd.function import once_differentiable
 from memscope.native import native_for
 
 
+def autocast_dtype() -> torch.dtype:
+    """The type that autocast gives to results on the CPU; float32 where it is off."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
 class RMSNorm(nn.RMSNorm):
     """PyTorch's RMSNorm (arXiv 1910.07467) over the last axis: ``x / sqrt(mean(x^2) + eps) * weight``.
 
@@ -35,8 +40,7 @@ class RMSNorm(nn.RMSNorm):
 class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, compiled: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        out, inverse = compiled.rms_norm(x, weight, epsilon, dtype)
+        out, inverse = compiled.rms_norm(x, weight, epsilon, autocast_dtype())
         ctx.compiled = compiled
         ctx.save_for_backward(x, weight, inverse)
         return out

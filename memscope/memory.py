@@ -33,15 +33,20 @@ class MemoryBank(nn.Module):
         knowledge_num: entries (N).
         knowledge_length: slots per entry (L).
         knowledge_dim: width of a slot (D).
-        sparse: its gradient on the CPU holds only the entries that were read, for an optimiser that takes it so.
+        sparse: its gradient holds only the entries that were read, for an optimiser that takes it so.
+        frozen: so many entries, the first, have no gradient.
     """
 
-    def __init__(self, knowledge_num: int, knowledge_length: int, knowledge_dim: int, sparse: bool = False):
+    def __init__(
+        self, knowledge_num: int, knowledge_length: int, knowledge_dim: int, sparse: bool = False, frozen: int = 0
+    ):
         super().__init__()
         self.sparse = sparse
         self._sum: SparseSum | None = None
         self.entries = nn.Parameter(torch.empty(knowledge_num, knowledge_length, knowledge_dim))
         nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
+        if frozen:
+            self.entries.register_hook(lambda gradient: _without_rows(gradient, frozen))
 
     def forward(self, indices: Int[Tensor, "batch pos K"]) -> GatheredSlots:
         """Slots of the selected entries, ``[batch, pos, K * L, D]``."""
@@ -60,6 +65,15 @@ class MemoryBank(nn.Module):
         if sparse and self._sum is None:
             self._sum = SparseSum(self.entries)
         return OpenBank(self.entries, self._sum if sparse else None)
+
+
+def _without_rows(gradient: Tensor, first: int) -> Tensor:
+    """A gradient, dense or sparse, without its first rows."""
+    if not gradient.is_sparse:
+        return torch.cat([torch.zeros_like(gradient[:first]), gradient[first:]])
+    rows, values = gradient._indices(), gradient._values()
+    kept = rows[0] >= first
+    return torch.sparse_coo_tensor(rows[:, kept], values[kept], gradient.shape, check_invariants=False)
 
 
 class _SparseRows(Function):
@@ -123,6 +137,7 @@ class CrossAttentionMemory(nn.Module):
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)
         self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
+        self.scale = nn.Parameter(torch.tensor(config.residual_scale)) if config.residual_scale else None
 
     def init_projections(self) -> None:
         """Let slots keep their length when projected, if their keys meet queries of unit size.
@@ -134,16 +149,29 @@ class CrossAttentionMemory(nn.Module):
             for projection in (self.k_proj, self.v_proj):
                 nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
+    def forward(
+        self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
+    ) -> Float[Tensor, "batch pos dim"]:
+        """What the memory adds, ``output`` of ``pattern``; in one pass over slots where they are read as they are."""
+        if self.read_fn != "gelu" or self.k_proj is not None:
+            return self.output(x, slots, self.pattern(x, slots, scores))
+        first = self.slot_width - self.value_width
+        return self._write(x, slots.gelu_read(self.query(x), _per_slot(scores, slots), first, self.slices))
+
+    def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos read_head width"]:
+        """Read queries, normalised or scaled."""
+        assert self.q_proj is not None
+        query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
+        return query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
+
     def pattern(
         self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
     ) -> Float[Tensor, "batch pos read_head slot"]:
         """Read weights: activation of the (scaled or normalised) q.k times the gate score of the slot's entry."""
-        length = slots.count // scores.shape[-1]
-        per_slot = scores.repeat_interleave(length, dim=-1) if length > 1 else scores
+        per_slot = _per_slot(scores, slots)
         if self.q_proj is None:
             return per_slot.unsqueeze(2).expand(-1, -1, self.heads, -1)
-        query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
-        query = query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
+        query = self.query(x)
         if self.k_proj is None:
             logits = slots.dot(query, slices=self.slices)
         elif self.absorbed:
@@ -172,11 +200,16 @@ class CrossAttentionMemory(nn.Module):
         else:
             values = self.v_proj(slots.gather(first, self.value_width))
             z = torch.einsum("btas,btsah->btah", pattern, rearrange(values, "b t s (a h) -> b t s a h", a=self.heads))
+        return self._write(x, z)
+
+    def _write(
+        self, x: Float[Tensor, "batch pos dim"], z: Float[Tensor, "batch pos read_head width"]
+    ) -> Float[Tensor, "batch pos dim"]:
         z = z.flatten(2)
         if self.gate_proj is not None:
             z = z * F.silu(self.gate_proj(x))
         out: Tensor = self.o_proj(z)
-        return out
+        return out if self.scale is None else out * self.scale
 
     @property
     def write_matrix(self) -> Float[Tensor, "dim width"]:
@@ -186,7 +219,14 @@ class CrossAttentionMemory(nn.Module):
             written: Tensor = by_head.sum(2).flatten(1)
         else:
             written = self.o_proj.weight @ self.v_proj.weight
+        written = written if self.scale is None else written * self.scale
         return F.pad(written, (self.slot_width - self.value_width, 0))
+
+
+def _per_slot(scores: Float[Tensor, "batch pos K"], slots: Slots) -> Float[Tensor, "batch pos slot"]:
+    """Every slot has the gate score of its entry."""
+    length = slots.count // scores.shape[-1]
+    return scores.repeat_interleave(length, dim=-1) if length > 1 else scores
 
 
 class MemoryLayer(nn.Module):
@@ -216,5 +256,7 @@ class MemoryLayer(nn.Module):
         scores = self.hook_gate_scores(selection.scores)
         self.hook_margin(selection.margin)
         slots = bank(indices)
+        if not self.hook_pattern.has_hooks():  # nobody asks for read weights: they need not be made
+            return self.read(x, slots, scores)
         pattern = self.hook_pattern(self.read.pattern(x, slots, scores))
         return self.read.output(x, slots, pattern)

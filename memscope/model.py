@@ -167,6 +167,7 @@ class MemoryTransformer(HookedRootModule):
                     config.memory.knowledge_length,
                     config.memory.knowledge_dim,
                     sparse=config.train.lazy_bank,
+                    frozen=round(config.memory.frozen_share * config.memory.knowledge_num),
                 )
                 if model.memory_layers
                 else None

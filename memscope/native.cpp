@@ -111,13 +111,6 @@ inline void prefetch(const float* row, int64_t width) {
   for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d);
 }
 
-constexpr int64_t AHEAD = 8;  // slots between asking for a row and using it
-
-using Register = at::vec::Vectorized<float>;  // where erf and exp are needed: PyTorch's own, of the width of its kernels
-
-// The normal distribution function.
-inline Register normal(Register x) { return Register(0.5f) * (Register(1.0f) + (x * Register(0.7071067812f)).erf()); }
-
 // Which columns a read head sees: those of its slice. Heads of one slice stand side by side.
 struct Slices {
   int64_t heads, width, column, count, each;  // each: heads of a slice
@@ -137,54 +130,102 @@ struct Slices {
   }
 };
 
+// The slots of one token, as pointers to rows of a table, and the two ways to read them.
+struct TokenSlots {
+  const float* table;
+  int64_t stride, count, wide;  // wide: the count, padded to full registers
+  std::vector<const float*> slot;
+  std::vector<float> columns;  // transposed: [column, slot], so that a register holds a column of 16 slots
+
+  TokenSlots(const Tensor& table, int64_t count)
+      : table(floats(table)),
+        stride(table.size(1)),
+        count(count),
+        wide(padded(count)),
+        slot(wide),
+        columns(stride * wide) {}
+
+  // rows: of this token; next: of the one after it, whose rows are asked for in advance.
+  void open(const int64_t* rows, const int64_t* next, int64_t column, int64_t n_columns) {
+    for (int64_t s = 0; s < count; s++) {
+      slot[s] = table + rows[s] * stride;
+      prefetch(table + next[s] * stride + column, n_columns);
+    }
+    for (int64_t s = count; s < wide; s++) slot[s] = slot[count - 1];
+  }
+
+  void transpose_columns(int64_t column, int64_t n_columns) {
+    for (int64_t s = 0; s < wide; s += LANES) {
+      int64_t c = column;
+      for (; c + LANES <= column + n_columns; c += LANES) {
+        Lanes square[LANES];
+        for (int64_t i = 0; i < LANES; i++) square[i] = lanes(slot[s + i] + c);
+        transpose(square);
+        for (int64_t i = 0; i < LANES; i++) put(square[i], columns.data() + (c + i) * wide + s);
+      }
+      for (; c < column + n_columns; c++)
+        for (int64_t i = 0; i < LANES; i++) columns[c * wide + s + i] = slot[s + i][c];
+    }
+  }
+
+  // out[a, s] = v[a] . columns of head a of slot s, which are transposed; rows of out are wide.
+  void dot(const float* v, const Slices& slice, float* out) const {
+    slice.for_heads([&](int64_t a, int64_t column) {
+      const float *query = v + a * slice.width, *seen = columns.data() + column * wide;
+      for (int64_t s = 0; s < wide; s += LANES) {
+        Lanes even = {}, odd = {};
+        int64_t d = 0;
+        for (; d + 2 <= slice.width; d += 2) {
+          even += query[d] * lanes(seen + d * wide + s);
+          odd += query[d + 1] * lanes(seen + (d + 1) * wide + s);
+        }
+        if (d < slice.width) even += query[d] * lanes(seen + d * wide + s);
+        put(even + odd, out + a * wide + s);
+      }
+    });
+  }
+
+  // out[a] = sum over slots of w[a, s] * columns of head a of slot s; rows of w are as far apart as said.
+  void sum(const float* w, int64_t apart, const Slices& slice, float* out) const {
+    slice.for_heads([&](int64_t a, int64_t column) {
+      const float* weight = w + a * apart;
+      float* to = out + a * slice.width;
+      int64_t d = 0;
+      for (; d + LANES <= slice.width; d += LANES) {
+        Lanes even = {}, odd = {};
+        int64_t s = 0;
+        for (; s + 2 <= count; s += 2) {
+          even += weight[s] * lanes(slot[s] + column + d);
+          odd += weight[s + 1] * lanes(slot[s + 1] + column + d);
+        }
+        if (s < count) even += weight[s] * lanes(slot[s] + column + d);
+        put(even + odd, to + d);
+      }
+      for (; d < slice.width; d++) {
+        to[d] = 0;
+        for (int64_t s = 0; s < count; s++) to[d] += weight[s] * slot[s][column + d];
+      }
+    });
+  }
+};
+
 // out[t, a, s] = vectors[t, a] . table[rows[t, s], columns of head a]
-//
-// A token's slots are transposed, so that a register holds a column of 16 slots and no sum is taken across a register.
 Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, int64_t slices, const Tensor& rows) {
-  const int64_t tokens = vectors.size(0), heads = vectors.size(1), width = vectors.size(2);
-  const int64_t slots = rows.size(1), stride = table.size(1), all = tokens * slots, wide = padded(slots);
-  const Slices slice(heads, width, column, slices, stride);
-  Tensor result = at::empty({tokens, heads, slots}, table.options());
+  const int64_t tokens = vectors.size(0), slots = rows.size(1), stride = table.size(1);
+  const Slices slice(vectors.size(1), vectors.size(2), column, slices, stride);
+  Tensor result = at::empty({tokens, slice.heads, slots}, table.options());
   const auto in = Vectors::contiguous(vectors);
-  const float* from = floats(table);
-  const int64_t* row = numbers(rows);
+  const int64_t *row = numbers(rows), size = slice.heads * slice.width;
   float* out = filled(result);
   at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
-    std::vector<float> buffer(heads * width), columns(stride * wide), sums(wide);
+    TokenSlots token(table, slots);
+    std::vector<float> buffer(size), logits(slice.heads * token.wide);
     for (int64_t t = first; t < last; t++) {
-      const float* v = in.load(t * heads * width, heads * width, buffer.data());
-      for (int64_t s = 0; s < slots; s += LANES) {
-        const float* slot[LANES];
-        const int64_t here = std::min(LANES, slots - s);
-        for (int64_t i = 0; i < LANES; i++) slot[i] = from + row[t * slots + s + std::min(i, here - 1)] * stride;
-        for (int64_t i = 0; i < LANES; i++) {
-          const int64_t ahead = t * slots + s + LANES + i;
-          if (ahead < all) prefetch(from + row[ahead] * stride + column, slice.columns());
-        }
-        int64_t c = column;
-        for (; c + LANES <= column + slice.columns(); c += LANES) {
-          Lanes square[LANES];
-          for (int64_t i = 0; i < LANES; i++) square[i] = lanes(slot[i] + c);
-          transpose(square);
-          for (int64_t i = 0; i < LANES; i++) put(square[i], columns.data() + (c + i) * wide + s);
-        }
-        for (; c < column + slice.columns(); c++)
-          for (int64_t i = 0; i < LANES; i++) columns[c * wide + s + i] = slot[i][c];
-      }
-      slice.for_heads([&](int64_t a, int64_t column_of_head) {
-        const float *query = v + a * width, *seen = columns.data() + column_of_head * wide;
-        for (int64_t s = 0; s < wide; s += LANES) {
-          Lanes even = {}, odd = {};
-          int64_t d = 0;
-          for (; d + 2 <= width; d += 2) {
-            even += query[d] * lanes(seen + d * wide + s);
-            odd += query[d + 1] * lanes(seen + (d + 1) * wide + s);
-          }
-          if (d < width) even += query[d] * lanes(seen + d * wide + s);
-          put(even + odd, sums.data() + s);
-        }
-        std::memcpy(out + (t * heads + a) * slots, sums.data(), slots * sizeof(float));
-      });
+      token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, column, slice.columns());
+      token.transpose_columns(column, slice.columns());
+      token.dot(in.load(t * size, size, buffer.data()), slice, logits.data());
+      for (int64_t a = 0; a < slice.heads; a++)
+        std::memcpy(out + (t * slice.heads + a) * slots, logits.data() + a * token.wide, slots * sizeof(float));
     }
   });
   return result;
@@ -194,40 +235,17 @@ Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, in
 Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, int64_t width, int64_t slices,
                   const Tensor& rows, at::ScalarType type) {
   const int64_t tokens = weights.size(0), heads = weights.size(1), slots = rows.size(1);
-  const int64_t stride = table.size(1), all = tokens * slots;
-  const Slices slice(heads, width, column, slices, stride);
+  const Slices slice(heads, width, column, slices, table.size(1));
   Tensor result = at::empty({tokens, heads, width}, table.options().dtype(type));
   const Vectors out(result);
-  const float *from = floats(table), *weight = floats(weights);
+  const float* weight = floats(weights);
   const int64_t* row = numbers(rows);
   at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
+    TokenSlots token(table, slots);
     std::vector<float> sums(heads * width);
-    std::vector<const float*> slot(slots);
     for (int64_t t = first; t < last; t++) {
-      for (int64_t s = 0; s < slots; s++) {
-        slot[s] = from + row[t * slots + s] * stride;
-        const int64_t ahead = (t + 1) * slots + s;
-        if (ahead < all) prefetch(from + row[ahead] * stride + column, slice.columns());
-      }
-      slice.for_heads([&](int64_t a, int64_t seen) {
-        const float* w = weight + (t * heads + a) * slots;
-        float* sum = sums.data() + a * width;
-        int64_t d = 0;
-        for (; d + LANES <= width; d += LANES) {
-          Lanes even = {}, odd = {};
-          int64_t s = 0;
-          for (; s + 2 <= slots; s += 2) {
-            even += w[s] * lanes(slot[s] + seen + d);
-            odd += w[s + 1] * lanes(slot[s + 1] + seen + d);
-          }
-          if (s < slots) even += w[s] * lanes(slot[s] + seen + d);
-          put(even + odd, sum + d);
-        }
-        for (; d < width; d++) {
-          sum[d] = 0;
-          for (int64_t s = 0; s < slots; s++) sum[d] += w[s] * slot[s][seen + d];
-        }
-      });
+      token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, column, slice.columns());
+      token.sum(weight + t * heads * slots, slots, slice, sums.data());
       out.store(t * heads * width, heads * width, sums.data());
     }
   });
@@ -238,72 +256,216 @@ Tensor gather_sum(const Tensor& weights, const Tensor& table, int64_t column, in
 struct Term {
   Vectors vectors;
   const float* weights;
+  int64_t apart;  // rows of weights
   Slices slice;
-
-  Term(const Tensor& vectors, const Tensor& weights, int64_t column, int64_t slices, int64_t stride)
-      : vectors(Vectors::contiguous(vectors)),
-        weights(floats(weights)),
-        slice(vectors.size(1), vectors.size(2), column, slices, stride) {}
 
   int64_t size() const { return slice.heads * slice.width; }
 
-  void add(const float* v, const float* w, int64_t slots, float* row) const {
+  // v, w: of one token, w from the column of one slot on; row: of the gradient.
+  void add(const float* v, const float* w, float* row) const {
     const int64_t width = slice.width, each = slice.each;
     float* out = row + slice.column;
-    for (int64_t i = 0; i < slice.count; i++, out += width, v += each * width, w += each * slots) {
+    for (int64_t i = 0; i < slice.count; i++, out += width, v += each * width, w += each * apart) {
       int64_t d = 0;
       for (; d + LANES <= width; d += LANES) {
         Lanes sum = lanes(out + d);
-        for (int64_t a = 0; a < each; a++) sum += w[a * slots] * lanes(v + a * width + d);
+        for (int64_t a = 0; a < each; a++) sum += w[a * apart] * lanes(v + a * width + d);
         put(sum, out + d);
       }
       for (; d < width; d++)
-        for (int64_t a = 0; a < each; a++) out[d] += w[a * slots] * v[a * width + d];
+        for (int64_t a = 0; a < each; a++) out[d] += w[a * apart] * v[a * width + d];
     }
   }
 };
 
-// Adds one or two terms to the gradient of a table's rows, and marks the entries (of some rows each) added to.
-//
-// Every thread walks all selections and adds those of its own rows: no atomics, no sort, and the same sum with any
-// number of threads. Two terms at once, because fetching a row costs more than adding to it.
+// Where the gradient of a table's rows is summed, and the entries (of some rows each) that were added to.
+struct Sums {
+  float* rows;
+  int64_t stride, length;
+  bool* marks;
+
+  Sums(Tensor& gradient, const std::optional<Tensor>& touched)
+      : rows(filled(gradient)),
+        stride(gradient.size(1)),
+        length(touched ? gradient.size(0) / touched->size(0) : 1),
+        marks(touched ? touched->data_ptr<bool>() : nullptr) {}
+
+  // Adds terms of tokens first to last; their weights start with those of the first.
+  //
+  // Every thread walks all selections and adds those of its own rows: no atomics, no sort, and the same sum with any
+  // number of threads. All terms at once, because fetching a row costs more than adding to it.
+  void add(const std::vector<Term>& terms, const int64_t* row, int64_t slots, int64_t first, int64_t last) const {
+    const auto threads = static_cast<uint64_t>(at::get_num_threads());
+    // Spreads rows over threads by their hash (Fibonacci's), without the price of a division.
+    const auto owner = [threads](int64_t r) { return ((static_cast<uint32_t>(r) * 2654435769u) * threads) >> 32; };
+    at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
+      std::vector<std::vector<float>> buffers;
+      for (const Term& term : terms) buffers.emplace_back(term.size());
+      std::vector<int64_t> own(slots);
+      for (auto mine = static_cast<uint64_t>(first_thread); mine < static_cast<uint64_t>(last_thread); mine++) {
+        for (int64_t t = first; t < last; t++) {
+          const int64_t *here = row + t * slots, *next = t + 1 < last ? here + slots : here;
+          int64_t count = 0;
+          for (int64_t s = 0; s < slots; s++) {  // no branch: whose a row is cannot be predicted
+            own[count] = s;
+            count += owner(here[s]) == mine;
+            if (owner(next[s]) == mine) prefetch(rows + next[s] * stride, stride);
+          }
+          for (size_t i = 0; i < terms.size(); i++) {
+            const Term& term = terms[i];
+            const float* v = term.vectors.load(t * term.size(), term.size(), buffers[i].data());
+            const float* w = term.weights + (t - first) * term.slice.heads * term.apart;
+            for (int64_t c = 0; c < count; c++) term.add(v, w + own[c], rows + here[own[c]] * stride);
+          }
+          if (marks)
+            for (int64_t c = 0; c < count; c++) marks[here[own[c]] / length] = true;
+        }
+      }
+    });
+  }
+};
+
+// Adds one or two terms, with weights [token, head, slot], to the gradient of a table's rows.
 void scatter_sum(Tensor& gradient, const std::optional<Tensor>& touched, const Tensor& rows, int64_t slices,
                  const Tensor& vectors, const Tensor& weights, int64_t column, const std::optional<Tensor>& vectors_2,
                  const std::optional<Tensor>& weights_2, int64_t column_2) {
-  const int64_t tokens = rows.size(0), slots = rows.size(1), stride = gradient.size(1);
-  std::vector<Term> terms{Term(vectors, weights, column, slices, stride)};
-  if (vectors_2) terms.emplace_back(*vectors_2, *weights_2, column_2, slices, stride);
-  const int64_t length = touched ? gradient.size(0) / touched->size(0) : 1;
-  bool* marks = touched ? touched->data_ptr<bool>() : nullptr;
-  const int64_t* row = numbers(rows);
-  float* out = filled(gradient);
-  const auto threads = static_cast<uint64_t>(at::get_num_threads());
-  // Spreads rows over threads by their hash (Fibonacci's), without the price of a division.
-  const auto owner = [threads](int64_t r) { return ((static_cast<uint32_t>(r) * 2654435769u) * threads) >> 32; };
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    std::vector<std::vector<float>> buffers;
-    for (const Term& term : terms) buffers.emplace_back(term.size());
-    std::vector<int64_t> own(slots);
-    for (auto mine = static_cast<uint64_t>(first); mine < static_cast<uint64_t>(last); mine++) {
-      for (int64_t t = 0; t < tokens; t++) {
-        const int64_t *here = row + t * slots, *next = t + 1 < tokens ? here + slots : here;
-        int64_t count = 0;
-        for (int64_t s = 0; s < slots; s++) {  // no branch: whose a row is cannot be predicted
-          own[count] = s;
-          count += owner(here[s]) == mine;
-          if (owner(next[s]) == mine) prefetch(out + next[s] * stride, stride);
-        }
-        for (size_t i = 0; i < terms.size(); i++) {
-          const Term& term = terms[i];
-          const float* v = term.vectors.load(t * term.size(), term.size(), buffers[i].data());
-          for (int64_t c = 0; c < count; c++)
-            term.add(v, term.weights + t * term.slice.heads * slots + own[c], slots, out + here[own[c]] * stride);
-        }
-        if (marks)
-          for (int64_t c = 0; c < count; c++) marks[here[own[c]] / length] = true;
-      }
+  const Sums sums(gradient, touched);
+  const int64_t slots = rows.size(1);
+  const auto term = [&](const Tensor& v, const Tensor& w, int64_t c) {
+    return Term{Vectors::contiguous(v), floats(w), slots, Slices(v.size(1), v.size(2), c, slices, sums.stride)};
+  };
+  std::vector<Term> terms{term(vectors, weights, column)};
+  if (vectors_2) terms.push_back(term(*vectors_2, *weights_2, column_2));
+  sums.add(terms, numbers(rows), slots, 0, rows.size(0));
+}
+
+using Register = at::vec::Vectorized<float>;  // where erf and exp are needed: PyTorch's own, of the width of its kernels
+
+// The normal distribution function.
+inline Register normal(Register x) { return Register(0.5f) * (Register(1.0f) + (x * Register(0.7071067812f)).erf()); }
+
+// out = gelu(x) * gate, n numbers.
+inline void weigh(const float* x, const float* gate, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += Register::size()) {
+    const auto some = std::min<int64_t>(Register::size(), n - i);
+    const auto v = Register::loadu(x + i, some);
+    (v * normal(v) * Register::loadu(gate + i, some)).store(out + i, some);
+  }
+}
+
+// Its gradients: to_x is written, to_gate added to.
+inline void weigh_backward(const float* y, const float* x, const float* gate, int64_t n, float* to_x, float* to_gate) {
+  for (int64_t i = 0; i < n; i += Register::size()) {
+    const auto some = std::min<int64_t>(Register::size(), n - i);
+    const auto v = Register::loadu(x + i, some), d = Register::loadu(y + i, some);
+    const auto phi = normal(v), density = (v * v * Register(-0.5f)).exp() * Register(0.3989422804f);
+    (d * Register::loadu(gate + i, some) * (phi + v * density)).store(to_x + i, some);
+    (Register::loadu(to_gate + i, some) + d * v * phi).store(to_gate + i, some);
+  }
+}
+
+// out[t, a, s] = gelu(logits[t, a, s]) * scores[t, s]
+Tensor gated_gelu(const Tensor& logits, const Tensor& scores) {
+  const int64_t heads = logits.size(1), slots = logits.size(2);
+  Tensor result = at::empty_like(logits);
+  const float *x = floats(logits), *gate = floats(scores);
+  float* out = filled(result);
+  at::parallel_for(0, logits.size(0) * heads, 64, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) weigh(x + i * slots, gate + i / heads * slots, slots, out + i * slots);
+  });
+  return result;
+}
+
+// Gradients of gated_gelu with respect to logits and scores.
+std::tuple<Tensor, Tensor> gated_gelu_backward(const Tensor& gradient, const Tensor& logits, const Tensor& scores) {
+  const int64_t heads = logits.size(1), slots = logits.size(2);
+  Tensor to_logits = at::empty_like(logits), to_scores = at::zeros_like(scores);
+  const float *y = floats(gradient), *x = floats(logits), *gate = floats(scores);
+  float *out = filled(to_logits), *sums = filled(to_scores);
+  at::parallel_for(0, logits.size(0), 8, [&](int64_t first, int64_t last) {
+    for (int64_t i = first * heads; i < last * heads; i++) {
+      const int64_t t = i / heads * slots;
+      weigh_backward(y + i * slots, x + i * slots, gate + t, slots, out + i * slots, sums + t);
     }
   });
+  return {to_logits, to_scores};
+}
+
+// gather_dot, gated_gelu and gather_sum in one pass over tokens: logits and read weights never leave the cache.
+Tensor gelu_read(const Tensor& vectors, const Tensor& scores, const Tensor& table, int64_t key_column,
+                 int64_t value_column, int64_t slices, const Tensor& rows, at::ScalarType type) {
+  const int64_t tokens = vectors.size(0), heads = vectors.size(1), width = vectors.size(2), slots = rows.size(1);
+  const Slices keys(heads, width, key_column, slices, table.size(1)), values(heads, width, value_column, slices, table.size(1));
+  Tensor result = at::empty(vectors.sizes(), table.options().dtype(type));
+  const auto in = Vectors::contiguous(vectors);
+  const Vectors out(result);
+  const float* gate = floats(scores);
+  const int64_t *row = numbers(rows), size = heads * width;
+  const int64_t first_column = std::min(key_column, value_column);
+  const int64_t n_columns = std::max(key_column, value_column) + keys.columns() - first_column;
+  at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
+    TokenSlots token(table, slots);
+    std::vector<float> buffer(size), weights(heads * token.wide), sums(size);
+    for (int64_t t = first; t < last; t++) {
+      token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
+      token.transpose_columns(key_column, keys.columns());
+      token.dot(in.load(t * size, size, buffer.data()), keys, weights.data());
+      for (int64_t a = 0; a < heads; a++) {
+        float* w = weights.data() + a * token.wide;
+        weigh(w, gate + t * slots, slots, w);
+      }
+      token.sum(weights.data(), token.wide, values, sums.data());
+      out.store(t * size, size, sums.data());
+    }
+  });
+  return result;
+}
+
+// Gradients of gelu_read with respect to vectors and scores; the table's is added to table_gradient, if there is one.
+//
+// Chunk by chunk: the read weights of its tokens and their gradients are made anew, then used to add to the table's.
+std::tuple<Tensor, Tensor> gelu_read_backward(const Tensor& gradient, const Tensor& vectors, const Tensor& scores,
+                                              const Tensor& table, int64_t key_column, int64_t value_column,
+                                              int64_t slices, const Tensor& rows, std::optional<Tensor> table_gradient,
+                                              const std::optional<Tensor>& touched) {
+  constexpr int64_t CHUNK = 128;
+  const int64_t tokens = vectors.size(0), heads = vectors.size(1), width = vectors.size(2), slots = rows.size(1);
+  const Slices keys(heads, width, key_column, slices, table.size(1)), values(heads, width, value_column, slices, table.size(1));
+  Tensor to_vectors = at::empty_like(vectors), to_scores = at::zeros_like(scores);
+  const auto in = Vectors::contiguous(vectors), given = Vectors::contiguous(gradient);
+  const Vectors out(to_vectors);
+  const float* gate = floats(scores);
+  float* gate_sums = filled(to_scores);
+  const int64_t *row = numbers(rows), size = heads * width, wide = padded(slots);
+  const int64_t first_column = std::min(key_column, value_column);
+  const int64_t n_columns = std::max(key_column, value_column) + keys.columns() - first_column;
+  std::vector<float> weights(CHUNK * heads * wide), to_logits(CHUNK * heads * wide);
+  for (int64_t start = 0; start < tokens; start += CHUNK) {
+    const int64_t stop = std::min(start + CHUNK, tokens);
+    at::parallel_for(start, stop, 8, [&](int64_t first, int64_t last) {
+      TokenSlots token(table, slots);
+      std::vector<float> v_buffer(size), d_buffer(size), logits(heads * wide), to_weights(heads * wide), sums(size);
+      for (int64_t t = first; t < last; t++) {
+        token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
+        token.transpose_columns(key_column, keys.columns());
+        if (value_column != key_column) token.transpose_columns(value_column, values.columns());
+        token.dot(in.load(t * size, size, v_buffer.data()), keys, logits.data());
+        token.dot(given.load(t * size, size, d_buffer.data()), values, to_weights.data());
+        for (int64_t a = 0; a < heads; a++) {
+          const int64_t place = ((t - start) * heads + a) * wide;
+          weigh(logits.data() + a * wide, gate + t * slots, slots, weights.data() + place);
+          weigh_backward(to_weights.data() + a * wide, logits.data() + a * wide, gate + t * slots, slots,
+                         to_logits.data() + place, gate_sums + t * slots);
+        }
+        token.sum(to_logits.data() + (t - start) * heads * wide, wide, keys, sums.data());
+        out.store(t * size, size, sums.data());
+      }
+    });
+    if (table_gradient)
+      Sums(*table_gradient, touched)
+          .add({Term{in, to_logits.data(), wide, keys}, Term{given, weights.data(), wide, values}}, row, slots, start, stop);
+  }
+  return {to_vectors, to_scores};
 }
 
 // Rows of a table taken out: a copy of them, and zeros left in their place.
@@ -398,45 +560,6 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tenso
     }
   });
   return {to_vectors, partial.sum(0)};
-}
-
-// out[t, a, s] = gelu(logits[t, a, s]) * scores[t, s]
-Tensor gated_gelu(const Tensor& logits, const Tensor& scores) {
-  const int64_t heads = logits.size(1), slots = logits.size(2);
-  Tensor result = at::empty_like(logits);
-  const float *x = floats(logits), *gate = floats(scores);
-  float* out = filled(result);
-  at::parallel_for(0, logits.size(0) * heads, 64, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) {
-      for (int64_t s = 0; s < slots; s += Register::size()) {
-        const auto n = std::min<int64_t>(Register::size(), slots - s);
-        const auto v = Register::loadu(x + i * slots + s, n);
-        (v * normal(v) * Register::loadu(gate + i / heads * slots + s, n)).store(out + i * slots + s, n);
-      }
-    }
-  });
-  return result;
-}
-
-// Gradients of gated_gelu with respect to logits and scores.
-std::tuple<Tensor, Tensor> gated_gelu_backward(const Tensor& gradient, const Tensor& logits, const Tensor& scores) {
-  const int64_t heads = logits.size(1), slots = logits.size(2);
-  Tensor to_logits = at::empty_like(logits), to_scores = at::zeros_like(scores);
-  const float *y = floats(gradient), *x = floats(logits), *gate = floats(scores);
-  float *out = filled(to_logits), *sums = filled(to_scores);
-  at::parallel_for(0, logits.size(0), 8, [&](int64_t first, int64_t last) {
-    for (int64_t i = first * heads; i < last * heads; i++) {
-      for (int64_t s = 0; s < slots; s += Register::size()) {
-        const auto n = std::min<int64_t>(Register::size(), slots - s);
-        float* sum = sums + i / heads * slots + s;
-        const auto v = Register::loadu(x + i * slots + s, n), d = Register::loadu(y + i * slots + s, n);
-        const auto phi = normal(v), density = (v * v * Register(-0.5f)).exp() * Register(0.3989422804f);
-        (d * Register::loadu(gate + i / heads * slots + s, n) * (phi + v * density)).store(out + i * slots + s, n);
-        (Register::loadu(sum, n) + d * v * phi).store(sum, n);
-      }
-    }
-  });
-  return {to_logits, to_scores};
 }
 
 // A score and a number as one integer whose order is that of the scores, and of equal scores the lower number's first.
@@ -583,6 +706,12 @@ TORCH_LIBRARY(memscope, library) {
       "float beta2, float rate, float correction, float epsilon) -> ()");
   library.def("rms_norm(Tensor vectors, Tensor gain, float epsilon, ScalarType dtype) -> (Tensor, Tensor)");
   library.def("rms_norm_backward(Tensor gradient, Tensor vectors, Tensor gain, Tensor inverse) -> (Tensor, Tensor)");
+  library.def(
+      "gelu_read(Tensor vectors, Tensor scores, Tensor table, int key_column, int value_column, int slices, Tensor rows, "
+      "ScalarType dtype) -> Tensor");
+  library.def(
+      "gelu_read_backward(Tensor gradient, Tensor vectors, Tensor scores, Tensor table, int key_column, int "
+      "value_column, int slices, Tensor rows, Tensor(a!)? table_gradient, Tensor(b!)? touched) -> (Tensor, Tensor)");
   library.def("gated_gelu(Tensor logits, Tensor scores) -> Tensor");
   library.def("gated_gelu_backward(Tensor gradient, Tensor logits, Tensor scores) -> (Tensor, Tensor)");
   library.def("product_top(Tensor halves, int selected) -> (Tensor, Tensor)");
@@ -596,6 +725,8 @@ TORCH_LIBRARY_IMPL(memscope, CPU, library) {
   library.impl("adam_rows", &adam_rows);
   library.impl("rms_norm", &rms_norm);
   library.impl("rms_norm_backward", &rms_norm_backward);
+  library.impl("gelu_read", &gelu_read);
+  library.impl("gelu_read_backward", &gelu_read_backward);
   library.impl("gated_gelu", &gated_gelu);
   library.impl("gated_gelu_backward", &gated_gelu_backward);
   library.impl("product_top", &product_top);

@@ -95,22 +95,27 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     """Initialise the entries from sentences where the config names some, and save where each came from."""
     assert model.bank is not None
     memory = config.memory
-    sentences = []
-    if memory.database_init_path:
-        found = read_sentences(Path(memory.database_init_path))
-        sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
-        if write:
-            print(
-                f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
-                f"{memory.knowledge_num - len(sentences):,} entries start random",
-                file=sys.stderr,
-            )
     table, space = model.embed.weight, "this model at step 0"
     if memory.embedding_init_path:
         source = load_run(Path(memory.embedding_init_path))
         if source.tokenizer.backend.to_str() != tokenizer.backend.to_str():
             raise InputError(f"{source.path}: has another tokenizer; embedding_init_path needs the same one")
         table, space = source.model.embed.weight, f"{source.path} ({source.fingerprint[:12]})"
+    sentences = []
+    if memory.database_init_path:
+        found = read_sentences(Path(memory.database_init_path))
+        if memory.database_choice == "kmeans" and len(found) > memory.knowledge_num:
+            all_ids = bank_init.encode_sentences(found, tokenizer, knowledge_length=1)
+            chosen = bank_init.representatives(all_ids, table.numpy(), memory.knowledge_num, config.train.seed)
+            sentences = [found[number] for number in chosen]
+        else:
+            sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
+        if write:
+            print(
+                f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
+                f"{memory.knowledge_num - len(sentences):,} entries start random",
+                file=sys.stderr,
+            )
     token_ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
     init = bank_init.init_bank(
         model.bank.entries.numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed

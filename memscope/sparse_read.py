@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from memscope.fused import autocast_dtype, gated_gelu
 from memscope.native import native
 
 
@@ -45,6 +46,17 @@ class Slots(ABC):
     @abstractmethod
     def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
         """``width`` columns of the slots from ``column`` on, as one tensor."""
+
+    def gelu_read(
+        self,
+        vectors: Float[Tensor, "batch pos head width"],
+        scores: Float[Tensor, "batch pos slot"],
+        value_column: int,
+        slices: int = 1,
+    ) -> Float[Tensor, "batch pos head width"]:
+        """Weighted sums of the slots' columns from ``value_column`` on, by ``gelu(dot) * scores``."""
+        weights = gated_gelu(self.dot(vectors, 0, slices), scores)
+        return self.sum(weights, value_column, vectors.shape[-1], slices)
 
 
 class GatheredSlots(Slots):
@@ -101,13 +113,16 @@ class OpenTable:
             self._scatter(self._waiting)
             self._waiting = term
 
-    def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
+    def sums(self) -> tuple[Tensor, Tensor | None]:
+        """Where the rows' gradient is summed, and which entries were added to, if that is kept."""
         if self.gradient is None:
             self.gradient = torch.zeros_like(self.rows) if self.sparse is None else self.sparse.rows
-        touched = None if self.sparse is None else self.sparse.touched
+        return self.gradient, None if self.sparse is None else self.sparse.touched
+
+    def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
         second = (None, None, 0) if other is None else (other.vectors, other.weights, other.column)
         first = (term.vectors, term.weights, term.column)
-        native().scatter_sum(self.gradient, touched, term.rows, term.slices, *first, *second)
+        native().scatter_sum(*self.sums(), term.rows, term.slices, *first, *second)
 
     def take_gradient(self) -> Tensor | None:
         """The gradient of the parameter, given away; none if nothing was read."""
@@ -171,6 +186,19 @@ class TableSlots(Slots):
         out: Tensor = _GatherSum.apply(self.table.anchor, flat, read)  # type: ignore[no-untyped-call]
         return out.unflatten(0, self.shape)
 
+    def gelu_read(
+        self,
+        vectors: Float[Tensor, "batch pos head width"],
+        scores: Float[Tensor, "batch pos slot"],
+        value_column: int,
+        slices: int = 1,
+    ) -> Float[Tensor, "batch pos head width"]:
+        """See ``Slots``; in one pass, equal to the last bit."""
+        flat = vectors.flatten(0, 1).contiguous(), scores.float().flatten(0, 1).contiguous()
+        place = (0, value_column, slices, self.rows)
+        out: Tensor = _GeluRead.apply(self.table.anchor, *flat, self.table, place)  # type: ignore[no-untyped-call]
+        return out.unflatten(0, self.shape)
+
     def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
         """See ``Slots``."""
         rows = self.rows.unflatten(0, self.shape)
@@ -232,8 +260,7 @@ class _GatherSum(Function):
     def forward(ctx: Any, anchor: Tensor, weights: Tensor, read: _Read) -> Tensor:
         ctx.save_for_backward(weights)
         ctx.read = read
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-        return read.sum(weights, dtype)
+        return read.sum(weights, autocast_dtype())
 
     @staticmethod
     @once_differentiable
@@ -244,3 +271,20 @@ class _GatherSum(Function):
         if wants_table:
             read.add(weights, vectors)
         return (weights.new_zeros(()) if wants_table else None), read.dot(vectors) if wants_weights else None, None
+
+
+class _GeluRead(Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, vectors: Tensor, scores: Tensor, table: OpenTable, place: Any) -> Tensor:
+        ctx.save_for_backward(vectors, scores)
+        ctx.table, ctx.place = table, place
+        return native().gelu_read(vectors, scores, table.rows, *place, autocast_dtype())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        table, gradient = ctx.table, gradient.contiguous()
+        wants_table = ctx.needs_input_grad[0]
+        sums = table.sums() if wants_table else (None, None)
+        gradients = native().gelu_read_backward(gradient, *ctx.saved_tensors, table.rows, *ctx.place, *sums)
+        return (table.rows.new_zeros(()) if wants_table else None), *gradients, None, None

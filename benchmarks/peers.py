@@ -1,0 +1,126 @@
+"""Is a memory layer faster than the released layers that do the same? product-key-memory and PEER-pytorch, one layer.
+
+    python benchmarks/peers.py
+
+The mathematics of each pair is the same (tests/test_peers.py holds outputs and gradients together), as are entries,
+heads and selections. Forward and backward in bfloat16 autocast, and a whole step with AdamW, alternate; medians.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import torch
+from PEER_pytorch import PEER
+from product_key_memory import PKM
+from torch import Tensor, nn
+
+from memscope.config import MemoryConfig
+from memscope.memory import MemoryBank, MemoryLayer
+from memscope.optimizer import LazyAdamW
+from memscope.runtime import keep_freed_memory
+
+HEADS, SELECTED, KEY = 4, 8, 128
+"""Gate heads, entries each selects, and the width of a gate query."""
+
+
+def product_key_memory(dim: int, side: int) -> nn.Module:
+    """Lample et al.'s layer: values as wide as the residual stream, summed by their scores."""
+    return PKM(dim, HEADS, side, SELECTED, KEY // 2, non_competitive_gates=True)
+
+
+def peer(dim: int, side: int) -> nn.Module:
+    """He's layer: an entry is one hidden unit, its key as wide as the residual stream and so its value."""
+    return PEER(
+        dim,
+        heads=HEADS,
+        num_experts=side**2,
+        num_experts_per_head=SELECTED,
+        dim_key=KEY // 2,
+        non_competing_scores=True,
+        activation=nn.GELU,
+    )
+
+
+class OurLayer(nn.Module):
+    """Our gate, bank and read as one module, set up as one of the peers."""
+
+    def __init__(self, dim: int, side: int, width: int, **changes: object):
+        super().__init__()
+        settings: dict[str, object] = {
+            "knowledge_num": side**2,
+            "knowledge_dim": width,
+            "gate": "product",
+            "gate_heads": HEADS,
+            "query_dim": KEY,
+            "num_selected": SELECTED,
+            "score_fn": "relu",
+            "read_heads": 1,
+            "slot_proj": False,
+        }
+        config = MemoryConfig.model_validate(settings | changes)
+        self.layer, self.bank = MemoryLayer(dim, 1, config), MemoryBank(side**2, 1, width, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer adds."""
+        return self.layer(x, self.bank.open())
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The same AdamW for all; rows without a gradient cost nothing where the gradient is sparse."""
+    return LazyAdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--side", type=int, default=256, help="square root of the number of entries")
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    dim, side = arguments.dim, arguments.side
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {
+        "product-key-memory": (product_key_memory(dim, side), OurLayer(dim, side, dim, read_fn="none")),
+        "PEER-pytorch": (peer(dim, side), OurLayer(dim, side, 2 * dim, read_fn="gelu", slot_use="halves")),
+    }
+    for name, (theirs, ours) in pairs.items():
+        passes = compare([theirs, ours], arguments, with_optimizer=False)
+        steps = compare([theirs, ours], arguments, with_optimizer=True)
+        for what, (a, b) in (("forward + backward", passes), ("with AdamW", steps)):
+            print(f"{name:20} {what:20} theirs {a * 1e3:8.1f} ms   ours {b * 1e3:8.1f} ms   {a / b:6.2f}x")
+
+
+def compare(layers: list[nn.Module], arguments: argparse.Namespace, with_optimizer: bool) -> list[float]:
+    """Median seconds of a pass or step of each layer, taken in turns."""
+    works = [work(layer, arguments, with_optimizer) for layer in layers]
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(arguments.rounds + 1):  # the first round warms up
+        for taken, run in zip(seconds, works, strict=True):
+            started = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - started)
+    return [median(taken[1:]) for taken in seconds]
+
+
+def work(layer: nn.Module, arguments: argparse.Namespace, with_optimizer: bool) -> Callable[[], None]:
+    """A pass of the layer, with or without the optimiser's step."""
+    x = torch.randn(4, arguments.tokens // 4, arguments.dim, requires_grad=True)
+    optimizer = optimizer_of(layer.parameters()) if with_optimizer else None
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        out.float().square().mean().backward()
+        if optimizer is not None:
+            optimizer.step()
+        layer.zero_grad(set_to_none=True)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The sections of a configuration: every key with its meaning, default and limits. ``config.py`` reads files."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+BlockKind = Literal["memory", "ffn", "both"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, the docstring under a field is its documentation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """Shape of the decoder. The defaults with ``block: ffn`` are the founding experiment's baseline."""
+
+    vocab_size: int = Field(6400, gt=3)
+    """Number of token ids; must equal the tokenizer's."""
+    dim: int = Field(512, gt=0)
+    """Width of the residual stream."""
+    n_layers: int = Field(8, gt=0)
+    """Number of blocks."""
+    n_heads: int = Field(32, gt=0)
+    """Query heads of self-attention; divides ``dim``."""
+    n_kv_heads: int = Field(8, gt=0)
+    """Key/value heads of self-attention (grouped-query attention, arXiv 2305.13245); divides ``n_heads``."""
+    max_seq_len: int = Field(512, gt=1)
+    """Longest sequence in tokens; also the training window."""
+    block: BlockKind | tuple[BlockKind, ...] = "memory"
+    """What follows attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU) or ``both`` side by
+    side; one for all layers or one per layer."""
+    hidden_dim: int = Field(0, ge=0)
+    """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
+    rope_theta: float = Field(1e6, gt=0)
+    """Base of the rotary position embedding (arXiv 2104.09864)."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of RMSNorm (arXiv 1910.07467)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"dim / n_heads = {self.head_dim} must be even for rotary embeddings")
+        if not isinstance(self.block, str) and len(self.block) != self.n_layers:
+            raise ValueError(f"block lists {len(self.block)} kinds for n_layers={self.n_layers}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the SwiGLU after derivation."""
+        return self.hidden_dim or 64 * -(-(8 * self.dim // 3) // 64)
+
+    @property
+    def blocks(self) -> tuple[BlockKind, ...]:
+        """Kind of every block, first layer first."""
+        return (self.block,) * self.n_layers if isinstance(self.block, str) else self.block
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that read the bank."""
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind != "ffn")
+
+
+class MemoryConfig(Section):
+    """The bank, the gate that selects its entries and the cross-attention that reads them."""
+
+    knowledge_num: int = Field(65536, gt=1)
+    """Entries in the bank (N)."""
+    knowledge_length: int = Field(1, gt=0)
+    """Slots per entry (L): 1 = a pooled sentence, more = one slot per sentence token."""
+    knowledge_dim: int = Field(128, gt=0)
+    """Width of one slot (D)."""
+    num_selected: int = Field(8, gt=0)
+    """Entries that each gate head selects for a token (k)."""
+    gate: Literal["full", "product"] = "full"
+    """``full`` scores every key, as the experiment did; ``product`` scores two sets of sqrt(N) half keys
+    (product keys, arXiv 1907.05242) and needs a square ``knowledge_num``."""
+    gate_heads: int = Field(1, gt=0)
+    """Independent gate heads (H); a token selects H * k entries."""
+    query_dim: int = Field(0, ge=0)
+    """Width of gate queries and keys; 0 derives ``knowledge_dim``."""
+    gate_hidden: int = Field(0, ge=0)
+    """Width of the hidden layer of an MLP that makes gate queries; 0 = one matrix."""
+    query_norm: Literal["none", "rms", "layer", "batch"] = "none"
+    """Normalisation of gate queries before scoring; ``batch`` as PKM (arXiv 1907.05242): in training it sees all tokens
+    of the batch, also later ones."""
+    shared_keys: bool = False
+    """All layers score the same gate keys instead of their own."""
+    score_noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on the scores that selection sees in training."""
+    score_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of keys that selection does not see for a token in training (sigma-MoE's expert dropout, 2310.10837)."""
+    balance_bias: float = Field(0.0, ge=0)
+    """Step of the selection bias that evens out the use of keys without a loss (arXiv 2408.15664); 0 = none."""
+    balance_loss: float = Field(0.0, ge=0)
+    """Weight of the Switch balance loss (arXiv 2101.03961); under the full gate it scores all keys with gradient."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the z-loss (arXiv 2202.08906) over the scores of keys; likewise."""
+    score_fn: Literal["softmax", "sigmoid", "relu"] = "softmax"
+    """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
+    read_heads: int = Field(0, ge=0)
+    """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim`` if slots are projected."""
+    read_slices: int = Field(1, gt=0)
+    """Parts that a slot's columns are split in, each seen by its share of the read heads, as the heads of multi-head
+    attention see theirs: many heads at the price of few. For slots that are not projected."""
+    read_fn: Literal["softmax", "gelu", "none"] = "softmax"
+    """Activation of q.k: ``softmax`` over all selected slots, or the non-competing ``gelu``. A read weight is this
+    activation times the gate score of its entry; with ``none`` it is the gate score alone (PKM, arXiv 1907.05242)."""
+    slot_use: Literal["whole", "halves"] = "whole"
+    """What is key and value of a slot: all of it both, or its first half the key and its second the value (a rank-one
+    expert, PEER, arXiv 2407.04153)."""
+    slot_proj: bool = True
+    """Project slots to keys and values; without, they are keys and values as they are, and queries get their width."""
+    read_norm: Literal["none", "rms"] = "none"
+    """``rms`` normalises the queries of the read, per head, in place of the division of q.k by sqrt(head width)."""
+    residual_scale: float = Field(0.0, ge=0)
+    """Start of a learned factor, one a layer, on what the memory adds (as LayerScale, arXiv 2103.17239); 0 = none."""
+    output_gate: bool = False
+    """Multiply what was read by SiLU(W h) before the output projection (Memory+, arXiv 2412.09764)."""
+    absorbed: bool = True
+    """Fold the key and value projections into query and output instead of projecting every selected slot: same
+    result, less work (as DeepSeek-V2's MLA does, arXiv 2405.04434)."""
+    frozen_share: float = Field(0.0, ge=0, le=1)
+    """Share of the entries, the first ones, that keep what they start with: sentences that can be read to the end."""
+    database_init_path: str | None = None
+    """Sentences that entries start from: T-REx-shaped JSON or one sentence a line; none = random."""
+    database_choice: Literal["random", "kmeans"] = "random"
+    """Which sentences, if there are more than entries: random ones, or the nearest to the centres of as many clusters
+    of all (k-means over what entries would start from)."""
+    embedding_init_path: str | None = None
+    """Run folder whose token embeddings turn sentences into entries; none = this model's own, at initialisation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MemoryConfig":
+        if self.num_selected > self.knowledge_num:
+            raise ValueError(f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower it")
+        side = round(self.knowledge_num**0.5)
+        if self.gate == "product":
+            if side * side != self.knowledge_num:
+                raise ValueError(
+                    f"product gate needs a square knowledge_num: {self.knowledge_num} is none; try {side**2}"
+                )
+            if self.key_dim % 2:
+                raise ValueError(f"the product gate halves its query: query_dim={self.key_dim} must be even")
+        if self.slot_use == "halves" and self.knowledge_dim % 2:
+            raise ValueError(f"slot_use=halves needs an even knowledge_dim, got {self.knowledge_dim}")
+        seen = self.knowledge_dim // (2 if self.slot_use == "halves" else 1)
+        if self.read_slices > 1 and (self.slot_proj or seen % self.read_slices):
+            raise ValueError(f"read_slices={self.read_slices} needs slot_proj=false and to divide {seen} columns")
+        if self.score_fn == "softmax" and self.num_selected == 1:
+            raise ValueError(
+                "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "
+                "use score_fn=sigmoid or select at least 2"
+            )
+        return self
+
+    @property
+    def key_dim(self) -> int:
+        """Width of gate queries and keys after derivation."""
+        return self.query_dim or self.knowledge_dim
+
+    @property
+    def selected(self) -> int:
+        """Selections per token and layer over all gate heads (K = H * k)."""
+        return self.gate_heads * self.num_selected
+
+
+class DataConfig(Section):
+    """Where text comes from."""
+
+    train_path: str = ""
+    """Training corpus: JSON lines with a ``text`` field, plain, .gz or .zst."""
+    valid_path: str = ""
+    """Validation corpus in the same format; never trained on."""
+    tokenizer_path: str | None = None
+    """A ``tokenizer.json``; none trains a byte-level BPE of ``vocab_size`` entries on the training corpus."""
+    cache_dir: str = ".cache/memscope"
+    """Folder for packed corpora, named by content."""
+
+
+class TrainConfig(Section):
+    """The optimisation, and what is measured on the way."""
+
+    epochs: int = Field(1, gt=0)
+    """Passes over the training corpus; ignored when ``steps`` is given."""
+    steps: int = Field(0, ge=0)
+    """Optimiser steps; 0 derives them from ``epochs``."""
+    batch_size: int = Field(16, gt=0)
+    """Sequences per forward pass and process."""
+    accumulation_steps: int = Field(1, gt=0)
+    """Forward passes per optimiser step."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    memory_lr_scale: float = Field(1.0, gt=0)
+    """Multiplier on the learning rate of bank and gate keys, kept by the schedule (PKM practice: 4 to 10)."""
+    lazy_bank: bool = False
+    """Update only the entries that were selected in a step: others cost no time, but their momentum stands still too.
+    On the CPU; elsewhere all are updated."""
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak."""
+    warmup_iters: int = Field(0, ge=0)
+    """Steps of linear warm-up before the cosine."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW decay of matrices; norms, embeddings, bank and keys have none."""
+    beta2: float = Field(0.95, gt=0, lt=1)
+    """Second-moment decay of AdamW (the first is 0.9)."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of blocks and run them again in the backward pass: less memory, more time."""
+    freeze_bank_steps: int = Field(0, ge=0)
+    """Steps at the start in which the entries stay as they were initialised."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Autocast type of forward and backward; parameters stay float32."""
+    seed: int = 1337
+    """Seed of initialisation, sampling of sentences and data order."""
+    log_interval: int = Field(10, gt=0)
+    """Steps between lines of metrics."""
+    eval_interval: int = Field(100, gt=0)
+    """Steps between validations; the last step always validates."""
+    eval_tokens: int = Field(65536, gt=0)
+    """Validation tokens per evaluation while training."""
+    save_interval: int = Field(100, gt=0)
+    """Steps between checkpoints; the last step always saves."""
+    keep_checkpoints: int = Field(2, gt=0)
+    """Newest checkpoints to keep."""
+    sample_interval: int = Field(0, ge=0)
+    """Steps between sample generations from the first validation documents; 0 = with the last validation only."""
+    profile_interval: int = Field(10, gt=0)
+    """Steps between measurements of data, forward, backward and optimiser time."""
+    tracker: Literal["tensorboard", "wandb", "swanlab", "trackio", "none"] = "tensorboard"
+    """Experiment tracker, through Accelerate; ``metrics.jsonl`` is always written."""
