@@ -27,12 +27,13 @@ HEADS, SELECTED, KEY = 4, 8, 128
 
 def product_key_memory(dim: int, side: int) -> nn.Module:
     """Lample et al.'s layer: values as wide as the residual stream, summed by their scores."""
-    return PKM(dim, HEADS, side, SELECTED, KEY // 2, non_competitive_gates=True)
+    layer: nn.Module = PKM(dim, HEADS, side, SELECTED, KEY // 2, non_competitive_gates=True)
+    return layer
 
 
 def peer(dim: int, side: int) -> nn.Module:
     """He's layer: an entry is one hidden unit, its key as wide as the residual stream and so its value."""
-    return PEER(
+    layer: nn.Module = PEER(
         dim,
         heads=HEADS,
         num_experts=side**2,
@@ -41,6 +42,7 @@ def peer(dim: int, side: int) -> nn.Module:
         non_competing_scores=True,
         activation=nn.GELU,
     )
+    return layer
 
 
 class OurLayer(nn.Module):
@@ -64,7 +66,8 @@ class OurLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer adds."""
-        return self.layer(x, self.bank.open())
+        out: Tensor = self.layer(x, self.bank.open())
+        return out
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

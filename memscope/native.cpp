@@ -353,14 +353,16 @@ inline void weigh(const float* x, const float* gate, int64_t n, float* out) {
   }
 }
 
-// Its gradients: to_x is written, to_gate added to.
-inline void weigh_backward(const float* y, const float* x, const float* gate, int64_t n, float* to_x, float* to_gate) {
+// Its gradients: to_x is written, to_gate added to; and out once more, if asked for.
+inline void weigh_backward(const float* y, const float* x, const float* gate, int64_t n, float* to_x, float* to_gate,
+                           float* out = nullptr) {
   for (int64_t i = 0; i < n; i += Register::size()) {
     const auto some = std::min<int64_t>(Register::size(), n - i);
-    const auto v = Register::loadu(x + i, some), d = Register::loadu(y + i, some);
+    const auto v = Register::loadu(x + i, some), d = Register::loadu(y + i, some), g = Register::loadu(gate + i, some);
     const auto phi = normal(v), density = (v * v * Register(-0.5f)).exp() * Register(0.3989422804f);
-    (d * Register::loadu(gate + i, some) * (phi + v * density)).store(to_x + i, some);
+    (d * g * (phi + v * density)).store(to_x + i, some);
     (Register::loadu(to_gate + i, some) + d * v * phi).store(to_gate + i, some);
+    if (out) (v * phi * g).store(out + i, some);
   }
 }
 
@@ -453,9 +455,8 @@ std::tuple<Tensor, Tensor> gelu_read_backward(const Tensor& gradient, const Tens
         token.dot(given.load(t * size, size, d_buffer.data()), values, to_weights.data());
         for (int64_t a = 0; a < heads; a++) {
           const int64_t place = ((t - start) * heads + a) * wide;
-          weigh(logits.data() + a * wide, gate + t * slots, slots, weights.data() + place);
           weigh_backward(to_weights.data() + a * wide, logits.data() + a * wide, gate + t * slots, slots,
-                         to_logits.data() + place, gate_sums + t * slots);
+                         to_logits.data() + place, gate_sums + t * slots, weights.data() + place);
         }
         token.sum(to_logits.data() + (t - start) * heads * wide, wide, keys, sums.data());
         out.store(t * size, size, sums.data());
@@ -508,6 +509,16 @@ void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows,
   });
 }
 
+inline float dot(const float* a, const float* b, int64_t n) {
+  Lanes sums = {};
+  int64_t d = 0;
+  for (; d + LANES <= n; d += LANES) sums += lanes(a + d) * lanes(b + d);
+  float total = 0;
+  for (int64_t l = 0; l < LANES; l++) total += sums[l];
+  for (; d < n; d++) total += a[d] * b[d];
+  return total;
+}
+
 // Root mean square norm over the last axis: vectors / rms * gain, and 1 / rms.
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, double epsilon, at::ScalarType type) {
   const int64_t width = gain.size(0), n = vectors.numel() / width;
@@ -520,9 +531,7 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, d
     std::vector<float> buffer(width), normed(width);
     for (int64_t i = first; i < last; i++) {
       const float* v = in.load(i * width, width, buffer.data());
-      float total = 0;
-      for (int64_t d = 0; d < width; d++) total += v[d] * v[d];
-      const float scale = 1 / std::sqrt(total / width + static_cast<float>(epsilon));
+      const float scale = 1 / std::sqrt(dot(v, v, width) / width + static_cast<float>(epsilon));
       scales[i] = scale;
       for (int64_t d = 0; d < width; d++) normed[d] = v[d] * scale * g[d];
       out.store(i * width, width, normed.data());
@@ -549,13 +558,12 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tenso
       const float* y = given.load(i * width, width, d_buffer.data());
       float* __restrict__ sum = sums + i / block * width;
       const float scale = scales[i];
-      float along = 0;
+      for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d];
+      const float pull = dot(result.data(), v, width) * scale * scale / width;
       for (int64_t d = 0; d < width; d++) {
-        along += y[d] * g[d] * v[d];
         sum[d] += y[d] * v[d] * scale;
+        result[d] = (result[d] - v[d] * pull) * scale;
       }
-      const float pull = along * scale * scale * scale / width;
-      for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d] * scale - v[d] * pull;
       out.store(i * width, width, result.data());
     }
   });
