@@ -107,6 +107,16 @@ inline void transpose(Lanes* rows) {
   swap_quarters<1>(rows, all);
 }
 
+inline float inner(const float* a, const float* b, int64_t n) {
+  Lanes sums = {};
+  int64_t d = 0;
+  for (; d + LANES <= n; d += LANES) sums += lanes(a + d) * lanes(b + d);
+  float total = 0;
+  for (int64_t l = 0; l < LANES; l++) total += sums[l];
+  for (; d < n; d++) total += a[d] * b[d];
+  return total;
+}
+
 inline void prefetch(const float* row, int64_t width) {
   for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d);
 }
@@ -132,6 +142,7 @@ struct Slices {
 
 // The slots of one token, as pointers to rows of a table, and the two ways to read them.
 struct TokenSlots {
+  static constexpr int64_t FEW = 4;  // heads of a slice below which it does not pay to transpose it
   const float* table;
   int64_t stride, count, wide;  // wide: the count, padded to full registers
   std::vector<const float*> slot;
@@ -154,7 +165,10 @@ struct TokenSlots {
     for (int64_t s = count; s < wide; s++) slot[s] = slot[count - 1];
   }
 
-  void transpose_columns(int64_t column, int64_t n_columns) {
+  // Makes what dot reads; for few heads a slice it reads the rows.
+  void transpose_columns(const Slices& slice) {
+    if (slice.each < FEW) return;
+    const int64_t column = slice.column, n_columns = slice.columns();
     for (int64_t s = 0; s < wide; s += LANES) {
       int64_t c = column;
       for (; c + LANES <= column + n_columns; c += LANES) {
@@ -168,10 +182,14 @@ struct TokenSlots {
     }
   }
 
-  // out[a, s] = v[a] . columns of head a of slot s, which are transposed; rows of out are wide.
+  // out[a, s] = v[a] . columns of head a of slot s; rows of out are wide.
   void dot(const float* v, const Slices& slice, float* out) const {
     slice.for_heads([&](int64_t a, int64_t column) {
       const float *query = v + a * slice.width, *seen = columns.data() + column * wide;
+      if (slice.each < FEW) {
+        for (int64_t s = 0; s < count; s++) out[a * wide + s] = inner(query, slot[s] + column, slice.width);
+        return;
+      }
       for (int64_t s = 0; s < wide; s += LANES) {
         Lanes even = {}, odd = {};
         int64_t d = 0;
@@ -222,7 +240,7 @@ Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, in
     std::vector<float> buffer(size), logits(slice.heads * token.wide);
     for (int64_t t = first; t < last; t++) {
       token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, column, slice.columns());
-      token.transpose_columns(column, slice.columns());
+      token.transpose_columns(slice);
       token.dot(in.load(t * size, size, buffer.data()), slice, logits.data());
       for (int64_t a = 0; a < slice.heads; a++)
         std::memcpy(out + (t * slice.heads + a) * slots, logits.data() + a * token.wide, slots * sizeof(float));
@@ -410,7 +428,7 @@ Tensor gelu_read(const Tensor& vectors, const Tensor& scores, const Tensor& tabl
     std::vector<float> buffer(size), weights(heads * token.wide), sums(size);
     for (int64_t t = first; t < last; t++) {
       token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
-      token.transpose_columns(key_column, keys.columns());
+      token.transpose_columns(keys);
       token.dot(in.load(t * size, size, buffer.data()), keys, weights.data());
       for (int64_t a = 0; a < heads; a++) {
         float* w = weights.data() + a * token.wide;
@@ -449,8 +467,8 @@ std::tuple<Tensor, Tensor> gelu_read_backward(const Tensor& gradient, const Tens
       std::vector<float> v_buffer(size), d_buffer(size), logits(heads * wide), to_weights(heads * wide), sums(size);
       for (int64_t t = first; t < last; t++) {
         token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
-        token.transpose_columns(key_column, keys.columns());
-        if (value_column != key_column) token.transpose_columns(value_column, values.columns());
+        token.transpose_columns(keys);
+        if (value_column != key_column) token.transpose_columns(values);
         token.dot(in.load(t * size, size, v_buffer.data()), keys, logits.data());
         token.dot(given.load(t * size, size, d_buffer.data()), values, to_weights.data());
         for (int64_t a = 0; a < heads; a++) {
@@ -509,16 +527,6 @@ void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows,
   });
 }
 
-inline float dot(const float* a, const float* b, int64_t n) {
-  Lanes sums = {};
-  int64_t d = 0;
-  for (; d + LANES <= n; d += LANES) sums += lanes(a + d) * lanes(b + d);
-  float total = 0;
-  for (int64_t l = 0; l < LANES; l++) total += sums[l];
-  for (; d < n; d++) total += a[d] * b[d];
-  return total;
-}
-
 // Root mean square norm over the last axis: vectors / rms * gain, and 1 / rms.
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, double epsilon, at::ScalarType type) {
   const int64_t width = gain.size(0), n = vectors.numel() / width;
@@ -531,7 +539,7 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, d
     std::vector<float> buffer(width), normed(width);
     for (int64_t i = first; i < last; i++) {
       const float* v = in.load(i * width, width, buffer.data());
-      const float scale = 1 / std::sqrt(dot(v, v, width) / width + static_cast<float>(epsilon));
+      const float scale = 1 / std::sqrt(inner(v, v, width) / width + static_cast<float>(epsilon));
       scales[i] = scale;
       for (int64_t d = 0; d < width; d++) normed[d] = v[d] * scale * g[d];
       out.store(i * width, width, normed.data());
@@ -559,7 +567,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tenso
       float* __restrict__ sum = sums + i / block * width;
       const float scale = scales[i];
       for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d];
-      const float pull = dot(result.data(), v, width) * scale * scale / width;
+      const float pull = inner(result.data(), v, width) * scale * scale / width;
       for (int64_t d = 0; d < width; d++) {
         sum[d] += y[d] * v[d] * scale;
         result[d] = (result[d] - v[d] * pull) * scale;
