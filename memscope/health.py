@@ -71,8 +71,8 @@ def health(recording: Recording) -> list[Flag]:
     flags.append(
         Flag(
             "good" if drift["median_used"] > 0.001 else "watch",
-            f"Used entries moved by a median of {drift['median_used']:.3f} (1 - cosine), unused ones by "
-            f"{drift['median_unused']:.3f}."
+            f"Used entries moved by a median of {drift['median_used']:.3f} (1 - cosine)"
+            + ("." if np.isnan(drift["median_unused"]) else f", unused ones by {drift['median_unused']:.3f}.")
             + (
                 ""
                 if np.isnan(drift["kept"])

@@ -1,5 +1,6 @@
 """Flags on a recording say its numbers, and how bad they are."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -29,6 +30,16 @@ def test_flags_state_their_numbers(tiny_recording: Recording) -> None:
     assert float(flags[0].text.split("%")[0]) == pytest.approx(100 * worst["dead"] / 64, abs=0.5)
     unread = reading["unread_share"].max()
     assert any(flag.text.startswith(f"{short_percent(unread)} of layer") for flag in flags)
+
+
+def test_a_bank_used_to_the_last_entry_says_nothing_of_unused_ones(
+    tiny_recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tiny_recording.drift_summary() | {"median_unused": math.nan}
+    monkeypatch.setattr(Recording, "drift_summary", lambda _: summary)
+    [moved] = [flag.text for flag in health(tiny_recording) if "moved by" in flag.text]
+    assert "unused" not in moved
+    assert "nan" not in moved
 
 
 @pytest.mark.parametrize(("dead", "level"), [(0, "good"), (20, "watch"), (60, "bad")])
