@@ -143,7 +143,9 @@ class MemoryConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":
         if self.num_selected > self.knowledge_num:
-            raise ValueError(f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower it")
+            raise ValueError(
+                f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower num_selected"
+            )
         side = round(self.knowledge_num**0.5)
         if self.gate == "product":
             if side * side != self.knowledge_num:

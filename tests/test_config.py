@@ -50,7 +50,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ("memory: {gate: fuzzy}", "memory.gate: Input should be 'full' or 'product', got 'fuzzy'"),
         ("train: {seed: 1.5}", "train.seed: .*got 1.5"),
         ("data: {train_path: 5}", "data.train_path: Input should be a valid string, got 5"),
-        ("memory: {num_selected: 9, knowledge_num: 8}", "num_selected=9 exceeds knowledge_num=8; lower it"),
+        ("memory: {num_selected: 9, knowledge_num: 8}", "num_selected=9 exceeds knowledge_num=8; lower num_selected"),
         ("memory: {gate: product, knowledge_num: 65}", "needs a square knowledge_num: 65 is none; try 64"),
         ("memory: {gate: product, knowledge_dim: 5}", "query_dim=5 must be even"),
         ("memory: {read_slices: 4}", "read_slices=4 needs slot_proj=false and to divide 128 columns"),
