@@ -7,7 +7,10 @@ from torch import Tensor
 
 from memscope.config import load_config
 from memscope.memory import MemoryBank, MemoryLayer
+from memscope.native import native
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
+
+pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 
 
 def results(slots: Slots, inputs: list[Tensor], value_column: int, slices: int, weight: Tensor) -> list[Tensor]:
