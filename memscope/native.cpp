@@ -4,7 +4,6 @@
 // split over PyTorch's own threads. native.py loads this, sparse_read.py and norm.py are its callers.
 
 #include <ATen/Parallel.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -77,6 +76,7 @@ const int64_t* numbers(const Tensor& tensor) {
 // Sixteen floats as one vector register, or as several narrower ones where registers are.
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
 
 inline Lanes lanes(const float* from) {
   Lanes out;
@@ -132,11 +132,16 @@ struct Slices {
 
   int64_t columns() const { return count * width; }
 
-  // Calls work(head, its first column) for all heads.
+  // Calls work(first head, its first column, how many) for heads of one slice: four at a time, then one by one. How many
+  // is a constant of the type, so that what belongs to a head stays in registers while columns are read once for all.
   template <typename Work>
   void for_heads(const Work& work) const {
-    for (int64_t slice = 0, head = 0; slice < count; slice++)
-      for (int64_t i = 0; i < each; i++) work(head++, column + slice * width);
+    for (int64_t slice = 0; slice < count; slice++) {
+      const int64_t from = column + slice * width;
+      int64_t i = 0;
+      for (; i + 4 <= each; i += 4) work(slice * each + i, from, std::integral_constant<int, 4>());
+      for (; i < each; i++) work(slice * each + i, from, std::integral_constant<int, 1>());
+    }
   }
 };
 
@@ -184,44 +189,60 @@ struct TokenSlots {
 
   // out[a, s] = v[a] . columns of head a of slot s; rows of out are wide.
   void dot(const float* v, const Slices& slice, float* out) const {
-    slice.for_heads([&](int64_t a, int64_t column) {
-      const float *query = v + a * slice.width, *seen = columns.data() + column * wide;
+    slice.for_heads([&](int64_t a, int64_t column, auto heads) {
+      const float* query = v + a * slice.width;
+      float* to = out + a * wide;
       if (slice.each < FEW) {
-        for (int64_t s = 0; s < count; s++) out[a * wide + s] = inner(query, slot[s] + column, slice.width);
+        for (int64_t s = 0; s < count; s++) to[s] = inner(query, slot[s] + column, slice.width);
         return;
       }
-      for (int64_t s = 0; s < wide; s += LANES) {
-        Lanes even = {}, odd = {};
-        int64_t d = 0;
-        for (; d + 2 <= slice.width; d += 2) {
-          even += query[d] * lanes(seen + d * wide + s);
-          odd += query[d + 1] * lanes(seen + (d + 1) * wide + s);
-        }
-        if (d < slice.width) even += query[d] * lanes(seen + d * wide + s);
-        put(even + odd, out + a * wide + s);
-      }
+      int64_t s = 0;
+      for (; s + 2 * LANES <= wide; s += 2 * LANES) dot_columns<heads, 2>(query, slice.width, column, s, to);
+      if (s < wide) dot_columns<heads, 1>(query, slice.width, column, s, to);
     });
+  }
+
+  // The same for some heads of a slice and as many registers of slots, from slot s on.
+  template <int heads, int registers>
+  void dot_columns(const float* query, int64_t width, int64_t column, int64_t s, float* out) const {
+    Lanes sums[heads][registers] = {};
+    for (int64_t d = 0; d < width; d++) {
+      const float* seen = columns.data() + (column + d) * wide + s;
+      for (int r = 0; r < registers; r++) {
+        const Lanes some = lanes(seen + r * LANES);
+        for (int a = 0; a < heads; a++) sums[a][r] += query[a * width + d] * some;
+      }
+    }
+    for (int a = 0; a < heads; a++)
+      for (int r = 0; r < registers; r++) put(sums[a][r], out + a * wide + s + r * LANES);
   }
 
   // out[a] = sum over slots of w[a, s] * columns of head a of slot s; rows of w are as far apart as said.
   void sum(const float* w, int64_t apart, const Slices& slice, float* out) const {
-    slice.for_heads([&](int64_t a, int64_t column) {
+    slice.for_heads([&](int64_t a, int64_t column, auto heads) {
       const float* weight = w + a * apart;
       float* to = out + a * slice.width;
       int64_t d = 0;
       for (; d + LANES <= slice.width; d += LANES) {
-        Lanes even = {}, odd = {};
+        Lanes even[heads] = {}, odd[heads] = {};
         int64_t s = 0;
         for (; s + 2 <= count; s += 2) {
-          even += weight[s] * lanes(slot[s] + column + d);
-          odd += weight[s + 1] * lanes(slot[s + 1] + column + d);
+          const Lanes one = lanes(slot[s] + column + d), two = lanes(slot[s + 1] + column + d);
+          for (int i = 0; i < heads; i++) {
+            even[i] += weight[i * apart + s] * one;
+            odd[i] += weight[i * apart + s + 1] * two;
+          }
         }
-        if (s < count) even += weight[s] * lanes(slot[s] + column + d);
-        put(even + odd, to + d);
+        if (s < count)
+          for (int i = 0; i < heads; i++) even[i] += weight[i * apart + s] * lanes(slot[s] + column + d);
+        for (int i = 0; i < heads; i++) put(even[i] + odd[i], to + i * slice.width + d);
       }
-      for (; d < slice.width; d++) {
-        to[d] = 0;
-        for (int64_t s = 0; s < count; s++) to[d] += weight[s] * slot[s][column + d];
+      for (int i = 0; i < heads; i++) {
+        for (int64_t e = d; e < slice.width; e++) {
+          float total = 0;
+          for (int64_t s = 0; s < count; s++) total += weight[i * apart + s] * slot[s][column + e];
+          to[i * slice.width + e] = total;
+        }
       }
     });
   }
@@ -279,20 +300,26 @@ struct Term {
 
   int64_t size() const { return slice.heads * slice.width; }
 
-  // v, w: of one token, w from the column of one slot on; row: of the gradient.
-  void add(const float* v, const float* w, float* row) const {
-    const int64_t width = slice.width, each = slice.each;
-    float* out = row + slice.column;
-    for (int64_t i = 0; i < slice.count; i++, out += width, v += each * width, w += each * apart) {
+  // v, w: of one token; to: rows of the gradient, of the n slots whose numbers are own.
+  void add(const float* v, const float* w, const int64_t* own, int64_t n, float* const* to) const {
+    const int64_t width = slice.width;
+    slice.for_heads([&](int64_t a, int64_t column, auto heads) {
+      const float *from = v + a * width, *weight = w + a * apart;
       int64_t d = 0;
       for (; d + LANES <= width; d += LANES) {
-        Lanes sum = lanes(out + d);
-        for (int64_t a = 0; a < each; a++) sum += w[a * apart] * lanes(v + a * width + d);
-        put(sum, out + d);
+        Lanes some[heads];
+        for (int i = 0; i < heads; i++) some[i] = lanes(from + i * width + d);
+        for (int64_t c = 0; c < n; c++) {
+          float* out = to[c] + column + d;
+          Lanes sum = lanes(out);
+          for (int i = 0; i < heads; i++) sum += weight[i * apart + own[c]] * some[i];
+          put(sum, out);
+        }
       }
       for (; d < width; d++)
-        for (int64_t a = 0; a < each; a++) out[d] += w[a * apart] * v[a * width + d];
-    }
+        for (int64_t c = 0; c < n; c++)
+          for (int i = 0; i < heads; i++) to[c][column + d] += weight[i * apart + own[c]] * from[i * width + d];
+    });
   }
 };
 
@@ -319,13 +346,15 @@ struct Sums {
     at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
       std::vector<std::vector<float>> buffers;
       for (const Term& term : terms) buffers.emplace_back(term.size());
-      std::vector<int64_t> own(slots);
+      std::vector<int64_t> own(slots + 1);
+      std::vector<float*> to(slots + 1);
       for (auto mine = static_cast<uint64_t>(first_thread); mine < static_cast<uint64_t>(last_thread); mine++) {
         for (int64_t t = first; t < last; t++) {
           const int64_t *here = row + t * slots, *next = t + 1 < last ? here + slots : here;
           int64_t count = 0;
           for (int64_t s = 0; s < slots; s++) {  // no branch: whose a row is cannot be predicted
             own[count] = s;
+            to[count] = rows + here[s] * stride;
             count += owner(here[s]) == mine;
             if (owner(next[s]) == mine) prefetch(rows + next[s] * stride, stride);
           }
@@ -333,7 +362,7 @@ struct Sums {
             const Term& term = terms[i];
             const float* v = term.vectors.load(t * term.size(), term.size(), buffers[i].data());
             const float* w = term.weights + (t - first) * term.slice.heads * term.apart;
-            for (int64_t c = 0; c < count; c++) term.add(v, w + own[c], rows + here[own[c]] * stride);
+            term.add(v, w, own.data(), count, to.data());
           }
           if (marks)
             for (int64_t c = 0; c < count; c++) marks[here[own[c]] / length] = true;
@@ -357,30 +386,52 @@ void scatter_sum(Tensor& gradient, const std::optional<Tensor>& touched, const T
   sums.add(terms, numbers(rows), slots, 0, rows.size(0));
 }
 
-using Register = at::vec::Vectorized<float>;  // where erf and exp are needed: PyTorch's own, of the width of its kernels
+// The normal distribution function of 16 numbers and its density, with one exponential for both: Abramowitz and Stegun
+// 7.1.26, as PyTorch's vectorised erf, so to 1.5e-7.
+inline std::pair<Lanes, Lanes> normal(Lanes x) {
+  const Lanes y = x * x * -0.7213475204f;  // the exponent of 2
+  const Lanes bounded = y < -126.0f ? Lanes{} - 126.0f : y;
+  const auto whole = __builtin_convertvector(bounded - 0.5f, Integers);
+  const Lanes part = bounded - __builtin_convertvector(whole, Lanes);  // -0.5 to 0.5
+  Lanes power = part * 1.525273380e-5f + 1.540353039e-4f;
+  for (const float c : {1.333355815e-3f, 9.618129108e-3f, 5.550410866e-2f, 2.402265070e-1f, 6.931471806e-1f, 1.0f})
+    power = power * part + c;
+  const Integers scaled = reinterpret_cast<const Integers&>(power) + (whole << 23);
+  const Lanes exponential = reinterpret_cast<const Lanes&>(scaled);
+  const Lanes size = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.2316418883f * size);
+  Lanes tail = t * 0.5307027145f - 0.7265760135f;
+  for (const float c : {0.7107068705f, -0.142248368f, 0.127414796f}) tail = tail * t + c;
+  tail *= t * exponential;  // of the side that x is on
+  return {x < 0.0f ? tail : 1.0f - tail, exponential * 0.3989422804f};
+}
 
-// The normal distribution function.
-inline Register normal(Register x) { return Register(0.5f) * (Register(1.0f) + (x * Register(0.7071067812f)).erf()); }
+// Some numbers of a row, zeros after its end.
+inline Lanes lanes(const float* from, int64_t n) {
+  if (n >= LANES) return lanes(from);
+  Lanes out = {};
+  std::memcpy(&out, from, n * sizeof(float));
+  return out;
+}
+
+inline void put(Lanes values, float* to, int64_t n) { std::memcpy(to, &values, std::min(n, LANES) * sizeof(float)); }
 
 // out = gelu(x) * gate, n numbers.
 inline void weigh(const float* x, const float* gate, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; i += Register::size()) {
-    const auto some = std::min<int64_t>(Register::size(), n - i);
-    const auto v = Register::loadu(x + i, some);
-    (v * normal(v) * Register::loadu(gate + i, some)).store(out + i, some);
+  for (int64_t i = 0; i < n; i += LANES) {
+    const Lanes v = lanes(x + i, n - i);
+    put(v * normal(v).first * lanes(gate + i, n - i), out + i, n - i);
   }
 }
 
 // Its gradients: to_x is written, to_gate added to; and out once more, if asked for.
 inline void weigh_backward(const float* y, const float* x, const float* gate, int64_t n, float* to_x, float* to_gate,
                            float* out = nullptr) {
-  for (int64_t i = 0; i < n; i += Register::size()) {
-    const auto some = std::min<int64_t>(Register::size(), n - i);
-    const auto v = Register::loadu(x + i, some), d = Register::loadu(y + i, some), g = Register::loadu(gate + i, some);
-    const auto phi = normal(v), density = (v * v * Register(-0.5f)).exp() * Register(0.3989422804f);
-    (d * g * (phi + v * density)).store(to_x + i, some);
-    (Register::loadu(to_gate + i, some) + d * v * phi).store(to_gate + i, some);
-    if (out) (v * phi * g).store(out + i, some);
+  for (int64_t i = 0; i < n; i += LANES) {
+    const Lanes v = lanes(x + i, n - i), d = lanes(y + i, n - i), g = lanes(gate + i, n - i);
+    const auto [phi, density] = normal(v);
+    put(d * g * (phi + v * density), to_x + i, n - i);
+    put(lanes(to_gate + i, n - i) + d * v * phi, to_gate + i, n - i);
+    if (out) put(v * phi * g, out + i, n - i);
   }
 }
 

@@ -20,8 +20,6 @@ SOURCE = Path(__file__).with_name("native.cpp")
 # Sums may be reassociated, which vector registers need. Not -ffast-math: NaN must stay NaN.
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fassociative-math", "-fno-signed-zeros"]
-_capability = torch.backends.cpu.get_cpu_capability()  # which of PyTorch's vector registers native.cpp may use
-FLAGS += [f"-DCPU_CAPABILITY={_capability}", f"-DCPU_CAPABILITY_{_capability}"]
 OFF = "MEMSCOPE_NO_NATIVE"
 """Environment variable that keeps the loops from being built and used."""
 
