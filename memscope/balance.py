@@ -36,13 +36,11 @@ class Balance(nn.Module):
         return self.training and bool(self.balance_loss or self.z_loss)
 
     @torch.no_grad()
-    def searched(self, scores: Tensor) -> Tensor:
-        """Scores ``[..., *keys]`` as selection sees them: plus bias, and while training plus noise, without dropouts.
+    def disturbed(self, scores: Tensor) -> Tensor:
+        """Scores ``[..., *keys]`` as selection sees them while training: plus noise, without dropouts.
 
-        The gate scores of what is selected stay those of the scores themselves.
+        Selection sees them plus ``bias``; the gate scores of what is selected stay those of the scores themselves.
         """
-        if self.bias is not None:
-            scores = scores + self.bias
         if self.training and self.noise:
             scores = scores + self.noise * torch.randn_like(scores)
         if self.training and self.dropout:

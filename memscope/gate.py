@@ -82,7 +82,7 @@ class MemoryGate(nn.Module):
         best = min(self.num_selected + 1, self.keys.shape[1])
         with torch.no_grad():
             search = [
-                self.balance.searched(torch.einsum("thq,hnq->thn", chunk, self.keys)).topk(best)
+                self._biased(self.balance.disturbed(torch.einsum("thq,hnq->thn", chunk, self.keys))).topk(best)
                 for chunk in query.flatten(0, 1).split(512)
             ]
             found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
@@ -100,8 +100,7 @@ class MemoryGate(nn.Module):
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        searched = self.balance.searched(scores)
-        indices, margin = self._search_product(searched)
+        indices, margin = self._search_product(self.balance.disturbed(scores))
         chosen = torch.stack([indices // side, indices % side], -2)  # row and column, [b, t, h, 2, k]
         self.balance.observe(scores.flatten(0, 1), chosen.flatten(0, 1))
         return indices, self._score_halves(halves, chosen).sum(-2), margin
@@ -118,21 +117,24 @@ class MemoryGate(nn.Module):
 
     @torch.no_grad()
     def _search_product(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries ``[b, t, h, k]`` with the best sums of scores ``[b, t, h, 2, side]``, and margins.
+        """Entries ``[b, t, h, k]`` with the best sums of biased scores ``[b, t, h, 2, side]``, and margins.
 
         In plain PyTorch: the reference, and the way on other devices than the CPU.
         """
         compiled, side = native_for(scores), scores.shape[-1]
         if compiled is not None and scores.stride(-1) == 1:
-            indices, margin = compiled.product_top(scores.flatten(0, 1), self.num_selected)
+            indices, margin = compiled.product_top(scores.flatten(0, 1), self.balance.bias, self.num_selected)
             return indices.unflatten(0, scores.shape[:2]), margin.unflatten(0, scores.shape[:2])
-        best, number = scores.topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
+        best, number = self._biased(scores).topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
         sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
         found, order = sums.topk(min(self.num_selected + 1, sums.shape[-1]))
         flat = order[..., : self.num_selected]
         row = number[..., 0, :].gather(-1, flat // best.shape[-1])
         column = number[..., 1, :].gather(-1, flat % best.shape[-1])
         return row * side + column, self._margin(found)
+
+    def _biased(self, scores: Tensor) -> Tensor:
+        return scores if self.balance.bias is None else scores + self.balance.bias
 
     def _margin(self, best: Tensor) -> Tensor:
         """From the best k + 1 raw scores ``[b, t, h, k + 1]``."""

@@ -578,22 +578,30 @@ void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows,
   });
 }
 
+// How many vectors are read and written together: few narrow ones would cost more for the start of a loop than for it.
+inline int64_t many(int64_t width) { return std::max<int64_t>(1, 1024 / width); }
+
 // Root mean square norm over the last axis: vectors / rms * gain, and 1 / rms.
 std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, double epsilon, at::ScalarType type) {
-  const int64_t width = gain.size(0), n = vectors.numel() / width;
+  const int64_t width = gain.size(0), n = vectors.numel() / width, group = many(width);
   Tensor result = at::empty(vectors.sizes(), gain.options().dtype(type)), inverse = at::empty({n}, gain.options());
   const auto in = Vectors::contiguous(vectors);
   const Vectors out(result);
-  const float* g = floats(gain);
+  const float *g = floats(gain), eps = epsilon;
   float* scales = filled(inverse);
-  at::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
-    std::vector<float> buffer(width), normed(width);
-    for (int64_t i = first; i < last; i++) {
-      const float* v = in.load(i * width, width, buffer.data());
-      const float scale = 1 / std::sqrt(inner(v, v, width) / width + static_cast<float>(epsilon));
-      scales[i] = scale;
-      for (int64_t d = 0; d < width; d++) normed[d] = v[d] * scale * g[d];
-      out.store(i * width, width, normed.data());
+  at::parallel_for(0, (n + group - 1) / group, 1, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(group * width), normed(group * width);
+    for (int64_t start = first * group; start < std::min(last * group, n); start += group) {
+      const int64_t count = std::min(group, n - start);
+      const float* v = in.load(start * width, count * width, buffer.data());
+      for (int64_t i = 0; i < count; i++) {
+        const float* one = v + i * width;
+        const float scale = 1 / std::sqrt(inner(one, one, width) / width + eps);
+        scales[start + i] = scale;
+#pragma omp simd
+        for (int64_t d = 0; d < width; d++) normed[i * width + d] = one[d] * scale * g[d];
+      }
+      out.store(start * width, count * width, normed.data());
     }
   });
   return {result, inverse};
@@ -602,8 +610,8 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, d
 // Gradients of rms_norm with respect to vectors, in their type, and gain.
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tensor& vectors, const Tensor& gain,
                                              const Tensor& inverse) {
-  const int64_t width = gain.size(0), n = vectors.numel() / width;
-  constexpr int64_t block = 256;  // sums of gain's gradient are made by block, so that threads do not change them
+  const int64_t width = gain.size(0), n = vectors.numel() / width, group = many(width);
+  const int64_t block = std::max<int64_t>(256, group);  // sums of gain's gradient are made by block, so that threads do not change them
   const int64_t blocks = (n + block - 1) / block;
   Tensor to_vectors = at::empty_like(vectors), partial = at::zeros({blocks, width}, gain.options());
   const auto in = Vectors::contiguous(vectors), given = Vectors::contiguous(gradient);
@@ -611,19 +619,28 @@ std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tenso
   const float *g = floats(gain), *scales = floats(inverse);
   float* sums = filled(partial);
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    std::vector<float> v_buffer(width), d_buffer(width), result(width);
-    for (int64_t i = first * block; i < std::min(last * block, n); i++) {
-      const float* v = in.load(i * width, width, v_buffer.data());
-      const float* y = given.load(i * width, width, d_buffer.data());
-      float* __restrict__ sum = sums + i / block * width;
-      const float scale = scales[i];
-      for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d];
-      const float pull = inner(result.data(), v, width) * scale * scale / width;
-      for (int64_t d = 0; d < width; d++) {
-        sum[d] += y[d] * v[d] * scale;
-        result[d] = (result[d] - v[d] * pull) * scale;
+    std::vector<float> v_buffer(group * width), d_buffer(group * width), results(group * width);
+    for (int64_t b = first; b < last; b++) {
+      float* __restrict__ sum = sums + b * width;
+      const int64_t stop = std::min((b + 1) * block, n);
+      for (int64_t start = b * block; start < stop; start += group) {
+        const int64_t count = std::min(group, stop - start);
+        const float* v = in.load(start * width, count * width, v_buffer.data());
+        const float* y = given.load(start * width, count * width, d_buffer.data());
+        for (int64_t i = 0; i < count; i++, v += width, y += width) {
+          float* __restrict__ result = results.data() + i * width;
+          const float scale = scales[start + i];
+#pragma omp simd
+          for (int64_t d = 0; d < width; d++) result[d] = y[d] * g[d];
+          const float pull = inner(result, v, width) * scale * scale / width;
+#pragma omp simd
+          for (int64_t d = 0; d < width; d++) {
+            sum[d] += y[d] * v[d] * scale;
+            result[d] = (result[d] - v[d] * pull) * scale;
+          }
+        }
+        out.store(start * width, count * width, results.data());
       }
-      out.store(i * width, width, result.data());
     }
   });
   return {to_vectors, partial.sum(0)};
@@ -709,14 +726,16 @@ void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
 //
 // The sum of the i-th best of one half and the j-th best of the other is beaten by i * j - 1 others, so few of them can be
 // among the k + 1 best. Ties go to the better first half, and within a half to the lower number. halves
-// [token, head, 2, side] may have any strides but the last, which is 1.
-std::tuple<Tensor, Tensor> product_top(const Tensor& halves, int64_t selected) {
+// [token, head, 2, side] may have any strides but the last, which is 1; bias [head, 2, side] is added to them.
+std::tuple<Tensor, Tensor> product_top(const Tensor& halves, const std::optional<Tensor>& bias, int64_t selected) {
   const int64_t tokens = halves.size(0), heads = halves.size(1), side = halves.size(3);
   TORCH_CHECK(halves.stride(3) == 1, "the last axis must be contiguous");
   const int64_t n = std::min(selected + 1, side), wanted = std::min(selected + 1, n * n);
   Tensor indices = at::empty({tokens, heads, selected}, halves.options().dtype(at::kLong));
   Tensor margins = at::empty({tokens, heads}, halves.options().dtype(at::kFloat));
   const Vectors in(halves);
+  const Tensor none = at::zeros({bias ? 0 : side}, halves.options().dtype(at::kFloat));
+  const float* added = floats(bias ? *bias : none);
   int64_t* chosen = indices.data_ptr<int64_t>();
   float* margin = filled(margins);
   std::vector<std::pair<int32_t, int32_t>> pairs;
@@ -733,10 +752,13 @@ std::tuple<Tensor, Tensor> product_top(const Tensor& halves, int64_t selected) {
         for (int64_t p = 0; p < 2; p++) {
           const int64_t start = t * halves.stride(0) + h * halves.stride(1) + p * halves.stride(2);
           const float* raw = in.load(start, side, buffer.data());
+          const float* more = bias ? added + (h * 2 + p) * side : added;
           // NaN, of a model that diverged, would defy any order.
 #pragma omp simd
-          for (int64_t i = 0; i < side; i++)
-            clean[i] = raw[i] == raw[i] ? raw[i] : -std::numeric_limits<float>::infinity();
+          for (int64_t i = 0; i < side; i++) {
+            const float score = raw[i] + more[i];
+            clean[i] = score == score ? score : -std::numeric_limits<float>::infinity();
+          }
           (n <= 24 ? collect<32> : collect<64>)(clean, side, n, found);
           found.best(n, (p == 0 ? rows : columns).data());
         }
@@ -781,7 +803,7 @@ TORCH_LIBRARY(memscope, library) {
       "value_column, int slices, Tensor rows, Tensor(a!)? table_gradient, Tensor(b!)? touched) -> (Tensor, Tensor)");
   library.def("gated_gelu(Tensor logits, Tensor scores) -> Tensor");
   library.def("gated_gelu_backward(Tensor gradient, Tensor logits, Tensor scores) -> (Tensor, Tensor)");
-  library.def("product_top(Tensor halves, int selected) -> (Tensor, Tensor)");
+  library.def("product_top(Tensor halves, Tensor? bias, int selected) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(memscope, CPU, library) {

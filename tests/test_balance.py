@@ -34,11 +34,11 @@ def loss_and_gradients(model: MemoryTransformer) -> tuple[Tensor, dict[str, Tens
 def test_noise_and_dropout_change_what_selection_sees_in_training_only() -> None:
     scores = torch.randn(2, 5, 3, 40)
     balance = Balance((3, 40), MemoryConfig(score_noise=0.5, score_dropout=0.25))
-    seen = balance.train().searched(scores)
+    seen = balance.train().disturbed(scores)
     dropped = seen.isinf()
     assert 0.15 < float(dropped.float().mean()) < 0.35
     assert float((seen - scores)[~dropped].std()) == pytest.approx(0.5, abs=0.06)
-    assert torch.equal(balance.eval().searched(scores), scores)
+    assert torch.equal(balance.eval().disturbed(scores), scores)
 
 
 def test_losses_are_those_of_switch_and_st_moe() -> None:

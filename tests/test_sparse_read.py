@@ -76,11 +76,13 @@ def test_gathered_columns_are_those_of_the_rows() -> None:
 
 @pytest.mark.parametrize(("side", "selected"), [(16, 4), (256, 32), (256, 1), (3, 8), (3, 9), (17, 17), (1024, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_product_search_finds_the_best_of_all_sums(side: int, selected: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_product_search_finds_the_best_of_all_sums(side: int, selected: int, dtype: torch.dtype, biased: bool) -> None:
     generator = torch.Generator().manual_seed(side + selected)
     halves = torch.randn(2, 5, 3, 2, side, generator=generator).to(dtype)  # bfloat16: many ties
-    indices, margin = native().product_top(halves.flatten(0, 1), selected)
-    halves = halves.flatten(0, 1)
+    bias = torch.randn(3, 2, side, generator=generator) if biased else None
+    indices, margin = native().product_top(halves.flatten(0, 1), bias, selected)
+    halves = halves.flatten(0, 1) + (0 if bias is None else bias)
     sums = (halves.float()[..., 0, :, None] + halves.float()[..., 1, None, :]).flatten(-2)
     best = sums.topk(min(selected + 1, side * side)).values
     assert torch.equal(sums.gather(-1, indices), best[..., :selected])
@@ -92,13 +94,13 @@ def test_product_search_finds_the_best_of_all_sums(side: int, selected: int, dty
 
 
 def test_product_search_gives_ties_to_the_lower_number() -> None:
-    indices, margin = native().product_top(torch.zeros(1, 1, 2, 40), 3)
+    indices, margin = native().product_top(torch.zeros(1, 1, 2, 40), None, 3)
     assert indices.flatten().tolist() == [0, 1, 2]
     assert float(margin) == 0
 
 
 def test_product_search_of_a_diverged_model_names_entries_that_exist() -> None:
-    indices, _ = native().product_top(torch.full((2, 1, 2, 40), torch.nan), 5)
+    indices, _ = native().product_top(torch.full((2, 1, 2, 40), torch.nan), None, 5)
     assert ((indices >= 0) & (indices < 1600)).all()
 
 
