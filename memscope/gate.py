@@ -3,19 +3,20 @@
 ``MemoryGate.select`` gives K = H * k entries a token, their gate scores and the margin by which the selection held.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from memscope.balance import Balance
 from memscope.config import MemoryConfig
 from memscope.fused import RMSNorm
 from memscope.native import native_for
-from memscope.sparse_read import OpenTable, TableSlots
 
 
 class Selection(NamedTuple):
@@ -103,17 +104,19 @@ class MemoryGate(nn.Module):
         indices, margin = self._search_product(self.balance.disturbed(scores))
         chosen = torch.stack([indices // side, indices % side], -2)  # row and column, [b, t, h, 2, k]
         self.balance.observe(scores.flatten(0, 1), chosen.flatten(0, 1))
-        return indices, self._score_halves(halves, chosen).sum(-2), margin
+        return indices, self._score_chosen(halves, indices, chosen), margin
 
-    def _score_halves(self, halves: Tensor, chosen: Tensor) -> Tensor:
-        """Scores of chosen half keys, with gradient, ``[batch, pos, head, 2, k]``."""
-        heads, two, side, width = self.keys.shape
+    def _score_chosen(self, halves: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
+        """Scores of chosen entries, with gradient, ``[batch, pos, head, k]``."""
+        heads, two, side, _ = self.keys.shape
+        compiled = native_for(halves)
+        if compiled is not None:
+            flat = halves.flatten(0, 1).contiguous(), self.keys, indices.flatten(0, 1)
+            scores: Tensor = _ProductScores.apply(*flat, compiled)  # type: ignore[no-untyped-call]
+            return scores.view_as(indices)
         first = torch.arange(heads * two, device=chosen.device).view(heads, two, 1) * side
-        rows = chosen + first
-        if native_for(halves) is None:
-            return torch.einsum("bthpq,bthpkq->bthpk", halves, F.embedding(rows, self.keys.flatten(0, 2)))
-        slots = TableSlots(OpenTable(self.keys.view(-1, 1, width)), rows.flatten(1, 3))
-        return slots.dot(halves.flatten(1, 3).unsqueeze(2)).view_as(chosen)
+        keys = F.embedding(chosen + first, self.keys.flatten(0, 2))
+        return torch.einsum("bthpq,bthpkq->bthpk", halves, keys).sum(-2)
 
     @torch.no_grad()
     def _search_product(self, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,6 +144,20 @@ class MemoryGate(nn.Module):
         if best.shape[-1] <= self.num_selected:
             return torch.full_like(best[..., 0], torch.nan).detach()
         return (best[..., self.num_selected - 1] - best[..., self.num_selected]).detach()
+
+
+class _ProductScores(Function):
+    @staticmethod
+    def forward(ctx: Any, halves: Tensor, keys: Tensor, indices: Tensor, compiled: Any) -> Tensor:
+        ctx.compiled = compiled
+        ctx.save_for_backward(halves, keys, indices)
+        return compiled.product_scores(halves, keys, indices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        to_halves, to_keys = ctx.compiled.product_scores_backward(gradient.contiguous(), *ctx.saved_tensors)
+        return to_halves, to_keys, None, None
 
 
 def gate_keys(config: MemoryConfig) -> nn.Parameter:

@@ -686,7 +686,8 @@ struct Candidates {
     }
     const int64_t padded = (count + BLOCK - 1) / BLOCK * BLOCK;
     std::fill(keys.begin() + count, keys.begin() + padded, std::numeric_limits<int64_t>::min());
-    int64_t rank[MOST] = {};
+    int64_t rank[MOST];
+    std::fill(rank, rank + padded, 0);
     for (int64_t j = 0; j < count; j++) {
       const int64_t one = keys[j];
 #pragma omp simd
@@ -718,8 +719,19 @@ void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
     reach[count] = l;
     count += top[l] >= bound;
   }
-  for (int64_t g = 0; g < count; g++)
-    for (int64_t i = reach[g]; i < side; i += GROUPS) found.add(key(scores[i], i), scores[i] >= bound);
+  for (int64_t first = 0; first < side; first += 32 * GROUPS) {  // a bit for each score of a group that is high enough
+    const int64_t rounds = std::min<int64_t>(32, (side - first) / GROUPS);
+    uint32_t high[GROUPS] = {};
+    for (int64_t r = 0; r < rounds; r++)
+#pragma omp simd
+      for (int64_t l = 0; l < GROUPS; l++)
+        high[l] |= static_cast<uint32_t>(scores[first + r * GROUPS + l] >= bound ? 1 : 0) << r;
+    for (int64_t g = 0; g < count; g++)
+      for (uint32_t bits = high[reach[g]]; bits; bits &= bits - 1) {
+        const int64_t i = first + __builtin_ctz(bits) * GROUPS + reach[g];
+        found.add(key(scores[i], i));
+      }
+  }
 }
 
 // The best sums of one score of each half, exactly, and the margin of the last above the next (NaN if there is none).
@@ -779,6 +791,83 @@ std::tuple<Tensor, Tensor> product_top(const Tensor& halves, const std::optional
   return {indices, margins};
 }
 
+// What both directions of product_scores see: halves [token, head, 2, width], keys [head, 2, side, width], indices
+// [token, head, k] of entries, whose half keys are the row and the column of their square.
+struct ChosenKeys {
+  Vectors halves;
+  const float* keys;
+  const int64_t* index;
+  int64_t tokens, heads, side, width, selected;
+
+  ChosenKeys(const Tensor& halves, const Tensor& keys, const Tensor& indices)
+      : halves(Vectors::contiguous(halves)),
+        keys(floats(keys)),
+        index(numbers(indices)),
+        tokens(indices.size(0)),
+        heads(indices.size(1)),
+        side(keys.size(2)),
+        width(keys.size(3)),
+        selected(indices.size(2)) {}
+
+  // Number of the half key of entry i, among those of its head and half.
+  int64_t row(int64_t i, int64_t half) const { return half == 0 ? index[i] / side : index[i] % side; }
+};
+
+// scores[t, h, i] = sum over both halves of halves[t, h, p] . the half key of entry indices[t, h, i]
+Tensor product_scores(const Tensor& halves, const Tensor& keys, const Tensor& indices) {
+  const ChosenKeys chosen(halves, keys, indices);
+  Tensor result = at::empty(indices.sizes(), keys.options());
+  float* out = filled(result);
+  const int64_t width = chosen.width, square = chosen.side * width, n = chosen.tokens * chosen.heads;
+  at::parallel_for(0, n, 64, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(2 * width);
+    for (int64_t one = first; one < last; one++) {
+      const float* query = chosen.halves.load(one * 2 * width, 2 * width, buffer.data());
+      const float* table = chosen.keys + one % chosen.heads * 2 * square;
+      for (int64_t i = one * chosen.selected; i < (one + 1) * chosen.selected; i++)
+        out[i] = inner(query, table + chosen.row(i, 0) * width, width) +
+                 inner(query + width, table + square + chosen.row(i, 1) * width, width);
+    }
+  });
+  return result;
+}
+
+// Gradients of product_scores with respect to halves and keys. A thread has the keys of some heads and halves to itself.
+std::tuple<Tensor, Tensor> product_scores_backward(const Tensor& gradient, const Tensor& halves, const Tensor& keys,
+                                                   const Tensor& indices) {
+  const ChosenKeys chosen(halves, keys, indices);
+  Tensor to_halves = at::empty_like(halves), to_keys = at::zeros_like(keys);
+  const Vectors out(to_halves);
+  const float* given = floats(gradient);
+  float* sums = filled(to_keys);
+  const int64_t width = chosen.width, square = chosen.side * width;
+  at::parallel_for(0, 2 * chosen.heads, 1, [&](int64_t first, int64_t last) {
+    std::vector<float> buffer(width), sum(width);
+    for (int64_t part = first; part < last; part++) {
+      const float* table = chosen.keys + part * square;
+      float* to = sums + part * square;
+      for (int64_t t = 0; t < chosen.tokens; t++) {
+        const int64_t place = (t * 2 * chosen.heads + part) * width;
+        const float* query = chosen.halves.load(place, width, buffer.data());
+        std::fill(sum.begin(), sum.end(), 0);
+        const int64_t start = (t * chosen.heads + part / 2) * chosen.selected;
+        for (int64_t i = start; i < start + chosen.selected; i++) {
+          const int64_t row = chosen.row(i, part % 2) * width;
+          float *__restrict__ all = sum.data(), *__restrict__ own = to + row;
+          const float *seen = table + row, g = given[i];
+#pragma omp simd
+          for (int64_t d = 0; d < width; d++) {
+            all[d] += g * seen[d];
+            own[d] += g * query[d];
+          }
+        }
+        out.store(place, width, sum.data());
+      }
+    }
+  });
+  return {to_halves, to_keys};
+}
+
 }  // namespace
 
 TORCH_LIBRARY(memscope, library) {
@@ -804,6 +893,9 @@ TORCH_LIBRARY(memscope, library) {
   library.def("gated_gelu(Tensor logits, Tensor scores) -> Tensor");
   library.def("gated_gelu_backward(Tensor gradient, Tensor logits, Tensor scores) -> (Tensor, Tensor)");
   library.def("product_top(Tensor halves, Tensor? bias, int selected) -> (Tensor, Tensor)");
+  library.def("product_scores(Tensor halves, Tensor keys, Tensor indices) -> Tensor");
+  library.def(
+      "product_scores_backward(Tensor gradient, Tensor halves, Tensor keys, Tensor indices) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(memscope, CPU, library) {
@@ -819,4 +911,6 @@ TORCH_LIBRARY_IMPL(memscope, CPU, library) {
   library.impl("gated_gelu", &gated_gelu);
   library.impl("gated_gelu_backward", &gated_gelu_backward);
   library.impl("product_top", &product_top);
+  library.impl("product_scores", &product_scores);
+  library.impl("product_scores_backward", &product_scores_backward);
 }
