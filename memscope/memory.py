@@ -23,6 +23,7 @@ from memscope.config import MemoryConfig
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.native import native_for
+from memscope.runtime import in_huge_pages
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 
@@ -43,7 +44,7 @@ class MemoryBank(nn.Module):
         super().__init__()
         self.sparse = sparse
         self._sum: SparseSum | None = None
-        self.entries = nn.Parameter(torch.empty(knowledge_num, knowledge_length, knowledge_dim))
+        self.entries = nn.Parameter(in_huge_pages(torch.empty(knowledge_num, knowledge_length, knowledge_dim)))
         nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
         if frozen:
             self.entries.register_hook(lambda gradient: _without_rows(gradient, frozen))

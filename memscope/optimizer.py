@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
 from memscope.native import native_for
+from memscope.runtime import in_huge_pages
 
 
 class LazyAdamW(torch.optim.AdamW):
@@ -35,7 +36,8 @@ class LazyAdamW(torch.optim.AdamW):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = in_huge_pages(torch.empty_like(parameter)).zero_()
         state["step"] += 1
         step, (beta1, beta2) = float(state["step"]), group["betas"]
         rows, values = gradient.indices()[0], gradient.values().flatten(1)

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from memscope.fused import autocast_dtype, gated_gelu
 from memscope.native import native
+from memscope.runtime import in_huge_pages
 
 
 class Slots(ABC):
@@ -139,7 +140,8 @@ class SparseSum:
     """Zeros of the shape of a table, kept from step to step, in which the gradients of rows are summed."""
 
     def __init__(self, parameter: Float[Tensor, "entry slot width"]):
-        self.rows = torch.zeros_like(parameter, memory_format=torch.contiguous_format).detach().flatten(0, 1)
+        empty = torch.empty_like(parameter, memory_format=torch.contiguous_format).detach()
+        self.rows = in_huge_pages(empty).zero_().flatten(0, 1)
         self.touched = torch.zeros(len(parameter), dtype=torch.bool)
 
     def take(self, shape: torch.Size) -> Tensor:
