@@ -34,14 +34,17 @@ def product_key_memory(dim: int, side: int) -> nn.Module:
 
 
 def peer(dim: int, side: int) -> nn.Module:
-    """He's layer: an entry is one hidden unit, its key as wide as the residual stream and so its value."""
+    """He's layer: an entry is one hidden unit, its key as wide as the residual stream and so its value.
+
+    With a softmax over the selected: ``non_competing_scores`` would select one entry a head, whatever is asked for.
+    """
     layer: nn.Module = PEER(
         dim,
         heads=HEADS,
         num_experts=side**2,
         num_experts_per_head=SELECTED,
         dim_key=KEY // 2,
-        non_competing_scores=True,
+        non_competing_scores=False,
         activation=nn.GELU,
     )
     return layer
@@ -88,9 +91,10 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     dim, side = arguments.dim, arguments.side
+    as_peer = {"score_fn": "softmax", "read_fn": "gelu", "slot_use": "halves"}
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {
         "product-key-memory": (product_key_memory(dim, side), OurLayer(dim, side, dim, read_fn="none")),
-        "PEER-pytorch": (peer(dim, side), OurLayer(dim, side, 2 * dim, read_fn="gelu", slot_use="halves")),
+        "PEER-pytorch": (peer(dim, side), OurLayer(dim, side, 2 * dim, **as_peer)),
     }
     for name, (theirs, ours) in pairs.items():
         passes = compare([theirs, ours], arguments, with_optimizer=False)

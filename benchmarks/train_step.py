@@ -6,7 +6,8 @@
 
 All have the same decoder; whole steps (forward, backward, clipping, AdamW) alternate in one process, so that what else
 the machine does falls on all. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
-``--rss`` the peak memory of each model trained in a process of its own.
+``--rss`` the peak memory of each model trained in a process of its own. In bfloat16; product-key-memory's layer, which
+refuses it, in float32.
 """
 
 import argparse
@@ -30,19 +31,27 @@ BASELINE, PEERS = "FFN", ("product-key-memory", "PEER-pytorch")
 
 
 class PeerMemory(nn.Module):
-    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank."""
+    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank.
+
+    product-key-memory runs in float32: under autocast its ``embedding_bag`` is given two types and refuses.
+    """
 
     def __init__(self, name: str, config: Config):
         super().__init__()
         from peers import peer, product_key_memory
 
-        make = product_key_memory if name == PEERS[0] else peer
+        self.half = name != PEERS[0]
+        make = peer if self.half else product_key_memory
         self.layer = make(config.model.dim, round(config.memory.knowledge_num**0.5))
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: object) -> Float[Tensor, "batch pos dim"]:
         """What the layer adds."""
-        out: Tensor = self.layer(x)
-        return out
+        if self.half:
+            half: Tensor = self.layer(x)
+            return half
+        with autocast(x.device, "float32"):
+            full: Tensor = self.layer(x.float())
+        return full
 
 
 class NoBank(nn.Module):
@@ -81,7 +90,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the memory models")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change all models")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE,...", help="one more model")
     parser.add_argument("--peers", action="store_true", help="also decoders of the released peers' layers")
     parser.add_argument("--rss", action="store_true", help="also peak memory, each model in its own process")
@@ -90,7 +99,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     keep_freed_memory()
-    settings: dict[str, list[str]] = {BASELINE: ["block=ffn"], "memory": arguments.set}
+    settings: dict[str, list[str]] = {BASELINE: [*arguments.set, "block=ffn"], "memory": arguments.set}
     for variant in arguments.variant:
         name, _, changes = variant.partition(":")
         settings[name] = [*arguments.set, *changes.split(",")]

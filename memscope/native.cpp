@@ -1,7 +1,7 @@
 // The loops of training a memory on a CPU: nothing of the size [token, slot, width] is ever built.
 //
 // Tensors are contiguous unless said; "vectors" are float32 or bfloat16, everything else is float32 or int64. Work is
-// split over PyTorch's own threads. native.py loads this, sparse_read.py and norm.py are its callers.
+// split over PyTorch's own threads. native.py loads this; fused.py, gate.py, optimizer.py and sparse_read.py call it.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -611,7 +611,7 @@ std::tuple<Tensor, Tensor> rms_norm(const Tensor& vectors, const Tensor& gain, d
 std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& gradient, const Tensor& vectors, const Tensor& gain,
                                              const Tensor& inverse) {
   const int64_t width = gain.size(0), n = vectors.numel() / width, group = many(width);
-  const int64_t block = std::max<int64_t>(256, group);  // sums of gain's gradient are made by block, so that threads do not change them
+  const int64_t block = std::max<int64_t>(256, group);  // gain's gradient is summed by block: threads do not change it
   const int64_t blocks = (n + block - 1) / block;
   Tensor to_vectors = at::empty_like(vectors), partial = at::zeros({blocks, width}, gain.options());
   const auto in = Vectors::contiguous(vectors), given = Vectors::contiguous(gradient);
