@@ -40,13 +40,13 @@ class PeerMemory(nn.Module):
         super().__init__()
         from peers import peer, product_key_memory
 
-        self.half = name != PEERS[0]
-        make = peer if self.half else product_key_memory
+        self.in_float32 = name == PEERS[0]
+        make = product_key_memory if self.in_float32 else peer
         self.layer = make(config.model.dim, round(config.memory.knowledge_num**0.5))
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: object) -> Float[Tensor, "batch pos dim"]:
         """What the layer adds."""
-        if self.half:
+        if not self.in_float32:
             half: Tensor = self.layer(x)
             return half
         with autocast(x.device, "float32"):

@@ -21,7 +21,7 @@ def results(slots: Slots, inputs: list[Tensor], value_column: int, slices: int, 
 
 @pytest.mark.parametrize(
     ("width", "heads", "slices", "slots", "value_column"),
-    [(128, 4, 1, 32, 0), (16, 32, 8, 32, 0), (16, 8, 4, 19, 64), (5, 6, 2, 7, 10), (1, 1, 1, 1, 0)],
+    [(128, 4, 1, 32, 0), (16, 32, 8, 32, 0), (16, 8, 4, 19, 64), (20, 24, 4, 37, 0), (5, 6, 2, 7, 10), (1, 1, 1, 1, 0)],
 )
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("sparse", [False, True])

@@ -15,6 +15,7 @@ from memscope.gate import MemoryGate
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import OFF, native
 from memscope.optimizer import make_optimizer
+from memscope.runtime import in_huge_pages
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 
@@ -97,6 +98,52 @@ def test_the_gated_gelu_is_that_of_pytorch(slots: int, monkeypatch: pytest.Monke
     expected = torch.autograd.grad((plain * weight).sum(), (logits, scores))
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gated_gelu_is_right_far_from_zero() -> None:
+    logits = torch.tensor([-1e30, -100.0, -13.2, -13.0, -5.0, -0.0, 0.0, 1e-30, 5.0, 13.0, 100.0, 1e30, torch.nan])
+    exact = torch.nn.functional.gelu(logits.double().requires_grad_())
+    x = logits.clone().requires_grad_()
+    found = gated_gelu(x.view(1, 1, 1, -1), torch.ones(1, 1, len(logits))).flatten()
+    torch.testing.assert_close(found.double(), exact, atol=5e-6, rtol=1e-6, equal_nan=True)
+    slope = torch.autograd.grad(found.sum(), x)[0]
+    wide = logits.double().requires_grad_()
+    expected = torch.autograd.grad(torch.nn.functional.gelu(wide).sum(), wide)[0]
+    torch.testing.assert_close(slope.double(), expected, atol=5e-6, rtol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize(("heads", "side", "width", "selected"), [(4, 8, 32, 8), (3, 5, 7, 4), (1, 2, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_chosen_half_keys_score_as_in_pytorch(
+    heads: int, side: int, width: int, selected: int, dtype: torch.dtype, threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    halves = torch.randn(70, heads, 2, width, generator=generator).to(dtype).requires_grad_()
+    keys = torch.randn(heads, 2, side, width, generator=generator, requires_grad=True)
+    indices = torch.randint(side**2, (70, heads, selected), generator=generator)
+    weight = torch.randn(70, heads, selected, generator=generator)
+    chosen = torch.stack([indices // side, indices % side], 2)  # [token, head, half, k]
+    head, half = torch.arange(heads)[:, None, None], torch.arange(2)[:, None]
+    plain = torch.einsum("thpq,thpkq->thk", halves.float(), keys[head, half, chosen])
+    expected = torch.autograd.grad((plain * weight).sum(), (halves, keys))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = native().product_scores(halves.detach(), keys.detach(), indices)
+        gradients = native().product_scores_backward(weight, halves.detach(), keys.detach(), indices)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-5)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-2 if ours.dtype == torch.bfloat16 else 1e-4, rtol=1e-2)
+
+
+def test_a_tensor_in_huge_pages_is_the_same_tensor() -> None:
+    for shape in [(0,), (3,), (1 << 20,)]:
+        tensor = torch.empty(shape)
+        assert in_huge_pages(tensor) is tensor
+        assert float(tensor.fill_(2).sum()) == 2 * tensor.numel()
 
 
 @pytest.mark.parametrize("selected", [1, 8, 32])
