@@ -93,14 +93,15 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
         select = partial(_select, run, layer)
         directions = count_directions(found)
         for variant in VARIANTS:
-            metrics = select_kl(vary(found, variant), select, recording.info.knowledge_num)
+            metrics = select_kl(vary(found, variant), select, recording.info.group_size)
             rows.append({"layer": layer, "variant": variant, **metrics, "directions": directions})
     table = pd.DataFrame(rows)
     return table.assign(beyond_even=table["kl"] - table["even_kl"])
 
 
 def _select(run: LoadedRun, layer: int, queries: Tensor) -> Tensor:
-    return run.model.memory_layer(layer).gate.select(queries[None]).indices
+    gate = run.model.memory_layer(layer).gate
+    return gate.select(queries[None]).indices - gate.first
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -142,7 +143,7 @@ def main() -> None:
     by_share, by_rank = (int(preferences[name].sum()) for name in ("significant", "rank_significant"))
     print(
         f"  the recording: half of a layer's selections on {span(layers['top50'].tolist(), ',')} of "
-        f"{recording.info.knowledge_num:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
+        f"{recording.info.group_size:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
         f"sentences by share and by rank; {span(beyond_chance, '.2f')} nats of information about the input token"
     )
     save(arguments.out, "gate_selection_bias", table, draw(table))

@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     recording = Recording(arguments.recording)
-    counts, layers = recording.usage(), recording.info.layers
+    counts, layers = recording.reachable_usage(), recording.info.layers
     table = pd.DataFrame([{"layer": layer, **split_kl(counts[axis])} for axis, layer in enumerate(layers)])
     table["half_key_share"] = (table["rows"] + table["columns"]) / table["kl"]
     make_folder(arguments.out)

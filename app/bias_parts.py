@@ -50,7 +50,7 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
     )
     st.caption(
         f"The 20 entries with most of layer {layer}'s usage, by {name}; even selection would give each "
-        f"{1 / recording.info.knowledge_num:.4%}. Select a row to open its entry. {d}"
+        f"{1 / recording.info.group_size:.4%}. Select a row to open its entry. {d}"
     )
     with st.container(horizontal=True):
         state.download("These as CSV", lambda: most, f"most-used-layer-{layer}")
@@ -192,7 +192,7 @@ def overlap(recording: Recording, d: str) -> None:
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
         alt="Rank correlation of usage between layers",
     )
-    st.caption(f"Spearman correlation of usage over all entries, 0 when unrelated. {d}")
+    st.caption(f"Spearman correlation of usage over the entries that both can select, 0 when unrelated. {d}")
 
 
 def report(recording: Recording) -> None:

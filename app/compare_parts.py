@@ -99,8 +99,8 @@ def metric_table(a: Recording, b: Recording) -> None:
 def likeness(a: Recording, b: Recording, name: str) -> None:
     """How alike both use the bank; measured on request."""
     st.subheader("How alike is usage?")
-    if a.info.knowledge_num != b.info.knowledge_num or a.info.layers != b.info.layers:
-        st.info("Only banks of one size with memory in the same layers can be compared entry by entry.")
+    if any(getattr(a.info, key) != getattr(b.info, key) for key in ("knowledge_num", "bank_groups", "layers")):
+        st.info("Only banks of one size, split alike, with memory in the same layers can be compared entry by entry.")
         return
     kept = st.session_state.setdefault("_likeness", {})
     key = (*st.session_state["_open"], name, b.info.fingerprint)

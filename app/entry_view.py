@@ -32,7 +32,11 @@ def header(recording: Recording, card: EntryCard) -> None:
         _metric(
             "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
         )
-        _metric("Layers that select it", f"{int((card.usage['count'] > 0).sum())} of {len(info.layers)}", status)
+        _metric(
+            "Layers that select it",
+            f"{int((card.usage['count'] > 0).sum())} of {len(info.layers) // info.bank_groups}",
+            status,
+        )
         _metric(
             "Read per selection", f"{read / max(1, total):.3g}", f"{read:,.0f} in all", "Sum of absolute read weights."
         )
@@ -110,7 +114,7 @@ def usage(recording: Recording, card: EntryCard) -> None:
     """Usage by layer and the histogram of gate scores."""
     info = recording.info
     d = info.rows * info.selected
-    even = d / info.knowledge_num
+    even = d / info.group_size
     left, right = st.columns(2, gap="medium")
     with left:
         state.show_figure(

@@ -9,6 +9,7 @@ from memscope.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.health import telling_entry
 from memscope.query import Recording
 from memscope.store import INFO
+from memscope.words import shared_by
 
 _OVER_TIME = {
     "coverage": "share of entries used",
@@ -32,7 +33,7 @@ def example(recording: Recording) -> None:
         left.markdown(
             f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
             f"**entries**, vectors that training changes. For every token each of its {len(info.layers)} layers has a "
-            f"**gate** that scores all entries and **selects** {info.selected}; an **attention** then **reads** them, "
+            f"**gate** that scores entries and **selects** {info.selected}; an **attention** then **reads** them, "
             "some more than others, and what it reads goes into the prediction of the next word."
         )
         left.markdown(
@@ -76,7 +77,7 @@ def model_card(recording: Recording) -> None:
         "tokens": f"{info.rows:,}, in windows of {info.window:,}",
         "memory layers": ", ".join(map(str, info.layers)),
         "selections": f"{info.selected} per token and layer, of {info.gate_heads} gate head(s)",
-        "entries": f"{info.knowledge_num:,}, of {info.knowledge_length} slot(s)",
+        "entries": f"{info.knowledge_num:,}, of {info.knowledge_length} slot(s), {shared_by(info)}",
         "read heads": f"{info.read_heads}",
         "precision": f"{info.dtype}; scores keep {info.score_bits} bits of their mantissa",
         "recording took": f"{info.seconds:,.0f} s",

@@ -96,7 +96,7 @@ def study_ablation(
     Raises:
         InputError: an unknown entry or layer, or too few entries left for controls.
     """
-    entries = np.unique(np.asarray(entries, np.int64))
+    entries, groups = np.unique(np.asarray(entries, np.int64)), run.config.memory.bank_groups
     if not len(entries):
         raise InputError("no entry to ablate; name at least one")
     with ablate(run.model, entries, mode, layers=layers):
@@ -104,9 +104,9 @@ def study_ablation(
     chosen = {"ablated": entries}
     for draw in range(controls):
         if control == "usage":
-            chosen[f"control {draw + 1}"] = usage_matched(usage, entries, seed + draw)
+            chosen[f"control {draw + 1}"] = usage_matched(usage, entries, seed + draw, groups=groups)
         else:
-            chosen[f"control {draw + 1}"] = random_entries(usage, len(entries), seed + draw, exclude=entries)
+            chosen[f"control {draw + 1}"] = _random_controls(usage, entries, seed + draw, groups)
     trials = {
         what: Trial(partial(ablate, run.model, taken, mode, layers=layers), taken, layers)
         for what, taken in chosen.items()
@@ -137,6 +137,15 @@ def write_study(study: AblationStudy, folder: Path) -> list[Path]:
         write_table(folder / f"{name}.parquet", pa.Table.from_pandas(frame, preserve_index=False))
     write_json(folder / "ablation.json", study.summary)
     return [folder / "ablation.json", *(folder / f"{name}.parquet" for name in frames)]
+
+
+def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: int) -> np.ndarray:
+    """Other used entries at random, as many of each group of the bank."""
+    size, drawn = len(usage) // groups, []
+    for start in range(0, len(usage), size):
+        own = entries[entries // size == start // size] - start
+        drawn.append(start + random_entries(usage[start : start + size], len(own), seed, exclude=own))
+    return np.concatenate(drawn)
 
 
 def _spread(windows: list[DocumentWindow], tokens: int | None) -> list[DocumentWindow]:

@@ -60,7 +60,7 @@ class LayerCensus(NamedTuple):
     groups: list[dict[str, Any]]
     """The same per document group, without profiles."""
     cells: np.ndarray
-    """Selections per cell and entry, int32 ``[cell, N]``."""
+    """Selections per cell and entry of the bank, int32 ``[cell, N]``."""
     weights: np.ndarray
     """``LayerCounts.weights``."""
 
@@ -102,7 +102,10 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
         "interval_unit": strata.unit,
         "folds": strata.folds,
         "all_layers": evenness(folds.sum(0), weights.sum(0)),
-        "overlap": layer_overlap(np.stack([layer.cells for layer in layers])),
+        "overlap": layer_overlap(
+            np.stack([one.cells[info.entries_of(layer)] for layer, one in zip(info.layers, layers, strict=True)]),
+            info.bank_groups,
+        ),
         "layers": [layer.summary for layer in layers],
         "groups": {
             name: {
@@ -124,7 +127,8 @@ def write_preferences(recording: Path, info: RecordingInfo) -> None:
         here = layer == number
         counts = np.zeros((folds.shape[1], info.knowledge_num), np.int64)
         counts[:, entry[here]] = folds[here].T
-        return layer_preferences(counts, labels, seed=number)
+        own = info.entries_of(number)
+        return layer_preferences(counts[:, own], labels.among(own), seed=number)
 
     tables = dict(zip(info.layers, in_threads(prefer, info.layers), strict=True))
     write_table(recording / "bias.parquet", pa.Table.from_pandas(adjust(tables), preserve_index=False))
@@ -174,7 +178,8 @@ def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: St
     counted = count_layer(recording, info, axis, strata)
     counts, sums, k = counted.counts, counted.sums, info.selected
     cells = np.ascontiguousarray(counts[:, : strata.cells].T)
-    by_fold = cells.reshape(len(strata.groups), strata.folds, -1)
+    own = info.entries_of(info.layers[axis])
+    by_fold, weights = cells[:, own].reshape(len(strata.groups), strata.folds, -1), counted.weights[:, own]
     sums_by_fold = sums[: strata.cells].reshape(len(strata.groups), strata.folds, -1)
     histograms = {
         "read_share_histogram": counted.shares.tolist(),
@@ -184,12 +189,12 @@ def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: St
     reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k) | histograms
     summary = {
         "layer": info.layers[axis],
-        **evenness(by_fold.sum(0), counted.weights.sum(0)),
+        **evenness(by_fold.sum(0), weights.sum(0)),
         "reading": reading,
-        "profiles": _profiles(counts, sums, strata, k),
+        "profiles": _profiles(counts[own], sums, strata, k),
     }
     groups = [
-        {"layer": info.layers[axis], **evenness(by_fold[g], counted.weights[g])}
+        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g])}
         | {"reading": reading_statistics(sums_by_fold[g], k)}
         for g in range(len(strata.groups))
     ]

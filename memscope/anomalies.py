@@ -81,7 +81,7 @@ def _duplicates(recording: Recording) -> pd.DataFrame:
     either = (pairs["a"] + pairs["b"]) * share - pairs["together"]
     effect = pairs["together"] / either
     expected = pairs["a"] * pairs["b"] * share / recording.info.rows
-    looked_at = len(recording.info.layers) * recording.info.knowledge_num**2 / 2
+    looked_at = len(recording.info.layers) * recording.info.group_size**2 / 2
     p = np.minimum(1, poisson.sf(pairs["together"] - 1, expected) * looked_at)
     table = _table("duplicate", pairs["layer"], entry=pairs["entry"], other=pairs["other"], effect=effect, p=p)
     return table[((pairs["together"] >= MIN_COUNT) & (effect >= TOGETHER)).to_numpy()]

@@ -8,8 +8,9 @@ to say later where an entry came from is saved with the run: ``bank_init.parquet
 entry) and ``bank_init.safetensors`` (initial entries, table, projection).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from memscope.tokenizer import Tokenizer
 
 PARQUET = "bank_init.parquet"
 TENSORS = "bank_init.safetensors"
+_T = TypeVar("_T")
 
 
 class BankInit(NamedTuple):
@@ -47,18 +49,30 @@ def orthogonal_projection(dim: int, knowledge_dim: int, seed: int) -> np.ndarray
     return (q if dim >= knowledge_dim else q.T).astype(np.float32)
 
 
-def init_bank(
-    random_entries: np.ndarray, token_ids: list[list[int]], table: np.ndarray, pad: int, seed: int
-) -> BankInit:
-    """Write the sentences given as token ids over the first rows of ``random_entries [N, L, D]``.
+def deal(sentences: Sequence[_T], n_entries: int, groups: int) -> list[_T | None]:
+    """Which sentence each entry starts from: the groups of a bank, side by side, take the next one in turn."""
+    size = n_entries // groups
+    dealt: list[_T | None] = [None] * n_entries
+    for number, sentence in enumerate(sentences):
+        dealt[number % groups * size + number // groups] = sentence
+    return dealt
 
-    Rows past the sentences stay random. Slots are scaled to unit norm, the average norm of a random slot.
+
+def init_bank(
+    random_entries: np.ndarray, token_ids: Sequence[list[int] | None], table: np.ndarray, pad: int, seed: int
+) -> BankInit:
+    """Write sentences, given as token ids per entry, over the rows of ``random_entries [N, L, D]``.
+
+    Entries of none, or past the end of the list, stay random. Slots are scaled to unit norm, the average norm of a
+    random slot.
     """
     n_slots, width = random_entries.shape[1:]
     projection = orthogonal_projection(table.shape[1], width, seed)
     space = table @ projection  # [vocab, D]
     entries = random_entries.copy()
     for entry, ids in enumerate(token_ids):
+        if ids is None:
+            continue
         padded = (ids + [pad] * n_slots)[:n_slots]
         slots = space[ids].mean(0, keepdims=True) if n_slots == 1 else space[padded]
         entries[entry] = slots / np.maximum(np.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
@@ -95,25 +109,29 @@ def encode_sentences(sentences: list[Sentence], tokenizer: Tokenizer, knowledge_
 
 
 def save_bank_init(
-    run: Path, init: BankInit, sentences: list[Sentence], token_ids: list[list[int]], space: str
+    run: Path,
+    init: BankInit,
+    sentences: Sequence[Sentence | None],
+    token_ids: Sequence[list[int] | None],
+    space: str,
 ) -> None:
     """Save ``init`` and the provenance of every entry into a run folder.
 
     Args:
         run: the run folder.
         init: initial entries with their table and projection.
-        sentences: of the first entries; the rest are recorded as random.
+        sentences: per entry; those of none, or past the end of the list, are recorded as random.
         token_ids: ids that went into each entry, parallel to ``sentences``.
         space: name of the embedding table, for readers ("this model at step 0", or a run folder).
     """
     blank = [None] * (len(init.entries) - len(sentences))
     columns = {
         "entry": np.arange(len(init.entries), dtype=np.uint32),
-        "sentence": pa.array([sentence.text for sentence in sentences] + blank, pa.string()),
+        "sentence": pa.array([sentence and sentence.text for sentence in sentences] + blank, pa.string()),
         "token_ids": pa.array([*token_ids, *blank], pa.list_(pa.uint32())),
     }
     for field in Triple._fields:
-        values = [[getattr(triple, field) for triple in sentence.triples] for sentence in sentences]
+        values = [sentence and [getattr(triple, field) for triple in sentence.triples] for sentence in sentences]
         columns[field] = pa.array(values + blank, pa.list_(pa.string()))
     with atomic_path(run / PARQUET) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")

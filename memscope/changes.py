@@ -63,7 +63,8 @@ def find_changes(a: Recording, b: Recording) -> Changes:
     if not different:
         halves = list(zip(*(_halves(recording) for recording in (a, b)), strict=True))
         for number, (layer, *counts) in enumerate(_each_layer(a.info.layers, usage_a, usage_b)):
-            row, table = _compare_layer(layer, counts[0], counts[1], halves[number], bank_a["sentence"])
+            own = slice(None) if layer is None else a.info.entries_of(layer)
+            row, table = _compare_layer(layer, counts[0], counts[1], halves[number], bank_a["sentence"], own)
             layers.append(row)
             switched.append(table)
     return Changes(
@@ -82,6 +83,11 @@ def _check_comparable(a: Recording, b: Recording) -> None:
         raise InputError(
             f"{b.path}: its bank has {other.knowledge_num:,} entries, that of {a.path} has {one.knowledge_num:,}; "
             "usage can only be compared between banks of the same size"
+        )
+    if one.bank_groups != other.bank_groups:
+        raise InputError(
+            f"{b.path}: its bank is split in {other.bank_groups} groups, that of {a.path} in {one.bank_groups}; "
+            "usage can only be compared between layers that can select the same entries"
         )
     if one.layers != other.layers:
         names = [", ".join(map(str, info.layers)) for info in (other, one)]
@@ -117,8 +123,15 @@ def _each_layer(
 
 
 def _compare_layer(
-    layer: int | None, a: np.ndarray, b: np.ndarray, halves: tuple[float | None, ...], sentences: pd.Series
+    layer: int | None,
+    a: np.ndarray,
+    b: np.ndarray,
+    halves: tuple[float | None, ...],
+    sentences: pd.Series,
+    own: slice,
 ) -> tuple[LayerLikeness, pd.DataFrame]:
+    """One row of measures, over the entries ``own`` that the layer can select, and the entries that died or woke."""
+    a, b = a[own], b[own]
     now, sampled, moved = likeness(a, b), sampled_likeness(a, b, SEED), switches(a, b)
     row = LayerLikeness(
         layer=layer,
@@ -145,10 +158,10 @@ def _compare_layer(
         {
             "layer": "all" if layer is None else str(layer),
             "change": ["died"] * len(moved.died) + ["woke"] * len(moved.woke),
-            "entry": entries,
+            "entry": entries + (own.start or 0),
             "selections_a": a[entries],
             "selections_b": b[entries],
-            "sentence": sentences.to_numpy()[entries],
+            "sentence": sentences.to_numpy()[own][entries],
         },
         columns=_SWITCHED,
     )

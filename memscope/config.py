@@ -15,7 +15,15 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from memscope.errors import InputError
-from memscope.sections import BlockKind, DataConfig, MemoryConfig, ModelConfig, Section, TrainConfig
+from memscope.sections import (
+    BlockKind,
+    DataConfig,
+    MemoryConfig,
+    ModelConfig,
+    Section,
+    TrainConfig,
+    reachable_entries,
+)
 
 __all__ = ["BlockKind", "Config", "DataConfig", "MemoryConfig", "ModelConfig", "TrainConfig", "load_config"]
 
@@ -34,7 +42,16 @@ class Config(Section):
             raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
         if self.read_heads % self.memory.read_slices:
             raise ValueError(f"read_slices={self.memory.read_slices} must divide read_heads={self.read_heads}")
+        if len(self.model.memory_layers) % self.memory.bank_groups:
+            raise ValueError(
+                f"bank_groups={self.memory.bank_groups} does not divide the {len(self.model.memory_layers)} memory "
+                "layers; lower it or change n_layers or block"
+            )
         return self
+
+    def entries_of(self, layer: int) -> slice:
+        """The entries that a memory layer can select; all of them unless ``bank_groups`` says otherwise."""
+        return reachable_entries(layer, self.model.memory_layers, self.memory.knowledge_num, self.memory.bank_groups)
 
     @property
     def read_heads(self) -> int:

@@ -120,10 +120,13 @@ def random_entries(
     return np.random.default_rng(seed).choice(candidates, count, replace=False)
 
 
-def usage_matched(usage: np.ndarray, entries: Sequence[int] | np.ndarray, seed: int, pool: int = 20) -> np.ndarray:
+def usage_matched(
+    usage: np.ndarray, entries: Sequence[int] | np.ndarray, seed: int, pool: int = 20, groups: int = 1
+) -> np.ndarray:
     """For every entry another one that is used about as often: a random one of the ``pool`` nearest in usage rank.
 
-    All are different and none is among ``entries``; entries that are used are matched to entries that are used.
+    All are different and none is among ``entries``; entries that are used are matched to entries that are used, and
+    where the bank is split in ``groups``, each to one of its own: others are read in other layers.
     Many entries, or the most used ones, leave no close match: compare ``usage`` of both before believing a contrast.
     """
     rng = np.random.default_rng(seed)
@@ -131,9 +134,11 @@ def usage_matched(usage: np.ndarray, entries: Sequence[int] | np.ndarray, seed: 
     free[entries] = False
     order = rng.permutation(len(usage))  # ties in random order
     order = order[np.argsort(usage[order], kind="stable")]
+    size = len(usage) // groups
     matched = np.empty(len(entries), np.int64)
     for number, entry in enumerate(entries):
-        candidates = order[free[order] & ((usage[order] > 0) | (usage[entry] == 0))]
+        near = order[order // size == entry // size]
+        candidates = near[free[near] & ((usage[near] > 0) | (usage[entry] == 0))]
         if not len(candidates):
             raise InputError("no entry is left for a control of equal usage; choose fewer entries")
         at = int(np.searchsorted(usage[candidates], usage[entry]))

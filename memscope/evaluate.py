@@ -42,7 +42,7 @@ def evaluate(
 ) -> tuple[EvalResult, UsageCounts | None]:
     """Loss over the first ``max_tokens`` of a corpus in document windows, and the usage of the bank on the way.
 
-    Returns no usage for a model without memory layers.
+    Returns no usage for a model without memory layers. Entries that a layer cannot select have none.
     """
     layers, memory = model.cfg.model.memory_layers, model.cfg.memory
     usage = UsageCounts(len(layers), memory.knowledge_num) if layers else None

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from memscope.files import read_json, write_json
 from memscope.parquet import read_parquet, write_table
+from memscope.sections import reachable_entries
 from memscope.usage import UNREAD_SHARE
 
 FACTS, SUMMARY = "facts.parquet", "facts.json"
@@ -48,8 +49,10 @@ class FactAudit:
 class Questions:
     """Which entries every question selects per layer, sorted for look-ups: at the asked token, and at all after bos."""
 
-    def __init__(self, layers: tuple[int, ...], n_questions: int, n_entries: int, entries: list[np.ndarray]):
-        self.layers, self.n_questions, self.n_entries = layers, n_questions, n_entries
+    def __init__(
+        self, layers: tuple[int, ...], n_questions: int, n_entries: int, entries: list[np.ndarray], groups: int = 1
+    ):
+        self.layers, self.n_questions, self.n_entries, self.groups = layers, n_questions, n_entries, groups
         self.entries = entries
         """Per question the entries that state its fact."""
         self.read = np.zeros((n_questions, len(layers)))
@@ -167,13 +170,12 @@ def _hits(questions: Questions, stated: np.ndarray, place: str, source: np.ndarr
 def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     predicate = pd.factorize(table["predicate"].to_numpy()[stated])[0]
-    sizes = table["n_entries"].to_numpy()[stated]
     rows = []
     for place in ("asked", "anywhere"):
         true = _with_any(_hits(questions, stated, place))
         shuffled = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), None)]
         same = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), predicate)]
-        even = _even_recall(questions, stated, place, sizes)
+        even = _even_recall(questions, stated, place)
         for axis, layer in enumerate([*questions.layers, ANY]):
             row = {"layer": layer, "place": place, "facts": len(stated), "recall": float(true[axis].mean())}
             row["even"] = float(even[axis])
@@ -201,13 +203,18 @@ def _shuffles(rng: np.random.Generator, count: int, group: np.ndarray | None) ->
     return shuffles
 
 
-def _even_recall(questions: Questions, stated: np.ndarray, place: str, sizes: np.ndarray) -> np.ndarray:
-    """Recall if every question selected as many entries as it does, drawn evenly; per layer, then for any layer."""
-    missed = []
+def _even_recall(questions: Questions, stated: np.ndarray, place: str) -> np.ndarray:
+    """Recall if every question selected as many entries as it does, drawn evenly; per layer, then for any layer.
+
+    Drawn, that is, from the entries that the layer can select, of which some may state the fact.
+    """
+    missed, size = [], questions.n_entries // questions.groups
     for layer in questions.layers:
+        own = reachable_entries(layer, questions.layers, questions.n_entries, questions.groups)
+        stating = np.array([np.count_nonzero(questions.entries[row] // size == own.start // size) for row in stated])
         keys = getattr(questions, place)[layer]
         n_selected = np.bincount(keys // questions.n_entries, minlength=questions.n_questions)[stated]
-        missed.append((1 - sizes / questions.n_entries) ** n_selected)
+        missed.append((1 - stating / size) ** n_selected)
     return np.array([1 - miss.mean() for miss in [*missed, np.prod(missed, axis=0)]])
 
 

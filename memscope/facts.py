@@ -236,7 +236,8 @@ def _answers(
 def _ask_all(run: LoadedRun, asked: Asked, entries: list[np.ndarray]) -> tuple[Questions, dict[str, Any]]:
     """Selections in every question; and per question the answer's logit, log-probability (nats) and rank from 1."""
     layers = run.config.model.memory_layers
-    questions = Questions(layers, len(asked.questions), run.config.memory.knowledge_num, entries)
+    memory = run.config.memory
+    questions = Questions(layers, len(asked.questions), memory.knowledge_num, entries, memory.bank_groups)
     columns = {name: np.zeros(len(asked.questions)) for name in ("logit", "logprob", "rank")}
     for answer in _answers(run, asked, range(len(asked.questions))):
         for name, values in _judge(answer, asked).items():
@@ -270,14 +271,18 @@ def _judge(answer: _Answer, asked: Asked) -> dict[str, np.ndarray]:
 
 
 def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray) -> np.ndarray:
-    """As many other entries of a question, not stating the fact, nearest in selections there, then in usage."""
+    """As many other entries of a question, not stating the fact, nearest in selections there, then in usage.
+
+    Each is of the same group of entries, and so read by the same layers.
+    """
     entries, counts = questions.selected_with_counts(row)
-    free = ~np.isin(entries, questions.entries[row])
+    free, group = ~np.isin(entries, questions.entries[row]), entries * questions.groups // questions.n_entries
     chosen: list[int] = []
     for entry in own:
         here = counts[entries == entry][0]
         order = np.lexsort((np.abs(np.log1p(usage[entries]) - np.log1p(usage[entry])), np.abs(np.log2(counts / here))))
-        best = next((at for at in order if free[at]), None)
+        own_group = entry * questions.groups // questions.n_entries
+        best = next((at for at in order if free[at] and group[at] == own_group), None)
         if best is None:
             break
         free[best] = False

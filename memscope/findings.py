@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
+from memscope.store import RecordingInfo
 from memscope.words import plural, selections, span
 
 _NAMED = 3
@@ -38,7 +39,7 @@ def find(recording: Recording) -> list[Finding]:
         _preferences(recording.preferences(), selections(recording)),
         _dependence(census["layers"], selections(recording)),
         _certainty(recording),
-        _layers(recording.usage(), info.layers, census["overlap"]),
+        _layers(recording.usage(), info, census["overlap"]),
         _reading(recording.reading_metrics(), info.rows, info.selected),
         _drift(recording.drift_summary(), recording.usage()),
     ]
@@ -55,9 +56,11 @@ def _evenness(layers: pd.DataFrame, everywhere: dict[str, Any]) -> Finding:
         if beyond
         else "Not shown. "
     )
-    short = f"{verdict}Half of a layer's {d:,} selections go to {span(layers['top50'], ',')} of the {n:,} entries."
+    short = f"{verdict}Half of a layer's {d:,} selections go to {span(layers['top50'], ',')} of the {n:,} entries"
+    short += "." if n == everywhere["entries"] else " it can select."
     answer = (
-        f"Over {everywhere['selections']:,} selections in all layers {everywhere['coverage']:.1%} of the {n:,} entries "
+        f"Over {everywhere['selections']:,} selections in all layers {everywhere['coverage']:.1%} of the "
+        f"{everywhere['entries']:,} entries "
         f"were used at least once; even selection would use {everywhere['even_coverage']:.1%}. "
         f"Layer {int(worst['layer'])} is the most uneven: {worst['coverage']:.1%} used over D = {d:,} selections "
         f"(even: {worst['even_coverage']:.1%}), half of its selections go to {int(worst['top50']):,} entries, "
@@ -163,23 +166,30 @@ def _certainty(recording: Recording) -> Finding:
     return Finding(question, short, answer)
 
 
-def _layers(counts: np.ndarray, layers: tuple[int, ...], overlap: dict[str, Any]) -> Finding:
-    question = "Does each layer use the bank differently?"
+def _layers(counts: np.ndarray, info: RecordingInfo, overlap: dict[str, Any]) -> Finding:
+    question, layers = "Does each layer use the bank differently?", info.layers
     if len(layers) == 1:
         return Finding(question, "There is one memory layer.", "Layers cannot be compared.")
+    together = len(layers) // info.bank_groups  # layers that share a group of entries
+    apart = f"The bank is split in {info.bank_groups} groups of {info.group_size:,} entries, "
+    if together == 1:
+        return Finding(question, "By construction: each layer has entries of its own.", f"{apart}one for each layer.")
     used_by = (counts > 0).sum(0)
     used, once = int((used_by > 0).sum()), int((used_by == 1).sum())
     jaccard, chance, divergence = (np.array(overlap[k]) for k in ("jaccard", "even_jaccard", "jensen_shannon"))
-    pairs = [(a, b) for a in range(len(layers)) for b in range(a + 1, len(layers))]
+    pairs = [(a, b) for a in range(len(layers)) for b in range(a + 1, len(layers)) if a // together == b // together]
     low, high = (choose(pairs, key=lambda pair: jaccard[pair]) for choose in (min, max))
+    two = "two layers" if together == len(layers) else "two layers of a group"
     short = (
-        f"{once / max(1, used):.0%} of the {used:,} entries in use are used by one layer only; usage of two layers "
+        f"{once / max(1, used):.0%} of the {used:,} entries in use are used by one layer only; usage of {two} "
         f"lies {span([divergence[pair] for pair in pairs], '.2f')} nats apart (0.69 = no entry in common)."
     )
     answer = (
-        f"{once:,} entries are used by one layer only and {int((used_by == len(layers)).sum()):,} by all "
-        f"{len(layers)}, over D = {int(counts[0].sum()):,} selections a layer. "
+        f"{once:,} entries are used by one layer only and {int((used_by == together).sum()):,} by all "
+        f"{together}, over D = {int(counts[0].sum()):,} selections a layer. "
     )
+    if together < len(layers):
+        answer = f"{apart}one for every {together} layers in order; layers of different groups share none. {answer}"
     if low == high:
         answer += (
             f"Their sets of used entries have a Jaccard index of {jaccard[low]:.3f}; independent sets of these sizes "

@@ -36,16 +36,18 @@ class MemoryGate(nn.Module):
 
     ``full`` scores all N keys. ``product`` splits query and keys in two halves of sqrt(N) keys each; entry
     ``i * sqrt(N) + j`` scores ``q1.k1[i] + q2.k2[j]``, and the best k of the k x k best halves are the best k of
-    all N (Lample et al. 2019, arXiv 1907.05242).
+    all N (Lample et al. 2019, arXiv 1907.05242). Where the bank is split in groups, N and entries are those of one.
 
     Args:
         dim: width of the residual stream.
         config: the memory's.
         keys: the model's, shared by all gates; none makes its own.
+        first: number of the entry that key 0 stands for, the first of the gate's group of entries.
     """
 
-    def __init__(self, dim: int, config: MemoryConfig, keys: nn.Parameter | None = None):
+    def __init__(self, dim: int, config: MemoryConfig, keys: nn.Parameter | None = None, first: int = 0):
         super().__init__()
+        self.first = first
         self.kind = config.gate
         self.num_selected = config.num_selected
         self.score_fn = config.score_fn
@@ -75,7 +77,7 @@ class MemoryGate(nn.Module):
                 scores = raw.float().sigmoid()
             case "relu":
                 scores = raw.float().relu()
-        return Selection(indices.flatten(2), scores.flatten(2), margin)
+        return Selection(indices.flatten(2) + self.first, scores.flatten(2), margin)
 
     def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out
@@ -162,7 +164,7 @@ class _ProductScores(Function):
 
 def gate_keys(config: MemoryConfig) -> nn.Parameter:
     """Fresh keys, N(0, width^-0.5): ``[head, N, query]``, or ``[head, 2, sqrt(N), query / 2]`` of a product gate."""
-    heads, width, n = config.gate_heads, config.key_dim, config.knowledge_num
+    heads, width, n = config.gate_heads, config.key_dim, config.group_size
     shape = (heads, n, width) if config.gate == "full" else (heads, 2, round(n**0.5), width // 2)
     keys = nn.Parameter(torch.empty(shape))
     nn.init.normal_(keys, std=shape[-1] ** -0.5)

@@ -19,7 +19,7 @@ def health(recording: Recording) -> list[Flag]:
     """What a glance should tell: dead entries, concentration, unread selections, silence, drift."""
     info, layers, reading = recording.info, recording.layer_metrics(), recording.reading_metrics()
     d = info.rows * info.selected
-    n = info.knowledge_num
+    n = info.group_size  # entries that a layer can select
     flags = []
     worst = layers.loc[layers["dead"].idxmax()]
     dead, even = worst["dead"] / n, 1 - worst["even_coverage"]
@@ -31,10 +31,11 @@ def health(recording: Recording) -> list[Flag]:
         )
     )
     everywhere = recording.census["all_layers"]["by_count"]
+    unused = everywhere["dead"] / everywhere["entries"]
     flags.append(
         Flag(
-            _level(everywhere["dead"] / n - (1 - everywhere["even_coverage"]), 0.1, 0.5),
-            f"{short_percent(everywhere['dead'] / n)} of the bank is selected by no layer at all over "
+            _level(unused - (1 - everywhere["even_coverage"]), 0.1, 0.5),
+            f"{short_percent(unused)} of the bank is selected by no layer at all over "
             f"{short_number(d * len(info.layers))} selections; even selection would leave "
             f"{short_percent(1 - everywhere['even_coverage'])}.",
         )

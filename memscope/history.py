@@ -48,11 +48,12 @@ def record_checkpoints(run: Path, corpus: Path, out: Path, options: RecordOption
 def write_history(recordings: Sequence[Recording], out: Path) -> None:
     """Write the tables and the figure of recordings of one run's checkpoints, oldest first."""
     usage = np.stack([recording.usage() for recording in recordings])  # [step, layer, N]
+    own = [recordings[0].info.entries_of(layer) for layer in recordings[0].info.layers]
     drift = np.stack([recording.drift() for recording in recordings])  # [step, N]
     layers, steps = recordings[0].info.layers, [recording.info.step or 0 for recording in recordings]
     table = pd.concat(
         [
-            _changes(recording, step, usage[number], usage[number - 1] if number else None, drift[number])
+            _changes(recording, step, usage[number], usage[number - 1] if number else None, drift[number], own)
             for number, (recording, step) in enumerate(zip(recordings, steps, strict=True))
         ],
         ignore_index=True,
@@ -66,20 +67,26 @@ def write_history(recordings: Sequence[Recording], out: Path) -> None:
 
 
 def _changes(
-    recording: Recording, step: int, usage: np.ndarray, before: np.ndarray | None, drift: np.ndarray
+    recording: Recording,
+    step: int,
+    usage: np.ndarray,
+    before: np.ndarray | None,
+    drift: np.ndarray,
+    own: list[slice],
 ) -> pd.DataFrame:
-    """One row per layer: evenness at a step, and what changed since the step before."""
+    """One row per layer: evenness at a step, and what changed since the step before, in the entries of its own."""
     metrics = recording.layer_metrics()[["layer", "selections", *_METRICS]]
     table = metrics.assign(loss=recording.census["loss"])
     table.insert(0, "step", step)
     used = usage > 0
     table["drift_used"] = [float(np.median(drift[row])) if row.any() else np.nan for row in used]
-    table["drift_unused"] = [float(np.median(drift[~row])) if not row.all() else np.nan for row in used]
+    unused = [drift[part][~row[part]] for row, part in zip(used, own, strict=True)]
+    table["drift_unused"] = [float(np.median(values)) if len(values) else np.nan for values in unused]
     was = used if before is None else before > 0
     table["woke"], table["died"] = (used & ~was).sum(1), (was & ~used).sum(1)
     table["rank_correlation"] = [
-        np.nan if before is None else float(spearmanr(now, then).statistic)
-        for now, then in zip(usage, usage if before is None else before, strict=True)
+        np.nan if before is None else float(spearmanr(now[part], then[part]).statistic)
+        for now, then, part in zip(usage, usage if before is None else before, own, strict=True)
     ]
     return table
 

@@ -97,9 +97,11 @@ def force(
     """Have an entry selected at a gate score.
 
     Where it is selected already its score is set. Elsewhere it takes the place of selection ``slot`` on the K axis,
-    by default the weakest of the last gate head; the scores of the others stay, also those of a softmax gate.
+    by default the weakest of the last gate head; the scores of the others stay, also those of a softmax gate. In a
+    bank that is split in groups this happens in the layers of the entry's group.
     """
     _check_entries(model, torch.tensor([entry]))
+    layers = _reaching(model, layers, entry)
     forced: dict[int, Tensor] = {}
 
     def put(layer: int) -> _Act:
@@ -129,8 +131,12 @@ def swap(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Read entry ``second`` wherever ``first`` is selected, at its gate score, and the other way round."""
+    """Read entry ``second`` wherever ``first`` is selected, at its gate score, and the other way round.
+
+    In a bank that is split in groups both must be of one.
+    """
     _check_entries(model, torch.tensor([first, second]))
+    layers = _reaching(model, layers, first, second)
 
     def exchange(_: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
@@ -299,6 +305,19 @@ def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[
     if layers is not None and (odd := sorted(set(layers) - set(known))):
         raise InputError(f"layer {odd[0]} has no memory; memory layers are {', '.join(map(str, known))}")
     return known if layers is None else list(layers)
+
+
+def _reaching(model: MemoryTransformer, layers: Sequence[int] | None, *entries: int) -> Sequence[int]:
+    """The layers meant, which must be able to select all of some entries; by default all that are."""
+    asked, reach = _layers(model, layers), model.cfg.entries_of
+    able = [a for a in asked if all(reach(a).start <= entry < reach(a).stop for entry in entries)]
+    if not able if layers is None else len(able) < len(asked):
+        names, who = " and ".join(map(str, entries)), "no layer" if layers is None else "not every layer named"
+        raise InputError(
+            f"{who} can select entry {names}: the bank is split in {model.cfg.memory.bank_groups} groups; "
+            "choose entries of one group, and layers that own it"
+        )
+    return able
 
 
 def _check_entries(model: MemoryTransformer, entries: Int[Tensor, " n"], lowest: int = 0) -> None:

@@ -80,6 +80,10 @@ class EntryLabels(NamedTuple):
     members: csr_array
     """int64 ``[label, entry]``: 1 where the entry has the label."""
 
+    def among(self, entries: slice) -> "EntryLabels":
+        """The labels of some entries alone."""
+        return self._replace(members=self.members[:, entries])
+
 
 def entry_labels(bank: pd.DataFrame, token_frequency: np.ndarray) -> EntryLabels:
     """Labels that the init sentences give to the entries of a bank.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -35,19 +35,31 @@ class MemoryBank(nn.Module):
         knowledge_length: slots per entry (L).
         knowledge_dim: width of a slot (D).
         sparse: its gradient holds only the entries that were read, for an optimiser that takes it so.
-        frozen: so many entries, the first, have no gradient.
+        frozen: so many entries, the first of every group, have no gradient.
+        groups: parts that the bank is split in.
     """
 
     def __init__(
-        self, knowledge_num: int, knowledge_length: int, knowledge_dim: int, sparse: bool = False, frozen: int = 0
+        self,
+        knowledge_num: int,
+        knowledge_length: int,
+        knowledge_dim: int,
+        sparse: bool = False,
+        frozen: int = 0,
+        groups: int = 1,
     ):
         super().__init__()
         self.sparse = sparse
+        self.frozen, self.group_size = frozen, knowledge_num // groups
         self._sum: SparseSum | None = None
         self.entries = nn.Parameter(in_huge_pages(torch.empty(knowledge_num, knowledge_length, knowledge_dim)))
         nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
         if frozen:
-            self.entries.register_hook(lambda gradient: _without_rows(gradient, frozen))
+            self.entries.register_hook(self._without_frozen)
+
+    def movable(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        """Which of some entries may change in training: those that are not frozen."""
+        return rows % self.group_size >= self.frozen
 
     def forward(self, indices: Int[Tensor, "batch pos K"]) -> GatheredSlots:
         """Slots of the selected entries, ``[batch, pos, K * L, D]``."""
@@ -67,14 +79,14 @@ class MemoryBank(nn.Module):
             self._sum = SparseSum(self.entries)
         return OpenBank(self.entries, self._sum if sparse else None)
 
-
-def _without_rows(gradient: Tensor, first: int) -> Tensor:
-    """A gradient, dense or sparse, without its first rows."""
-    if not gradient.is_sparse:
-        return torch.cat([torch.zeros_like(gradient[:first]), gradient[first:]])
-    rows, values = gradient._indices(), gradient._values()
-    kept = rows[0] >= first
-    return torch.sparse_coo_tensor(rows[:, kept], values[kept], gradient.shape, check_invariants=False)
+    def _without_frozen(self, gradient: Tensor) -> Tensor:
+        """A gradient, dense or sparse, without the rows of frozen entries."""
+        if not gradient.is_sparse:
+            kept = self.movable(torch.arange(len(gradient), device=gradient.device))
+            return gradient.masked_fill(~kept[:, None, None], 0.0)
+        rows, values = gradient._indices(), gradient._values()
+        kept = self.movable(rows[0])
+        return torch.sparse_coo_tensor(rows[:, kept], values[kept], gradient.shape, check_invariants=False)
 
 
 class _SparseRows(Function):
@@ -240,9 +252,11 @@ class MemoryLayer(nn.Module):
     first unless their hook changes them too.
     """
 
-    def __init__(self, dim: int, read_heads: int, config: MemoryConfig, keys: nn.Parameter | None = None):
+    def __init__(
+        self, dim: int, read_heads: int, config: MemoryConfig, keys: nn.Parameter | None = None, first: int = 0
+    ):
         super().__init__()
-        self.gate = MemoryGate(dim, config, keys)
+        self.gate = MemoryGate(dim, config, keys, first)
         self.read = CrossAttentionMemory(dim, read_heads, config)
         self.hook_query = HookPoint()
         self.hook_indices = HookPoint()

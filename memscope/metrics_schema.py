@@ -30,7 +30,9 @@ class Source(Documented):
     layers: tuple[int, ...]
     """Memory layers."""
     knowledge_num: int
-    """Entries of the bank (N)."""
+    """Entries of the bank."""
+    bank_groups: int
+    """Equal parts that layers and entries are split in; a layer's N is the number of entries of its part."""
     knowledge_length: int
     """Slots per entry."""
     selected: int
@@ -166,6 +168,7 @@ def describe_source(recording: Recording) -> Source:
         corpus_sha256=info.corpus_sha256,
         layers=info.layers,
         knowledge_num=info.knowledge_num,
+        bank_groups=info.bank_groups,
         knowledge_length=info.knowledge_length,
         selected=info.selected,
         tokens=info.rows,

@@ -118,7 +118,8 @@ class Block(nn.Module):
         self.hook_attn_out = HookPoint()
         self.kind = model.blocks[layer]
         if self.kind != "ffn":
-            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, keys)
+            first = config.entries_of(layer).start
+            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, keys, first)
             self.hook_mem_out = HookPoint()
         if self.kind != "memory":
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
@@ -167,7 +168,8 @@ class MemoryTransformer(HookedRootModule):
                     config.memory.knowledge_length,
                     config.memory.knowledge_dim,
                     sparse=config.train.lazy_bank,
-                    frozen=round(config.memory.frozen_share * config.memory.knowledge_num),
+                    frozen=round(config.memory.frozen_share * config.memory.group_size),
+                    groups=config.memory.bank_groups,
                 )
                 if model.memory_layers
                 else None

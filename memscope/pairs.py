@@ -56,7 +56,7 @@ def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 
 
 def likeness_by_layer(a: Recording, b: Recording) -> Iterator[dict[str, Any]]:
     """How alike two recordings use the bank, beside what sampling alone shows; one row per layer, as it is found."""
-    counts_a, counts_b = a.usage(), b.usage()
+    counts_a, counts_b = a.reachable_usage(), b.reachable_usage()
     for layer, one, other in zip(a.info.layers, counts_a, counts_b, strict=True):
         now, sampled, moved = likeness(one, other), sampled_likeness(one, other), switches(one, other)
         yield {

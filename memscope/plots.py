@@ -128,7 +128,7 @@ def top_mass(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
                 color=ink(dark),
             )
     n = int(metrics["entries"].max())
-    axes.axvline(n, color=ink(dark), linestyle="--", linewidth=1, label=f"whole bank ({n:,})")
+    axes.axvline(n, color=ink(dark), linestyle="--", linewidth=1, label=f"all it can select ({n:,})")
     axes.set(xscale="log", xlim=(0.8, n * 1.6), ylim=(len(metrics) - 0.4, -0.6))
     axes.set(xlabel="most used entries (number)", ylabel="layer")
     axes.set_yticks(place, [str(layer) for layer in metrics["layer"]])

@@ -116,13 +116,15 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
                 f"{memory.knowledge_num - len(sentences):,} entries start random",
                 file=sys.stderr,
             )
-    token_ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
+    ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
+    token_ids = bank_init.deal(ids, memory.knowledge_num, memory.bank_groups)
     init = bank_init.init_bank(
         model.bank.entries.numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
     )
     model.bank.entries.copy_(torch.from_numpy(init.entries))
     if write:
-        bank_init.save_bank_init(run, init, sentences, token_ids, space)
+        started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)
+        bank_init.save_bank_init(run, init, started, token_ids, space)
 
 
 def _first_difference(old: Config, new: Config) -> str:

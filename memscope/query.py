@@ -109,6 +109,11 @@ class Recording:
         usage[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
         return usage
 
+    def reachable_usage(self, weighting: str = "by_count") -> np.ndarray:
+        """``usage`` of the entries that each layer can select, ``[layer, N / bank_groups]``."""
+        rows = zip(self.info.layers, self.usage(weighting), strict=True)
+        return np.stack([usage[self.info.entries_of(layer)] for layer, usage in rows])
+
     def most_used(self, layer: int, weighting: str = "by_count", limit: int = 20) -> pd.DataFrame:
         """Entries with the largest share of a layer's usage: ``entry count gate_sum read_sum share sentence``."""
         weight = _WEIGHTS[weighting]

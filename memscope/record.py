@@ -143,6 +143,7 @@ def describe(
         corpus_sha256=corpus.sha256,
         layers=model.memory_layers,
         knowledge_num=memory.knowledge_num,
+        bank_groups=memory.bank_groups,
         knowledge_length=memory.knowledge_length,
         selected=memory.selected,
         gate_heads=memory.gate_heads,

@@ -9,7 +9,7 @@ from memscope.document import Column, Context, Document, EntryNote, ReportFigure
 from memscope.fact_report import fact_figures, fact_findings, fact_tables
 from memscope.findings import Finding
 from memscope.query import Recording
-from memscope.words import plural, selections
+from memscope.words import plural, selections, shared_by
 
 _SHOWN_ENTRIES = 20
 _SHOWN_CONTEXTS = 3
@@ -80,7 +80,7 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         "Recorded": f"{info.rows:,} tokens, {len(info.layers)} memory {plural(len(info.layers), 'layer', 'layers')}, "
         f"{info.selected} selections a token and layer: D = {selections(recording)} selections a layer",
         "Bank": f"{info.knowledge_num:,} entries of {info.knowledge_length} slot{'s'[: info.knowledge_length > 1]}, "
-        "shared by all layers",
+        + shared_by(info),
         "Loss": f"{_loss(recording)} nats per token on the recorded text",
     }
     if run:
@@ -112,7 +112,7 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
 
 
 def _figures(recording: Recording) -> Iterator[ReportFigure]:
-    info, census, counts = recording.info, recording.census, recording.usage()
+    info, census, counts = recording.info, recording.census, recording.reachable_usage()
     layers, reading, preferences = recording.layer_metrics(), recording.reading_metrics(), recording.preferences()
     d = f"D = {selections(recording)} selections a layer"
     yield ReportFigure(
@@ -198,7 +198,7 @@ def _figures(recording: Recording) -> Iterator[ReportFigure]:
         "Share of entries that moved at least so far from where they started, used and never selected ones; those "
         "that moved less than 0.000001 lie at the left edge. "
         f"{info.knowledge_num:,} entries, D = {selections(recording, all_layers=True)} selections in all layers.",
-        bias_plots.drift_curves(recording.drift(), counts.sum(0) > 0),
+        bias_plots.drift_curves(recording.drift(), recording.usage().sum(0) > 0),
     )
     curve = recording.training_curve()
     if len(curve):
@@ -314,7 +314,8 @@ def _method(recording: Recording) -> list[str]:
         "uniform = ln N + Σ z ln z. Relative perplexity = exp(entropy of z) / N. Gini = 1 − 2 mean(cumsum(sort z)) + "
         "1/N. Top 50/90/99% = number of most used entries that hold that share. MaxVio = (largest load − mean) / mean. "
         "Dead = never selected; hot = more than ten times the even share. A finite D makes even selection look uneven: "
-        "compare each value with its “even” twin (counts then follow a Poisson law of mean D/N), not with 0 or 1.",
+        "compare each value with its “even” twin (counts then follow a Poisson law of mean D/N), not with 0 or 1. N is "
+        f"the number of entries that a layer can select, {info.group_size:,}.",
         f"Standard errors leave out one of {census['folds']} folds of {census['interval_unit']} after the other "
         "(delete-a-group jackknife): text inside a document is correlated, so tokens are not the unit. They say how "
         "far other text of this kind would move a number, not another model.",

@@ -80,6 +80,10 @@ class MemoryConfig(Section):
     """Slots per entry (L): 1 = a pooled sentence, more = one slot per sentence token."""
     knowledge_dim: int = Field(128, gt=0)
     """Width of one slot (D)."""
+    bank_groups: int = Field(1, gt=0)
+    """Equal parts (G) that the memory layers, in order, and the entries are split in: a layer selects among the
+    ``knowledge_num`` / G entries of its group. 1 = one bank that all layers share; the number of memory layers = a bank
+    for each. Entries keep one numbering: those of the first group come first."""
     num_selected: int = Field(8, gt=0)
     """Entries that each gate head selects for a token (k)."""
     gate: Literal["full", "product"] = "full"
@@ -131,7 +135,8 @@ class MemoryConfig(Section):
     """Fold the key and value projections into query and output instead of projecting every selected slot: same
     result, less work (as DeepSeek-V2's MLA does, arXiv 2405.04434)."""
     frozen_share: float = Field(0.0, ge=0, le=1)
-    """Share of the entries, the first ones, that keep what they start with: sentences that can be read to the end."""
+    """Share of the entries, the first of every group, that keep what they start with: sentences that can be read to the
+    end."""
     database_init_path: str | None = None
     """Sentences that entries start from: T-REx-shaped JSON or one sentence a line; none = random."""
     database_choice: Literal["random", "kmeans"] = "random"
@@ -142,15 +147,28 @@ class MemoryConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "MemoryConfig":
-        if self.num_selected > self.knowledge_num:
+        groups, size = self.bank_groups, self.group_size
+        per_group = f" / bank_groups={groups}" if groups > 1 else ""
+        if self.knowledge_num % groups:
             raise ValueError(
-                f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}; lower num_selected"
+                f"bank_groups={groups} does not divide knowledge_num={self.knowledge_num}; "
+                f"try knowledge_num={max(1, size) * groups}"
             )
-        side = round(self.knowledge_num**0.5)
+        if self.num_selected > size:
+            raise ValueError(
+                f"num_selected={self.num_selected} exceeds knowledge_num={self.knowledge_num}{per_group}; "
+                "lower num_selected"
+            )
+        if groups > 1 and self.shared_keys:
+            raise ValueError(
+                "shared_keys=true needs bank_groups=1: a key would stand for one entry of each group; drop one of them"
+            )
+        side = round(size**0.5)
         if self.gate == "product":
-            if side * side != self.knowledge_num:
+            if side * side != size:
                 raise ValueError(
-                    f"product gate needs a square knowledge_num: {self.knowledge_num} is none; try {side**2}"
+                    f"product gate needs a square knowledge_num{per_group}: {size} is none; "
+                    f"try {'knowledge_num=' if per_group else ''}{side**2 * groups}"
                 )
             if self.key_dim % 2:
                 raise ValueError(f"the product gate halves its query: query_dim={self.key_dim} must be even")
@@ -172,9 +190,20 @@ class MemoryConfig(Section):
         return self.query_dim or self.knowledge_dim
 
     @property
+    def group_size(self) -> int:
+        """Entries of one group: those that a layer can select."""
+        return self.knowledge_num // self.bank_groups
+
+    @property
     def selected(self) -> int:
         """Selections per token and layer over all gate heads (K = H * k)."""
         return self.gate_heads * self.num_selected
+
+
+def reachable_entries(layer: int, layers: tuple[int, ...], knowledge_num: int, bank_groups: int) -> slice:
+    """The entries that a memory layer can select: the contiguous part of the bank that its group of layers owns."""
+    group, size = layers.index(layer) * bank_groups // len(layers), knowledge_num // bank_groups
+    return slice(group * size, (group + 1) * size)
 
 
 class DataConfig(Section):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from memscope.errors import InputError
 from memscope.files import atomic_path, read_json, sha256_file, write_json
 from memscope.parquet import fixed_lists, matrix, open_parquet, part_writer, read_parquet
+from memscope.sections import reachable_entries
 
 FORMAT_VERSION = 2
 INFO = "recording.json"
@@ -92,6 +93,7 @@ class RecordingInfo(BaseModel):
     layers: tuple[int, ...]
     """Memory layers, in the order of the layer axis."""
     knowledge_num: int
+    bank_groups: int = 1  # equal parts that layers and entries are split in, one with the other
     knowledge_length: int
     selected: int
     """Selections per token and layer (K)."""
@@ -129,6 +131,15 @@ class RecordingInfo(BaseModel):
     def rows(self) -> int:
         """Tokens recorded so far."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def group_size(self) -> int:
+        """Entries that a layer can select."""
+        return self.knowledge_num // self.bank_groups
+
+    def entries_of(self, layer: int) -> slice:
+        """The entries that a memory layer can select."""
+        return reachable_entries(layer, self.layers, self.knowledge_num, self.bank_groups)
 
     def first_rows(self) -> list[int]:
         """Number of every part's first row."""

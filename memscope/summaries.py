@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 from scipy.stats import rankdata
 
 from memscope.kernels import SUMS
@@ -112,16 +113,27 @@ def mutual_information(counts: np.ndarray) -> float:
     return information / total
 
 
-def layer_overlap(usage: np.ndarray) -> dict[str, list[list[float]]]:
+def layer_overlap(usage: np.ndarray, groups: int = 1) -> dict[str, list[list[float]]]:
     """How alike the layers use the bank: matrices ``[layer, layer]``.
 
     ``jaccard`` of the sets of used entries, ``even_jaccard`` of independent random sets of the same sizes,
     ``rank_correlation`` of usage (Spearman, over all entries), ``jensen_shannon`` divergence in nats (0 = same
-    distribution, ln 2 = no entry in common).
+    distribution, ln 2 = no entry in common). Layers of different groups have no entry in common by construction: 0, 0,
+    0 and ln 2; those of one are compared over the entries of their group.
 
     Args:
-        usage: selections, ``[layer, N]``.
+        usage: selections of the entries that each layer can select, ``[layer, N / groups]``.
+        groups: of layers, equal and in order.
     """
+    blocks = [_overlap(part) for part in np.split(usage, groups)]
+    apart = {"jensen_shannon": np.log(2)}
+    within = block_diag(*(np.ones((len(part), len(part)), bool) for part in np.split(usage, groups)))
+    joined = {name: block_diag(*(block[name] for block in blocks)) for name in blocks[0]}
+    return {name: np.where(within, values, apart.get(name, 0.0)).tolist() for name, values in joined.items()}
+
+
+def _overlap(usage: np.ndarray) -> dict[str, np.ndarray]:
+    """``layer_overlap`` of the layers of one group."""
     used = usage > 0
     share = usage / np.maximum(usage.sum(1, keepdims=True), 1)
     size = used.mean(1)
@@ -136,7 +148,7 @@ def layer_overlap(usage: np.ndarray) -> dict[str, list[list[float]]]:
         "rank_correlation": correlation,
         "jensen_shannon": np.array([[_jensen_shannon(a, b) for b in share] for a in share]),
     }
-    return {name: np.nan_to_num(values).astype(float).tolist() for name, values in matrices.items()}
+    return {name: np.nan_to_num(values).astype(float) for name, values in matrices.items()}
 
 
 def _divergence(part: np.ndarray, whole: np.ndarray) -> float:

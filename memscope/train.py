@@ -204,7 +204,8 @@ def _evaluate(net: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer
     values: dict[str, Any] = result.as_dict()
     if usage is not None:
         for row, layer in enumerate(config.model.memory_layers):
-            metrics = usage_metrics(usage.count[row], int(usage.count[row].sum()))
+            count = usage.count[row, config.entries_of(layer)]
+            metrics = usage_metrics(count, int(count.sum()))
             values |= {f"layer_{layer}/{name}": value for name, value in metrics.as_dict().items()}
     return values
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from memscope.query import Recording
+from memscope.store import RecordingInfo
 
 
 def span(values: Iterable[Any], form: str) -> str:
@@ -22,6 +23,15 @@ def selections(recording: Recording, all_layers: bool = False) -> str:
     """D: selections of one layer, or of all."""
     info = recording.info
     return f"{info.rows * info.selected * (len(info.layers) if all_layers else 1):,}"
+
+
+def shared_by(info: RecordingInfo) -> str:
+    """Which layers select among which entries."""
+    if info.bank_groups == 1:
+        return "shared by all layers"
+    each = len(info.layers) // info.bank_groups
+    owners = "one for each layer" if each == 1 else f"one for every {each} layers in order"
+    return f"in {info.bank_groups} groups of {info.group_size:,}, {owners}"
 
 
 def model_name(recording: Recording) -> str:

@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -146,6 +148,18 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         except SystemExit as stop:
             code = int(stop.code or 0)
         return CliResult(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[[Config, Path, int], Any]:
+    def call(config: Config, run: Path, processes: int) -> Any:
+        (tmp_path / "config.yaml").write_text(dump_config(config))
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
+        words = [*launcher, "-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu"]
+        command = [sys.executable, "-m", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     return call
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from memscope import prepare
 from memscope import train as train_module
-from memscope.config import Config, TrainConfig, dump_config
+from memscope.config import Config, TrainConfig
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
@@ -231,18 +229,6 @@ def test_entries_can_start_from_the_embeddings_of_another_run(
     train(config, tmp_path / "run", device="cpu")
     table = load_file(tmp_path / "run" / "bank_init.safetensors")["table"]
     assert torch.equal(table, load_file(tiny_run_path / "model.safetensors")["embed.weight"])
-
-
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[[Config, Path, int], Any]:
-    def call(config: Config, run: Path, processes: int) -> Any:
-        (tmp_path / "config.yaml").write_text(dump_config(config))
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        words = [*launcher, "-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu"]
-        command = [sys.executable, "-m", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    return call
 
 
 @pytest.mark.parametrize("lazy", [False, True])

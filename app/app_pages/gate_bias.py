@@ -13,7 +13,7 @@ PARTS = ("evenness", "concentration", "preferences", "profiles", "layers", "repo
 
 recording = state.recording()
 info = recording.info
-d = f"D = {info.rows * info.selected:,} selections a layer over N = {info.knowledge_num:,} entries."
+d = f"D = {info.rows * info.selected:,} selections a layer over N = {info.group_size:,} entries."
 
 st.title("Gate bias")
 view = address.View("gate_bias")
@@ -45,7 +45,10 @@ if part == "evenness":
     with left:
         st.subheader("Lorenz curve")
         state.show_figure(
-            plots.lorenz_curve, lambda: (recording.usage(weighting)[axes], layers), by, alt="Lorenz curve per layer"
+            plots.lorenz_curve,
+            lambda: (recording.reachable_usage(weighting)[axes], layers),
+            by,
+            alt="Lorenz curve per layer",
         )
         st.caption(
             f"Share of usage that the least used entries hold; the further below the diagonal, the less even. {d}"
@@ -66,7 +69,7 @@ if part == "evenness":
         alt="Evenness of usage per layer",
     )
     st.caption(
-        f"KL to uniform is 0 when even and at most {np.log(info.knowledge_num):.2f} nats; Gini runs from 0 to 1. The "
+        f"KL to uniform is 0 when even and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
         f"even columns are what chance alone gives. {d}"
     )
     state.download("Evenness as CSV", lambda: metrics, "evenness")
@@ -78,14 +81,17 @@ if part == "concentration":
         st.segmented_control("Drawn as", DRAWN, required=True, label_visibility="collapsed", **view.widget("drawn"))
         if drawn == DRAWN[0]:
             state.show_figure(
-                plots.usage_histogram, lambda: (recording.usage(weighting)[axes], layers), by, alt="Usage by rank"
+                plots.usage_histogram,
+                lambda: (recording.reachable_usage(weighting)[axes], layers),
+                by,
+                alt="Usage by rank",
             )
             st.caption(f"Entries from most to least used, both axes logarithmic; a flat line would be even. {d}")
         else:
             log = drawn == DRAWN[1]
             state.show_figure(
                 figures.count_histogram,
-                lambda: (recording.usage(weighting)[axes], layers, log),
+                lambda: (recording.reachable_usage(weighting)[axes], layers, log),
                 by,
                 log,
                 alt="Histogram of usage over entries, per layer",
@@ -94,7 +100,7 @@ if part == "concentration":
     with right:
         st.subheader("Entries that hold 50, 90 and 99%")
         state.show_figure(plots.top_mass, lambda: (metrics,), by, alt="Entries that hold 50, 90 and 99% of usage")
-        st.caption(f"How few entries carry half, 90% and 99% of a layer's usage, beside the whole bank. {d}")
+        st.caption(f"How few entries carry half, 90% and 99% of a layer's usage, beside all that it can select. {d}")
     bias_parts.most_used(view, recording, layer, weighting, name, d)
 
 if part == "preferences":

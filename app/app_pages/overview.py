@@ -7,6 +7,7 @@ from app.address import choice
 from memscope import plots
 from memscope.findings import find
 from memscope.health import health
+from memscope.words import shared_by
 
 PARTS = ("health", "model", "training", "recordings")
 LEVELS = {
@@ -27,7 +28,7 @@ view.write()
 with st.container(horizontal=True):
     overview_parts.number("Recorded tokens", f"{info.rows:,}", "Tokens of the corpus that went through the model.")
     overview_parts.number("Selections (D)", f"{per_layer * len(info.layers):,}", "One token, layer and entry each.")
-    overview_parts.number("Bank entries (N)", f"{info.knowledge_num:,}", "Rows of the memory, shared by all layers.")
+    overview_parts.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
     overview_parts.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
     overview_parts.number("Loss on this corpus", f"{recording.census['loss']:.3f}", "Nats per token.")
 
