@@ -10,7 +10,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -93,16 +93,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: corrupted ({error}); restore it or resume from an older checkpoint") from error
 
 
-def save_checkpoint(
-    run: Path, step: int, model: MemoryTransformer, optimizer: torch.optim.Optimizer, keep: int
-) -> None:
+class TrainingState(NamedTuple):
+    """What a checkpoint holds beside its step: whole tensors, whatever each process had of them."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """Named as the parameter, a slash and the optimiser's own key."""
+
+
+def save_checkpoint(run: Path, step: int, state: TrainingState, keep: int) -> None:
     """Write ``checkpoints/step-*``, point ``run/model.safetensors`` at it and drop all but the newest ``keep``."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     if not folder.is_dir():
         with atomic_path(folder) as temporary, disk_errors(folder):
             temporary.mkdir()
-            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / MODEL)
-            save_file(_optimizer_tensors(model, optimizer), temporary / _OPTIMIZER)
+            for file, tensors in ((MODEL, state.model), (_OPTIMIZER, state.optimizer)):
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / file)
             write_json(temporary / _STATE, {"step": step})
     publish_newest(run, keep)
 
@@ -129,25 +135,6 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-def restore_checkpoint(folder: Path, model: MemoryTransformer, optimizer: torch.optim.Optimizer) -> int:
-    """Load model and optimiser from a checkpoint folder; returns the number of steps already done."""
-    load_weights(model, folder / MODEL)
-    tensors = read_tensors(folder / _OPTIMIZER)
-    parameters = dict(model.named_parameters())
-    for name, parameter in parameters.items():
-        prefix = f"{name}/"
-        optimizer.state[parameter] = {
-            key.removeprefix(prefix): value.to(parameter.device if value.dim() else value.device)
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-    state: dict[str, Any] = read_json(folder / _STATE)
-    return int(state["step"])
-
-
-def _optimizer_tensors(model: MemoryTransformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}/{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+def read_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """Steps done, and the optimiser's state; the model's weights are for ``load_weights``."""
+    return int(read_json(folder / _STATE)["step"]), read_tensors(folder / _OPTIMIZER)

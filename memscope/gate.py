@@ -58,8 +58,12 @@ class MemoryGate(nn.Module):
         if keys is None:
             self.keys = gate_keys(config)
         else:
-            self.__dict__["keys"] = keys  # not registered here: its owner saves and moves it
+            self.share_keys(keys)
         self.balance = Balance(tuple(self.keys.shape[:-1]), config)
+
+    def share_keys(self, keys: nn.Parameter) -> None:
+        """Score keys that are another module's, which saves and moves them: they are not registered here."""
+        self.__dict__["keys"] = keys
 
     def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head query"]:
         """Gate queries, one per head."""

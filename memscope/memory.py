@@ -54,8 +54,6 @@ class MemoryBank(nn.Module):
         self._sum: SparseSum | None = None
         self.entries = nn.Parameter(in_huge_pages(torch.empty(knowledge_num, knowledge_length, knowledge_dim)))
         nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
-        if frozen:
-            self.entries.register_hook(self._without_frozen)
 
     def movable(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Which of some entries may change in training: those that are not frozen."""
@@ -65,9 +63,9 @@ class MemoryBank(nn.Module):
         """Slots of the selected entries, ``[batch, pos, K * L, D]``."""
         # F.embedding, not indexing: its backward adds rows without the sort that index_put needs.
         if self.sparse:
-            rows: Tensor = _SparseRows.apply(self.entries, indices)  # type: ignore[no-untyped-call]
+            rows: Tensor = _SparseRows.apply(self._trained(), indices)  # type: ignore[no-untyped-call]
         else:
-            rows = F.embedding(indices, self.entries.flatten(1))
+            rows = F.embedding(indices, self._trained().flatten(1))
         return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
 
     def open(self) -> "MemoryBank | OpenBank":
@@ -77,9 +75,17 @@ class MemoryBank(nn.Module):
         sparse = self.sparse and torch.is_grad_enabled()
         if sparse and self._sum is None:
             self._sum = SparseSum(self.entries)
-        return OpenBank(self.entries, self._sum if sparse else None)
+        return OpenBank(self._trained(), self._sum if sparse else None)
 
-    def _without_frozen(self, gradient: Tensor) -> Tensor:
+    def _trained(self) -> Tensor:
+        """The entries, of which the frozen ones give no gradient."""
+        # Not by a hook on the parameter: sharding (FSDP2) puts another in its place.
+        if not self.frozen or not torch.is_grad_enabled():
+            return self.entries
+        entries: Tensor = _Frozen.apply(self.entries, self)  # type: ignore[no-untyped-call]
+        return entries
+
+    def without_frozen(self, gradient: Tensor) -> Tensor:
         """A gradient, dense or sparse, without the rows of frozen entries."""
         if not gradient.is_sparse:
             kept = self.movable(torch.arange(len(gradient), device=gradient.device))
@@ -87,6 +93,20 @@ class MemoryBank(nn.Module):
         rows, values = gradient._indices(), gradient._values()
         kept = self.movable(rows[0])
         return torch.sparse_coo_tensor(rows[:, kept], values[kept], gradient.shape, check_invariants=False)
+
+
+class _Frozen(Function):
+    """Entries as they are; the gradient of frozen ones goes nowhere."""
+
+    @staticmethod
+    def forward(ctx: Any, entries: Tensor, bank: MemoryBank) -> Tensor:
+        ctx.bank = bank
+        return entries.view_as(entries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.bank.without_frozen(gradient), None
 
 
 class _SparseRows(Function):
@@ -150,7 +170,7 @@ class CrossAttentionMemory(nn.Module):
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)
         self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
-        self.scale = nn.Parameter(torch.tensor(config.residual_scale)) if config.residual_scale else None
+        self.scale = nn.Parameter(torch.tensor([config.residual_scale])) if config.residual_scale else None
 
     def init_projections(self) -> None:
         """Let slots keep their length when projected, if their keys meet queries of unit size.

@@ -203,6 +203,9 @@ class MemoryTransformer(HookedRootModule):
         rotation = (self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
         bank = self.bank.open() if self.bank is not None else None
+        if self.shared_keys is not None:  # anew in every pass: sharding (FSDP2) puts another tensor in their place
+            for layer in self.cfg.model.memory_layers:
+                self.memory_layer(layer).gate.share_keys(self.shared_keys)
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
                 x = checkpoint(block, x, rotation, bank, use_reentrant=False)
@@ -237,7 +240,7 @@ class MemoryTransformer(HookedRootModule):
     def penalty(self) -> Tensor:
         """Balance and z-loss of the last forward pass in training, mean over memory layers; 0 without them."""
         priced = [balance.penalty for balance in self.balances if balance.penalty is not None]
-        return torch.stack(priced).mean() if priced else self.embed.weight.new_zeros(())
+        return torch.stack(priced).mean() if priced else self.rope_cos.new_zeros(())
 
     def count_parameters(self) -> int:
         """Trainable parameters, the tied embedding counted once."""

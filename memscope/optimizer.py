@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
 
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
@@ -86,6 +87,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
                 parameter.grad = _coalesced(parameter.grad)
             values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
     norm = nn.utils.get_total_norm(values)
+    if isinstance(norm, DTensor):  # of shards: each process has the norm of its own
+        norm = norm.full_tensor()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(values, scale)
     return norm

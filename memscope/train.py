@@ -3,13 +3,13 @@
     memscope train configs/demo.yaml --out runs/demo
 
 Everything a step needs is a function of the config and the step number (data order, learning rates), so a run that
-was killed resumes from its newest checkpoint to the same losses. Runs on one process or many (Hugging Face
-Accelerate; start it with torchrun).
+was killed resumes from its newest checkpoint to the same losses. Runs on one process or many
+(``parallel.py``; start it with torchrun or accelerate launch).
 """
 
 import sys
 import time
-from contextlib import nullcontext
+from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from memscope.checkpoint import list_checkpoints, publish_newest, restore_checkpoint, save_checkpoint
+from memscope.checkpoint import (
+    MODEL,
+    list_checkpoints,
+    load_weights,
+    publish_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
 from memscope.config import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
 from memscope.errors import InputError
@@ -27,9 +34,9 @@ from memscope.files import write_json, write_text
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
-from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
+from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.prepare import check_run_folder, prepare_run
-from memscope.runtime import autocast, peak_rss_bytes, pick_device
+from memscope.runtime import autocast, peak_rss_bytes
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
 from memscope.usage import usage_metrics
@@ -43,22 +50,26 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     Raises:
         InputError: bad paths or data; a run folder that exists without ``resume``, or has another config with it.
     """
+    check_strategy(config)
     check_run_folder(config, run, resume)
     started = time.perf_counter()
     settings = config.train
-    accelerator = _accelerator(settings, run, device)
+    accelerator = make_accelerator(settings, run, device)
     with accelerator.main_process_first():  # the main process fills the caches, the others read them
         tokenizer, train_corpus, valid_corpus, net = prepare_run(config, run, write=accelerator.is_main_process)
     if accelerator.is_main_process:
         write_text(run / "config.yaml", dump_config(config))
 
+    checkpoints, first_step = list_checkpoints(run), 0
+    if checkpoints:
+        load_weights(net, checkpoints[-1] / MODEL)
     net.to(accelerator.device)
-    optimizer = make_optimizer(net, settings)
-    checkpoints = list_checkpoints(run)
-    first_step = restore_checkpoint(checkpoints[-1], net, optimizer) if checkpoints else 0
-    if checkpoints and accelerator.is_main_process:
-        publish_newest(run, settings.keep_checkpoints)  # the run may have been killed between saving and publishing
-    model, wrapped_optimizer = accelerator.prepare(net, optimizer)
+    parallel = _parallel(net, settings, accelerator)
+    if checkpoints:
+        first_step, optimizer_state = read_checkpoint(checkpoints[-1])
+        parallel.restore(optimizer_state)
+        if accelerator.is_main_process:
+            publish_newest(run, settings.keep_checkpoints)  # a run may have been killed between saving and publishing
 
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
     micro_samples = settings.batch_size * accelerator.num_processes
@@ -67,12 +78,12 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     speed = Throughput(step_samples * config.model.max_seq_len)
     log = MetricsLog(run / "metrics.jsonl", first_step, accelerator)
     progress = _progress_bar(first_step, n_steps, accelerator)
-    progress.write(
+    say = partial(progress.write, file=sys.stderr) if accelerator.is_main_process else _say_nothing
+    say(
         f"{net.count_parameters():,} parameters, {len(train_corpus.tokens):,} training tokens, "
-        f"{n_steps} steps of {speed.tokens_per_step:,} tokens on {accelerator.device}",
-        file=sys.stderr,
+        f"{n_steps} steps of {speed.tokens_per_step:,} tokens on {accelerator.device}"
     )
-    model.train()
+    net.train()
     for step in range(first_step, n_steps + 1):
         last = step == n_steps
 
@@ -82,7 +93,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 evaluation = _evaluate(net, valid_corpus, tokenizer, config)
             _check_finite("validation loss", evaluation["loss"], step)
             log.write("eval", step, evaluation)
-            progress.write(_eval_line(step, evaluation), file=sys.stderr)
+            say(_eval_line(step, evaluation))
 
         # once in a while: continue the first validation documents
         if last or (settings.sample_interval and step and step % settings.sample_interval == 0):
@@ -93,36 +104,35 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         # once in a while: save; a checkpoint is the state before this step
         if step > first_step and (last or step % settings.save_interval == 0):
             with speed.paused():
+                state = parallel.state()
                 if accelerator.is_main_process:
-                    save_checkpoint(run, step, net, optimizer, settings.keep_checkpoints)
+                    save_checkpoint(run, step, state, settings.keep_checkpoints)
                 accelerator.wait_for_everyone()
         if last:
             break
 
         # one training step
         clock = StepClock(accelerator.device, on=step % settings.profile_interval == 0)
-        for group in optimizer.param_groups:
+        for group in parallel.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate_factor(step, n_steps, settings)
         loss_sum = torch.zeros((), device=accelerator.device)
         for micro in range(settings.accumulation_steps):
             sample = step * step_samples + micro * micro_samples + accelerator.process_index * settings.batch_size
             tokens = torch.from_numpy(order.batch(sample, settings.batch_size)).to(accelerator.device)
             clock.lap("data")
-            accumulating = micro + 1 < settings.accumulation_steps
-            with accelerator.no_sync(model) if accumulating else nullcontext():
-                loss = next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean() / settings.accumulation_steps
+            with parallel.accumulating(micro + 1 < settings.accumulation_steps):
+                with autocast(accelerator.device, settings.dtype):
+                    logits = parallel.model(tokens[:, :-1])
+                loss = next_token_loss(logits, tokens[:, 1:]).mean() / settings.accumulation_steps
                 clock.lap("forward")
-                accelerator.backward(loss + net.penalty() / settings.accumulation_steps)
+                parallel.backward(loss + net.penalty() / settings.accumulation_steps)
                 clock.lap("backward")
             loss_sum += loss.detach()
         if net.bank is not None and step < settings.freeze_bank_steps:
             net.bank.entries.grad = None
-        average_sparse_gradients(net.parameters())
-        grad_norm = clip_gradients(net.parameters(), settings.grad_clip)
-        wrapped_optimizer.step()
+        grad_norm = parallel.step(settings.grad_clip)
         for balance in net.balances:
             balance.step()
-        wrapped_optimizer.zero_grad(set_to_none=True)
         clock.lap("optimizer")
         speed.step()
 
@@ -131,7 +141,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
             record = {
                 "loss": float(accelerator.reduce(loss_sum, "mean")),
                 "grad_norm": float(grad_norm),
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": parallel.optimizer.param_groups[0]["lr"],
                 "tokens_per_second": speed.recent(),
                 **_peak_memory(accelerator.device),
                 **clock.seconds,
@@ -152,6 +162,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         "tokens_per_second": speed.overall(),
         "seconds": time.perf_counter() - started,
         "processes": accelerator.num_processes,
+        "strategy": strategy(),
         "device": str(accelerator.device),
         "torch": torch.__version__,
         **_peak_memory(accelerator.device),
@@ -175,22 +186,17 @@ def _check_finite(name: str, loss: float, step: int) -> None:
         raise InputError(f"the {name} is {loss} at step {step}: training diverged; lower learning_rate or grad_clip")
 
 
-def _accelerator(settings: TrainConfig, run: Path, device: str) -> Accelerator:
-    tracker = None if settings.tracker == "none" else settings.tracker
-    accelerator = Accelerator(
-        mixed_precision="bf16" if settings.dtype == "bfloat16" else "no",
-        cpu=pick_device(device).type == "cpu",
-        log_with=tracker,
-        project_dir=run,
-        step_scheduler_with_optimizer=False,
-    )
-    if tracker:
-        accelerator.init_trackers(
-            "memscope",
-            config=settings.model_dump(),
-            init_kwargs={"wandb": {"dir": str(run)}, "swanlab": {"logdir": str(run / "swanlab")}},
-        )
-    return accelerator
+def _parallel(net: MemoryTransformer, settings: TrainConfig, accelerator: Accelerator) -> Parallel:
+    """Spread ``net``, whose weights are the same in all processes, and make its optimiser."""
+    if strategy() == "deepspeed":
+        from memscope.zero import ZeroParallel
+
+        return ZeroParallel(net, settings, accelerator)
+    return TorchParallel(net, settings, accelerator)
+
+
+def _say_nothing(_: str) -> None:
+    """In all processes but one."""
 
 
 def _progress_bar(first_step: int, n_steps: int, accelerator: Accelerator) -> Any:

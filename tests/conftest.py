@@ -153,13 +153,16 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[[Config, Path, int], Any]:
-    def call(config: Config, run: Path, processes: int) -> Any:
+def torchrun(tmp_path: Path) -> Callable[..., Any]:
+    """Trains under torchrun: ``torchrun(config, run, *words, processes=2, **variables)`` is the process that ended."""
+
+    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
         (tmp_path / "config.yaml").write_text(dump_config(config))
         launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        words = [*launcher, "-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu"]
-        command = [sys.executable, "-m", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
+        command = [sys.executable, "-m", *map(str, [*launcher, *train])]
+        environment = os.environ | variables
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
     return call
 

@@ -25,6 +25,8 @@ WITH_TORCH = {
         "runtime",
         "prepare",
         "optimizer",
+        "parallel",
+        "zero",
         "train",
     ),
     *("timing", "evaluate", "generate"),

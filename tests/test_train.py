@@ -2,10 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,8 +11,7 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from memscope import prepare
-from memscope import train as train_module
+from memscope import parallel, prepare
 from memscope.config import Config, TrainConfig
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
@@ -119,7 +116,7 @@ def watch_learning_rates(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
         optimizer.register_step_post_hook(lambda o, *_: rates.append([group["lr"] for group in o.param_groups]))
         return optimizer
 
-    monkeypatch.setattr(train_module, "make_optimizer", watched)
+    monkeypatch.setattr(parallel, "make_optimizer", watched)
     return rates
 
 
@@ -229,19 +226,3 @@ def test_entries_can_start_from_the_embeddings_of_another_run(
     train(config, tmp_path / "run", device="cpu")
     table = load_file(tmp_path / "run" / "bank_init.safetensors")["table"]
     assert torch.equal(table, load_file(tiny_run_path / "model.safetensors")["embed.weight"])
-
-
-@pytest.mark.parametrize("lazy", [False, True])
-def test_two_processes_train_like_one_at_the_same_global_batch(
-    corpus_dir: Path, tmp_path: Path, torchrun: Callable[[Config, Path, int], Any], lazy: bool
-) -> None:
-    settings = {"steps": 4, "eval_interval": 2, "save_interval": 2, "lazy_bank": lazy}
-    train(short(corpus_dir, batch_size=4, **settings), tmp_path / "one", device="cpu")
-    done = torchrun(short(corpus_dir, batch_size=2, **settings), tmp_path / "two", 2)
-    assert done.returncode == 0, done.stderr
-    for kind in ("train", "eval"):
-        assert losses(tmp_path / "two", kind) == pytest.approx(losses(tmp_path / "one", kind), abs=1e-4)
-    assert len(losses(tmp_path / "two")) == 4  # one process writes
-    summary = json.loads((tmp_path / "two" / "run.json").read_text())
-    assert json.loads(done.stdout) == summary  # and one process prints
-    assert (summary["processes"], summary["tokens"]) == (2, 4 * 4 * 32)
