@@ -72,6 +72,8 @@ class Trainee:
             self.model.bank = NoBank()  # type: ignore[assignment]
             for block in self.model.blocks:
                 block.memory = PeerMemory(peer, config)
+        if config.train.compile:
+            self.model.compile_layers()
         self.optimizer = make_optimizer(self.model, config.train)
 
     def step(self, tokens: torch.Tensor) -> float:

@@ -9,6 +9,8 @@ block, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no bi
 ``ffn`` can use a KV cache; a memory model has none.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -124,6 +126,8 @@ class Block(nn.Module):
         if self.kind != "memory":
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
             self.hook_mlp_out = HookPoint()
+        self.compiled: dict[str, Callable[..., Tensor]] = {}
+        """Compiled forward passes by layer, for training."""
 
     def forward(
         self,
@@ -134,14 +138,25 @@ class Block(nn.Module):
     ) -> Float[Tensor, "batch pos dim"]:
         """Residual stream after this block."""
         x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.attn_norm(x), rotation, cache)))
+        x = self.hook_resid_mid(x + self.hook_attn_out(self._run("attn")(self.attn_norm(x), rotation, cache)))
         normed = self.ffn_norm(x)
         if self.kind != "memory":
-            x = x + self.hook_mlp_out(self.ffn(normed))
+            x = x + self.hook_mlp_out(self._run("ffn")(normed))
         if bank is not None and self.kind != "ffn":
             x = x + self.hook_mem_out(self.memory(normed, bank))
         out: Tensor = self.hook_resid_post(x)
         return out
+
+    def compile_layers(self) -> None:
+        """Run attention and feed-forward layer compiled while training; hooks in them are not called then."""
+        # Not the memory: its loops are compiled already. Not in evaluation: compiled code does not see hooks that come.
+        for name in ("attn", "ffn"):
+            if hasattr(self, name):
+                self.compiled[name] = torch.compile(getattr(self, name).forward)
+
+    def _run(self, layer: str) -> Callable[..., Tensor]:
+        plain: Callable[..., Tensor] = getattr(self, layer)
+        return self.compiled.get(layer, plain) if self.training else plain
 
 
 class MemoryTransformer(HookedRootModule):
@@ -214,6 +229,12 @@ class MemoryTransformer(HookedRootModule):
         if cache is not None:
             cache.length = end
         return self.unembed(x)
+
+    def compile_layers(self) -> None:
+        """``Block.compile_layers`` of all blocks."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.compile_layers()
 
     def unembed(self, resid: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead vocab"]:
         """Final norm and tied unembedding of residual-stream vectors."""

@@ -88,6 +88,7 @@ def check_strategy(config: Config) -> None:
         "freeze_bank_steps: the engine updates what it has gradients of; use frozen_share, or DDP": (
             kind == "deepspeed" and config.train.freeze_bank_steps > 0 and has_bank
         ),
+        "compile=true, which was not tried with it: set compile=false": kind != "ddp" and config.train.compile,
         "FSDP version 1: set fsdp_version: 2": kind == "fsdp2" and os.environ.get("FSDP_VERSION") != "2",
         "fsdp_offload_params: set it to false": kind == "fsdp2" and _is_on("FSDP_OFFLOAD_PARAMS"),
         "fsdp_activation_checkpointing: set it to false and add --set gradient_checkpointing=true": (

@@ -247,6 +247,9 @@ class TrainConfig(Section):
     """Second-moment decay of AdamW (the first is 0.9)."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of blocks and run them again in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile attention and feed-forward layers for training steps (``torch.compile``; on a CPU it needs a C++
+    compiler). Hooks inside them are not called then."""
     freeze_bank_steps: int = Field(0, ge=0)
     """Steps at the start in which the entries stay as they were initialised."""
     grad_clip: float = Field(1.0, gt=0)

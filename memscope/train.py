@@ -34,9 +34,10 @@ from memscope.files import write_json, write_text
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
+from memscope.native import native
 from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.prepare import check_run_folder, prepare_run
-from memscope.runtime import autocast, peak_rss_bytes
+from memscope.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
 from memscope.usage import usage_metrics
@@ -51,6 +52,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         InputError: bad paths or data; a run folder that exists without ``resume``, or has another config with it.
     """
     check_strategy(config)
+    if config.train.compile and pick_device(device).type == "cpu" and native() is None:
+        raise InputError("train.compile=true needs a C++ compiler: install g++, or set compile=false")
     check_run_folder(config, run, resume)
     started = time.perf_counter()
     settings = config.train
@@ -64,6 +67,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     if checkpoints:
         load_weights(net, checkpoints[-1] / MODEL)
     net.to(accelerator.device)
+    if settings.compile:
+        net.compile_layers()
     parallel = _parallel(net, settings, accelerator)
     if checkpoints:
         first_step, optimizer_state = read_checkpoint(checkpoints[-1])

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from memscope.config import Config, TrainConfig
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
+from memscope.native import native
 from memscope.optimizer import make_optimizer
 from memscope.train import learning_rate_factor, train
 
@@ -212,6 +215,36 @@ def test_unusable_inputs_are_refused(
     monkeypatch.setattr(prepare, "find_spec", lambda name: None)  # no tracker is installed
     with pytest.raises(InputError, match=message):
         train(tiny_config(corpus_dir, **change), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.skipif(native() is None, reason="no C++ compiler")
+def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+    settings = {"steps": 3, "dtype": "float32", "log_interval": 1, "eval_interval": 2}
+    losses = []
+    for compiled in (
+        False,
+        True,
+    ):  # in another process: here types are checked, which dynamo cannot trace
+        run = tmp_path / f"compiled-{compiled}"
+        config = tiny_config(corpus_dir, model={"block": "both"}, train={**settings, "compile": compiled})
+        done = torchrun(config, run, processes=1, TORCH_LOGS="dynamo")
+        assert done.returncode == 0, done.stderr
+        assert ("start tracing forward" in done.stderr) == compiled
+        lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+        assert sum("layer_0/coverage" in line for line in lines) == 3  # evaluation still sees its hooks
+        losses.append([line["loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    files = [load_file(tmp_path / f"compiled-{compiled}" / "model.safetensors") for compiled in (False, True)]
+    assert files[0].keys() == files[1].keys()
+
+
+def test_compiling_without_a_compiler_is_refused(
+    corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memscope.train.native", lambda: None)
+    with pytest.raises(InputError, match="compile=true needs a C"):
+        train(tiny_config(corpus_dir, train={"compile": True}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_entries_can_start_from_the_embeddings_of_another_run(
