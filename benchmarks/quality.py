@@ -5,7 +5,8 @@
 
 Trains every variant with every seed by ``memscope train`` at dim 256, 4 layers, 16 x 256 tokens a step; runs that
 ``--out`` holds already are not trained again, so seeds and variants can be added. Writes ``quality.csv`` and a figure
-of the validation losses, and prints the table. ``--set`` changes all variants, e.g. ``--set dim=512``.
+of the validation losses, and prints the table. ``--set`` changes all variants; ``--config configs/memory.yaml --set
+batch_size=8`` trains them at the founding experiment's sizes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ VARIANTS = {
     "memory, softmax read": ["read_fn=softmax"],
     "memory, base learning rate": ["memory_lr_scale=1"],
 }
-"""Changes to ``configs/memory_small.yaml`` by name."""
+"""Changes to the config by name."""
 
 
 def main() -> None:
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--valid", required=True, help="validation corpus")
     parser.add_argument("--tokenizer", required=True, help="tokenizer.json")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "memory_small.yaml")
     parser.add_argument("--variant", action="append", metavar="NAME", help="only these; default: the first four")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
@@ -67,7 +69,7 @@ def main() -> None:
             changes = [*common, f"seed={seed}", *VARIANTS[name], *arguments.set]
             run = arguments.out / "runs" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             if not (run / "run.json").is_file():
-                _train(run, changes)
+                _train(arguments.config, run, changes)
             rows.append({"variant": name, "seed": seed, **_result(run)})
     frame = pd.DataFrame(rows)
     write_csv(arguments.out / "quality.csv", frame)
@@ -75,10 +77,10 @@ def main() -> None:
     print(_table(frame).to_string(float_format=lambda value: f"{value:.4g}"))
 
 
-def _train(run: Path, changes: list[str]) -> None:
+def _train(config: Path, run: Path, changes: list[str]) -> None:
     settings = [part for change in changes for part in ("--set", change)]
     resume = ["--resume"] if (run / "config.yaml").is_file() else []
-    command = [sys.executable, "-m", "memscope", "train", str(ROOT / "configs" / "memory_small.yaml")]
+    command = [sys.executable, "-m", "memscope", "train", str(config)]
     subprocess.run([*command, "--out", str(run), *settings, *resume], check=True, stdout=subprocess.DEVNULL)
 
 

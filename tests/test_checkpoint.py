@@ -10,12 +10,13 @@ from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
 from memscope.checkpoint import (
+    MODEL,
     list_checkpoints,
     load_run,
     load_weights,
     publish_newest,
+    read_checkpoint,
     read_tensors,
-    restore_checkpoint,
     save_checkpoint,
 )
 from memscope.config import TrainConfig
@@ -23,6 +24,7 @@ from memscope.errors import InputError
 from memscope.files import sha256_file
 from memscope.model import MemoryTransformer
 from memscope.optimizer import make_optimizer
+from memscope.parallel import restore_optimizer, training_state
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
@@ -41,9 +43,13 @@ def step(model: MemoryTransformer, optimizer: torch.optim.AdamW) -> None:
 def test_a_restored_checkpoint_continues_bit_for_bit(tmp_path: Path) -> None:
     model, optimizer = make_model()
     step(model, optimizer)
-    save_checkpoint(tmp_path, 1, model, optimizer, keep=2)
+    save_checkpoint(tmp_path, 1, training_state(model, optimizer), keep=2)
     other, other_optimizer = make_model(seed=9)
-    assert restore_checkpoint(list_checkpoints(tmp_path)[0], other, other_optimizer) == 1
+    [folder] = list_checkpoints(tmp_path)
+    load_weights(other, folder / MODEL)
+    steps, state = read_checkpoint(folder)
+    restore_optimizer(other, other_optimizer, state)
+    assert steps == 1
     for pair in ((model, optimizer), (other, other_optimizer)):
         step(*pair)
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
@@ -54,7 +60,7 @@ def test_the_newest_model_is_published_and_old_checkpoints_go(tmp_path: Path) ->
     model, optimizer = make_model()
     for number in (1, 2, 10):
         step(model, optimizer)
-        save_checkpoint(tmp_path, number, model, optimizer, keep=2)
+        save_checkpoint(tmp_path, number, training_state(model, optimizer), keep=2)
     assert [folder.name for folder in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(tensor, model.state_dict()[name])
