@@ -28,20 +28,19 @@ from memscope.runtime import autocast, keep_freed_memory, peak_rss_bytes
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "memory.yaml"
 BASELINE, PEERS = "FFN", ("product-key-memory", "PEER-pytorch")
+IN_FLOAT32 = PEERS[0]
+"""Whose layer runs in float32: under autocast its ``embedding_bag`` is given two types and refuses."""
 
 
 class PeerMemory(nn.Module):
-    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank.
-
-    product-key-memory runs in float32: under autocast its ``embedding_bag`` is given two types and refuses.
-    """
+    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank."""
 
     def __init__(self, name: str, config: Config):
         super().__init__()
         from peers import peer, product_key_memory
 
-        self.in_float32 = name == PEERS[0]
-        make = product_key_memory if self.in_float32 else peer
+        self.in_float32 = name == IN_FLOAT32
+        make = product_key_memory if name == PEERS[0] else peer
         self.layer = make(config.model.dim, round(config.memory.knowledge_num**0.5))
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: object) -> Float[Tensor, "batch pos dim"]:
@@ -117,7 +116,8 @@ def main() -> None:
     for name, times in seconds.items():
         model = trainees[name].model
         rate = arguments.batch * model.cfg.model.max_seq_len / median(times)
-        line = f"{name:24} {rate:8,.0f} tokens/s   {model.count_parameters():12,} parameters"
+        label = f"{name} (float32)" if name == IN_FLOAT32 else name
+        line = f"{label:28} {rate:8,.0f} tokens/s   {model.count_parameters():12,} parameters"
         if BASELINE in seconds:
             ratios = [theirs / ours for ours, theirs in zip(times, seconds[BASELINE], strict=True)]
             line += f"   {median(ratios):5.2f}x the FFN's speed"
