@@ -35,6 +35,11 @@ class Balance(nn.Module):
         """Whether scores with their gradient are needed."""
         return self.training and bool(self.balance_loss or self.z_loss)
 
+    @property
+    def observes(self) -> bool:
+        """Whether ``observe`` has to be told what is chosen."""
+        return self.training and bool(self.bias_rate or self.penalises)
+
     @torch.no_grad()
     def disturbed(self, scores: Tensor) -> Tensor:
         """Scores ``[..., *keys]`` as selection sees them while training: plus noise, without dropouts.
@@ -48,7 +53,7 @@ class Balance(nn.Module):
         return scores
 
     def observe(self, scores: Float[Tensor, "*token key"] | None, chosen: Int[Tensor, "*token k"]) -> None:
-        """Count the chosen keys of a training pass and price it.
+        """Count the chosen keys of a training pass and price it; for passes that ``observes`` asks for.
 
         The balance loss is Switch's ``n * sum_i f_i P_i`` (arXiv 2101.03961, equation 4): f the share of selections, P
         the mean of the softmax of scores; 1 under even use. The z-loss is the mean square of the log-sum-exp
@@ -58,8 +63,6 @@ class Balance(nn.Module):
             scores: ``[token, *keys]`` with their gradient; none if nothing is to be priced.
             chosen: numbers of the chosen keys, ``[token, *keys[:-1], k]``.
         """
-        if not self.training or not (self.bias_rate or self.penalises):
-            return
         n = self.load.shape[-1]
         slots = chosen.flatten(1, -2).transpose(0, 1).flatten(1)  # [head and half, token and k]
         load = torch.zeros(self.load.numel() // n, n, device=chosen.device)

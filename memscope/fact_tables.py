@@ -53,6 +53,7 @@ class Questions:
         self, layers: tuple[int, ...], n_questions: int, n_entries: int, entries: list[np.ndarray], groups: int = 1
     ):
         self.layers, self.n_questions, self.n_entries, self.groups = layers, n_questions, n_entries, groups
+        self.group_size = n_entries // groups
         self.entries = entries
         """Per question the entries that state its fact."""
         self.read = np.zeros((n_questions, len(layers)))
@@ -208,7 +209,7 @@ def _even_recall(questions: Questions, stated: np.ndarray, place: str) -> np.nda
 
     Drawn, that is, from the entries that the layer can select, of which some may state the fact.
     """
-    missed, size = [], questions.n_entries // questions.groups
+    missed, size = [], questions.group_size
     for layer in questions.layers:
         own = reachable_entries(layer, questions.layers, questions.n_entries, questions.groups)
         stating = np.array([np.count_nonzero(questions.entries[row] // size == own.start // size) for row in stated])

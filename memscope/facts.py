@@ -276,13 +276,12 @@ def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray)
     Each is of the same group of entries, and so read by the same layers.
     """
     entries, counts = questions.selected_with_counts(row)
-    free, group = ~np.isin(entries, questions.entries[row]), entries * questions.groups // questions.n_entries
+    free, group = ~np.isin(entries, questions.entries[row]), entries // questions.group_size
     chosen: list[int] = []
     for entry in own:
         here = counts[entries == entry][0]
         order = np.lexsort((np.abs(np.log1p(usage[entries]) - np.log1p(usage[entry])), np.abs(np.log2(counts / here))))
-        own_group = entry * questions.groups // questions.n_entries
-        best = next((at for at in order if free[at] and group[at] == own_group), None)
+        best = next((at for at in order if free[at] and group[at] == entry // questions.group_size), None)
         if best is None:
             break
         free[best] = False

@@ -98,21 +98,26 @@ class MemoryGate(nn.Module):
         all_scores = None
         if self.balance.penalises:  # the price of a loss over all scores
             all_scores = torch.einsum("bthq,hnq->bthn", query, self.keys).flatten(0, 1)
-        self.balance.observe(all_scores, indices.flatten(0, 1))
+        if self.balance.observes:
+            self.balance.observe(all_scores, indices.flatten(0, 1))
         keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
         return indices, torch.einsum("bthq,bthkq->bthk", query, keys), self._margin(found)
 
     def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        side = self.keys.shape[2]
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
         indices, margin = self._search_product(self.balance.disturbed(scores))
-        chosen = torch.stack([indices // side, indices % side], -2)  # row and column, [b, t, h, 2, k]
-        self.balance.observe(scores.flatten(0, 1), chosen.flatten(0, 1))
-        return indices, self._score_chosen(halves, indices, chosen), margin
+        if self.balance.observes:
+            self.balance.observe(scores.flatten(0, 1), self._half_keys(indices).flatten(0, 1))
+        return indices, self._score_chosen(halves, indices), margin
 
-    def _score_chosen(self, halves: Tensor, indices: Tensor, chosen: Tensor) -> Tensor:
+    def _half_keys(self, indices: Tensor) -> Tensor:
+        """Row and column of entries ``[b, t, h, k]`` in their square, ``[b, t, h, 2, k]``."""
+        side = self.keys.shape[2]
+        return torch.stack([indices // side, indices % side], -2)
+
+    def _score_chosen(self, halves: Tensor, indices: Tensor) -> Tensor:
         """Scores of chosen entries, with gradient, ``[batch, pos, head, k]``."""
         heads, two, side, _ = self.keys.shape
         compiled = native_for(halves)
@@ -120,8 +125,8 @@ class MemoryGate(nn.Module):
             flat = halves.flatten(0, 1).contiguous(), self.keys, indices.flatten(0, 1)
             scores: Tensor = _ProductScores.apply(*flat, compiled)  # type: ignore[no-untyped-call]
             return scores.view_as(indices)
-        first = torch.arange(heads * two, device=chosen.device).view(heads, two, 1) * side
-        keys = F.embedding(chosen + first, self.keys.flatten(0, 2))
+        first = torch.arange(heads * two, device=indices.device).view(heads, two, 1) * side
+        keys = F.embedding(self._half_keys(indices) + first, self.keys.flatten(0, 2))
         return torch.einsum("bthpq,bthpkq->bthpk", halves, keys).sum(-2)
 
     @torch.no_grad()

@@ -346,8 +346,8 @@ struct Sums {
     at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
       std::vector<std::vector<float>> buffers;
       for (const Term& term : terms) buffers.emplace_back(term.size());
-      std::vector<int64_t> own(slots + 1);
-      std::vector<float*> to(slots + 1);
+      std::vector<int64_t> own(slots);
+      std::vector<float*> to(slots);
       for (auto mine = static_cast<uint64_t>(first_thread); mine < static_cast<uint64_t>(last_thread); mine++) {
         for (int64_t t = first; t < last; t++) {
           const int64_t *here = row + t * slots, *next = t + 1 < last ? here + slots : here;
