@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from scipy.stats import ttest_ind
 from study import save
 
@@ -75,7 +75,7 @@ def arm_name(config: Config) -> str:
 
 def median_drift(run: Path) -> float:
     """Median over entries of 1 - cosine between an entry's start and the run's newest model, mean over slots."""
-    before, now = load_bank_init(run).entries, load_file(run / MODEL)["bank.entries"].astype(np.float32)
+    before, now = load_bank_init(run).entries, load_file(run / MODEL)["bank.entries"].float().numpy()
     cosine = (before * now).sum(-1) / np.maximum(np.linalg.norm(before, axis=-1) * np.linalg.norm(now, axis=-1), 1e-12)
     return float(np.median(1 - cosine.mean(-1)))
 

@@ -43,7 +43,7 @@ class LoadedRun:
 
 
 def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Path | None = None) -> LoadedRun:
-    """Load a run's model, in eval mode: the newest, or that of one of ``list_checkpoints(run)``.
+    """Load a run's model in float32, in eval mode: the newest, or that of one of ``list_checkpoints(run)``.
 
     Raises:
         InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
@@ -63,7 +63,7 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
         )
     model = MemoryTransformer(config)
     load_weights(model, weights)
-    model.to(device or torch.device("cpu")).eval()
+    model.float().to(device or torch.device("cpu")).eval()  # entries may have been kept in bfloat16
     step = int(read_json(checkpoint / _STATE)["step"]) if checkpoint else None
     return LoadedRun(run, config, tokenizer, model, sha256_file(weights), step)
 

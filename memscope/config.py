@@ -42,6 +42,11 @@ class Config(Section):
             raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
         if self.read_heads % self.memory.read_slices:
             raise ValueError(f"read_slices={self.memory.read_slices} must divide read_heads={self.read_heads}")
+        if self.memory.entry_dtype == "bfloat16" and not self.train.lazy_bank:
+            raise ValueError(
+                "entry_dtype=bfloat16 needs train.lazy_bank=true: updates of all entries are rounded to the nearest, "
+                "which loses small ones"
+            )
         if len(self.model.memory_layers) % self.memory.bank_groups:
             raise ValueError(
                 f"bank_groups={self.memory.bank_groups} does not divide the {len(self.model.memory_layers)} memory "

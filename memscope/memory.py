@@ -37,6 +37,7 @@ class MemoryBank(nn.Module):
         sparse: its gradient holds only the entries that were read, for an optimiser that takes it so.
         frozen: so many entries, the first of every group, have no gradient.
         groups: parts that the bank is split in.
+        dtype: type of the entries; slots, gradients and what is computed from them are float32.
     """
 
     def __init__(
@@ -47,13 +48,19 @@ class MemoryBank(nn.Module):
         sparse: bool = False,
         frozen: int = 0,
         groups: int = 1,
+        dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
         self.sparse = sparse
         self.frozen, self.group_size = frozen, knowledge_num // groups
         self._sum: SparseSum | None = None
-        self.entries = nn.Parameter(in_huge_pages(torch.empty(knowledge_num, knowledge_length, knowledge_dim)))
-        nn.init.normal_(self.entries, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
+        shape = (knowledge_num, knowledge_length, knowledge_dim)
+        self.entries = nn.Parameter(in_huge_pages(torch.empty(shape, dtype=dtype)))
+        start = self.entries if dtype == torch.float32 else torch.empty(shape)
+        nn.init.normal_(start, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
+        if start is not self.entries:  # a smaller type has the same start, rounded, and float32 gradients
+            self.entries.data.copy_(start)
+            self.entries.grad_dtype = torch.float32
 
     def movable(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Which of some entries may change in training: those that are not frozen."""
@@ -65,7 +72,7 @@ class MemoryBank(nn.Module):
         if self.sparse:
             rows: Tensor = _SparseRows.apply(self._trained(), indices)  # type: ignore[no-untyped-call]
         else:
-            rows = F.embedding(indices, self._trained().flatten(1))
+            rows = F.embedding(indices, self._trained().flatten(1)).float()
         return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
 
     def open(self) -> "MemoryBank | OpenBank":
@@ -96,7 +103,7 @@ class MemoryBank(nn.Module):
 
 
 class _Frozen(Function):
-    """Entries as they are; the gradient of frozen ones goes nowhere."""
+    """Entries as they are; the gradient of frozen ones goes nowhere, that of others on, in the type of the entries."""
 
     @staticmethod
     def forward(ctx: Any, entries: Tensor, bank: MemoryBank) -> Tensor:
@@ -116,7 +123,7 @@ class _SparseRows(Function):
     def forward(ctx: Any, entries: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(indices)
         ctx.shape = entries.shape
-        return F.embedding(indices, entries.flatten(1))
+        return F.embedding(indices, entries.flatten(1)).float()
 
     @staticmethod
     @once_differentiable

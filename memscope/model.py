@@ -185,6 +185,7 @@ class MemoryTransformer(HookedRootModule):
                     sparse=config.train.lazy_bank,
                     frozen=round(config.memory.frozen_share * config.memory.group_size),
                     groups=config.memory.bank_groups,
+                    dtype=getattr(torch, config.memory.entry_dtype),
                 )
                 if model.memory_layers
                 else None

@@ -1,7 +1,8 @@
 // The loops of training a memory on a CPU: nothing of the size [token, slot, width] is ever built.
 //
-// Tensors are contiguous unless said; "vectors" are float32 or bfloat16, everything else is float32 or int64. Work is
-// split over PyTorch's own threads. native.py loads this; fused.py, gate.py, optimizer.py and sparse_read.py call it.
+// Tensors are contiguous unless said; "vectors" and tables of entries are float32 or bfloat16, everything else is float32
+// or int64. Work is split over PyTorch's own threads. native.py loads this; fused.py, gate.py, optimizer.py and
+// sparse_read.py call it.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
@@ -58,6 +59,12 @@ struct Vectors {
       uint32_t rounded = (in[i] + 0x7fff + ((in[i] >> 16) & 1)) >> 16;
       bits[i] = (in[i] & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
     }
+  }
+
+  void prefetch(int64_t first, int64_t n) const {
+    constexpr int64_t LINE = 64;
+    const int64_t size = half ? sizeof(uint16_t) : sizeof(float);
+    for (int64_t byte = 0; byte < n * size; byte += LINE) __builtin_prefetch(data + first * size + byte);
   }
 };
 
@@ -145,27 +152,29 @@ struct Slices {
   }
 };
 
-// The slots of one token, as pointers to rows of a table, and the two ways to read them.
+// The slots of one token, as pointers to rows of a table or to float32 copies of them, and the two ways to read them.
 struct TokenSlots {
   static constexpr int64_t FEW = 4;  // heads of a slice below which it does not pay to transpose it
-  const float* table;
+  Vectors table;
   int64_t stride, count, wide;  // wide: the count, padded to full registers
   std::vector<const float*> slot;
+  std::vector<float> copies;  // of the rows of a bfloat16 table, in the columns that are read
   std::vector<float> columns;  // transposed: [column, slot], so that a register holds a column of 16 slots
 
   TokenSlots(const Tensor& table, int64_t count)
-      : table(floats(table)),
+      : table(Vectors::contiguous(table)),
         stride(table.size(1)),
         count(count),
         wide(padded(count)),
         slot(wide),
+        copies(this->table.half ? count * stride : 0),
         columns(stride * wide) {}
 
   // rows: of this token; next: of the one after it, whose rows are asked for in advance.
   void open(const int64_t* rows, const int64_t* next, int64_t column, int64_t n_columns) {
     for (int64_t s = 0; s < count; s++) {
-      slot[s] = table + rows[s] * stride;
-      prefetch(table + next[s] * stride + column, n_columns);
+      slot[s] = table.load(rows[s] * stride + column, n_columns, copies.data() + s * stride + column) - column;
+      table.prefetch(next[s] * stride + column, n_columns);
     }
     for (int64_t s = count; s < wide; s++) slot[s] = slot[count - 1];
   }
@@ -252,7 +261,7 @@ struct TokenSlots {
 Tensor gather_dot(const Tensor& vectors, const Tensor& table, int64_t column, int64_t slices, const Tensor& rows) {
   const int64_t tokens = vectors.size(0), slots = rows.size(1), stride = table.size(1);
   const Slices slice(vectors.size(1), vectors.size(2), column, slices, stride);
-  Tensor result = at::empty({tokens, slice.heads, slots}, table.options());
+  Tensor result = at::empty({tokens, slice.heads, slots}, table.options().dtype(at::kFloat));
   const auto in = Vectors::contiguous(vectors);
   const int64_t *row = numbers(rows), size = slice.heads * slice.width;
   float* out = filled(result);
@@ -554,26 +563,72 @@ Tensor take_rows(Tensor& table, const Tensor& rows) {
   return values;
 }
 
-// One Adam step (arXiv 1412.6980) on some rows, in one pass; rate = lr / (1 - beta1^step), correction = 1 / (1 - beta2^step).
-void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows, const Tensor& gradient, double beta1,
-               double beta2, double rate, double correction, double epsilon) {
+// One Adam step (arXiv 1412.6980) on a row; lr = rate / (1 - beta1^step), scale = 1 / (1 - beta2^step).
+struct Adam {
+  float b1, b2, lr, scale, eps;
+
+  void move(const float* __restrict__ g, float* __restrict__ w, float* __restrict__ m, float* __restrict__ v,
+            int64_t width) const {
+#pragma omp simd
+    for (int64_t d = 0; d < width; d++) {
+      m[d] = b1 * m[d] + (1 - b1) * g[d];
+      v[d] = b2 * v[d] + (1 - b2) * g[d] * g[d];
+      w[d] -= lr * m[d] / (std::sqrt(v[d] * scale) + eps);
+    }
+  }
+};
+
+// Scatters numbers over 32 bits, one to one; the constants are those of C. Wellons' "lowbias32".
+inline uint32_t mixed(uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x7feb352d;
+  x = (x ^ (x >> 15)) * 0x846ca68b;
+  return x ^ (x >> 16);
+}
+
+// The bfloat16 below or above a number, as 16 random bits have it: on average the number itself.
+inline uint16_t by_chance(float number, uint32_t chance) {
+  uint32_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return (bits + chance) >> 16;
+}
+
+// Writes a row of weights and its moments in bfloat16. Rounding to the nearest would lose every update of less than half
+// a last place (arXiv 2010.06192). Chance is a hash of step, row and column: neither threads nor resuming change it.
+void store_by_chance(const std::vector<float>* rows, const Tensor* tables, uint32_t step, int64_t row) {
+  const int64_t width = tables[0].size(1);
+  const float *w = rows[0].data(), *m = rows[1].data(), *v = rows[2].data();
+  uint16_t* to[3];
+  for (int i = 0; i < 3; i++) to[i] = static_cast<uint16_t*>(tables[i].data_ptr()) + row * width;
+  uint16_t *__restrict__ w_bits = to[0], *__restrict__ m_bits = to[1], *__restrict__ v_bits = to[2];
+  const uint32_t key = mixed(mixed(step) + static_cast<uint32_t>(row));
+#pragma omp simd
+  for (int64_t d = 0; d < width; d++) {
+    const uint32_t one = mixed(key + static_cast<uint32_t>(d)), other = mixed(one);
+    w_bits[d] = by_chance(w[d], one & 0xffff);
+    m_bits[d] = by_chance(m[d], one >> 16);
+    v_bits[d] = by_chance(v[d], other & 0xffff);
+  }
+}
+
+// One Adam step on some rows, in one pass; step, the number of this one, is what the rounding of bfloat16 depends on.
+void adam_rows(Tensor& weight, Tensor& mean, Tensor& square, const Tensor& rows, const Tensor& gradient, int64_t step,
+               double beta1, double beta2, double rate, double correction, double epsilon) {
   const int64_t width = weight.size(1);
-  const float b1 = beta1, b2 = beta2, lr = rate, scale = correction, eps = epsilon;
-  float *weights = filled(weight), *means = filled(mean), *squares = filled(square);
+  const Adam adam{float(beta1), float(beta2), float(rate), float(correction), float(epsilon)};
+  const Tensor tables[] = {weight, mean, square};
+  const Vectors table[] = {Vectors::contiguous(weight), Vectors::contiguous(mean), Vectors::contiguous(square)};
+  TORCH_CHECK(table[0].half == table[1].half && table[0].half == table[2].half, "moments are of the type of weights");
+  const bool half = table[0].half;
   const float* gradients = floats(gradient);
   const int64_t* row = numbers(rows);
   at::parallel_for(0, rows.size(0), 64, [&](int64_t first, int64_t last) {
+    std::vector<float> copies[3];
+    for (auto& copy : copies) copy.resize(half ? width : 0);
     for (int64_t i = first; i < last; i++) {
-      const float* __restrict__ g = gradients + i * width;
-      float* __restrict__ w = weights + row[i] * width;
-      float* __restrict__ m = means + row[i] * width;
-      float* __restrict__ v = squares + row[i] * width;
-#pragma omp simd
-      for (int64_t d = 0; d < width; d++) {
-        m[d] = b1 * m[d] + (1 - b1) * g[d];
-        v[d] = b2 * v[d] + (1 - b2) * g[d] * g[d];
-        w[d] -= lr * m[d] / (std::sqrt(v[d] * scale) + eps);
-      }
+      float* own[3];
+      for (int j = 0; j < 3; j++) own[j] = const_cast<float*>(table[j].load(row[i] * width, width, copies[j].data()));
+      adam.move(gradients + i * width, own[0], own[1], own[2], width);
+      if (half) store_by_chance(copies, tables, step, row[i]);
     }
   });
 }
@@ -880,8 +935,8 @@ TORCH_LIBRARY(memscope, library) {
       "column, Tensor? vectors_2, Tensor? weights_2, int column_2) -> ()");
   library.def("take_rows(Tensor(a!) table, Tensor rows) -> Tensor");
   library.def(
-      "adam_rows(Tensor(a!) weight, Tensor(b!) mean, Tensor(c!) square, Tensor rows, Tensor gradient, float beta1, "
-      "float beta2, float rate, float correction, float epsilon) -> ()");
+      "adam_rows(Tensor(a!) weight, Tensor(b!) mean, Tensor(c!) square, Tensor rows, Tensor gradient, int step, "
+      "float beta1, float beta2, float rate, float correction, float epsilon) -> ()");
   library.def("rms_norm(Tensor vectors, Tensor gain, float epsilon, ScalarType dtype) -> (Tensor, Tensor)");
   library.def("rms_norm_backward(Tensor gradient, Tensor vectors, Tensor gain, Tensor inverse) -> (Tensor, Tensor)");
   library.def(

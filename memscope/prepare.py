@@ -119,9 +119,10 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
     token_ids = bank_init.deal(ids, memory.knowledge_num, memory.bank_groups)
     init = bank_init.init_bank(
-        model.bank.entries.numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
+        model.bank.entries.float().numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
     )
     model.bank.entries.copy_(torch.from_numpy(init.entries))
+    init = init._replace(entries=model.bank.entries.float().numpy())  # as they are kept, which may be rounded
     if write:
         started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)
         bank_init.save_bank_init(run, init, started, token_ids, space)

@@ -80,6 +80,10 @@ class MemoryConfig(Section):
     """Slots per entry (L): 1 = a pooled sentence, more = one slot per sentence token."""
     knowledge_dim: int = Field(128, gt=0)
     """Width of one slot (D)."""
+    entry_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that entries, and their moments in training, are kept in. ``bfloat16`` takes half the memory; what is
+    computed from them stays float32, and updates are rounded up or down by chance, so that small ones are not lost
+    (arXiv 2010.06192). Needs ``lazy_bank``."""
     bank_groups: int = Field(1, gt=0)
     """Equal parts (G) that the memory layers, in order, and the entries are split in: a layer selects among the
     ``knowledge_num`` / G entries of its group. 1 = one bank that all layers share; the number of memory layers = a bank
@@ -163,6 +167,8 @@ class MemoryConfig(Section):
             raise ValueError(
                 "shared_keys=true needs bank_groups=1: a key would stand for one entry of each group; drop one of them"
             )
+        if self.entry_dtype == "bfloat16" and self.slot_proj and not self.absorbed:
+            raise ValueError("entry_dtype=bfloat16 needs absorbed=true, without which all entries have a gradient")
         side = round(size**0.5)
         if self.gate == "product":
             if side * side != size:
@@ -235,8 +241,8 @@ class TrainConfig(Section):
     memory_lr_scale: float = Field(1.0, gt=0)
     """Multiplier on the learning rate of bank and gate keys, kept by the schedule (PKM practice: 4 to 10)."""
     lazy_bank: bool = False
-    """Update only the entries that were selected in a step: others cost no time, but their momentum stands still too.
-    On the CPU; elsewhere all are updated."""
+    """Update only the entries that were selected in a step: others cost no time, but their momentum stands still
+    too."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     """Final learning rate as a share of the peak."""
     warmup_iters: int = Field(0, ge=0)
@@ -255,7 +261,7 @@ class TrainConfig(Section):
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Autocast type of forward and backward; parameters stay float32."""
+    """Autocast type of forward and backward; parameters stay float32, but for what ``entry_dtype`` says."""
     seed: int = 1337
     """Seed of initialisation, sampling of sentences and data order."""
     log_interval: int = Field(10, gt=0)

@@ -86,7 +86,9 @@ class GatheredSlots(Slots):
 
 
 class OpenTable:
-    """A parameter ``[entry, slot, width]`` as the readers of one forward pass share it; float32 on the CPU.
+    """A parameter ``[entry, slot, width]`` as the readers of one forward pass share it, on the CPU.
+
+    In float32 or bfloat16; what is read and the gradient are float32 under either.
 
     Args:
         parameter: whose rows are read; row ``e * L + l`` is slot l of entry e.
@@ -117,7 +119,7 @@ class OpenTable:
     def sums(self) -> tuple[Tensor, Tensor | None]:
         """Where the rows' gradient is summed, and which entries were added to, if that is kept."""
         if self.gradient is None:
-            self.gradient = torch.zeros_like(self.rows) if self.sparse is None else self.sparse.rows
+            self.gradient = torch.zeros(self.rows.shape) if self.sparse is None else self.sparse.rows
         return self.gradient, None if self.sparse is None else self.sparse.touched
 
     def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
@@ -137,11 +139,10 @@ class OpenTable:
 
 
 class SparseSum:
-    """Zeros of the shape of a table, kept from step to step, in which the gradients of rows are summed."""
+    """Float32 zeros of the shape of a table, kept from step to step, in which the gradients of rows are summed."""
 
     def __init__(self, parameter: Float[Tensor, "entry slot width"]):
-        empty = torch.empty_like(parameter, memory_format=torch.contiguous_format).detach()
-        self.rows = in_huge_pages(empty).zero_().flatten(0, 1)
+        self.rows = in_huge_pages(torch.empty(parameter.shape)).zero_().flatten(0, 1)
         self.touched = torch.zeros(len(parameter), dtype=torch.bool)
 
     def take(self, shape: torch.Size) -> Tensor:
@@ -204,7 +205,7 @@ class TableSlots(Slots):
     def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
         """See ``Slots``."""
         rows = self.rows.unflatten(0, self.shape)
-        return F.embedding(rows, self.table.parameter.flatten(0, 1))[..., column : column + width]
+        return F.embedding(rows, self.table.parameter.flatten(0, 1))[..., column : column + width].float()
 
 
 class _Read(NamedTuple):
@@ -230,7 +231,7 @@ class _Open(Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, table: OpenTable) -> Tensor:
         ctx.table = table
-        return parameter.new_zeros(())
+        return torch.zeros(())
 
     @staticmethod
     @once_differentiable
@@ -289,4 +290,4 @@ class _GeluRead(Function):
         wants_table = ctx.needs_input_grad[0]
         sums = table.sums() if wants_table else (None, None)
         gradients = native().gelu_read_backward(gradient, *ctx.saved_tensors, table.rows, *ctx.place, *sums)
-        return (table.rows.new_zeros(()) if wants_table else None), *gradients, None, None
+        return (torch.zeros(()) if wants_table else None), *gradients, None, None
