@@ -6,14 +6,16 @@
 
 All have the same decoder; whole steps (forward, backward, clipping, AdamW) alternate in one process, so that what else
 the machine does falls on all. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
-``--rss`` the peak memory of each model trained in a process of its own. In bfloat16; product-key-memory's layer, which
-refuses it, in float32.
+``--rss`` the peak memory of each model trained in a process of its own. On a machine that has other work too, ``--cpu``
+takes CPU seconds (with OMP_NUM_THREADS=1: threads that wait for one another count). In bfloat16; product-key-memory's
+layer, which refuses it, in float32.
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -62,10 +64,10 @@ class NoBank(nn.Module):
 
 
 class Trainee:
-    """A model with its optimiser; ``step`` returns the seconds of one training step."""
+    """A model with its optimiser; ``step`` returns the seconds of one training step, by a clock."""
 
-    def __init__(self, config: Config, peer: str | None = None):
-        self.config = config
+    def __init__(self, config: Config, clock: Callable[[], float], peer: str | None = None):
+        self.config, self.clock = config, clock
         self.model = MemoryTransformer(config)
         if peer is not None:
             self.model.bank = NoBank()  # type: ignore[assignment]
@@ -77,14 +79,14 @@ class Trainee:
 
     def step(self, tokens: torch.Tensor) -> float:
         """One step on ``tokens [batch, pos + 1]``."""
-        started = time.perf_counter()
+        started = self.clock()
         with autocast(tokens.device, self.config.train.dtype):
             loss = next_token_loss(self.model(tokens[:, :-1]), tokens[:, 1:]).mean()
         loss.backward()
         clip_gradients(self.model.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - started
+        return self.clock() - started
 
 
 def main() -> None:
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[], metavar="NAME:KEY=VALUE,...", help="one more model")
     parser.add_argument("--peers", action="store_true", help="also decoders of the released peers' layers")
     parser.add_argument("--rss", action="store_true", help="also peak memory, each model in its own process")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of the clock's")
     parser.add_argument("--only", metavar="NAME", help="just this model, and its peak memory")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
@@ -108,8 +111,9 @@ def main() -> None:
         settings |= {name: arguments.set for name in PEERS}
     if arguments.only:
         settings = {arguments.only: settings[arguments.only]}
+    clock = time.process_time if arguments.cpu else time.perf_counter
     trainees = {
-        name: Trainee(load_config(arguments.config, changes), name if name in PEERS else None)
+        name: Trainee(load_config(arguments.config, changes), clock, name if name in PEERS else None)
         for name, changes in settings.items()
     }
     seconds = measure(trainees, arguments.batch, arguments.rounds)
