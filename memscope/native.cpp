@@ -61,10 +61,11 @@ struct Vectors {
     }
   }
 
+  // Into the second cache: more lines are asked for at once than can be under way to the first.
   void prefetch(int64_t first, int64_t n) const {
     constexpr int64_t LINE = 64;
     const int64_t size = half ? sizeof(uint16_t) : sizeof(float);
-    for (int64_t byte = 0; byte < n * size; byte += LINE) __builtin_prefetch(data + first * size + byte);
+    for (int64_t byte = 0; byte < n * size; byte += LINE) __builtin_prefetch(data + first * size + byte, 0, 2);
   }
 };
 
@@ -124,8 +125,9 @@ inline float inner(const float* a, const float* b, int64_t n) {
   return total;
 }
 
+// A row that will be added to.
 inline void prefetch(const float* row, int64_t width) {
-  for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d);
+  for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d, 1);
 }
 
 // Which columns a read head sees: those of its slice. Heads of one slice stand side by side.
