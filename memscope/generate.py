@@ -4,6 +4,7 @@ import torch
 
 from memscope.errors import InputError
 from memscope.model import KVCache, MemoryTransformer
+from memscope.runtime import agreed
 
 
 @torch.no_grad()
@@ -33,6 +34,7 @@ def generate(
             token = int(logits.argmax())
         else:
             token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
+        token = agreed(token, device)  # a model in shards needs all processes for the next one
         tokens.append(token)
         if token == eos:
             break

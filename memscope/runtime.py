@@ -61,6 +61,15 @@ def processes() -> Processes:
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
 
 
+def agreed(number: int, device: torch.device) -> int:
+    """The same number in all processes that train together: the first one's. Machines may round differently."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    shared = torch.tensor(number, device=device)
+    torch.distributed.broadcast(shared, src=0)
+    return int(shared)
+
+
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     """Mixed-precision context for a config's ``dtype``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

@@ -1,10 +1,13 @@
 """Sampling text."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from memscope import generate as generate_module
-from memscope.checkpoint import LoadedRun
+from memscope.checkpoint import LoadedRun, load_run
 from memscope.errors import InputError
 from memscope.generate import generate
 from memscope.model import MemoryTransformer
@@ -73,3 +76,18 @@ def test_prompt_and_continuation_may_fill_the_window_and_not_more(model: MemoryT
         generate(model, [5] * 60, 5, eos=NEVER)
     with pytest.raises(InputError, match="the prompt is empty"):
         generate(model, [], 5, eos=NEVER)
+
+
+def _continue_in_a_group(rank: int, folder: str, run: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = load_run(run).model
+    # As if this machine rounded differently: other most likely tokens.
+    model.norm.weight.data[:] = torch.randn(len(model.norm.weight), generator=torch.Generator().manual_seed(rank))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(generate(model, PROMPT, 8, eos=NEVER, temperature=0)))
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_differ_continue_alike(tiny_run_path: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_continue_in_a_group, (str(tmp_path), tiny_run_path), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
