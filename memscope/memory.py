@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config import MemoryConfig
+from memscope.entry_means import EntryMeans
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.native import native_for
@@ -38,6 +39,7 @@ class MemoryBank(nn.Module):
         frozen: so many entries, the first of every group, have no gradient.
         groups: parts that the bank is split in.
         dtype: type of the entries; slots, gradients and what is computed from them are float32.
+        ema: decay with which entries follow their readers, without a gradient; 0 = they are trained by gradient.
     """
 
     def __init__(
@@ -49,9 +51,10 @@ class MemoryBank(nn.Module):
         frozen: int = 0,
         groups: int = 1,
         dtype: torch.dtype = torch.float32,
+        ema: float = 0.0,
     ):
         super().__init__()
-        self.sparse = sparse
+        self.sparse = sparse and not ema
         self.frozen, self.group_size = frozen, knowledge_num // groups
         self._sum: SparseSum | None = None
         shape = (knowledge_num, knowledge_length, knowledge_dim)
@@ -61,6 +64,24 @@ class MemoryBank(nn.Module):
         if start is not self.entries:  # a smaller type has the same start, rounded, and float32 gradients
             self.entries.data.copy_(start)
             self.entries.grad_dtype = torch.float32
+        self.means = EntryMeans(self.entries.detach(), ema) if ema else None
+        self.entries.requires_grad_(not ema)
+
+    @torch.no_grad()
+    def start(self, rows: Int[Tensor, " row"], entries: Float[Tensor, "row slot width"]) -> None:
+        """Let some entries start from these."""
+        self.entries[rows] = entries.to(self.entries)
+        if self.means is not None:
+            self.means.restart(rows, self.entries[rows])
+
+    def follow_readers(self, frozen: bool) -> None:
+        """After an optimiser step: move entries that are not trained by gradient, unless none should move yet."""
+        if self.means is None:
+            return
+        if frozen:
+            self.means.forget()
+        else:
+            self.means.step(self.entries, self.movable(torch.arange(len(self.entries), device=self.entries.device)))
 
     def movable(self, rows: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         """Which of some entries may change in training: those that are not frozen."""
@@ -82,7 +103,7 @@ class MemoryBank(nn.Module):
         sparse = self.sparse and torch.is_grad_enabled()
         if sparse and self._sum is None:
             self._sum = SparseSum(self.entries)
-        return OpenBank(self._trained(), self._sum if sparse else None)
+        return OpenBank(self._trained(), self._sum if sparse else None, self.means)
 
     def _trained(self) -> Tensor:
         """The entries, of which the frozen ones give no gradient."""
@@ -139,8 +160,14 @@ class _SparseRows(Function):
 class OpenBank:
     """A bank whose readers never gather slots and share one gradient, for one forward pass on the CPU."""
 
-    def __init__(self, entries: Float[Tensor, "entry slot width"], sparse: SparseSum | None = None):
+    def __init__(
+        self,
+        entries: Float[Tensor, "entry slot width"],
+        sparse: SparseSum | None = None,
+        means: EntryMeans | None = None,
+    ):
         self.length = entries.shape[1]
+        self.means = means
         self.table = OpenTable(entries, sparse)
 
     def __call__(self, indices: Int[Tensor, "batch pos K"]) -> TableSlots:
@@ -298,6 +325,8 @@ class MemoryLayer(nn.Module):
         scores = self.hook_gate_scores(selection.scores)
         self.hook_margin(selection.margin)
         slots = bank(indices)
+        if self.training and bank.means is not None:
+            slots = bank.means.observed(slots, indices, scores)
         if not self.hook_pattern.has_hooks():  # nobody asks for read weights: they need not be made
             return self.read(x, slots, scores)
         pattern = self.hook_pattern(self.read.pattern(x, slots, scores))

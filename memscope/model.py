@@ -186,6 +186,7 @@ class MemoryTransformer(HookedRootModule):
                     frozen=round(config.memory.frozen_share * config.memory.group_size),
                     groups=config.memory.bank_groups,
                     dtype=getattr(torch, config.memory.entry_dtype),
+                    ema=config.memory.bank_ema,
                 )
                 if model.memory_layers
                 else None
@@ -195,8 +196,10 @@ class MemoryTransformer(HookedRootModule):
             self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
             self.norm = RMSNorm(model.dim, eps=model.norm_eps)
             self._init_weights()
-        if self.bank is not None and self.bank.sparse:  # DDP cannot average sparse gradients of its own accord
-            self._ddp_params_and_buffers_to_ignore = ["bank.entries"]
+        if self.bank is not None:  # DDP cannot average sparse gradients, and would send around buffers that are equal
+            left_alone = ["entries"] if self.bank.sparse else []
+            left_alone += [name for name, _ in self.bank.named_buffers()]
+            self._ddp_params_and_buffers_to_ignore = [f"bank.{name}" for name in left_alone]
         cos, sin = _rotation_table(model)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
 from memscope.native import native_for
-from memscope.runtime import in_huge_pages
+from memscope.runtime import gather_rows, in_huge_pages
 
 
 class LazyAdamW(torch.optim.AdamW):
@@ -95,6 +95,8 @@ def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
     """
     memory, matrices, rest = [], [], []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # entries that move otherwise
+            continue
         if name in ("bank.entries", "shared_keys") or name.endswith("gate.keys"):
             memory.append(parameter)
         elif parameter.dim() >= 2 and name != "embed.weight":
@@ -140,21 +142,8 @@ def average_sparse_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if parameter.grad is None or not parameter.grad.is_sparse:
             continue
         gradient = _coalesced(parameter.grad)
-        rows, values = gradient.indices()[0], gradient.values() / n
-        counts = [torch.zeros_like(rows[:1]) for _ in range(n)]
-        distributed.all_gather(counts, rows.new_tensor([len(rows)]))
-        lengths = [int(count) for count in counts]
-        gathered = [_gathered(part, lengths) for part in (rows, values)]
-        parameter.grad = torch.sparse_coo_tensor(gathered[0][None], gathered[1], gradient.shape).coalesce()
-
-
-def _gathered(part: Tensor, lengths: list[int]) -> Tensor:
-    """Rows of all processes, which have different numbers of them."""
-    padded = part.new_zeros(max(lengths), *part.shape[1:])
-    padded[: len(part)] = part
-    parts = [torch.empty_like(padded) for _ in lengths]
-    distributed.all_gather(parts, padded)
-    return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+        rows, values = gather_rows(gradient.indices()[0], gradient.values() / n)
+        parameter.grad = torch.sparse_coo_tensor(rows[None], values, gradient.shape).coalesce()
 
 
 def _coalesced(gradient: Tensor) -> Tensor:

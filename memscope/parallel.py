@@ -82,6 +82,9 @@ def check_strategy(config: Config) -> None:
         "lazy_bank=true: its gradient is sparse, which only DDP averages; add --set lazy_bank=false": (
             kind != "ddp" and config.train.lazy_bank and has_bank
         ),
+        "bank_ema: means are over whole entries, which only DDP has; set bank_ema=0 and train entries by gradient": (
+            kind != "ddp" and config.memory.bank_ema > 0 and has_bank
+        ),
         "query_norm=batch: every process would have running averages of its own; choose another": (
             kind != "ddp" and config.memory.query_norm == "batch" and has_bank
         ),

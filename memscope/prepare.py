@@ -121,7 +121,7 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     init = bank_init.init_bank(
         model.bank.entries.float().numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
     )
-    model.bank.entries.copy_(torch.from_numpy(init.entries))
+    model.bank.start(torch.arange(memory.knowledge_num), torch.from_numpy(init.entries))
     init = init._replace(entries=model.bank.entries.float().numpy())  # as they are kept, which may be rounded
     if write:
         started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)

@@ -70,6 +70,23 @@ def agreed(number: int, device: torch.device) -> int:
     return int(shared)
 
 
+def gather_rows(*parts: torch.Tensor) -> list[torch.Tensor]:
+    """Tensors of as many rows each, with the rows of all processes, which have different numbers of them, in order."""
+    count = torch.tensor([len(parts[0])], device=parts[0].device)
+    counts = [torch.zeros_like(count) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counts, count)
+    lengths = [int(count) for count in counts]
+    return [_gathered(part, lengths) for part in parts]
+
+
+def _gathered(part: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    padded = part.new_zeros(max(lengths), *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([rows[:length] for rows, length in zip(parts, lengths, strict=True)])
+
+
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     """Mixed-precision context for a config's ``dtype``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

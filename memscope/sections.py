@@ -138,6 +138,10 @@ class MemoryConfig(Section):
     absorbed: bool = True
     """Fold the key and value projections into query and output instead of projecting every selected slot: same
     result, less work (as DeepSeek-V2's MLA does, arXiv 2405.04434)."""
+    bank_ema: float = Field(0.0, ge=0, lt=1)
+    """Decay, per step, with which entries follow the mean query of the tokens that read them, as VQ-VAE's codebook
+    (arXiv 1711.00937, appendix A.1; there 0.99), in place of a gradient; 0 = entries are trained by gradient. For
+    entries of one slot that are read as they are, by normalised queries."""
     frozen_share: float = Field(0.0, ge=0, le=1)
     """Share of the entries, the first of every group, that keep what they start with: sentences that can be read to the
     end."""
@@ -169,6 +173,8 @@ class MemoryConfig(Section):
             )
         if self.entry_dtype == "bfloat16" and self.slot_proj and not self.absorbed:
             raise ValueError("entry_dtype=bfloat16 needs absorbed=true, without which all entries have a gradient")
+        if self.bank_ema and (wrong := self._not_followed()):
+            raise ValueError(f"bank_ema lets entries follow the queries that read them as they are: set {wrong}")
         side = round(size**0.5)
         if self.gate == "product":
             if side * side != size:
@@ -189,6 +195,17 @@ class MemoryConfig(Section):
                 "use score_fn=sigmoid or select at least 2"
             )
         return self
+
+    def _not_followed(self) -> str:
+        """What has to change so that a query can stand for an entry."""
+        wanted = {
+            "slot_proj=false": not self.slot_proj,
+            "knowledge_length=1": self.knowledge_length == 1,
+            "slot_use=whole": self.slot_use == "whole",
+            "read_norm=rms": self.read_norm == "rms",
+            "read_fn=gelu or softmax": self.read_fn != "none",
+        }
+        return ", ".join(change for change, done in wanted.items() if not done)
 
     @property
     def key_dim(self) -> int:

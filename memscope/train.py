@@ -133,9 +133,12 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 parallel.backward(loss + net.penalty() / settings.accumulation_steps)
                 clock.lap("backward")
             loss_sum += loss.detach()
-        if net.bank is not None and step < settings.freeze_bank_steps:
+        frozen = step < settings.freeze_bank_steps
+        if net.bank is not None and frozen:
             net.bank.entries.grad = None
         grad_norm = parallel.step(settings.grad_clip)
+        if net.bank is not None:
+            net.bank.follow_readers(frozen)
         for balance in net.balances:
             balance.step()
         clock.lap("optimizer")

@@ -16,6 +16,7 @@ WITH_TORCH = {
         "gate",
         "balance",
         "memory",
+        "entry_means",
         "native",
         "fused",
         "sparse_read",
