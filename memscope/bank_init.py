@@ -5,7 +5,9 @@
 Pooled (``knowledge_length`` 1): an entry is the mean over its sentence's tokens. Slot-wise (more): slot i is the
 sentence's token i; slots past its end hold the pad token. Entries without a sentence stay random. Everything needed
 to say later where an entry came from is saved with the run: ``bank_init.parquet`` (sentence, triples, token ids per
-entry) and ``bank_init.safetensors`` (initial entries, table, projection).
+entry) and ``bank_init.safetensors`` (initial entries, table, projection). Where entries may be revived in training, the
+sentences that initialise none, in the order in which they are used, are in ``bank_spare.parquet``; ``provenance.py``
+says where the entries of a loaded model started.
 """
 
 from collections.abc import Sequence
@@ -22,11 +24,13 @@ from sklearn.metrics import pairwise_distances_argmin
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, disk_errors
+from memscope.parquet import read_parquet
 from memscope.sentences import Sentence, Triple
 from memscope.tokenizer import Tokenizer
 
 PARQUET = "bank_init.parquet"
 TENSORS = "bank_init.safetensors"
+SPARE = "bank_spare.parquet"
 _T = TypeVar("_T")
 
 
@@ -71,12 +75,50 @@ def init_bank(
     space = table @ projection  # [vocab, D]
     entries = random_entries.copy()
     for entry, ids in enumerate(token_ids):
-        if ids is None:
-            continue
-        padded = (ids + [pad] * n_slots)[:n_slots]
-        slots = space[ids].mean(0, keepdims=True) if n_slots == 1 else space[padded]
-        entries[entry] = slots / np.maximum(np.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
+        if ids is not None:
+            entries[entry] = _slots_of(ids, space, n_slots, pad)
     return BankInit(entries, table, projection)
+
+
+def _slots_of(ids: list[int], space: np.ndarray, n_slots: int, pad: int) -> np.ndarray:
+    """A sentence as an entry, ``[L, D]``, from token vectors ``[vocab, D]``."""
+    padded = (ids + [pad] * n_slots)[:n_slots]
+    slots = space[ids].mean(0, keepdims=True) if n_slots == 1 else space[padded]
+    return slots / np.maximum(np.linalg.norm(slots, axis=-1, keepdims=True), 1e-12)
+
+
+class FreshStarts:
+    """What entries start from that are revived in training: sentences made as at initialisation, or random slots.
+
+    Equal for equal arguments, so that starts can be found again from entry, step and sentence.
+
+    Args:
+        run: run folder, for ``bank_init.safetensors`` and ``bank_spare.parquet``.
+        pad: token id past the end of a sentence.
+        seed: of random slots.
+
+    Raises:
+        InputError: one of the files is missing or corrupted.
+    """
+
+    def __init__(self, run: Path, pad: int, seed: int):
+        init = load_bank_init(run)
+        self._space, self._shape = init.table @ init.projection, init.entries.shape[1:]
+        self._token_ids = read_parquet(run / SPARE, ["token_ids"])["token_ids"]
+        self._pad, self._seed = pad, seed
+        self.n_sentences = len(self._token_ids)
+
+    def slots(self, entries: np.ndarray, steps: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+        """Starts ``[row, L, D]`` of entries revived at some steps, from rows of the spare sentences, or for -1 none."""
+        n_slots, width = self._shape
+        slots = np.empty((len(entries), n_slots, width), np.float32)
+        for row, (entry, step, sentence) in enumerate(zip(entries, steps, sentences, strict=True)):
+            if sentence >= 0:
+                slots[row] = _slots_of(self._token_ids[int(sentence)].as_py(), self._space, n_slots, self._pad)
+            else:
+                chance = np.random.default_rng([self._seed, int(step), int(entry)])
+                slots[row] = chance.standard_normal((n_slots, width), np.float32) * width**-0.5
+        return slots
 
 
 def representatives(token_ids: list[list[int]], table: np.ndarray, count: int, seed: int) -> list[int]:
@@ -125,22 +167,34 @@ def save_bank_init(
         space: name of the embedding table, for readers ("this model at step 0", or a run folder).
     """
     blank = [None] * (len(init.entries) - len(sentences))
-    columns = {
-        "entry": np.arange(len(init.entries), dtype=np.uint32),
-        "sentence": pa.array([sentence and sentence.text for sentence in sentences] + blank, pa.string()),
-        "token_ids": pa.array([*token_ids, *blank], pa.list_(pa.uint32())),
-    }
-    for field in Triple._fields:
-        values = [sentence and [getattr(triple, field) for triple in sentence.triples] for sentence in sentences]
-        columns[field] = pa.array(values + blank, pa.list_(pa.string()))
+    columns = {"entry": np.arange(len(init.entries), dtype=np.uint32)}
+    columns |= _said([*sentences, *blank], [*token_ids, *blank])
     with atomic_path(run / PARQUET) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
     with atomic_path(run / TENSORS) as temporary, disk_errors(run / TENSORS):
         save_file(init._asdict(), temporary, metadata={"space": space})
 
 
+def save_spare(run: Path, sentences: Sequence[Sentence], token_ids: Sequence[list[int]]) -> None:
+    """Save the sentences that initialise no entry into a run folder, in the order in which revived ones take them."""
+    with atomic_path(run / SPARE) as temporary:
+        pq.write_table(pa.table(_said(sentences, token_ids)), temporary, compression="zstd")
+
+
+def _said(sentences: Sequence[Sentence | None], token_ids: Sequence[list[int] | None]) -> dict[str, pa.Array]:
+    """Sentences as columns, null where there is none."""
+    columns = {
+        "sentence": pa.array([sentence and sentence.text for sentence in sentences], pa.string()),
+        "token_ids": pa.array(token_ids, pa.list_(pa.uint32())),
+    }
+    for field in Triple._fields:
+        values = [sentence and [getattr(triple, field) for triple in sentence.triples] for sentence in sentences]
+        columns[field] = pa.array(values, pa.list_(pa.string()))
+    return columns
+
+
 def load_bank_init(run: Path) -> BankInit:
-    """Read the initial entries, table and projection of a run.
+    """Read the entries as they were at step 0, table and projection of a run.
 
     Raises:
         InputError: missing or corrupted file.

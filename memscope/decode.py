@@ -23,10 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memscope.bank_init import PARQUET, load_bank_init
+from memscope.bank_init import load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.model import MemoryTransformer
-from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
+from memscope.parquet import ENTRY_ROW_GROUP, write_table
+from memscope.provenance import start_entries, start_table
 
 N_NEAREST = 10
 N_LENS = 10
@@ -50,9 +51,9 @@ def write_decodings(run: LoadedRun, path: Path, used: dict[int, np.ndarray]) -> 
     """
     assert run.model.bank is not None
     init = load_bank_init(run.path)
-    now, before = run.model.bank.entries.detach().float().cpu(), torch.from_numpy(init.entries)
+    now, before = run.model.bank.entries.detach().float().cpu(), torch.from_numpy(start_entries(run))
     space = torch.from_numpy(init.table @ init.projection)  # [vocab, D]
-    token_ids = read_parquet(run.path / PARQUET, ["token_ids"])["token_ids"].to_pylist()
+    token_ids = start_table(run, ["token_ids"])["token_ids"].to_pylist()
     n, n_slots, _ = now.shape
     slot_drift = 1 - torch.cosine_similarity(now, before, dim=-1)  # [N, L]
     top = N_NEAREST if n_slots == 1 else 1

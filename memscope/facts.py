@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memscope.bank_init import PARQUET
 from memscope.capture import LayerCapture, capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import clean_text
@@ -33,7 +32,7 @@ from memscope.errors import InputError
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate
 from memscope.model import MemoryTransformer
-from memscope.parquet import read_parquet
+from memscope.provenance import start_table
 from memscope.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 4096
@@ -94,15 +93,10 @@ def read_facts(path: Path) -> list[Fact]:
     return facts
 
 
-def match_entries(facts: Sequence[Fact], folder: Path) -> list[np.ndarray]:
-    """For every fact the entries whose init sentence states it: the same uuid, or the same triple where one has none.
-
-    Args:
-        facts: the facts.
-        folder: a run or a recording.
-    """
+def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
+    """For every fact the entries whose init sentence states it: the same uuid, or the same triple if one has none."""
     columns = ["entry", *_FIELDS[:4]]
-    bank = read_parquet(folder / PARQUET, columns).to_pandas().explode(columns[1:]).dropna(subset="subject")
+    bank = start_table(run, columns).to_pandas().explode(columns[1:]).dropna(subset="subject")
     by_uuid = bank[bank["uuid"] != ""].groupby("uuid")["entry"].unique().to_dict()
     by_triple = bank.groupby(["subject", "predicate", "object"])["entry"].unique().to_dict()
     none = np.empty(0, np.int64)
@@ -139,7 +133,7 @@ def audit_facts(
     if limit is not None and limit < len(facts):
         chosen = np.sort(np.random.default_rng(seed).choice(len(facts), limit, replace=False))
         facts = [facts[number] for number in chosen]
-    entries = match_entries(facts, run.path)
+    entries = match_entries(facts, run)
     if not any(len(own) for own in entries):
         raise InputError(f"{run.path}: no entry started from one of these facts; are they of the same collection?")
     asked = tokenize_facts(facts, run.tokenizer)

@@ -21,6 +21,7 @@ from transformer_lens.hook_points import HookPoint
 
 from memscope.config import MemoryConfig
 from memscope.entry_means import EntryMeans
+from memscope.entry_starts import EntryStarts
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.native import native_for
@@ -40,6 +41,7 @@ class MemoryBank(nn.Module):
         groups: parts that the bank is split in.
         dtype: type of the entries; slots, gradients and what is computed from them are float32.
         ema: decay with which entries follow their readers, without a gradient; 0 = they are trained by gradient.
+        revived: entries may start again while training goes on.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class MemoryBank(nn.Module):
         groups: int = 1,
         dtype: torch.dtype = torch.float32,
         ema: float = 0.0,
+        revived: bool = False,
     ):
         super().__init__()
         self.sparse = sparse and not ema
@@ -66,6 +69,7 @@ class MemoryBank(nn.Module):
             self.entries.grad_dtype = torch.float32
         self.means = EntryMeans(self.entries.detach(), ema) if ema else None
         self.entries.requires_grad_(not ema)
+        self.starts = EntryStarts(knowledge_num) if revived else None
 
     @torch.no_grad()
     def start(self, rows: Int[Tensor, " row"], entries: Float[Tensor, "row slot width"]) -> None:

@@ -187,6 +187,7 @@ class MemoryTransformer(HookedRootModule):
                     groups=config.memory.bank_groups,
                     dtype=getattr(torch, config.memory.entry_dtype),
                     ema=config.memory.bank_ema,
+                    revived=config.train.revive_after > 0,
                 )
                 if model.memory_layers
                 else None

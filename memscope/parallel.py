@@ -85,6 +85,9 @@ def check_strategy(config: Config) -> None:
         "bank_ema: means are over whole entries, which only DDP has; set bank_ema=0 and train entries by gradient": (
             kind != "ddp" and config.memory.bank_ema > 0 and has_bank
         ),
+        "revive_after: entries and moments that start again are whole, which only DDP has; set revive_after=0": (
+            kind != "ddp" and config.train.revive_after > 0 and has_bank
+        ),
         "query_norm=batch: every process would have running averages of its own; choose another": (
             kind != "ddp" and config.memory.query_norm == "batch" and has_bank
         ),

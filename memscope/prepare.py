@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from memscope import bank_init
-from memscope.checkpoint import load_run
+from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config import Config, load_config
 from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.errors import InputError
@@ -56,7 +56,8 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     Args:
         config: the run's config.
         run: its folder.
-        write: whether this process writes ``tokenizer.json`` and ``bank_init.*`` (the main one does).
+        write: whether this process writes ``tokenizer.json``, ``bank_init.*`` and ``bank_spare.parquet`` (the main one
+            does).
 
     Raises:
         InputError: any of the input files is unusable.
@@ -101,7 +102,7 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
         if source.tokenizer.backend.to_str() != tokenizer.backend.to_str():
             raise InputError(f"{source.path}: has another tokenizer; embedding_init_path needs the same one")
         table, space = source.model.embed.weight, f"{source.path} ({source.fingerprint[:12]})"
-    sentences = []
+    sentences, spare = [], []
     if memory.database_init_path:
         found = read_sentences(Path(memory.database_init_path))
         if memory.database_choice == "kmeans" and len(found) > memory.knowledge_num:
@@ -110,6 +111,10 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
             sentences = [found[number] for number in chosen]
         else:
             sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
+        if config.train.revive_after:
+            used = {sentence.text for sentence in sentences}
+            left = [sentence for sentence in found if sentence.text not in used]
+            spare = choose_sentences(left, len(left), config.train.seed)
         if write:
             print(
                 f"{len(sentences):,} of {len(found):,} sentences initialise entries; "
@@ -123,9 +128,14 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     )
     model.bank.start(torch.arange(memory.knowledge_num), torch.from_numpy(init.entries))
     init = init._replace(entries=model.bank.entries.float().numpy())  # as they are kept, which may be rounded
+    if config.train.revive_after and list_checkpoints(run):
+        return  # what its models say of revived entries is about the files that are there
     if write:
         started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)
         bank_init.save_bank_init(run, init, started, token_ids, space)
+        if config.train.revive_after:
+            spare_ids = bank_init.encode_sentences(spare, tokenizer, memory.knowledge_length)
+            bank_init.save_spare(run, spare, spare_ids)
 
 
 def _first_difference(old: Config, new: Config) -> str:

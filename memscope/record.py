@@ -28,6 +28,7 @@ from memscope.errors import InputError
 from memscope.files import make_folder
 from memscope.model import MemoryTransformer
 from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
+from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.runtime import processes, return_freed_memory
 from memscope.store import (
@@ -272,4 +273,4 @@ def _copy_from_run(run: LoadedRun, recording: Path) -> None:
     for name in _COPIED:
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, recording / name)
-    write_table(recording / PARQUET, read_parquet(run.path / PARQUET), ENTRY_ROW_GROUP)
+    write_table(recording / PARQUET, start_table(run), ENTRY_ROW_GROUP)

@@ -275,6 +275,10 @@ class TrainConfig(Section):
     compiler). Hooks inside them are not called then."""
     freeze_bank_steps: int = Field(0, ge=0)
     """Steps at the start in which the entries stay as they were initialised."""
+    revive_after: int = Field(0, ge=0)
+    """Steps that an entry may go unselected in training before it starts again: from the next sentence of
+    ``database_init_path`` that initialises none, or when none is left from a random vector; under the full gate its key
+    moves to where a query is, product keys stay (``balance_bias`` makes them selected). 0 = never."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memscope.bank_init import PARQUET
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
-from memscope.parquet import read_parquet
+from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.token_table import Trace, make_trace
 
@@ -69,7 +68,7 @@ def describe_trace(run: LoadedRun, traced: TextTrace) -> list[dict[str, Any]]:
     A token is ``{pos, text, loss, next: [{text, probability}], layers: [{layer, entries: [...]}]}``, a fired entry
     ``{entry, gate, read, slots, sentence}``; ``slots`` is there when entries have several.
     """
-    bank = read_parquet(run.path / PARQUET, ["sentence"])["sentence"]
+    bank = start_table(run, ["sentence"])["sentence"]
     layer_axis = {layer: axis for axis, layer in enumerate(run.config.model.memory_layers)}
     n_slots = traced.slots.shape[-1]
     selections = dict(list(traced.trace.selections.groupby(["pos", "layer"])))

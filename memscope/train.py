@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from memscope.bank_init import FreshStarts
 from memscope.checkpoint import (
     MODEL,
     list_checkpoints,
@@ -37,6 +38,7 @@ from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import native
 from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.prepare import check_run_folder, prepare_run
+from memscope.revive import Reviver
 from memscope.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
@@ -76,6 +78,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         if accelerator.is_main_process:
             publish_newest(run, settings.keep_checkpoints)  # a run may have been killed between saving and publishing
 
+    revives = net.bank is not None and net.bank.starts is not None
+    reviver = Reviver(net, parallel.optimizer, FreshStarts(run, tokenizer.pad, settings.seed)) if revives else None
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
     micro_samples = settings.batch_size * accelerator.num_processes
     step_samples = micro_samples * settings.accumulation_steps
@@ -139,6 +143,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         grad_norm = parallel.step(settings.grad_clip)
         if net.bank is not None:
             net.bank.follow_readers(frozen)
+        if reviver is not None:
+            reviver.step(step + 1)
         for balance in net.balances:
             balance.step()
         clock.lap("optimizer")
@@ -151,6 +157,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 "grad_norm": float(grad_norm),
                 "learning_rate": parallel.optimizer.param_groups[0]["lr"],
                 "tokens_per_second": speed.recent(),
+                **_revived(net),
                 **_peak_memory(accelerator.device),
                 **clock.seconds,
             }
@@ -221,14 +228,20 @@ def _evaluate(net: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer
             count = usage.count[row, config.entries_of(layer)]
             metrics = usage_metrics(count, int(count.sum()))
             values |= {f"layer_{layer}/{name}": value for name, value in metrics.as_dict().items()}
-    return values
+    return values | _revived(net)
+
+
+def _revived(net: MemoryTransformer) -> dict[str, int]:
+    """How many entries started again so far, if any may."""
+    return {} if net.bank is None or net.bank.starts is None else {"revived": int(net.bank.starts.revived)}
 
 
 def _eval_line(step: int, evaluation: dict[str, Any]) -> str:
     coverage = [value for name, value in evaluation.items() if name.endswith("/coverage")]
     used = f", entries used per layer {', '.join(f'{value:.0%}' for value in coverage)}" if coverage else ""
+    revived = f", {evaluation['revived']:,} entries revived" if "revived" in evaluation else ""
     loss, bits = evaluation["loss"], evaluation["bits_per_byte"]
-    return f"step {step}: validation loss {loss:.4f}, {bits:.4f} bits per byte{used}"
+    return f"step {step}: validation loss {loss:.4f}, {bits:.4f} bits per byte{used}{revived}"
 
 
 def _samples(

@@ -76,10 +76,10 @@ def test_bad_facts_are_refused_with_their_line(tmp_path: Path, line: str, messag
 def test_facts_find_their_entries_by_uuid_and_by_triple(tiny_run: LoadedRun, facts: list[Fact]) -> None:
     bank = read_parquet(tiny_run.path / PARQUET).to_pandas()
     uuids = [set() if uuid is None else set(uuid) for uuid in bank["uuid"]]
-    for fact, found in zip(facts, match_entries(facts, tiny_run.path), strict=True):
+    for fact, found in zip(facts, match_entries(facts, tiny_run), strict=True):
         assert found.tolist() == [entry for entry, known in enumerate(uuids) if fact.uuid in known]
     triple = Fact("", "Ada Holm", "place of birth", "Aston", "[X] in [Y]")
-    [found] = match_entries([triple], tiny_run.path)
+    [found] = match_entries([triple], tiny_run)
     assert len(found) == bank["subject"].notna().sum()  # every sentence of the fixture carries this triple
 
 
@@ -95,7 +95,7 @@ def test_the_audit_is_what_asking_each_fact_alone_finds(
     tiny_run: LoadedRun, facts: list[Fact], audit: FactAudit
 ) -> None:
     asked = tokenize_facts(facts, tiny_run.tokenizer)
-    entries = match_entries(facts, tiny_run.path)
+    entries = match_entries(facts, tiny_run)
     table = audit.facts
     assert table["anywhere"].any() and not table["anywhere"].all()
     for row in range(0, len(facts), 3):

@@ -1,0 +1,68 @@
+"""What the entries of a loaded model started from, those that were revived in training included.
+
+    start_table(run)      # sentence, token ids and triples per entry, as bank_init.parquet
+    start_entries(run)    # the starts themselves, [N, L, D]
+
+``bank_init.*`` of a run stay what step 0 was. What a model says of its revived entries is in its own file
+(``entry_starts.py``), their sentences in ``bank_spare.parquet``; the vectors are made anew from both, as training made
+them. So whichever checkpoint is loaded, its own starts are found.
+"""
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from memscope.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
+from memscope.checkpoint import LoadedRun
+from memscope.parquet import read_parquet
+
+
+def start_entries(run: LoadedRun) -> np.ndarray:
+    """What every entry of the model started from, float32 ``[N, L, D]``.
+
+    Raises:
+        InputError: the run's files for it are missing or corrupted.
+    """
+    entries = load_bank_init(run.path).entries
+    rows, steps, sentences = _revived(run)
+    if len(rows):
+        fresh = FreshStarts(run.path, run.tokenizer.pad, run.config.train.seed).slots(rows, steps, sentences)
+        kept_as = getattr(torch, run.config.memory.entry_dtype)
+        entries[rows] = torch.from_numpy(fresh).to(kept_as).float().numpy()
+    return entries
+
+
+def start_table(run: LoadedRun, columns: list[str] | None = None) -> pa.Table:
+    """One row per entry as in ``bank_init.parquet``, or some of its columns; where entries are revived also
+    ``start_step``, the optimiser steps done when the entry started.
+
+    Raises:
+        InputError: see ``start_entries``.
+    """
+    table = read_parquet(run.path / PARQUET, columns)
+    assert run.model.bank is not None
+    if run.model.bank.starts is None:
+        return table
+    texts = [name for name in table.column_names if name != "entry"]
+    rows, steps, sentences = _revived(run)
+    spare = read_parquet(run.path / SPARE, texts)
+    blank = pa.table({field.name: pa.nulls(1, field.type) for field in spare.schema})
+    place = np.arange(table.num_rows)
+    place[rows] = table.num_rows + np.where(sentences < 0, spare.num_rows, sentences)  # past all: the blank one
+    started = pa.concat_tables([table.select(texts), spare, blank]).take(place)
+    for name in set(table.column_names) - set(texts):
+        started = started.add_column(table.schema.get_field_index(name), name, table[name])
+    step = np.zeros(table.num_rows, np.uint32)
+    step[rows] = steps
+    return started.append_column("start_step", pa.array(step))
+
+
+def _revived(run: LoadedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Revived entries, the steps at which they last started, and their rows of the spare sentences or -1."""
+    assert run.model.bank is not None
+    starts = run.model.bank.starts
+    if starts is None:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
+    step, sentence = starts.step.cpu().numpy(), starts.sentence.cpu().numpy()
+    rows = step.nonzero()[0]
+    return rows, step[rows], sentence[rows]
