@@ -204,6 +204,8 @@ class CrossAttentionMemory(nn.Module):
         has_keys = self.read_fn != "none"
         self.q_proj = nn.Linear(dim, query, bias=False) if has_keys else None
         self.q_norm = RMSNorm(query // heads) if has_keys and config.read_norm == "rms" else None
+        if self.q_norm is not None:
+            nn.init.constant_(self.q_norm.weight, config.read_gain)
         self.k_proj = nn.Linear(self.key_width, dim, bias=False) if has_keys and projected else None
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)

@@ -131,6 +131,9 @@ class MemoryConfig(Section):
     """Project slots to keys and values; without, they are keys and values as they are, and queries get their width."""
     read_norm: Literal["none", "rms"] = "none"
     """``rms`` normalises the queries of the read, per head, in place of the division of q.k by sqrt(head width)."""
+    read_gain: float = Field(1.0, gt=0)
+    """Start of that norm's gain. If slots are read as they are, sqrt(``read_slices``) gives q.k the variance 1 at
+    first; with less, GELU starts close to linear and the memory adds little."""
     residual_scale: float = Field(0.0, ge=0)
     """Start of a learned factor, one a layer, on what the memory adds (as LayerScale, arXiv 2103.17239); 0 = none."""
     output_gate: bool = False
@@ -189,6 +192,8 @@ class MemoryConfig(Section):
         seen = self.knowledge_dim // (2 if self.slot_use == "halves" else 1)
         if self.read_slices > 1 and (self.slot_proj or seen % self.read_slices):
             raise ValueError(f"read_slices={self.read_slices} needs slot_proj=false and to divide {seen} columns")
+        if self.read_gain != 1 and (self.read_norm == "none" or self.read_fn == "none"):
+            raise ValueError("read_gain is the gain of normalised read queries: set read_norm=rms, or read_gain=1")
         if self.score_fn == "softmax" and self.num_selected == 1:
             raise ValueError(
                 "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "

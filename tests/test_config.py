@@ -53,6 +53,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ("memory: {num_selected: 9, knowledge_num: 8}", "num_selected=9 exceeds knowledge_num=8; lower num_selected"),
         ("memory: {gate: product, knowledge_num: 65}", "needs a square knowledge_num: 65 is none; try 64"),
         ("memory: {gate: product, knowledge_dim: 5}", "query_dim=5 must be even"),
+        ("memory: {read_gain: 2.0}", "read_gain is the gain of normalised read queries: set read_norm=rms"),
         ("memory: {read_slices: 4}", "read_slices=4 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 5, slot_proj: false}", "read_slices=5 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 8, slot_proj: false, read_heads: 4}", "read_slices=8 must divide read_heads=4"),

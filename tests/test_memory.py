@@ -225,3 +225,15 @@ def test_a_gate_score_of_zero_reads_nothing() -> None:
     with torch.no_grad():
         layer.gate.proj.weight.zero_()  # every raw score is 0, and so is its ReLU
     assert torch.equal(layer(make_input(), bank), torch.zeros(2, 7, DIM))
+
+
+@pytest.mark.parametrize("slices", [1, 4])
+def test_with_a_gain_of_the_root_of_the_slices_query_times_slot_starts_with_variance_1(slices: int) -> None:
+    torch.manual_seed(0)
+    config = MemoryConfig(
+        knowledge_dim=64, slot_proj=False, read_norm="rms", read_fn="gelu", read_slices=slices, read_gain=slices**0.5
+    )
+    read, bank = CrossAttentionMemory(DIM, 8, config), MemoryBank(512, 1, 64)
+    slots = bank(torch.randint(512, (2, 7, 60)))
+    logits = slots.dot(read.query(make_input()), slices=slices)
+    assert float(logits.std()) == pytest.approx(1, abs=0.1)
