@@ -227,6 +227,7 @@ def test_a_gate_score_of_zero_reads_nothing() -> None:
     assert torch.equal(layer(make_input(), bank), torch.zeros(2, 7, DIM))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("slices", [1, 4])
 def test_with_a_gain_of_the_root_of_the_slices_query_times_slot_starts_with_variance_1(slices: int) -> None:
     torch.manual_seed(0)
