@@ -18,6 +18,7 @@ from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config import Config, dump_config
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
+from memscope.native import native
 from memscope.train import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -25,6 +26,7 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 """What ``accelerate launch`` says to the processes that it starts with the files of that folder."""
 
+HAS_COMPILER = pytest.mark.skipif(native() is None, reason="no C++ compiler here")
 HAS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="no DeepSpeed here")
 Launch = Callable[..., dict[str, Any]]
 
@@ -73,16 +75,20 @@ def assert_same_weights(run: Path, reference: Path) -> None:
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("lazy", "compiled"), [(False, False), (True, False), pytest.param(True, True, marks=HAS_COMPILER)]
+)
 def test_two_copies_train_like_one_process_at_the_same_global_batch(
-    corpus_dir: Path, tmp_path: Path, torchrun: Launch, launch: Launch, lazy: bool
+    corpus_dir: Path, tmp_path: Path, torchrun: Launch, launch: Launch, lazy: bool, compiled: bool
 ) -> None:
-    train(short(corpus_dir, batch_size=4, lazy_bank=lazy), tmp_path / "one", device="cpu")
-    config, two = short(corpus_dir, batch_size=2, lazy_bank=lazy), tmp_path / "two"
+    settings = {"lazy_bank": lazy, "compile": compiled}
+    whole, config = (short(corpus_dir, batch_size=size, **settings) for size in (4, 2))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert torchrun(whole, one, processes=1).returncode == 0  # on its own: type checks of tests are not compiled
     summary = launch("ddp", config, two) if lazy else json.loads(torchrun(config, two).stdout)
     assert summary == json.loads((two / "run.json").read_text())
     assert (summary["processes"], summary["strategy"], summary["tokens"]) == (2, "ddp", 4 * 4 * 32)
-    assert_same_losses(two, tmp_path / "one")
+    assert_same_losses(two, one)
     assert len(losses(two)) == 4  # one process writes
 
 
