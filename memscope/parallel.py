@@ -61,6 +61,10 @@ class Parallel(ABC):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on with the whole optimiser state of a checkpoint; the weights were loaded before."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what must not outlive the processes' group, before the group ends."""
+
 
 def strategy() -> Strategy:
     """What ``accelerate launch`` asks for, or the same variables set by hand; alone, and by torchrun, ``ddp``."""
@@ -168,6 +172,15 @@ class TorchParallel(Parallel):
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """See ``Parallel``."""
         restore_optimizer(self.net, self.optimizer, tensors)
+
+    def close(self) -> None:
+        """See ``Parallel``.
+
+        A copy's reducer must not be the last to hold the group: it would end it under Python's lock, and gloo's thread
+        may hold the group's lock and wait for Python's, so that a trained run would stand still for ever.
+        """
+        self.model = self.net
+        self._accelerator.free_memory()
 
 
 def shard(net: MemoryTransformer, device: torch.device, keep: bool = False) -> None:

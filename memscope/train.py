@@ -184,6 +184,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     }
     if accelerator.is_main_process:
         write_json(run / "run.json", summary)
+    parallel.close()
     accelerator.end_training()
     return summary
 

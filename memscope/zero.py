@@ -84,6 +84,9 @@ class ZeroParallel(Parallel):
                 if key in _MOMENTS:
                     safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
 
+    def close(self) -> None:
+        """See ``Parallel``; the engine has no reducer."""
+
     def _make_moments(self) -> None:
         """Give every group its zeros now, as its first step would.
 

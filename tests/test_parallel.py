@@ -92,6 +92,36 @@ def test_two_copies_train_like_one_process_at_the_same_global_batch(
     assert len(losses(two)) == 4  # one process writes
 
 
+SPYING = """
+import gc, sys
+from accelerate import Accelerator
+from torch.nn.parallel import DistributedDataParallel
+
+end_training = Accelerator.end_training
+
+def spied(self):
+    copies = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+    print("copies:", copies, file=sys.stderr, flush=True)
+    end_training(self)
+
+Accelerator.end_training = spied
+from memscope.cli import main
+main()
+"""
+
+
+def test_no_copy_outlives_the_group_of_the_processes(corpus_dir: Path, tmp_path: Path) -> None:
+    # Its reducer would end the group under Python's lock, for which gloo's thread waits now and then: for ever.
+    (tmp_path / "config.yaml").write_text(dump_config(short(corpus_dir, batch_size=2)))
+    (tmp_path / "spying.py").write_text(SPYING)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words = [tmp_path / "spying.py", "train", tmp_path / "config.yaml", "--out", tmp_path / "run", "--device", "cpu"]
+    command = [*launcher, "--standalone", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("copies: 0") == 2
+
+
 @pytest.mark.parametrize("how", ["fsdp2", pytest.param("deepspeed", marks=HAS_DEEPSPEED)])
 @pytest.mark.parametrize(
     ("memory", "settings"),
