@@ -154,12 +154,22 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """Trains under torchrun: ``torchrun(config, run, *words, processes=2, **variables)`` is the process that ended."""
+    """Trains under torchrun: ``torchrun(config, run, *words, processes=2, **variables)`` is the process that ended.
 
-    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
+    ``program`` is what runs in place of ``-m memscope``.
+    """
+
+    def call(
+        config: Config,
+        run: Path,
+        *words: str,
+        processes: int = 2,
+        program: tuple[str, ...] = ("-m", "memscope"),
+        **variables: str,
+    ) -> Any:
         (tmp_path / "config.yaml").write_text(dump_config(config))
         launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
+        train = [*program, "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
         command = [sys.executable, "-m", *map(str, [*launcher, *train])]
         environment = os.environ | variables
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)

@@ -110,14 +110,10 @@ main()
 """
 
 
-def test_no_copy_outlives_the_group_of_the_processes(corpus_dir: Path, tmp_path: Path) -> None:
+def test_no_copy_outlives_the_group_of_the_processes(corpus_dir: Path, tmp_path: Path, torchrun: Launch) -> None:
     # Its reducer would end the group under Python's lock, for which gloo's thread waits now and then: for ever.
-    (tmp_path / "config.yaml").write_text(dump_config(short(corpus_dir, batch_size=2)))
     (tmp_path / "spying.py").write_text(SPYING)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    words = [tmp_path / "spying.py", "train", tmp_path / "config.yaml", "--out", tmp_path / "run", "--device", "cpu"]
-    command = [*launcher, "--standalone", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done: Any = torchrun(short(corpus_dir, batch_size=2), tmp_path / "run", program=(str(tmp_path / "spying.py"),))
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("copies: 0") == 2
 
