@@ -424,7 +424,10 @@ inline Lanes lanes(const float* from, int64_t n) {
   return out;
 }
 
-inline void put(Lanes values, float* to, int64_t n) { std::memcpy(to, &values, std::min(n, LANES) * sizeof(float)); }
+inline void put(Lanes values, float* to, int64_t n) {
+  if (n >= LANES) return put(values, to);  // else a copy of unknown length, which is slow
+  std::memcpy(to, &values, n * sizeof(float));
+}
 
 // out = gelu(x) * gate, n numbers.
 inline void weigh(const float* x, const float* gate, int64_t n, float* out) {
@@ -488,13 +491,15 @@ Tensor gelu_read(const Tensor& vectors, const Tensor& scores, const Tensor& tabl
   at::parallel_for(0, tokens, 16, [&](int64_t first, int64_t last) {
     TokenSlots token(table, slots);
     std::vector<float> buffer(size), weights(heads * token.wide), sums(size);
+    std::vector<float> gates(token.wide);  // padded with zeros: whole registers are faster
     for (int64_t t = first; t < last; t++) {
       token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
       token.transpose_columns(keys);
       token.dot(in.load(t * size, size, buffer.data()), keys, weights.data());
+      std::copy_n(gate + t * slots, slots, gates.data());
       for (int64_t a = 0; a < heads; a++) {
         float* w = weights.data() + a * token.wide;
-        weigh(w, gate + t * slots, slots, w);
+        weigh(w, gates.data(), token.wide, w);
       }
       token.sum(weights.data(), token.wide, values, sums.data());
       out.store(t * size, size, sums.data());
@@ -527,17 +532,23 @@ std::tuple<Tensor, Tensor> gelu_read_backward(const Tensor& gradient, const Tens
     at::parallel_for(start, stop, 8, [&](int64_t first, int64_t last) {
       TokenSlots token(table, slots);
       std::vector<float> v_buffer(size), d_buffer(size), logits(heads * wide), to_weights(heads * wide), sums(size);
+      std::vector<float> gates(wide), to_gates(wide);  // padded with zeros, as above
       for (int64_t t = first; t < last; t++) {
         token.open(row + t * slots, row + std::min(t + 1, tokens - 1) * slots, first_column, n_columns);
         token.transpose_columns(keys);
         if (value_column != key_column) token.transpose_columns(values);
+        in.prefetch(std::min(t + 1, tokens - 1) * size, size);
+        given.prefetch(std::min(t + 1, tokens - 1) * size, size);
         token.dot(in.load(t * size, size, v_buffer.data()), keys, logits.data());
         token.dot(given.load(t * size, size, d_buffer.data()), values, to_weights.data());
+        std::copy_n(gate + t * slots, slots, gates.data());
+        std::fill(to_gates.begin(), to_gates.end(), 0.0f);
         for (int64_t a = 0; a < heads; a++) {
           const int64_t place = ((t - start) * heads + a) * wide;
-          weigh_backward(to_weights.data() + a * wide, logits.data() + a * wide, gate + t * slots, slots,
-                         to_logits.data() + place, gate_sums + t * slots, weights.data() + place);
+          weigh_backward(to_weights.data() + a * wide, logits.data() + a * wide, gates.data(), wide,
+                         to_logits.data() + place, to_gates.data(), weights.data() + place);
         }
+        std::copy_n(to_gates.data(), slots, gate_sums + t * slots);
         token.sum(to_logits.data() + (t - start) * heads * wide, wide, keys, sums.data());
         out.store(t * size, size, sums.data());
       }
@@ -762,7 +773,8 @@ void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
     for (int64_t i = 0; i < side; i++) found.add(key(scores[i], i));
     return;
   }
-  float top[GROUPS], bound = std::numeric_limits<float>::infinity();
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  float top[GROUPS], bound = infinity;
   std::copy(scores, scores + GROUPS, top);
   for (int64_t i = GROUPS; i < side; i += GROUPS)
     for (int64_t l = 0; l < GROUPS; l++) top[l] = scores[i + l] > top[l] ? scores[i + l] : top[l];
@@ -770,12 +782,14 @@ void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
   for (int64_t m = 0; m < GROUPS; m++)
 #pragma omp simd
     for (int64_t l = 0; l < GROUPS; l++) above[l] += top[m] > top[l] ? 1 : 0;
-  for (int64_t l = 0; l < GROUPS; l++) bound = above[l] < n && top[l] < bound ? top[l] : bound;
-  int64_t reach[GROUPS], count = 0;
+#pragma omp simd reduction(min : bound)
   for (int64_t l = 0; l < GROUPS; l++) {
-    reach[count] = l;
-    count += top[l] >= bound;
+    const float largest = top[l];
+    bound = std::min(bound, above[l] < n ? largest : infinity);
   }
+  uint64_t reach = 0;  // a bit for each group whose maximum is high enough
+#pragma omp simd reduction(| : reach)
+  for (int64_t l = 0; l < GROUPS; l++) reach |= static_cast<uint64_t>(top[l] >= bound ? 1 : 0) << l;
   for (int64_t first = 0; first < side; first += 32 * GROUPS) {  // a bit for each score of a group that is high enough
     const int64_t rounds = std::min<int64_t>(32, (side - first) / GROUPS);
     uint32_t high[GROUPS] = {};
@@ -783,11 +797,13 @@ void collect(const float* scores, int64_t side, int64_t n, Candidates& found) {
 #pragma omp simd
       for (int64_t l = 0; l < GROUPS; l++)
         high[l] |= static_cast<uint32_t>(scores[first + r * GROUPS + l] >= bound ? 1 : 0) << r;
-    for (int64_t g = 0; g < count; g++)
-      for (uint32_t bits = high[reach[g]]; bits; bits &= bits - 1) {
-        const int64_t i = first + __builtin_ctz(bits) * GROUPS + reach[g];
+    for (uint64_t groups = reach; groups; groups &= groups - 1) {
+      const int64_t l = __builtin_ctzll(groups);
+      for (uint32_t bits = high[l]; bits; bits &= bits - 1) {
+        const int64_t i = first + __builtin_ctz(bits) * GROUPS + l;
         found.add(key(scores[i], i));
       }
+    }
   }
 }
 
