@@ -16,6 +16,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -125,11 +126,6 @@ inline float inner(const float* a, const float* b, int64_t n) {
   return total;
 }
 
-// A row that will be added to.
-inline void prefetch(const float* row, int64_t width) {
-  for (int64_t d = 0; d < width; d += LANES) __builtin_prefetch(row + d, 1);
-}
-
 // Which columns a read head sees: those of its slice. Heads of one slice stand side by side.
 struct Slices {
   int64_t heads, width, column, count, each;  // each: heads of a slice
@@ -144,8 +140,12 @@ struct Slices {
   // Calls work(first head, its first column, how many) for heads of one slice: four at a time, then one by one. How many
   // is a constant of the type, so that what belongs to a head stays in registers while columns are read once for all.
   template <typename Work>
-  void for_heads(const Work& work) const {
-    for (int64_t slice = 0; slice < count; slice++) {
+  void for_heads(const Work& work) const { for_heads(0, count, work); }
+
+  // The same for some of the slices.
+  template <typename Work>
+  void for_heads(int64_t first, int64_t last, const Work& work) const {
+    for (int64_t slice = first; slice < last; slice++) {
       const int64_t from = column + slice * width;
       int64_t i = 0;
       for (; i + 4 <= each; i += 4) work(slice * each + i, from, std::integral_constant<int, 4>());
@@ -311,10 +311,17 @@ struct Term {
 
   int64_t size() const { return slice.heads * slice.width; }
 
-  // v, w: of one token; to: rows of the gradient, of the n slots whose numbers are own.
-  void add(const float* v, const float* w, const int64_t* own, int64_t n, float* const* to) const {
+  // Asks for the part of a row that some slices will be added to.
+  void prefetch(const float* row, int64_t first_slice, int64_t last_slice) const {
+    const int64_t last = slice.column + last_slice * slice.width;
+    for (int64_t d = slice.column + first_slice * slice.width; d < last; d += LANES) __builtin_prefetch(row + d, 1);
+  }
+
+  // v, w: of one token; to: rows of the gradient, of the n slots whose numbers are own; in the columns of some slices.
+  void add(const float* v, const float* w, const int64_t* own, int64_t n, float* const* to, int64_t first_slice,
+           int64_t last_slice) const {
     const int64_t width = slice.width;
-    slice.for_heads([&](int64_t a, int64_t column, auto heads) {
+    slice.for_heads(first_slice, last_slice, [&](int64_t a, int64_t column, auto heads) {
       const float *from = v + a * width, *weight = w + a * apart;
       int64_t d = 0;
       for (; d + LANES <= width; d += LANES) {
@@ -348,18 +355,22 @@ struct Sums {
 
   // Adds terms of tokens first to last; their weights start with those of the first.
   //
-  // Every thread walks all selections and adds those of its own rows: no atomics, no sort, and the same sum with any
-  // number of threads. All terms at once, because fetching a row costs more than adding to it.
+  // Every thread adds in slices of its own; if there are more threads than slices, those of the same slices walk the
+  // same selections and add those of their own rows. So no atomics, no sort, and the same sum with any number of
+  // threads. All terms at once, because fetching a row costs more than adding to it.
   void add(const std::vector<Term>& terms, const int64_t* row, int64_t slots, int64_t first, int64_t last) const {
-    const auto threads = static_cast<uint64_t>(at::get_num_threads());
+    const int64_t threads = at::get_num_threads(), slices = terms[0].slice.count, parts = std::gcd(threads, slices);
+    const auto owners = static_cast<uint64_t>(threads / parts);
     // Spreads rows over threads by their hash (Fibonacci's), without the price of a division.
-    const auto owner = [threads](int64_t r) { return ((static_cast<uint32_t>(r) * 2654435769u) * threads) >> 32; };
+    const auto owner = [owners](int64_t r) { return ((static_cast<uint32_t>(r) * 2654435769u) * owners) >> 32; };
     at::parallel_for(0, threads, 1, [&](int64_t first_thread, int64_t last_thread) {
       std::vector<std::vector<float>> buffers;
       for (const Term& term : terms) buffers.emplace_back(term.size());
       std::vector<int64_t> own(slots);
       std::vector<float*> to(slots);
-      for (auto mine = static_cast<uint64_t>(first_thread); mine < static_cast<uint64_t>(last_thread); mine++) {
+      for (int64_t thread = first_thread; thread < last_thread; thread++) {
+        const int64_t part = thread % parts, first_slice = part * slices / parts, last_slice = (part + 1) * slices / parts;
+        const auto mine = static_cast<uint64_t>(thread / parts);
         for (int64_t t = first; t < last; t++) {
           const int64_t *here = row + t * slots, *next = t + 1 < last ? here + slots : here;
           int64_t count = 0;
@@ -367,16 +378,22 @@ struct Sums {
             own[count] = s;
             to[count] = rows + here[s] * stride;
             count += owner(here[s]) == mine;
-            if (owner(next[s]) == mine) prefetch(rows + next[s] * stride, stride);
+            if (owner(next[s]) == mine)
+              for (const Term& term : terms) term.prefetch(rows + next[s] * stride, first_slice, last_slice);
           }
           for (size_t i = 0; i < terms.size(); i++) {
             const Term& term = terms[i];
-            const float* v = term.vectors.load(t * term.size(), term.size(), buffers[i].data());
+            const int64_t skipped = first_slice * term.slice.each * term.slice.width;
+            const int64_t size = (last_slice - first_slice) * term.slice.each * term.slice.width;
+            const float* v = term.vectors.load(t * term.size() + skipped, size, buffers[i].data() + skipped) - skipped;
             const float* w = term.weights + (t - first) * term.slice.heads * term.apart;
-            term.add(v, w, own.data(), count, to.data());
+            term.add(v, w, own.data(), count, to.data(), first_slice, last_slice);
           }
-          if (marks)
-            for (int64_t c = 0; c < count; c++) marks[here[own[c]] / length] = true;
+          if (marks && part == 0)
+            for (int64_t c = 0; c < count; c++) {  // if need be only: writing takes a line from the other threads
+              bool& mark = marks[here[own[c]] / length];
+              if (!mark) mark = true;
+            }
         }
       }
     });
