@@ -209,7 +209,8 @@ class CrossAttentionMemory(nn.Module):
         self.k_proj = nn.Linear(self.key_width, dim, bias=False) if has_keys and projected else None
         self.v_proj = nn.Linear(self.value_width, dim, bias=False) if projected else None
         self.o_proj = nn.Linear(mixed, dim, bias=False)
-        self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate else None
+        self.gate_proj = nn.Linear(dim, mixed, bias=False) if config.output_gate is True else None
+        self.gated_by_query = config.output_gate == "query"
         self.scale = nn.Parameter(torch.tensor([config.residual_scale])) if config.residual_scale else None
 
     def init_projections(self) -> None:
@@ -228,14 +229,22 @@ class CrossAttentionMemory(nn.Module):
         """What the memory adds, ``output`` of ``pattern``; in one pass over slots where they are read as they are."""
         if self.read_fn != "gelu" or self.k_proj is not None:
             return self.output(x, slots, self.pattern(x, slots, scores))
-        first = self.slot_width - self.value_width
-        return self._write(x, slots.gelu_read(self.query(x), _per_slot(scores, slots), first, self.slices))
+        raw, first = self._raw_query(x), self.slot_width - self.value_width
+        z = slots.gelu_read(self._scaled(raw), _per_slot(scores, slots), first, self.slices)
+        return self._write(z, raw if self.gated_by_query else self._gate(x))
 
     def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos read_head width"]:
         """Read queries, normalised or scaled."""
+        return self._scaled(self._raw_query(x))
+
+    def _raw_query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos read_head width"]:
         assert self.q_proj is not None
-        query = rearrange(self.q_proj(x), "b t (a h) -> b t a h", a=self.heads)
-        return query * query.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(query)
+        query: Tensor = self.q_proj(x)
+        return query.unflatten(-1, (self.heads, -1))
+
+    def _scaled(self, raw: Float[Tensor, "batch pos read_head width"]) -> Float[Tensor, "batch pos read_head width"]:
+        scaled: Tensor = raw * raw.shape[-1] ** -0.5 if self.q_norm is None else self.q_norm(raw)
+        return scaled
 
     def pattern(
         self, x: Float[Tensor, "batch pos dim"], slots: Slots, scores: Float[Tensor, "batch pos K"]
@@ -273,15 +282,20 @@ class CrossAttentionMemory(nn.Module):
         else:
             values = self.v_proj(slots.gather(first, self.value_width))
             z = torch.einsum("btas,btsah->btah", pattern, rearrange(values, "b t s (a h) -> b t s a h", a=self.heads))
-        return self._write(x, z)
+        return self._write(z, self._gate(x))
+
+    def _gate(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos read_head width"] | None:
+        """What multiplies what was read, if anything does."""
+        if self.gate_proj is not None:
+            return F.silu(self.gate_proj(x)).unflatten(-1, (self.heads, -1))
+        return self._raw_query(x) if self.gated_by_query else None
 
     def _write(
-        self, x: Float[Tensor, "batch pos dim"], z: Float[Tensor, "batch pos read_head width"]
+        self,
+        z: Float[Tensor, "batch pos read_head width"],
+        gate: Float[Tensor, "batch pos read_head width"] | None,
     ) -> Float[Tensor, "batch pos dim"]:
-        z = z.flatten(2)
-        if self.gate_proj is not None:
-            z = z * F.silu(self.gate_proj(x))
-        out: Tensor = self.o_proj(z)
+        out: Tensor = self.o_proj((z if gate is None else z * gate).flatten(2))
         return out if self.scale is None else out * self.scale
 
     @property

@@ -136,8 +136,9 @@ class MemoryConfig(Section):
     first; with less, GELU starts close to linear and the memory adds little."""
     residual_scale: float = Field(0.0, ge=0)
     """Start of a learned factor, one a layer, on what the memory adds (as LayerScale, arXiv 2103.17239); 0 = none."""
-    output_gate: bool = False
-    """Multiply what was read by SiLU(W h) before the output projection (Memory+, arXiv 2412.09764)."""
+    output_gate: bool | Literal["query"] = False
+    """Multiply what was read, before the output projection: by SiLU(W h) (``true``; Memory+, arXiv 2412.09764), or by
+    the queries that read it as they are before they are normalised or scaled (``query``), which needs no parameters."""
     absorbed: bool = True
     """Fold the key and value projections into query and output instead of projecting every selected slot: same
     result, less work (as DeepSeek-V2's MLA does, arXiv 2405.04434)."""
@@ -194,6 +195,8 @@ class MemoryConfig(Section):
             raise ValueError(f"read_slices={self.read_slices} needs slot_proj=false and to divide {seen} columns")
         if self.read_gain != 1 and (self.read_norm == "none" or self.read_fn == "none"):
             raise ValueError("read_gain is the gain of normalised read queries: set read_norm=rms, or read_gain=1")
+        if self.output_gate == "query" and self.read_fn == "none":
+            raise ValueError("output_gate=query needs queries: set read_fn=gelu or softmax")
         if self.score_fn == "softmax" and self.num_selected == 1:
             raise ValueError(
                 "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "

@@ -54,6 +54,8 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ("memory: {gate: product, knowledge_num: 65}", "needs a square knowledge_num: 65 is none; try 64"),
         ("memory: {gate: product, knowledge_dim: 5}", "query_dim=5 must be even"),
         ("memory: {read_gain: 2.0}", "read_gain is the gain of normalised read queries: set read_norm=rms"),
+        ("memory: {output_gate: query, read_fn: none}", "output_gate=query needs queries: set read_fn=gelu or softmax"),
+        ("memory: {output_gate: open}", "memory.output_gate: Input should be 'query', got 'open'"),
         ("memory: {read_slices: 4}", "read_slices=4 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 5, slot_proj: false}", "read_slices=5 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 8, slot_proj: false, read_heads: 4}", "read_slices=8 must divide read_heads=4"),

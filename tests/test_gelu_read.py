@@ -23,7 +23,7 @@ def results(slots: Slots, inputs: list[Tensor], value_column: int, slices: int, 
     ("width", "heads", "slices", "slots", "value_column"),
     [(128, 4, 1, 32, 0), (16, 32, 8, 32, 0), (16, 8, 4, 19, 64), (20, 24, 4, 37, 0), (5, 6, 2, 7, 10), (1, 1, 1, 1, 0)],
 )
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3, 4, 6])  # among slices, rows and both
 @pytest.mark.parametrize("sparse", [False, True])
 def test_one_pass_equals_three(
     width: int, heads: int, slices: int, slots: int, value_column: int, threads: int, sparse: bool
@@ -51,7 +51,9 @@ def test_one_pass_equals_three(
         torch.testing.assert_close(dense, theirs, atol=2e-5 * scale, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [[], ["slot_use=halves", "read_slices=2"], ["knowledge_length=3"]])
+@pytest.mark.parametrize(
+    "changes", [[], ["slot_use=halves", "read_slices=2"], ["knowledge_length=3"], ["output_gate=query"]]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_whose_read_weights_are_watched_gives_the_same_bits(changes: list[str], dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -162,9 +162,11 @@ def test_rms_query_norm_makes_selection_blind_to_the_input_scale() -> None:
 
 
 @pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
-@pytest.mark.parametrize("output_gate", [False, True])
+@pytest.mark.parametrize("output_gate", [False, True, "query"])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_absorbed_read_equals_the_plain_one_forward_and_backward(read_fn: str, output_gate: bool, slots: int) -> None:
+def test_absorbed_read_equals_the_plain_one_forward_and_backward(
+    read_fn: str, output_gate: bool | str, slots: int
+) -> None:
     config = MemoryConfig(
         knowledge_num=16, knowledge_dim=8, knowledge_length=slots, read_fn=read_fn, output_gate=output_gate
     )
@@ -186,9 +188,10 @@ def test_absorbed_read_equals_the_plain_one_forward_and_backward(read_fn: str, o
 
 
 @pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
-def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str) -> None:
+@pytest.mark.parametrize("output_gate", [False, True, "query"])
+def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str, output_gate: bool | str) -> None:
     heads, width = 4, DIM // 4
-    read = CrossAttentionMemory(DIM, heads, MemoryConfig(knowledge_dim=8, read_fn=read_fn))
+    read = CrossAttentionMemory(DIM, heads, MemoryConfig(knowledge_dim=8, read_fn=read_fn, output_gate=output_gate))
     x, entries, scores = make_input(3), torch.randn(2, 3, 6, 8), torch.rand(2, 3, 3)  # 3 entries of 2 slots
     pattern = read.pattern(x, GatheredSlots(entries), scores)
     out = read.output(x, GatheredSlots(entries), pattern)
@@ -204,6 +207,10 @@ def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str) -> None:
                 weights = torch.stack([active[slot] * scores[b, t, slot // 2] for slot in range(6)])
                 torch.testing.assert_close(pattern[b, t, a], weights, atol=1e-6, rtol=1e-5)
                 mixed[part] = weights @ values
+                if output_gate == "query":
+                    mixed[part] *= q
+            if read.gate_proj is not None:
+                mixed *= F.silu(read.gate_proj.weight @ x[b, t])
             torch.testing.assert_close(out[b, t], read.o_proj.weight @ mixed, atol=1e-6, rtol=1e-5)
 
 

@@ -38,10 +38,10 @@ def test_memory_blocks_have_no_feed_forward_layer_and_baseline_blocks_no_memory(
 
 @pytest.mark.parametrize(
     ("gate", "score_fn", "read_fn", "slots", "output_gate"),
-    list(product(["full", "product"], ["softmax", "sigmoid", "relu"], ["softmax", "gelu"], [1, 3], [False, True])),
+    product(["full", "product"], ["softmax", "sigmoid", "relu"], ["softmax", "gelu"], [1, 3], [False, True, "query"]),
 )
 def test_every_parameter_receives_gradient(
-    gate: str, score_fn: str, read_fn: str, slots: int, output_gate: bool
+    gate: str, score_fn: str, read_fn: str, slots: int, output_gate: bool | str
 ) -> None:
     config = make_config(
         gate=gate, score_fn=score_fn, read_fn=read_fn, knowledge_length=slots, output_gate=output_gate, gate_heads=2
