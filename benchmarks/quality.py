@@ -25,29 +25,37 @@ from memscope.plot_style import panel
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ["gate=full", "gate_heads=1", "num_selected=8", "score_fn=softmax", "read_fn=softmax", "read_norm=none"]
-EXPERIMENT += ["slot_proj=true", "read_slices=1", "read_heads=0", "output_gate=false", "memory_lr_scale=1"]
+EXPERIMENT += ["slot_proj=true", "read_slices=1", "read_gain=1", "read_heads=0", "output_gate=false"]
 EXPERIMENT += ["knowledge_dim=128", "query_dim=0", "lazy_bank=false", "balance_bias=0"]
+EXPERIMENT += ["memory_lr_scale=1", "learning_rate=1e-3"]
+EARLIER = ["gate_heads=4", "knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=1", "output_gate=true"]
+EARLIER += ["learning_rate=1e-3"]
+SLIM = ["block=both", "hidden_dim=400", "gate_heads=4", "knowledge_dim=64", "read_heads=16", "read_slices=4"]
+SLIM += ["read_gain=2", "learning_rate=1e-3"]
 VARIANTS = {
-    "FFN": ["block=ffn"],
+    "FFN": ["block=ffn", "learning_rate=1e-3"],
     "memory": [],
-    "memory beside a slim FFN": ["block=both", "hidden_dim=320", "read_heads=16"],
+    "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
-    "memory, 2 x 8 selected": ["gate_heads=2"],
-    "memory, half the read heads": ["read_heads=16"],
-    "memory, half the read heads, half as wide": ["read_heads=32", "read_slices=8"],
-    "memory, slots whole": ["read_heads=8", "read_slices=1"],
-    "memory, slots whole, 4 x 16 selected": ["read_heads=8", "read_slices=1", "num_selected=16"],
-    "memory, no output gate": ["output_gate=false"],
-    "memory, no balance bias": ["balance_bias=0"],
-    "memory, read gain 2": ["read_gain=2"],
-    "memory, a bank for each layer": ["bank_groups=4"],
-    "memory, a bank for each layer, as many entries each": ["bank_groups=4", "knowledge_num=65536"],
-    "memory, gate queries normalised": ["query_norm=rms"],
-    "memory, softmax gate": ["score_fn=softmax"],
-    "memory, softmax read": ["read_fn=softmax"],
-    "memory, base learning rate": ["memory_lr_scale=1"],
+    "memory, 32 read heads of 4 slices": ["knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=2"],
+    "FFN, the memory's rate": ["block=ffn"],
+    "earlier": EARLIER,
+    "earlier, 2 x 8 selected": [*EARLIER, "gate_heads=2"],
+    "earlier, half the read heads": [*EARLIER, "read_heads=16"],
+    "earlier, half the read heads, half as wide": [*EARLIER, "read_slices=8"],
+    "earlier, slots whole": [*EARLIER, "read_heads=8", "read_slices=1"],
+    "earlier, slots whole, 4 x 16 selected": [*EARLIER, "read_heads=8", "read_slices=1", "num_selected=16"],
+    "earlier, no output gate": [*EARLIER, "output_gate=false"],
+    "earlier, no balance bias": [*EARLIER, "balance_bias=0"],
+    "earlier, read gain 2": [*EARLIER, "read_gain=2"],
+    "earlier, a bank for each layer": [*EARLIER, "bank_groups=4"],
+    "earlier, a bank for each layer, as many entries each": [*EARLIER, "bank_groups=4", "knowledge_num=65536"],
+    "earlier, gate queries normalised": [*EARLIER, "query_norm=rms"],
+    "earlier, softmax gate": [*EARLIER, "score_fn=softmax"],
+    "earlier, softmax read": [*EARLIER, "read_fn=softmax"],
+    "earlier, base learning rate": [*EARLIER, "memory_lr_scale=1"],
 }
-"""Changes to the config by name."""
+"""Changes to the config by name; ``EARLIER`` is the memory that docs/memory.md varies."""
 
 
 def main() -> None:

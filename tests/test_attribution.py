@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_intervene import COMPETING, FREE, TOKENS, make_model
+from test_intervene import BY_QUERY, COMPETING, FREE, TOKENS, make_model
 
 from memscope.attribution import (
     ablation_effects,
@@ -28,7 +28,7 @@ def true_change(model: MemoryTransformer, layer: int, row: int, pos: int, k: int
         return model(TOKENS) - after
 
 
-@pytest.mark.parametrize("memory", [COMPETING | {"knowledge_length": 2, "gate_heads": 2}, FREE])
+@pytest.mark.parametrize("memory", [COMPETING | {"knowledge_length": 2, "gate_heads": 2}, FREE, BY_QUERY])
 def test_in_the_last_layer_direct_attribution_is_the_effect_of_ablation(memory: dict[str, object]) -> None:
     model = make_model(**memory)
     indices, direct = direct_attribution(model, TOKENS, TARGETS)

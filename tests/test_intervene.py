@@ -28,12 +28,14 @@ from memscope.model import Block, MemoryTransformer
 TOKENS = torch.randint(320, (3, 11), generator=torch.Generator().manual_seed(0))
 COMPETING = {"score_fn": "softmax", "read_fn": "softmax"}
 FREE = {"score_fn": "relu", "read_fn": "gelu", "output_gate": True}
+BY_QUERY = FREE | {"output_gate": "query", "read_norm": "rms"}
 KINDS = [
     COMPETING,
     COMPETING | {"gate_heads": 2, "knowledge_length": 3},
     {"score_fn": "relu", "read_fn": "softmax", "knowledge_length": 2},
     {"score_fn": "softmax", "read_fn": "gelu", "gate_heads": 2},
     FREE,
+    BY_QUERY,
 ]
 
 
