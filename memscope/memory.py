@@ -290,11 +290,7 @@ class CrossAttentionMemory(nn.Module):
             return F.silu(self.gate_proj(x)).unflatten(-1, (self.heads, -1))
         return self._raw_query(x) if self.gated_by_query else None
 
-    def _write(
-        self,
-        z: Float[Tensor, "batch pos read_head width"],
-        gate: Float[Tensor, "batch pos read_head width"] | None,
-    ) -> Float[Tensor, "batch pos dim"]:
+    def _write(self, z: Tensor, gate: Tensor | None) -> Tensor:  # both [batch, pos, read_head, width]
         out: Tensor = self.o_proj((z if gate is None else z * gate).flatten(2))
         return out if self.scale is None else out * self.scale
 

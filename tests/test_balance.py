@@ -12,7 +12,7 @@ from memscope.gate import MemoryGate, QueryNorm
 from memscope.model import MemoryTransformer, next_token_loss
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
-SMALL = ["dim=32", "n_layers=2", "n_heads=4", "knowledge_num=64", "knowledge_dim=16", "max_seq_len=32"]
+SMALL = ["dim=32", "n_layers=2", "n_heads=4", "knowledge_num=64", "knowledge_dim=24", "max_seq_len=32"]
 
 
 def small(*changes: str) -> Config:

@@ -132,7 +132,10 @@ PROJECTED = ["slot_proj=true", "read_slices=1", "read_heads=4"]
         pytest.param([], id="gelu, product gate"),
         pytest.param([*PROJECTED, "read_fn=softmax"], id="softmax, projected"),
         pytest.param(["slot_use=halves", "read_slices=4", "score_fn=sigmoid"], id="halves"),
-        pytest.param(["read_fn=none", "gate=full", "query_norm=batch"], id="gate scores alone, full gate"),
+        pytest.param(
+            ["read_fn=none", "read_gain=1", "output_gate=true", "gate=full", "query_norm=batch"],
+            id="gate scores alone, full gate",
+        ),
         pytest.param(["knowledge_length=3", "frozen_share=0.25"], id="slots, frozen"),
         pytest.param(["bank_groups=2", "knowledge_num=2048", "read_fn=softmax"], id="groups"),
         pytest.param(["shared_keys=true", "gradient_checkpointing=true", "residual_scale=0.5"], id="shared keys"),

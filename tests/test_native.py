@@ -20,7 +20,7 @@ from memscope.runtime import in_huge_pages
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 
 CONFIG = Path(__file__).parents[1] / "configs" / "memory_small.yaml"
-SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=1024", "knowledge_dim=32"]
+SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=1024", "knowledge_dim=48"]
 
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_a_lazy_bank_takes_the_same_first_step_and_leaves_unread_entries_alone(d
 
 @pytest.fixture
 def demo_sized() -> list[str]:
-    small = {"dim": 32, "n_layers": 2, "n_heads": 4, "knowledge_num": 4096, "knowledge_dim": 16, "max_seq_len": 32}
+    small = {"dim": 32, "n_layers": 2, "n_heads": 4, "knowledge_num": 4096, "knowledge_dim": 24, "max_seq_len": 32}
     return [*(f"{key}={value}" for key, value in small.items()), "database_init_path=null"]
 
 
