@@ -59,7 +59,7 @@ def test_a_layer_whose_read_weights_are_watched_gives_the_same_bits(changes: lis
     torch.manual_seed(0)
     config = load_config(CONFIG, [*SIZES, *changes])
     layer = MemoryLayer(64, config.read_heads, config.memory)
-    bank = MemoryBank(1024, config.memory.knowledge_length, 48)
+    bank = MemoryBank(1024, config.memory.knowledge_length, config.memory.knowledge_dim)
     x = torch.randn(2, 70, 64)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         unseen = layer(x, bank.open())
