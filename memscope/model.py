@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from memscope.attention import attention_pattern, causal_attention, repeat_heads
 from memscope.balance import Balance
 from memscope.config import Config, ModelConfig
 from memscope.fused import RMSNorm
@@ -52,14 +53,13 @@ class KVCache:
 class Attention(nn.Module):
     """Causal grouped-query self-attention with rotary positions.
 
-    A hook on ``hook_pattern`` switches from the fused kernel to explicit attention, which agrees within rounding.
+    A hook on ``hook_pattern`` switches to explicit attention, which agrees within rounding.
     """
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.groups = config.n_heads // config.n_kv_heads
         self.q_proj = nn.Linear(config.dim, config.n_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.dim, config.n_kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.n_kv_heads * self.head_dim, bias=False)
@@ -79,15 +79,12 @@ class Attention(nn.Module):
         q, k, v = self.hook_q(_rotate(q, rotation)), self.hook_k(_rotate(k, rotation)), self.hook_v(v)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        k, v = (t.repeat_interleave(self.groups, dim=2) for t in (k, v))
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [b, h, t, d]
         if self.hook_pattern.has_hooks():
-            z = self.hook_pattern(_explicit_pattern(q, k)).to(v.dtype) @ v
-        elif q.shape[2] == k.shape[2]:
-            z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:  # continuing from a cache: the mask of the last rows only
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=_causal_mask(q, k))
-        z = self.hook_z(z.transpose(1, 2))
+            pattern = self.hook_pattern(attention_pattern(q, k)).to(v.dtype)
+            z = (pattern @ repeat_heads(v, q).transpose(1, 2)).transpose(1, 2)
+        else:
+            z = causal_attention(q, k, v)
+        z = self.hook_z(z)
         out: Tensor = self.o_proj(z.flatten(2))
         return out
 
@@ -313,12 +310,3 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
     cos, sin = (t[:, None, :] for t in rotation)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
-
-
-def _causal_mask(q: Tensor, k: Tensor) -> Tensor:
-    return torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-
-
-def _explicit_pattern(q: Tensor, k: Tensor) -> Tensor:
-    scores = q.float() @ k.float().transpose(-1, -2) * q.shape[-1] ** -0.5
-    return scores.masked_fill(~_causal_mask(q, k), -torch.inf).softmax(-1)

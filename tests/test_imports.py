@@ -13,6 +13,7 @@ APP = sorted((ROOT / "app").rglob("*.py"))
 WITH_TORCH = {
     # the model and what runs it
     *(
+        "attention",
         "gate",
         "balance",
         "memory",
