@@ -87,7 +87,7 @@ def test_attention_depends_on_relative_positions_only() -> None:
     patterns = []
     for shift in (0, 20):
         with pattern_of(attention) as seen:
-            attention(x, (model.rope_cos[shift : shift + 6], model.rope_sin[shift : shift + 6]))
+            attention(x, torch.complex(model.rope_cos, model.rope_sin)[shift : shift + 6])
         patterns.append(seen["pattern"])
     torch.testing.assert_close(*patterns, atol=1e-5, rtol=1e-4)
 
@@ -96,13 +96,13 @@ def test_attention_tells_distances_apart() -> None:
     model = MemoryTransformer(make_config({"block": "ffn"}))
     same = torch.randn(1, 1, 32).repeat(1, 6, 1) * 30  # six equal tokens: only their positions differ
     with pattern_of(model.blocks[0].attn) as seen:
-        model.blocks[0].attn(same, (model.rope_cos[:6], model.rope_sin[:6]))
+        model.blocks[0].attn(same, torch.complex(model.rope_cos, model.rope_sin)[:6])
     assert seen["pattern"][0, :, 5].std(-1).max() > 1e-3
 
 
 def test_attention_equals_a_loop_over_heads_and_queries() -> None:
     attention = Attention(ModelConfig(dim=24, n_heads=4, n_kv_heads=2, n_layers=1), layer=0)
-    still = (torch.ones(5, 3), torch.zeros(5, 3))  # angle 0: no rotation
+    still = torch.ones(5, 3, dtype=torch.complex64)  # angle 0: no rotation
     x = torch.randn(1, 5, 24)
     mixed = torch.empty(5, 24)
     q, k, v = (projection(x)[0] for projection in (attention.q_proj, attention.k_proj, attention.v_proj))
