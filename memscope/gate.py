@@ -18,6 +18,9 @@ from memscope.config import MemoryConfig
 from memscope.fused import RMSNorm
 from memscope.native import native_for
 
+_NO_SCORE = 0.01
+"""Sum of a token's gate scores below which they are hardly scaled up."""
+
 
 class Selection(NamedTuple):
     """What the gate chose: K = H * k entries a token, the k of one head side by side, best first."""
@@ -51,6 +54,7 @@ class MemoryGate(nn.Module):
         self.kind = config.gate
         self.num_selected = config.num_selected
         self.score_fn = config.score_fn
+        self.normalised = config.normalize_scores
         self.heads = config.gate_heads
         self.proj = _query_network(dim, config.gate_hidden, self.heads * config.key_dim)
         self.norm = QueryNorm(config.query_norm, config.key_dim, self.heads)
@@ -81,7 +85,10 @@ class MemoryGate(nn.Module):
                 scores = raw.float().sigmoid()
             case "relu":
                 scores = raw.float().relu()
-        return Selection(indices.flatten(2) + self.first, scores.flatten(2), margin)
+        scores = scores.flatten(2)
+        if self.normalised:  # where all scores are near 0 they stay so
+            scores = scores * (scores.shape[-1] / (scores.sum(-1, keepdim=True) + _NO_SCORE))
+        return Selection(indices.flatten(2) + self.first, scores, margin)
 
     def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out

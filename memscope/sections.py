@@ -116,6 +116,10 @@ class MemoryConfig(Section):
     """Weight of the z-loss (arXiv 2202.08906) over the scores of keys; likewise."""
     score_fn: Literal["softmax", "sigmoid", "relu"] = "softmax"
     """Selected raw scores -> gate scores; softmax runs over the k entries of a head."""
+    normalize_scores: bool = False
+    """Divide a token's gate scores by their mean over all that it selected, so that they say which entry counts for
+    more and not how much the memory adds (as ``norm_topk_prob`` of DeepSeek-V3, arXiv 2412.19437). For scores that do
+    not compete already."""
     read_heads: int = Field(0, ge=0)
     """Heads of the cross-attention (A); 0 derives ``n_heads``; divides ``dim`` if slots are projected."""
     read_slices: int = Field(1, gt=0)
@@ -197,6 +201,8 @@ class MemoryConfig(Section):
             raise ValueError("read_gain is the gain of normalised read queries: set read_norm=rms, or read_gain=1")
         if self.output_gate == "query" and self.read_fn == "none":
             raise ValueError("output_gate=query needs queries: set read_fn=gelu or softmax")
+        if self.score_fn == "softmax" and self.normalize_scores:
+            raise ValueError("normalize_scores does nothing for softmax scores; use score_fn=relu or sigmoid")
         if self.score_fn == "softmax" and self.num_selected == 1:
             raise ValueError(
                 "num_selected=1 with score_fn=softmax gives every selection the score 1 and the gate no gradient; "

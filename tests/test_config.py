@@ -59,6 +59,7 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ("memory: {read_slices: 4}", "read_slices=4 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 5, slot_proj: false}", "read_slices=5 needs slot_proj=false and to divide 128 columns"),
         ("memory: {read_slices: 8, slot_proj: false, read_heads: 4}", "read_slices=8 must divide read_heads=4"),
+        ("memory: {normalize_scores: true}", "normalize_scores does nothing for softmax scores"),
         ("memory: {num_selected: 1}", "num_selected=1 with score_fn=softmax"),
         ("model: {dim: 100}", "dim=100 is not a multiple of n_heads=32"),
         ("model: {n_kv_heads: 5}", "n_heads=32 is not a multiple of n_kv_heads=5"),

@@ -28,6 +28,7 @@ from memscope.model import Block, MemoryTransformer
 TOKENS = torch.randint(320, (3, 11), generator=torch.Generator().manual_seed(0))
 COMPETING = {"score_fn": "softmax", "read_fn": "softmax"}
 FREE = {"score_fn": "relu", "read_fn": "gelu", "output_gate": True}
+NORMALISED = FREE | {"gate_heads": 2, "normalize_scores": True}
 BY_QUERY = FREE | {"output_gate": "query", "read_norm": "rms"}
 KINDS = [
     COMPETING,
@@ -36,6 +37,7 @@ KINDS = [
     {"score_fn": "softmax", "read_fn": "gelu", "gate_heads": 2},
     FREE,
     BY_QUERY,
+    NORMALISED,
 ]
 
 
@@ -75,6 +77,9 @@ def memory_without(model: MemoryTransformer, layer: int, mid: Tensor, gone: int)
                 entries.append(chosen.indices[row, pos, part][kept])
                 kept_scores = chosen.scores[row, pos, part][kept]
                 scores.append(kept_scores / kept_scores.sum() if memory.score_fn == "softmax" else kept_scores)
+            if memory.normalize_scores:  # all heads' scores keep their sum
+                total = chosen.scores[row, pos].sum() / torch.cat(scores).sum()
+                scores = [kept_scores * total for kept_scores in scores]
             at = x[row, pos][None, None]
             slots = model.bank(torch.cat(entries)[None, None])
             pattern = read.pattern(at, slots, torch.cat(scores)[None, None])

@@ -126,6 +126,25 @@ def test_score_functions_on_a_hand_made_gate(score_fn: str, expected: list[float
 
 
 @pytest.mark.parametrize("kind", ["full", "product"])
+def test_normalised_scores_keep_their_ratios_and_not_their_size(kind: str) -> None:
+    settings = {"gate": kind, "knowledge_num": 64, "gate_heads": 3, "score_fn": "relu"}
+    plain, gate = make_gate(**settings), make_gate(**settings, normalize_scores=True)
+    query = 5 * gate.query(make_input())
+    for size in (1.0, 7.0):
+        selection, raw = gate.select(size * query), plain.select(query)
+        assert torch.equal(selection.indices, raw.indices)
+        expected = raw.scores / raw.scores.mean(-1, keepdim=True)
+        torch.testing.assert_close(selection.scores, expected, rtol=0.02, atol=0)
+
+
+def test_normalised_scores_of_a_token_that_no_entry_likes_stay_zero() -> None:
+    gate = make_gate(knowledge_num=3, knowledge_dim=1, num_selected=2, score_fn="relu", normalize_scores=True)
+    with torch.no_grad():
+        gate.keys.copy_(torch.tensor([[[-5.0], [-2.0], [-1.0]]]))
+    assert gate.select(torch.ones(1, 1, 1, 1)).scores.tolist() == [[[0.0, 0.0]]]
+
+
+@pytest.mark.parametrize("kind", ["full", "product"])
 def test_softmax_scores_sum_to_one_per_head(kind: str) -> None:
     gate = make_gate(gate=kind, knowledge_num=64, gate_heads=3)
     scores = gate.select(gate.query(make_input())).scores.unflatten(-1, (3, 4))
