@@ -17,9 +17,9 @@ def causal_attention(
     """``softmax(q k / sqrt(head_dim)) v`` over no later positions; the last query stands at the last key.
 
     On the CPU it is several products of a few hundred rows, each over all query heads that share keys, and PyTorch's
-    own softmax: with its gradient two to three times as fast in bfloat16 as PyTorch's fused kernel, which has no fast
-    products of that type without AMX (docs/memory.md). What it keeps for the gradient grows with the square of ``pos``,
-    and scores are rounded to the type of ``q`` before their softmax. Elsewhere it is PyTorch's fused kernel.
+    own softmax: with its gradient three times as fast in bfloat16 as PyTorch's fused kernel, measured without AMX
+    (docs/memory.md). What it keeps for the gradient grows with the square of ``pos``, and scores are rounded to the
+    type of ``q`` before their softmax. On other devices it is PyTorch's fused kernel.
     """
     if q.device.type == "cpu" and q.shape[1] == k.shape[1]:
         return _in_blocks(q, k, v)

@@ -253,9 +253,9 @@ def _remove(model: MemoryTransformer, layers: Sequence[int], choose: _Choose, mo
             if model.cfg.memory.score_fn != "softmax" and not model.cfg.memory.normalize_scores:
                 return kept
             # Softmax scores compete within their head, normalised ones within their token.
-            heads = (1 if model.cfg.memory.normalize_scores else model.memory_layer(layer).gate.heads, -1)
-            before, after = (values.unflatten(-1, heads).sum(-1, keepdim=True) for values in (scores, kept))
-            share = (before / after.clamp(min=1e-12)).expand_as(kept.unflatten(-1, heads))
+            rivals = (1 if model.cfg.memory.normalize_scores else model.memory_layer(layer).gate.heads, -1)
+            before, after = (values.unflatten(-1, rivals).sum(-1, keepdim=True) for values in (scores, kept))
+            share = (before / after.clamp(min=1e-12)).expand_as(kept.unflatten(-1, rivals))
             return kept * share.flatten(-2)
 
         return act
