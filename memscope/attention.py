@@ -56,7 +56,7 @@ def _in_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q = (q * head_dim**-0.5).unflatten(2, (kv_heads, -1)).transpose(1, 2)  # [b, kv_head, pos, group, d]
     k, v = k.permute(0, 2, 3, 1), v.transpose(1, 2)  # [b, kv_head, d, pos] and [b, kv_head, pos, d]
     z = []
-    for start in range(0, pos, BLOCK):
+    for start in range(0, max(pos, 1), BLOCK):  # of no positions, an empty block
         end = min(start + BLOCK, pos)
         later = torch.full((end - start, end), -torch.inf, dtype=q.dtype).triu(start + 1)
         rows = q[:, :, start:end]

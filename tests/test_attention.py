@@ -7,7 +7,7 @@ from torch import Tensor
 
 from memscope.attention import BLOCK, attention_pattern, causal_attention, repeat_heads
 
-LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
+LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
 HEADS = [(4, 4), (4, 2), (6, 1)]
 
 
