@@ -13,21 +13,14 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from memscope.attention import causal_attention, repeat_heads
+from memscope.attention import causal_attention, fused_attention
 from memscope.config import ModelConfig, load_config
 from memscope.runtime import keep_freed_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's kernel."""
-    q, k, v = (t.transpose(1, 2) for t in (q, repeat_heads(k, q), repeat_heads(v, q)))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def main() -> None:
@@ -53,23 +46,26 @@ def compare(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int) -> 
     shapes = [(batch, model.max_seq_len, heads, model.head_dim) for heads in (model.n_heads, *[model.n_kv_heads] * 2)]
     tensors = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
     weights = torch.randn(shapes[0]).to(dtype)
-    exact = run(fused, [t.detach().double().requires_grad_() for t in tensors], weights.double())
-    seconds: dict[Attend, list[float]] = {fused: [], causal_attention: []}
-    errors = {}
-    for _ in range(rounds + 2):  # the first two warm up
+    exact = run(fused_attention, [t.detach().double().requires_grad_() for t in tensors], weights.double())
+    seconds: dict[Attend, list[float]] = {fused_attention: [], causal_attention: []}
+    errors = {attend: error(run(attend, tensors, weights), exact) for attend in seconds}  # warms up, too
+    for _ in range(rounds):
         for attend, taken in seconds.items():
             started = time.perf_counter()
-            results = run(attend, tensors, weights)
+            run(attend, tensors, weights)
             taken.append(time.perf_counter() - started)
-            off = [float((a.double() - b).norm() / b.norm()) for a, b in zip(results, exact, strict=True)]
-            errors[attend] = max(off)
-    return [(median(taken[2:]), errors[attend]) for attend, taken in seconds.items()]
+    return [(median(taken), errors[attend]) for attend, taken in seconds.items()]
 
 
 def run(attend: Attend, tensors: list[Tensor], weights: Tensor) -> list[Tensor]:
     """A forward and a backward pass: the result and the gradients of a weighted sum of it."""
     z = attend(*tensors)
     return [z.detach(), *torch.autograd.grad(z, tensors, weights)]
+
+
+def error(results: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest distance of any of the results to the exact one, relative to its norm."""
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(results, exact, strict=True))
 
 
 if __name__ == "__main__":

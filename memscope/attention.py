@@ -23,6 +23,15 @@ def causal_attention(
     """
     if q.device.type == "cpu" and q.shape[1] == k.shape[1]:
         return _in_blocks(q, k, v)
+    return fused_attention(q, k, v)
+
+
+def fused_attention(
+    q: Float[Tensor, "batch pos head head_dim"],
+    k: Float[Tensor, "batch key_pos kv_head head_dim"],
+    v: Float[Tensor, "batch key_pos kv_head head_dim"],
+) -> Float[Tensor, "batch pos head head_dim"]:
+    """``causal_attention`` by PyTorch's kernel, on any device."""
     q, k, v = (t.transpose(1, 2) for t in (q, repeat_heads(k, q), repeat_heads(v, q)))
     if q.shape[2] == k.shape[2]:
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -148,8 +148,6 @@ class Block(nn.Module):
 
     def compile_layers(self) -> None:
         """Run attention and feed-forward layer compiled while training; hooks in them are not called then."""
-        # What rotates positions stays PyTorch's own there, as it should.
-        warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
         # Not the memory: its loops are compiled already. Not in evaluation: compiled code does not see hooks that come.
         for name in ("attn", "ffn"):
             if hasattr(self, name):
@@ -238,6 +236,8 @@ class MemoryTransformer(HookedRootModule):
 
     def compile_layers(self) -> None:
         """``Block.compile_layers`` of all blocks."""
+        # What rotates positions stays PyTorch's own there, as it should.
+        warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
         for block in self.blocks:
             assert isinstance(block, Block)
             block.compile_layers()

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from memscope.attention import BLOCK, attention_pattern, causal_attention, repeat_heads
+from memscope.attention import BLOCK, attention_pattern, causal_attention, fused_attention, repeat_heads
 
 LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
 HEADS = [(4, 4), (4, 2), (6, 1)]
@@ -16,12 +15,6 @@ def inputs(pos: int, heads: int, kv_heads: int, dtype: torch.dtype = torch.float
     generator = torch.Generator().manual_seed(pos)
     shapes = [(2, pos, count, 16) for count in (heads, kv_heads, kv_heads)]
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
-
-
-def by_pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The reference: PyTorch's kernel on repeated heads."""
-    q, k, v = (t.transpose(1, 2) for t in (q, repeat_heads(k, q), repeat_heads(v, q)))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
 
 def with_gradients(attend: object, tensors: list[Tensor]) -> list[Tensor]:
@@ -36,7 +29,7 @@ def with_gradients(attend: object, tensors: list[Tensor]) -> list[Tensor]:
 def test_blocks_equal_the_kernel_of_pytorch(pos: int, heads: int, kv_heads: int) -> None:
     tensors = inputs(pos, heads, kv_heads)
     for ours, theirs in zip(
-        with_gradients(causal_attention, tensors), with_gradients(by_pytorch, tensors), strict=True
+        with_gradients(causal_attention, tensors), with_gradients(fused_attention, tensors), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
 
@@ -59,7 +52,7 @@ def test_the_pattern_times_the_values_is_what_attention_returns(cached: int) -> 
 
 
 def test_bfloat16_stays_near_the_exact_result() -> None:
-    exact = with_gradients(by_pytorch, [t.detach().double().requires_grad_() for t in halves()])
+    exact = with_gradients(fused_attention, [t.detach().double().requires_grad_() for t in halves()])
     for ours, wanted in zip(with_gradients(causal_attention, halves()), exact, strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours.double() - wanted).norm() < 0.012 * wanted.norm()
