@@ -56,6 +56,7 @@ class MemoryGate(nn.Module):
         self.score_fn = config.score_fn
         self.normalised = config.normalize_scores
         self.heads = config.gate_heads
+        self.token_shift = config.token_shift
         self.proj = _query_network(dim, config.gate_hidden, self.heads * config.key_dim)
         self.norm = QueryNorm(config.query_norm, config.key_dim, self.heads)
         self.keys: nn.Parameter
@@ -70,8 +71,12 @@ class MemoryGate(nn.Module):
         self.__dict__["keys"] = keys
 
     def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head query"]:
-        """Gate queries, one per head."""
-        query: Tensor = self.norm(rearrange(self.proj(x), "b t (h q) -> b t h q", h=self.heads))
+        """Gate queries, one per head; with token shift, half of the first token's is its own for want of one before."""
+        raw = rearrange(self.proj(x), "b t (h q) -> b t h q", h=self.heads)
+        if self.token_shift:
+            own, shifted = raw.tensor_split([raw.shape[-1] // 2], -1)
+            raw = torch.cat([own, torch.cat([shifted[:, :1], shifted[:, :-1]], 1)], -1)
+        query: Tensor = self.norm(raw)
         return query
 
     def select(self, query: Float[Tensor, "batch pos head query"]) -> Selection:

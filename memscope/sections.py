@@ -102,6 +102,10 @@ class MemoryConfig(Section):
     query_norm: Literal["none", "rms", "layer", "batch"] = "none"
     """Normalisation of gate queries before scoring; ``batch`` as PKM (arXiv 1907.05242): in training it sees all tokens
     of the batch, also later ones."""
+    token_shift: bool = False
+    """The second half of every gate query is that of the token before (token shift, RWKV, arXiv 2305.13048). The rows
+    of a product gate's square then follow the token and its columns the one before: entries are looked up by bigrams,
+    as Engram's are by hashes of n-grams (arXiv 2601.07372)."""
     shared_keys: bool = False
     """All layers score the same gate keys instead of their own."""
     score_noise: float = Field(0.0, ge=0)

@@ -53,6 +53,26 @@ def test_gate_selects_the_best_k_of_all_entries(kind: str, heads: int, k: int) -
     torch.testing.assert_close(scores, best.values.sigmoid())  # best first within a head
 
 
+def test_token_shift_takes_half_of_a_gate_query_from_the_token_before() -> None:
+    settings: dict[str, object] = {"gate": "product", "knowledge_num": 64, "query_dim": 6, "gate_heads": 2}
+    x = make_input()
+    shifted, plain = make_gate(**settings, token_shift=True).query(x), make_gate(**settings).query(x)
+    assert torch.equal(shifted[..., :3], plain[..., :3])
+    assert torch.equal(shifted[:, 1:, :, 3:], plain[:, :-1, :, 3:])
+    assert torch.equal(shifted[:, 0, :, 3:], plain[:, 0, :, 3:])  # the first token has none before it
+
+
+def test_token_shift_chooses_rows_by_the_token_and_columns_by_the_one_before() -> None:
+    gate = make_gate(gate="product", knowledge_num=64, num_selected=1, score_fn="relu", token_shift=True)
+    x = make_input()
+    x[:, 4] = x[:, 2]  # the same token after others, and before others
+    chosen = gate.select(gate.query(x)).indices.flatten(1)
+    row, column = chosen // 8, chosen % 8
+    assert torch.equal(row[:, 4], row[:, 2])
+    assert torch.equal(column[:, 5], column[:, 3])
+    assert not torch.equal(chosen[:, 4], chosen[:, 2])
+
+
 @pytest.mark.parametrize("kind", ["full", "product"])
 @pytest.mark.parametrize("score_fn", ["sigmoid", "relu"])
 @pytest.mark.parametrize(("heads", "k"), [(1, 1), (1, 5), (3, 4), (2, 8), (2, 11), (1, 63)])

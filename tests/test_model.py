@@ -60,9 +60,9 @@ def test_every_baseline_parameter_receives_gradient() -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("block", ["memory", "ffn"])
-def test_later_tokens_change_nothing_before_them(block: str) -> None:
-    model = MemoryTransformer(make_config({"block": block}))
+@pytest.mark.parametrize(("block", "memory"), [("memory", {}), ("memory", {"token_shift": True}), ("ffn", {})])
+def test_later_tokens_change_nothing_before_them(block: str, memory: dict[str, bool]) -> None:
+    model = MemoryTransformer(make_config({"block": block}, **memory))
     tokens = make_tokens()
     changed = tokens.clone()
     changed[:, 7] = (changed[:, 7] + 1) % 50
