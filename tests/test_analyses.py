@@ -58,8 +58,9 @@ def random_runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 def arguments_of(script: str, world: World, runs: list[Path]) -> list[Path]:
     """What a script is called with; by default a run and its recording."""
-    special = {"product_key_rows": [world.recording.path], "sentence_initialisation": runs}
-    return special.get(script, [world.plan.run, world.recording.path])
+    recording = world.recording.path
+    special = {"lookup_context": [recording], "product_key_rows": [recording], "sentence_initialisation": runs}
+    return special.get(script, [world.plan.run, recording])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -93,6 +94,38 @@ def test_kl_splits_into_rows_columns_and_entries() -> None:
     # The diagonal: rows and columns are even, all of it is in the choice of entries.
     diagonal = split_kl(np.eye(4).ravel())
     assert diagonal == pytest.approx({"kl": np.log(4), "rows": 0, "columns": 0, "entries": np.log(4)}, abs=1e-12)
+
+
+def test_what_a_token_decides_is_foretold_from_it_alone() -> None:
+    from lookup_context import foretold
+
+    chance = np.random.default_rng(0)
+    token, before = chance.integers(0, 10, (2, 4000))
+    learned = np.arange(4000) < 2000
+    choice = (3 * token + 1) % 8  # 8 choices of 10 tokens, so two of them twice as often
+    assert foretold(choice, token, learned) == 1
+    assert foretold(choice, before, learned) == pytest.approx(0.2, abs=0.04)
+    never_seen = np.where(learned, 0, 1)
+    assert foretold(np.where(token == 9, 1, 0), never_seen, learned) == pytest.approx(0.9, abs=0.02)
+
+
+def test_rows_follow_the_token_and_columns_the_one_before_under_token_shift(corpus_dir: Path, tmp_path: Path) -> None:
+    from lookup_context import study
+
+    config = tiny_config(
+        corpus_dir,
+        model={"n_layers": 1},
+        memory={"gate": "product", "knowledge_num": 64, "query_dim": 16, "token_shift": True},
+        train={"steps": 2},
+    )
+    train(config, tmp_path / "run", device="cpu")
+    run = load_run(tmp_path / "run")
+    with torch.no_grad():
+        run.model.blocks[0].attn.o_proj.weight.zero_()  # no context: the stream is the token's embedding
+    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording")
+    table = study(Recording(tmp_path / "recording")).set_index("half")
+    assert table.loc["row", "the token"] > 0.95 > 0.8 > table.loc["row", "the one before"]
+    assert table.loc["column", "the one before"] > 0.95 > 0.8 > table.loc["column", "the token"]
 
 
 def test_contexts_end_at_their_row_and_start_with_its_window(tiny_recording: Recording) -> None:

@@ -1,0 +1,95 @@
+"""What does a gate look entries up by: the token, or the one before?
+
+    python analyses/lookup_context.py recordings/demo --out reports/demo
+
+A product gate chooses row and column of the square that its entries stand in. For each, and for either token, the most
+common choice is learned on every other document and foretold on the rest: how often does it come true? Beside it is the
+choice that is most common whatever the token, so a share is what a token tells only as far as it is above that.
+
+Asked of the best entry of every gate head, mean over heads; the first token of a window has none before it and is
+left out. Where rows and columns are both foretold by the same token, they say the same thing twice; with
+``token_shift`` they need not. Prints the shares per layer.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from study import save
+
+from memscope.plot_style import PERCENT, legend, panels
+from memscope.query import Recording
+from memscope.store import read_part
+
+HALVES, GIVEN = ("row", "column"), ("the token", "the one before", "nothing")
+
+
+def foretold(choice: np.ndarray, given: np.ndarray, learned: np.ndarray) -> float:
+    """Share of rows not ``learned`` from whose ``choice`` is the most common one of ``given`` among those that are.
+
+    Args:
+        choice: what was chosen, from 0 up, ``[row]``.
+        given: what it is foretold from, from 0 up, ``[row]``; one never seen foretells the choice most common at all.
+        learned: the rows to learn from, bool ``[row]``.
+    """
+    seen = np.zeros((given.max() + 1, choice.max() + 1), np.int64)
+    np.add.at(seen, (given[learned], choice[learned]), 1)
+    usual = np.where(seen.any(1), seen.argmax(1), seen.sum(0).argmax())
+    return float((usual[given[~learned]] == choice[~learned]).mean())
+
+
+def study(recording: Recording) -> pd.DataFrame:
+    """One row per layer and half key: ``layer half`` and the shares by what the choice is foretold from."""
+    info = recording.info
+    side, k = round(info.group_size**0.5), info.selected // info.gate_heads
+    parts = [read_part(recording.path, part, info) for part in info.parts]
+    doc, pos, token = (np.concatenate([getattr(part, name) for part in parts]) for name in ("doc", "pos", "token"))
+    best = np.concatenate([part.indices[:, :, ::k] for part in parts])  # [row, layer, head]
+    has_before = pos % info.window > 0
+    given = dict(zip(GIVEN, (token, np.roll(token, 1), np.zeros_like(token)), strict=True))
+    learned = (doc % 2 == 0)[has_before]
+    rows = []
+    for axis, layer in enumerate(info.layers):
+        entries = best[has_before, axis] - info.entries_of(layer).start
+        for half, choices in zip(HALVES, (entries // side, entries % side), strict=True):
+            shares = {
+                name: float(np.mean([foretold(choice, tokens[has_before], learned) for choice in choices.T]))
+                for name, tokens in given.items()
+            }
+            rows.append({"layer": layer, "half": half, **shares})
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """A panel for rows and one for columns; layers along x, a line for each thing to foretell from."""
+    figure, both = panels(len(HALVES))
+    for axes, half in zip(both, HALVES, strict=True):
+        rows = table[table["half"] == half]
+        for name, style in zip(GIVEN, ("-", "-", ":"), strict=True):
+            axes.plot(rows["layer"], rows[name], style, marker="o", label=f"from {name}")
+        axes.set(xlabel="layer", ylabel=f"{half}s foretold", ylim=(0, 1))
+        axes.set_xticks(sorted(table["layer"].unique()))
+        axes.yaxis.set_major_formatter(PERCENT)
+    legend(both[0])
+    return figure
+
+
+def main() -> None:
+    """Parse, compute, print, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recording", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    recording = Recording(arguments.recording)
+    table = study(recording)
+    for half in HALVES:
+        rows = table[table["half"] == half]
+        shares = "; ".join(f"from {name} {', '.join(f'{share:.0%}' for share in rows[name])}" for name in GIVEN)
+        print(f"{half}s foretold, layers {', '.join(map(str, rows['layer']))}: {shares}")
+    save(arguments.out, "lookup_context", table, draw(table))
+
+
+if __name__ == "__main__":
+    main()
