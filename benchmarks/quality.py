@@ -27,18 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ["gate=full", "gate_heads=1", "num_selected=8", "score_fn=softmax", "read_fn=softmax", "read_norm=none"]
 EXPERIMENT += ["slot_proj=true", "read_slices=1", "read_gain=1", "read_heads=0", "output_gate=false"]
 EXPERIMENT += ["knowledge_dim=128", "query_dim=0", "lazy_bank=false", "balance_bias=0"]
-EXPERIMENT += ["memory_lr_scale=1", "learning_rate=1e-3", "normalize_scores=false"]
+EXPERIMENT += ["memory_lr_scale=1", "learning_rate=1e-3", "normalize_scores=false", "token_shift=false"]
 SHORT_WARMUP = ["learning_rate=1e-3", "warmup_iters=20"]
 EARLIER = ["gate_heads=4", "knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=1", "output_gate=true"]
-EARLIER += ["normalize_scores=false", *SHORT_WARMUP]
-SLIM = ["block=both", "hidden_dim=400", "gate_heads=4", "knowledge_dim=64", "read_heads=16", "read_slices=4"]
-SLIM += ["read_gain=2", "score_fn=sigmoid", "normalize_scores=false", "memory_lr_scale=1"]
+EARLIER += ["normalize_scores=false", "token_shift=false", *SHORT_WARMUP]
+SLIM = ["block=both", "hidden_dim=376"]
 VARIANTS = {
     "FFN": ["block=ffn"],
     "memory": [],
     "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
-    "memory, scores not normalised": ["normalize_scores=false"],
+    "memory, no token shift": ["token_shift=false"],
+    "memory, no token shift, scores not normalised": ["token_shift=false", "normalize_scores=false"],
     "memory, 32 read heads of 4 slices": ["knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=2"],
     "FFN, short warm-up": ["block=ffn", *SHORT_WARMUP],
     "earlier": EARLIER,
