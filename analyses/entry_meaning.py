@@ -17,8 +17,6 @@ a random sample of them. p: sentences dealt to entries at random 9,999 times, wi
 the causal meaning.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array, csr_array
 from scipy.stats import rankdata
-from study import batches, contexts_before, mean_interval, save
+from study import batches, command_line, contexts_before, mean_interval, save
 
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.decode import logit_lens
@@ -243,10 +241,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = command_line(__doc__, "run", "recording")
     parser.add_argument("--sample", type=int, default=40, help="entries of every layer that are ablated")
     parser.add_argument("--contexts", type=int, default=3, help="selections of each that are")
     arguments = parser.parse_args()

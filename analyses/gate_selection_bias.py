@@ -14,16 +14,14 @@ spread alike in every direction, beside how many directions they use (participat
 variances v of principal components) and what the recording knows: tests of init sentences, information about tokens.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study import batches, sample_windows, save
+from study import batches, command_line, sample_windows, save
 from torch import Tensor
 
 from memscope.checkpoint import LoadedRun, load_run
@@ -118,10 +116,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = command_line(__doc__, "run", "recording")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens to ask the gate about")
     arguments = parser.parse_args()
     recording = Recording(arguments.recording)

@@ -11,14 +11,12 @@ left out. Where rows and columns are both foretold by the same token, they say t
 ``token_shift`` they need not. Prints the shares per layer.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from study import save
+from study import command_line, save
 
+from memscope.errors import InputError
 from memscope.plot_style import PERCENT, legend, panels
 from memscope.query import Recording
 from memscope.store import read_part
@@ -41,16 +39,24 @@ def foretold(choice: np.ndarray, given: np.ndarray, learned: np.ndarray) -> floa
 
 
 def study(recording: Recording) -> pd.DataFrame:
-    """One row per layer and half key: ``layer half`` and the shares by what the choice is foretold from."""
+    """One row per layer and half key: ``layer half`` and the shares by what the choice is foretold from.
+
+    Raises:
+        InputError: the gate is not a product gate.
+    """
     info = recording.info
+    if recording.config["memory"]["gate"] != "product":
+        raise InputError(f"{recording.path}: only a product gate has rows and columns to foretell")
     side, k = round(info.group_size**0.5), info.selected // info.gate_heads
-    parts = [read_part(recording.path, part, info) for part in info.parts]
-    doc, pos, token = (np.concatenate([getattr(part, name) for part in parts]) for name in ("doc", "pos", "token"))
-    best = np.concatenate([part.indices[:, :, ::k] for part in parts])  # [row, layer, head]
+    kept = []  # of one part after the other: nothing but the best entries is kept of its selections
+    for part in info.parts:
+        rows = read_part(recording.path, part, info)
+        kept.append((rows.doc, rows.pos, rows.token, rows.indices[:, :, ::k].copy()))
+    doc, pos, token, best = map(np.concatenate, zip(*kept, strict=True))  # the last [row, layer, head]
     has_before = pos % info.window > 0
     given = dict(zip(GIVEN, (token, np.roll(token, 1), np.zeros_like(token)), strict=True))
     learned = (doc % 2 == 0)[has_before]
-    rows = []
+    table = []
     for axis, layer in enumerate(info.layers):
         entries = best[has_before, axis] - info.entries_of(layer).start
         for half, choices in zip(HALVES, (entries // side, entries % side), strict=True):
@@ -58,8 +64,8 @@ def study(recording: Recording) -> pd.DataFrame:
                 name: float(np.mean([foretold(choice, tokens[has_before], learned) for choice in choices.T]))
                 for name, tokens in given.items()
             }
-            rows.append({"layer": layer, "half": half, **shares})
-    return pd.DataFrame(rows)
+            table.append({"layer": layer, "half": half, **shares})
+    return pd.DataFrame(table)
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -78,10 +84,7 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, "recording").parse_args()
     recording = Recording(arguments.recording)
     table = study(recording)
     for half in HALVES:

@@ -11,14 +11,11 @@ The first two terms are bias that single half keys explain; the last, their mutu
 particular entries. Prints the share of the first two per layer.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from study import command_line, save
 
-from memscope.files import make_folder, write_csv
 from memscope.query import Recording
 
 
@@ -45,17 +42,12 @@ def draw(counts: np.ndarray, layers: tuple[int, ...]) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+    arguments = command_line(__doc__, "recording").parse_args()
     recording = Recording(arguments.recording)
     counts, layers = recording.reachable_usage(), recording.info.layers
     table = pd.DataFrame([{"layer": layer, **split_kl(counts[axis])} for axis, layer in enumerate(layers)])
     table["half_key_share"] = (table["rows"] + table["columns"]) / table["kl"]
-    make_folder(arguments.out)
-    write_csv(arguments.out / "product_key_rows.csv", table)
-    draw(counts, layers).savefig(arguments.out / "product_key_rows.png", dpi=150)
+    save(arguments.out, "product_key_rows", table, draw(counts, layers))
     selections = recording.info.rows * recording.info.selected
     shares = ", ".join(f"layer {int(row.layer)} {row.half_key_share:.0%}" for row in table.itertuples())
     print(f"share of KL to uniform that rows and columns explain, {selections:,} selections a layer: {shares}")

@@ -15,14 +15,11 @@ From the recording, over all its text: unread selections and the rank correlatio
 how many of the K selected entries are effectively read.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study import batches, sample_windows, save
+from study import batches, command_line, sample_windows, save
 from torch import Tensor
 
 from memscope.capture import LayerCapture, capture_memory
@@ -127,10 +124,7 @@ def draw(recording: Recording, table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = command_line(__doc__, "run", "recording")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens to run for what heads do")
     arguments = parser.parse_args()
     recording = Recording(arguments.recording)

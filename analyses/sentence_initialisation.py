@@ -10,7 +10,6 @@ the end and on the way, entries used, and how far entries drifted. Prints the lo
 with a 95% interval over seeds (Welch) where both arms have at least two.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from scipy.stats import ttest_ind
-from study import save
+from study import command_line, save
 
 from memscope.bank_init import load_bank_init
 from memscope.checkpoint import MODEL
@@ -149,9 +148,8 @@ def draw(table: pd.DataFrame) -> Figure:
 
 def main() -> None:
     """Parse, compute, print, save; or write the control's sentences."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shuffle", type=Path, help="only write the control of a file of sentences")
     arguments = parser.parse_args()
     if arguments.shuffle:

@@ -1,8 +1,9 @@
-"""What studies of a run and its recording share: text as the model saw it, intervals, output files.
+"""What studies of a run and its recording share: arguments, text as the model saw it, intervals, output files.
 
 Text comes out of the recording itself, so no corpus is needed; a token's context is its window, as in recording.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,15 @@ from matplotlib.figure import Figure
 
 from memscope.files import make_folder, write_csv
 from memscope.query import Recording
+
+
+def command_line(doc: str | None, *inputs: str) -> argparse.ArgumentParser:
+    """Parser of a script: the question that its docstring starts with, paths to read, and ``--out``."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    for name in inputs:
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser
 
 
 def sample_windows(recording: Recording, tokens: int, seed: int = 0) -> list[np.ndarray]:

@@ -56,18 +56,26 @@ def random_runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return runs
 
 
-def arguments_of(script: str, world: World, runs: list[Path]) -> list[Path]:
+def arguments_of(script: str, world: World, product: Recording, runs: list[Path]) -> list[Path]:
     """What a script is called with; by default a run and its recording."""
-    recording = world.recording.path
-    special = {"lookup_context": [recording], "product_key_rows": [recording], "sentence_initialisation": runs}
-    return special.get(script, [world.plan.run, recording])
+    special = {
+        "lookup_context": [product.path],
+        "product_key_rows": [world.recording.path],
+        "sentence_initialisation": runs,
+    }
+    return special.get(script, [world.plan.run, world.recording.path])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
-    script: Path, world: World, tiny_run_path: Path, random_runs: list[Path], tmp_path: Path
+    script: Path,
+    world: World,
+    tiny_run_path: Path,
+    tiny_recording: Recording,
+    random_runs: list[Path],
+    tmp_path: Path,
 ) -> None:
-    arguments = arguments_of(script.stem, world, [tiny_run_path, *random_runs])
+    arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs])
     done = subprocess.run(
         [sys.executable, script, *arguments, "--out", tmp_path], capture_output=True, text=True, check=False
     )
@@ -126,6 +134,13 @@ def test_rows_follow_the_token_and_columns_the_one_before_under_token_shift(corp
     table = study(Recording(tmp_path / "recording")).set_index("half")
     assert table.loc["row", "the token"] > 0.95 > 0.8 > table.loc["row", "the one before"]
     assert table.loc["column", "the one before"] > 0.95 > 0.8 > table.loc["column", "the token"]
+
+
+def test_a_full_gate_has_no_rows_to_foretell(world: World) -> None:
+    from lookup_context import study
+
+    with pytest.raises(InputError, match="only a product gate"):
+        study(world.recording)
 
 
 def test_contexts_end_at_their_row_and_start_with_its_window(tiny_recording: Recording) -> None:

@@ -28,7 +28,7 @@ from memscope.model import Block, MemoryTransformer
 TOKENS = torch.randint(320, (3, 11), generator=torch.Generator().manual_seed(0))
 COMPETING = {"score_fn": "softmax", "read_fn": "softmax"}
 FREE = {"score_fn": "relu", "read_fn": "gelu", "output_gate": True}
-NORMALISED = FREE | {"gate_heads": 2, "normalize_scores": True}
+NORMALISED = FREE | {"gate_heads": 2, "normalize_scores": True, "token_shift": True}
 BY_QUERY = FREE | {"output_gate": "query", "read_norm": "rms"}
 KINDS = [
     COMPETING,
