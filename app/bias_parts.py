@@ -13,6 +13,7 @@ from memscope import bias_plots
 from memscope.query import Recording
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
+_INFORMATION = ("token", "previous", "frequency", "position")
 VALUES = {
     "coverage": "share of entries used",
     "gate_entropy": "gate entropy, nats",
@@ -135,7 +136,7 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
         information,
         hide_index=True,
         height="content",
-        column_order=["layer", "token", "even_token", "frequency", "even_frequency", "position", "even_position"],
+        column_order=["layer", *(f"{even}{kind}" for kind in _INFORMATION for even in ("", "even_"))],
         column_config={
             name: st.column_config.NumberColumn("by chance" if name.startswith("even") else name, format="%.4f")
             for name in information
@@ -144,8 +145,8 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
         alt="Mutual information of the selected entry and the reading token, per layer",
     )
     st.caption(
-        "Mutual information in nats between the selected entry and the reading token itself, its frequency class and "
-        f"its position; beside each, what shuffled tokens show. {d}"
+        "Mutual information in nats between the selected entry and the reading token itself, the token before it, its "
+        f"frequency class and its position; beside each, what shuffled tokens show. {d}"
     )
 
 

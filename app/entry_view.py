@@ -158,7 +158,7 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
 
 
 def firing(recording: Recording, entry: int) -> None:
-    """Tokens that it fires on, predicts and precedes."""
+    """Tokens that it fires on, follows, predicts and precedes."""
     found = state.answer(Recording.firing_of, [entry])
     if found.empty:
         return
@@ -167,6 +167,7 @@ def firing(recording: Recording, entry: int) -> None:
         "layer": found["layer"],
         "selections": found["count"],
         "documents": found["docs"],
+        "after": _tokens(found, "previous"),
         "fires on": _tokens(found, "input"),
         "model predicts next": _tokens(found, "predicted"),
         "comes next": _tokens(found, "next"),

@@ -163,6 +163,10 @@ class Information(Documented):
     """Entry and input token."""
     even_token: float
     """The same for shuffled tokens."""
+    previous: float
+    """Entry and the token before, where the model saw one."""
+    even_previous: float
+    """The same for shuffled tokens."""
 
 
 class Profiles(Documented):

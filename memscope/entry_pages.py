@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memscope.query import Recording
 
 _CHUNK = 1024
-_KINDS = ("input", "predicted", "next")
+_KINDS = ("input", "previous", "predicted", "next")
 
 
 class EntryCard(NamedTuple):

@@ -34,16 +34,21 @@ N_WORDS = 8
 """Typical words per layer and entry that titles are made from."""
 TITLE_WORDS = 3
 BLOCK = 1 << 21
-KINDS = ("input", "predicted", "next")
+KINDS = ("input", "previous", "predicted", "next")
+INFORMATION = ("token", "even_token", "previous", "even_previous")
+"""Mutual information of entry and token, for the first kinds, each beside that of shuffled tokens."""
 
 
 class RowTokens(NamedTuple):
     """What every recorded row is about, ``[token]`` each; kinds in the order of ``KINDS``."""
 
     tokens: np.ndarray
-    """Input, predicted and true next token, int32 ``[kind, token]``; -1 where a document ends."""
+    """Input token, the one before, predicted and true next one, int32 ``[kind, token]``.
+
+    -1 where the model saw none before, at the start of a window, and where a document ends.
+    """
     shuffled: np.ndarray
-    """Input tokens in random order, int32: what information about them looks like when there is none."""
+    """Input token and the one before, each in random order: what information about them looks like if there is none."""
     share: np.ndarray
     """Share of every token id among rows, float64 ``[kind, vocab]``."""
     doc: np.ndarray
@@ -53,7 +58,7 @@ class RowTokens(NamedTuple):
 
 
 def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]:
-    """Write the three files; returns per layer the mutual information between entry and input token, in nats."""
+    """Write the three files; returns per layer ``INFORMATION`` in nats."""
     documents = read_parquet(recording / "documents.parquet")
     rows = _row_tokens(recording, info, documents["first_row"].to_numpy(), documents["rows"].to_numpy())
     tokenizer = Tokenizer.load(recording / "tokenizer.json")
@@ -76,7 +81,7 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         for found in in_threads(describe, info.layers):
             contexts.write(found.contexts)
             firing.write(found.firing)
-            information.append({"token": found.information[0], "even_token": found.information[1]})
+            information.append(dict(zip(INFORMATION, found.information.ravel().tolist(), strict=True)))
             counted.append(found.words)
         contexts.close()
         firing.close()
@@ -108,7 +113,8 @@ class _LayerFiring(NamedTuple):
     contexts: dict[str, Any]
     firing: dict[str, Any]
     words: np.ndarray
-    information: tuple[float, float]
+    information: np.ndarray
+    """``INFORMATION`` in nats, float64 ``[kind, 2]``."""
 
 
 def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, lengths: np.ndarray) -> RowTokens:
@@ -119,15 +125,17 @@ def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, le
     )
     following = np.append(token[1:], -1).astype(np.int32)
     following[first_rows + lengths - 1] = -1
-    tokens = np.stack([token, predicted, following])
+    position = pos % info.window
+    previous = np.where(position > 0, np.roll(token, 1), -1).astype(np.int32)
+    tokens = np.stack([token, previous, predicted, following])
     vocab = int(tokens.max()) + 1
     share = np.stack([np.bincount(kind[kind >= 0], minlength=vocab) / max((kind >= 0).sum(), 1) for kind in tokens])
     return RowTokens(
         tokens=tokens,
-        shuffled=np.random.default_rng(0).permutation(token),
+        shuffled=np.stack([np.random.default_rng(0).permutation(kind) for kind in tokens[:2]]),
         share=share,
         doc=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        position=pos % info.window,
+        position=position,
     )
 
 
@@ -182,8 +190,8 @@ def _describe_block(
         firing[f"{kind}_count"] = fixed_lists(found.token_count[number], pa.uint32())
     has = found.word >= 0
     counted = np.stack([entries[np.nonzero(has)[0]], found.word[has], found.word_count[has]], axis=1).astype(np.int32)
-    total = info.rows * info.selected
-    return _LayerFiring(contexts, firing, counted, (found.information[0] / total, found.information[1] / total))
+    known = np.maximum((rows.shuffled >= 0).sum(1, keepdims=True), 1) * info.selected
+    return _LayerFiring(contexts, firing, counted, found.information / known)
 
 
 def _join(blocks: list[_LayerFiring]) -> _LayerFiring:
@@ -199,7 +207,7 @@ def _join(blocks: list[_LayerFiring]) -> _LayerFiring:
         together([b.contexts for b in blocks]),
         together([b.firing for b in blocks]),
         np.concatenate([b.words for b in blocks]),
-        (sum(b.information[0] for b in blocks), sum(b.information[1] for b in blocks)),
+        np.sum([b.information for b in blocks], axis=0),
     )
 
 

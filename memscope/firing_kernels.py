@@ -32,7 +32,7 @@ class EntryFiring(NamedTuple):
     word_count: Any
     """Selections in that word, int64 ``[entry, top]``."""
     information: Any
-    """Sum over selections of ln(p(entry, token) / p(entry) p(token)), and the same for shuffled tokens, ``[2]``."""
+    """Sum over selections of ln(p(entry, token) / p(entry) p(token)), of tokens and of shuffled ones, ``[kind, 2]``."""
 
 
 def sort_keys(entry: np.ndarray, gate: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -67,8 +67,8 @@ def describe_entries(
     Args:
         keys: sorted ``sort_keys`` of all selections of the entries.
         entries: the entries, as in the keys, rising, int64.
-        tokens: input, predicted and next token of every row, int32 ``[kind, row]``, -1 for none.
-        shuffled: input tokens in random order, int32 ``[row]``.
+        tokens: input token, the one before, predicted and next one of every row, int32 ``[kind, row]``, -1 for none.
+        shuffled: the first kinds in random order, int32 ``[kind, row]``.
         share: share of every token among rows, float64 ``[kind, vocab]``.
         doc: document of every row, int32.
         position: position in the window of every row, int32.
@@ -91,7 +91,7 @@ def describe_entries(
         token_count=np.zeros((len(tokens), n, kept_tokens), np.int64),
         word=np.full((n, kept_words), -1, np.int32),
         word_count=np.zeros((n, kept_words), np.int64),
-        information=np.zeros(2),
+        information=np.zeros((len(shuffled), 2)),
     )
     gates = _gates(keys)
     _contexts(starts, rows, gates, doc, position, top, quantiles, out)
@@ -99,8 +99,9 @@ def describe_entries(
         _typical(starts, rows, tokens[kind], share[kind], out.token[kind], out.lift[kind], out.token_count[kind])
     no_lift = np.zeros((0, 0), np.float32)
     _typical(starts, rows, word_of_row, word_share, out.word, no_lift, out.word_count)
-    out.information[0] = _information(starts, rows, tokens[0], share[0])
-    out.information[1] = _information(starts, rows, shuffled, share[0])
+    for kind in range(len(shuffled)):
+        out.information[kind, 0] = _information(starts, rows, tokens[kind], share[kind])
+        out.information[kind, 1] = _information(starts, rows, shuffled[kind], share[kind])
     return out
 
 
@@ -183,13 +184,15 @@ def _information(starts: Any, rows: Any, of_row: Any, share: Any) -> float:
     information = 0.0
     for e in range(len(starts) - 1):
         n_touched = 0
-        n = starts[e + 1] - starts[e]
+        n = 0
         for s in range(starts[e], starts[e + 1]):
             label = of_row[rows[s]]
-            if counts[label] == 0:
-                touched[n_touched] = label
-                n_touched += 1
-            counts[label] += 1
+            if label >= 0:
+                n += 1
+                if counts[label] == 0:
+                    touched[n_touched] = label
+                    n_touched += 1
+                counts[label] += 1
         for i in range(n_touched):
             label = touched[i]
             information += counts[label] * np.log(counts[label] / n / share[label])

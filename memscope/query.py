@@ -210,8 +210,9 @@ class Recording:
     def firing_of(self, entries: Iterable[int]) -> pd.DataFrame:
         """What entries fire on in each layer that uses them.
 
-        Returns ``entry layer count docs position_mean gate_deciles`` and, for ``input``, ``predicted`` and ``next``
-        tokens, ``{kind}_tokens``, ``{kind}_lift`` and ``{kind}_count``: lists of texts and numbers, most typical first.
+        Returns ``entry layer count docs position_mean gate_deciles`` and, for ``input``, ``previous``, ``predicted``
+        and ``next`` tokens, ``{kind}_tokens``, ``{kind}_lift`` and ``{kind}_count``: lists of texts and numbers, most
+        typical first.
         """
         return entry_pages.firing(self, entries)
 

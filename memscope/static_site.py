@@ -183,7 +183,12 @@ def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
 
 def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]) -> dict[str, Any]:
     """What a page says of one layer that uses the entry."""
-    kinds = {"input": "on the token", "predicted": "where the model predicts", "next": "where the text goes on with"}
+    kinds = {
+        "previous": "after the token",
+        "input": "on the token",
+        "predicted": "where the model predicts",
+        "next": "where the text goes on with",
+    }
     typical = [
         (name, list(zip(firing[f"{kind}_tokens"], firing[f"{kind}_count"], firing[f"{kind}_lift"], strict=True)))
         for kind, name in kinds.items()

@@ -25,7 +25,7 @@ from memscope.files import atomic_path, read_json, sha256_file, write_json
 from memscope.parquet import fixed_lists, matrix, open_parquet, part_writer, read_parquet
 from memscope.sections import reachable_entries
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INFO = "recording.json"
 ROW_GROUP = 8192
 """Tokens per row group of token-major parts: what one look-up decompresses."""

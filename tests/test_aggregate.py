@@ -289,7 +289,7 @@ def test_profiles_split_every_layer_by_position_and_frequency(rows: TokenRows, c
                 assert row["margin"] == pytest.approx(np.nanmean(rows.margin[inside, axis].astype(float)), rel=1e-6)
                 assert row["even_divergence"] > 0
         information = layer["profiles"]["information"]
-        for name in ("position", "frequency", "token"):  # here entries do not depend on them
+        for name in ("position", "frequency", "token", "previous"):  # here entries do not depend on them
             assert information[name] == pytest.approx(information[f"even_{name}"], rel=0.5)
 
 

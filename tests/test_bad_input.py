@@ -261,4 +261,4 @@ def test_a_recording_of_another_format_version_is_refused(cli: Cli, tiny_recordi
     recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
     raw = json.loads((recording / INFO).read_text())
     (recording / INFO).write_text(json.dumps(raw | {"format_version": 99}))
-    assert_refused(cli("report", recording, "--out", tmp_path / "report"), "format version 99, this memscope reads 2")
+    assert_refused(cli("report", recording, "--out", tmp_path / "report"), "format version 99, this memscope reads 3")

@@ -101,12 +101,14 @@ def test_counts_documents_positions_and_deciles_equal_loops(rows: TokenRows, wri
 
 
 def tokens_of(rows: TokenRows) -> dict[str, np.ndarray]:
-    """Input, predicted and next token of every row, -1 at a document's end."""
+    """Input, previous, predicted and next token of every row; -1 at a window's start and a document's end."""
     following = np.full(len(rows.token), -1)
     for row in range(len(following) - 1):
         if rows.doc[row] == rows.doc[row + 1]:
             following[row] = rows.token[row + 1]
-    return {"input": rows.token.astype(int), "predicted": rows.predicted.astype(int), "next": following}
+    before = [-1 if pos % 16 == 0 else int(rows.token[row - 1]) for row, pos in enumerate(rows.pos)]
+    of_row = {"input": rows.token, "previous": before, "predicted": rows.predicted, "next": following}
+    return {kind: np.asarray(tokens).astype(int) for kind, tokens in of_row.items()}
 
 
 def typical(labels: list[int], share: dict[int, float]) -> dict[int, tuple[float, float, int]]:
@@ -126,7 +128,7 @@ def shares(labels: np.ndarray) -> dict[int, float]:
     return {label: count / len(known) for label, count in Counter(known).items()}
 
 
-@pytest.mark.parametrize("kind", ["input", "predicted", "next"])
+@pytest.mark.parametrize("kind", ["input", "previous", "predicted", "next"])
 def test_typical_tokens_add_most_to_the_divergence(rows: TokenRows, written: Any, kind: str) -> None:
     table = written[2]["firing.parquet"].set_index(["layer", "entry"])
     of_row = tokens_of(rows)[kind]
@@ -160,11 +162,31 @@ def test_tokens_that_say_equally_much_stand_in_their_order(tmp_path: Path) -> No
 
 def test_information_between_entry_and_token_is_that_of_scikit_learn(rows: TokenRows, written: Any) -> None:
     for axis, found in enumerate(written[1]):
-        entries = rows.indices[:, axis].ravel()
-        assert found["token"] == pytest.approx(mutual_info_score(entries, np.repeat(rows.token, 4)))
-        chance = np.random.default_rng(axis + 10)
-        shuffled = [mutual_info_score(entries, np.repeat(chance.permutation(rows.token), 4)) for _ in range(20)]
-        assert abs(found["even_token"] - np.mean(shuffled)) < 5 * np.std(shuffled)
+        of_row = tokens_of(rows)
+        for name, tokens in (("token", of_row["input"]), ("previous", of_row["previous"])):
+            known = tokens >= 0
+            entries = rows.indices[known, axis].ravel()
+            assert found[name] == pytest.approx(mutual_info_score(entries, np.repeat(tokens[known], 4)))
+            chance = np.random.default_rng(axis + 10)
+            mixed = [mutual_info_score(entries, np.repeat(chance.permutation(tokens[known]), 4)) for _ in range(20)]
+            assert abs(found[f"even_{name}"] - np.mean(mixed)) < 5 * np.std(mixed)
+
+
+def test_an_entry_that_stands_for_the_token_before_is_known_by_it(tmp_path: Path) -> None:
+    rows = make_rows([400, 400], entries=8, selected=1, layers=1, vocab=8)
+    known = rows.pos % 16 > 0
+    rows.indices[:, 0, 0] = np.where(known, np.roll(rows.token, 1), 0)
+    _, information, tables = write_all(tmp_path, rows, knowledge_num=8)
+    share = np.bincount(rows.indices[known, 0, 0]) / known.sum()
+    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    assert information[0]["previous"] == pytest.approx(entropy)
+    assert information[0]["even_previous"] < 0.1
+    assert information[0]["token"] < 0.1
+    table = tables["firing.parquet"].set_index("entry")
+    for entry, row in table.iterrows():
+        assert row["previous_token"].tolist() == [entry, -1, -1, -1, -1]
+        assert row["previous_count"][0] == (rows.indices[known, 0, 0] == entry).sum()
+        assert row["previous_lift"][0] == pytest.approx(1 / share[entry])
 
 
 def naive_titles(rows: TokenRows, folder: Path) -> dict[int, list[str]]:

@@ -215,8 +215,8 @@ def test_info_comes_back_and_names_what_differs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format_version": 1}, "format version 1, this memscope reads 2; record again"),
-        ({"format_version": 2}, "Field required; record again"),
+        ({"format_version": 1}, "format version 1, this memscope reads 3; record again"),
+        ({"format_version": 3}, "Field required; record again"),
         ([1], "format version None"),
     ],
 )
