@@ -37,6 +37,7 @@ VARIANTS = {
     "memory": [],
     "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
+    "memory, FFN in the first layer": ["block=[ffn,memory,memory,memory]"],
     "memory, no token shift": ["token_shift=false"],
     "memory, no token shift, scores not normalised": ["token_shift=false", "normalize_scores=false"],
     "memory, 32 read heads of 4 slices": ["knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=2"],

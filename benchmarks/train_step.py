@@ -12,6 +12,7 @@ layer, which refuses it, in float32.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def main() -> None:
     settings: dict[str, list[str]] = {BASELINE: [*arguments.set, "block=ffn"], "memory": arguments.set}
     for variant in arguments.variant:
         name, _, changes = variant.partition(":")
-        settings[name] = [*arguments.set, *changes.split(",")]
+        settings[name] = [*arguments.set, *re.split(r",(?=\w+=)", changes)]  # a value may be a list
     if arguments.peers:
         settings |= {name: arguments.set for name in PEERS}
     if arguments.only:

@@ -143,6 +143,31 @@ def test_a_full_gate_has_no_rows_to_foretell(world: World) -> None:
         study(world.recording)
 
 
+def test_the_most_used_half_holds_no_more_than_half() -> None:
+    from usage_value import most_used_half
+
+    assert most_used_half(np.array([1, 5, 0, 4, 2])).tolist() == [False, True, False, False, False]  # 5 of 12, 9 of 12
+    assert most_used_half(np.array([2, 2, 2, 2])).tolist() == [True, True, False, False]
+    assert not most_used_half(np.array([3, 1])).any()  # one entry holds more than half
+
+
+def test_entries_without_a_value_carry_nothing(world: World) -> None:
+    from usage_value import most_used_half, study
+
+    run = load_run(world.plan.run)
+    counts = world.recording.usage()[-1]
+    with torch.no_grad():  # the most used of the last layer say nothing any more
+        run.model.bank.entries[torch.from_numpy(most_used_half(counts))] = 0
+    table = study(run, world.recording, tokens=4096)
+    assert table.groupby("layer")["part"].agg(list).tolist() == [["most used", "the others", "all"]] * 2
+    last = table[table["layer"] == PLANTED_LAYER].set_index("part")
+    assert last["entries"]["all"] == last["entries"]["most used"] + last["entries"]["the others"] == (counts > 0).sum()
+    assert last["share"]["most used"] <= 0.5 < last["share"]["the others"] + 1e-9
+    assert last["loss"]["most used"] == 0
+    assert last["loss"]["the others"] == pytest.approx(last["loss"]["all"], rel=1e-4)
+    assert abs(last["loss"]["all"]) > 1e-3
+
+
 def test_contexts_end_at_their_row_and_start_with_its_window(tiny_recording: Recording) -> None:
     from study import contexts_before, sample_windows
 
