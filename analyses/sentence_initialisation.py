@@ -3,11 +3,12 @@
     python analyses/sentence_initialisation.py runs/trex-0 runs/trex-1 runs/random-0 runs/random-1 --out reports/init
     python analyses/sentence_initialisation.py --shuffle sentences.json --out data      # the control: data/shuffled.txt
 
-Runs are grouped by ``database_init_path``: an arm is a file of sentences, or random vectors; several seeds of one arm
-are told apart by ``seed``. In the control every sentence keeps its length and the file its words, but which words
-stand together is chance: what helps there is the words' embeddings, not what sentences say. Per arm: validation loss at
-the end and on the way, entries used, and how far entries drifted. Prints the loss of every arm against random vectors,
-with a 95% interval over seeds (Welch) where both arms have at least two.
+Runs are grouped by ``database_init_path``: an arm is a file of sentences, or random vectors (and random vectors that
+start alike, by ``entry_cosine``); several seeds of one arm are told apart by ``seed``. In the control every sentence
+keeps its length and the file its words, but which words stand together is chance: what helps there is the words'
+embeddings, not what sentences say. Per arm: validation loss at the end and on the way, entries used, and how far
+entries drifted. Prints the loss of every arm against random vectors, with a 95% interval over seeds (Welch) where both
+arms have at least two.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ from memscope.plot_style import PERCENT, legend, panels
 from memscope.sentences import read_sentences
 
 RANDOM = "random vectors"
-_TOLD_APART = ("database_init_path", "embedding_init_path")
+_TOLD_APART = ("database_init_path", "embedding_init_path", "entry_cosine")
 
 
 def shuffle_words(sentences: list[str], seed: int = 0) -> list[str]:
@@ -67,9 +68,9 @@ def describe_run(path: Path) -> pd.DataFrame:
 
 
 def arm_name(config: Config) -> str:
-    """The file that the bank's sentences came from, or random vectors."""
-    source = config.memory.database_init_path
-    return Path(source).name if source else RANDOM
+    """The file that the bank's sentences came from, or random vectors, with the cosine between them if it is set."""
+    source, cosine = config.memory.database_init_path, config.memory.entry_cosine
+    return Path(source).name if source else f"{RANDOM} of cosine {cosine:g}" if cosine else RANDOM
 
 
 def median_drift(run: Path) -> float:

@@ -26,11 +26,12 @@ from memscope.plot_style import panel
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ["gate=full", "gate_heads=1", "num_selected=8", "score_fn=softmax", "read_fn=softmax", "read_norm=none"]
 EXPERIMENT += ["slot_proj=true", "read_slices=1", "read_gain=1", "read_heads=0", "output_gate=false"]
-EXPERIMENT += ["knowledge_dim=128", "query_dim=0", "lazy_bank=false", "balance_bias=0"]
+EXPERIMENT += ["knowledge_dim=128", "query_dim=0", "lazy_bank=false", "balance_bias=0", "entry_cosine=0"]
 EXPERIMENT += ["memory_lr_scale=1", "learning_rate=1e-3", "normalize_scores=false", "token_shift=false"]
+STARTING_APART = ["entry_cosine=0", "balance_bias=0.002"]  # was run with 0.001 at every step, which moves as far
 SHORT_WARMUP = ["learning_rate=1e-3", "warmup_iters=20"]
 EARLIER = ["gate_heads=4", "knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=1", "output_gate=true"]
-EARLIER += ["normalize_scores=false", "token_shift=false", *SHORT_WARMUP]
+EARLIER += ["normalize_scores=false", "token_shift=false", *STARTING_APART, *SHORT_WARMUP]
 SLIM = ["block=both", "hidden_dim=376"]
 VARIANTS = {
     "FFN": ["block=ffn"],
@@ -38,8 +39,10 @@ VARIANTS = {
     "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
     "memory, FFN in the first layer": ["block=[ffn,memory,memory,memory]"],
-    "memory, no token shift": ["token_shift=false"],
-    "memory, no token shift, scores not normalised": ["token_shift=false", "normalize_scores=false"],
+    "memory, entries start apart": ["entry_cosine=0"],
+    "memory, entries start apart, slow bias": STARTING_APART,
+    "memory, no token shift": [*STARTING_APART, "token_shift=false"],
+    "memory, no token shift, scores not normalised": [*STARTING_APART, "token_shift=false", "normalize_scores=false"],
     "memory, 32 read heads of 4 slices": ["knowledge_dim=64", "read_heads=32", "read_slices=4", "read_gain=2"],
     "FFN, short warm-up": ["block=ffn", *SHORT_WARMUP],
     "earlier": EARLIER,

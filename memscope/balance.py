@@ -75,14 +75,18 @@ class Balance(nn.Module):
             self.penalty = self.balance_loss * uneven + self.z_loss * logits.logsumexp(-1).square().mean()
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, schedule: float) -> None:
         """After an optimiser step: raise the bias of keys chosen less than the mean by the rate, lower the others'.
 
         The loss-free balancing of Wang et al. 2024 (arXiv 2408.15664). Loads of several processes are added up.
+
+        Args:
+            schedule: share of the rate, that of the learning rate: where weights hardly move any more, a bias that
+                moves on changes what is selected for nothing (DeepSeek-V3, arXiv 2412.19437, ends at a rate of 0).
         """
         if self.bias is None:
             return
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.load)
-        self.bias += self.bias_rate * (self.load.mean(-1, keepdim=True) - self.load).sign()
+        self.bias += schedule * self.bias_rate * (self.load.mean(-1, keepdim=True) - self.load).sign()
         self.load.zero_()

@@ -96,16 +96,17 @@ class FreshStarts:
         run: run folder, for ``bank_init.safetensors`` and ``bank_spare.parquet``.
         pad: token id past the end of a sentence.
         seed: of random slots.
+        cosine: between random slots, as at initialisation.
 
     Raises:
         InputError: one of the files is missing or corrupted.
     """
 
-    def __init__(self, run: Path, pad: int, seed: int):
+    def __init__(self, run: Path, pad: int, seed: int, cosine: float):
         init = load_bank_init(run)
         self._space, self._shape = init.table @ init.projection, init.entries.shape[1:]
         self._token_ids = read_parquet(run / SPARE, ["token_ids"])["token_ids"]
-        self._pad, self._seed = pad, seed
+        self._pad, self._seed, self._cosine = pad, seed, cosine
         self.n_sentences = len(self._token_ids)
 
     def slots(self, entries: np.ndarray, steps: np.ndarray, sentences: np.ndarray) -> np.ndarray:
@@ -117,7 +118,8 @@ class FreshStarts:
                 slots[row] = _slots_of(self._token_ids[int(sentence)].as_py(), self._space, n_slots, self._pad)
             else:
                 chance = np.random.default_rng([self._seed, int(step), int(entry)])
-                slots[row] = chance.standard_normal((n_slots, width), np.float32) * width**-0.5
+                own = chance.standard_normal((n_slots, width), np.float32) * (1 - self._cosine) ** 0.5
+                slots[row] = (own + self._cosine**0.5) * width**-0.5
         return slots
 
 

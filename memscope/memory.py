@@ -42,6 +42,7 @@ class MemoryBank(nn.Module):
         dtype: type of the entries; slots, gradients and what is computed from them are float32.
         ema: decay with which entries follow their readers, without a gradient; 0 = they are trained by gradient.
         revived: entries may start again while training goes on.
+        cosine: between any two slots at the start.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class MemoryBank(nn.Module):
         dtype: torch.dtype = torch.float32,
         ema: float = 0.0,
         revived: bool = False,
+        cosine: float = 0.0,
     ):
         super().__init__()
         self.sparse = sparse and not ema
@@ -63,7 +65,8 @@ class MemoryBank(nn.Module):
         shape = (knowledge_num, knowledge_length, knowledge_dim)
         self.entries = nn.Parameter(in_huge_pages(torch.empty(shape, dtype=dtype)))
         start = self.entries if dtype == torch.float32 else torch.empty(shape)
-        nn.init.normal_(start, std=knowledge_dim**-0.5)  # unit norm on average, as PKM values (1907.05242)
+        # unit norm on average, as PKM values (1907.05242); which direction all share is the same to random projections
+        nn.init.normal_(start, (cosine / knowledge_dim) ** 0.5, ((1 - cosine) / knowledge_dim) ** 0.5)
         if start is not self.entries:  # a smaller type has the same start, rounded, and float32 gradients
             self.entries.data.copy_(start)
             self.entries.grad_dtype = torch.float32
@@ -164,12 +167,7 @@ class _SparseRows(Function):
 class OpenBank:
     """A bank whose readers never gather slots and share one gradient, for one forward pass on the CPU."""
 
-    def __init__(
-        self,
-        entries: Float[Tensor, "entry slot width"],
-        sparse: SparseSum | None = None,
-        means: EntryMeans | None = None,
-    ):
+    def __init__(self, entries: Float[Tensor, "entry slot width"], sparse: SparseSum | None, means: EntryMeans | None):
         self.length = entries.shape[1]
         self.means = means
         self.table = OpenTable(entries, sparse)

@@ -162,8 +162,9 @@ class MemoryTransformer(HookedRootModule):
     """The decoder. ``tokens [batch, pos]`` -> ``logits [batch, pos, vocab]``.
 
     Initialisation: embeddings and projections N(0, 0.02), those that write into the residual stream divided by
-    sqrt(2 * n_layers) (GPT-2), entries N(0, D^-0.5), keys N(0, width^-0.5), norms 1; where read queries are normalised,
-    projections of slots N(0, D^-0.5), which keeps their length.
+    sqrt(2 * n_layers) (GPT-2), entries N(0, D^-0.5) but for what ``entry_cosine`` lets them share, keys
+    N(0, width^-0.5), norms 1; where read queries are normalised, projections of slots N(0, D^-0.5), which keeps their
+    length.
     """
 
     rope_cos: Tensor
@@ -187,6 +188,7 @@ class MemoryTransformer(HookedRootModule):
                     dtype=getattr(torch, config.memory.entry_dtype),
                     ema=config.memory.bank_ema,
                     revived=config.train.revive_after > 0,
+                    cosine=config.memory.entry_cosine,
                 )
                 if model.memory_layers
                 else None

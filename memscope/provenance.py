@@ -26,7 +26,9 @@ def start_entries(run: LoadedRun) -> np.ndarray:
     entries = load_bank_init(run.path).entries
     rows, steps, sentences = _revived(run)
     if len(rows):
-        fresh = FreshStarts(run.path, run.tokenizer.pad, run.config.train.seed).slots(rows, steps, sentences)
+        config = run.config
+        starts = FreshStarts(run.path, run.tokenizer.pad, config.train.seed, config.memory.entry_cosine)
+        fresh = starts.slots(rows, steps, sentences)
         kept_as = getattr(torch, run.config.memory.entry_dtype)
         entries[rows] = torch.from_numpy(fresh).to(kept_as).float().numpy()
     return entries

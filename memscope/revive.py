@@ -1,6 +1,6 @@
 """Entries that nothing selects start again, from a sentence that initialises none yet, or from chance.
 
-    reviver = Reviver(net, optimizer, FreshStarts(run, pad, seed))
+    reviver = Reviver(net, optimizer, FreshStarts(run, pad, seed, cosine))
     reviver.step(step)          # after every optimiser step
 
 As VQ codebooks do (Jukebox, arXiv 2005.00341; SoundStream, 2107.03312), with this difference: an entry is selected by

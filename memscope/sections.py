@@ -80,6 +80,9 @@ class MemoryConfig(Section):
     """Slots per entry (L): 1 = a pooled sentence, more = one slot per sentence token."""
     knowledge_dim: int = Field(128, gt=0)
     """Width of one slot (D)."""
+    entry_cosine: float = Field(0.0, ge=0, lt=1)
+    """Cosine between any two slots that start random: a part that all share, as sentences of the same words do, makes
+    a memory read much the same whatever it selects while its gate knows nothing yet."""
     entry_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that entries, and their moments in training, are kept in. ``bfloat16`` takes half the memory; what is
     computed from them stays float32, and updates are rounded up or down by chance, so that small ones are not lost
@@ -113,7 +116,8 @@ class MemoryConfig(Section):
     score_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of keys that selection does not see for a token in training (sigma-MoE's expert dropout, 2310.10837)."""
     balance_bias: float = Field(0.0, ge=0)
-    """Step of the selection bias that evens out the use of keys without a loss (arXiv 2408.15664); 0 = none."""
+    """Step of the selection bias that evens out the use of keys without a loss (arXiv 2408.15664), at the peak of the
+    learning rate, whose schedule it follows; 0 = none."""
     balance_loss: float = Field(0.0, ge=0)
     """Weight of the Switch balance loss (arXiv 2101.03961); under the full gate it scores all keys with gradient."""
     z_loss: float = Field(0.0, ge=0)

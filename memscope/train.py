@@ -78,8 +78,10 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         if accelerator.is_main_process:
             publish_newest(run, settings.keep_checkpoints)  # a run may have been killed between saving and publishing
 
-    revives = net.bank is not None and net.bank.starts is not None
-    reviver = Reviver(net, parallel.optimizer, FreshStarts(run, tokenizer.pad, settings.seed)) if revives else None
+    reviver = None
+    if net.bank is not None and net.bank.starts is not None:
+        fresh = FreshStarts(run, tokenizer.pad, settings.seed, config.memory.entry_cosine)
+        reviver = Reviver(net, parallel.optimizer, fresh)
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
     micro_samples = settings.batch_size * accelerator.num_processes
     step_samples = micro_samples * settings.accumulation_steps
@@ -122,8 +124,9 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
 
         # one training step
         clock = StepClock(accelerator.device, on=step % settings.profile_interval == 0)
+        schedule = learning_rate_factor(step, n_steps, settings)
         for group in parallel.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * learning_rate_factor(step, n_steps, settings)
+            group["lr"] = group["peak_lr"] * schedule
         loss_sum = torch.zeros((), device=accelerator.device)
         for micro in range(settings.accumulation_steps):
             sample = step * step_samples + micro * micro_samples + accelerator.process_index * settings.batch_size
@@ -146,7 +149,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         if reviver is not None:
             reviver.step(step + 1)
         for balance in net.balances:
-            balance.step()
+            balance.step(schedule)
         clock.lap("optimizer")
         speed.step()
 

@@ -312,6 +312,14 @@ def test_shuffled_sentences_keep_lengths_and_words() -> None:
     assert shuffled != sentences
 
 
+def test_random_vectors_that_start_alike_are_an_arm_of_their_own(corpus_dir: Path) -> None:
+    from sentence_initialisation import RANDOM, arm_name
+
+    start = {"database_init_path": None}
+    assert arm_name(tiny_config(corpus_dir, memory=start)) == RANDOM
+    assert arm_name(tiny_config(corpus_dir, memory=start | {"entry_cosine": 0.2})) == f"{RANDOM} of cosine 0.2"
+
+
 def test_arms_are_compared_at_their_last_step(tiny_run_path: Path, random_runs: list[Path]) -> None:
     from sentence_initialisation import RANDOM, check_comparable, compare, describe_run
 

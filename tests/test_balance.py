@@ -85,7 +85,7 @@ def test_the_bias_evens_out_keys_and_leaves_gate_scores_alone(kind: str) -> None
     before = violation()
     course = []
     for _ in range(300):
-        gate.balance.step()
+        gate.balance.step(1.0)
         course.append(violation())
     assert before > 3
     assert sum(course[-50:]) / 50 < before / 2

@@ -265,6 +265,14 @@ def test_entries_start_with_unit_norm_on_average() -> None:
     assert float(norms.detach().square().mean()) == pytest.approx(1, abs=0.02)
 
 
+def test_entries_may_start_alike() -> None:
+    torch.manual_seed(0)
+    entries = MemoryBank(2000, 1, 64, cosine=0.3).entries.detach()[:, 0]
+    assert float(entries.norm(dim=-1).square().mean()) == pytest.approx(1, abs=0.02)
+    unit = F.normalize(entries, dim=-1)
+    assert float((unit @ unit.T).triu(1).sum()) / (1000 * 1999) == pytest.approx(0.3, abs=0.01)
+
+
 def test_a_gate_score_of_zero_reads_nothing() -> None:
     layer = MemoryLayer(DIM, 4, MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=2, score_fn="relu"))
     bank = MemoryBank(16, 1, 8)

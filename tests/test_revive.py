@@ -75,7 +75,7 @@ class Loop:
         prepared = prepare_run(config, run, write=True)
         self.model, self.tokenizer, self.run = prepared.model.train(), prepared.tokenizer, run
         self.optimizer = make_optimizer(self.model, config.train)
-        fresh = FreshStarts(run, self.tokenizer.pad, config.train.seed)
+        fresh = FreshStarts(run, self.tokenizer.pad, config.train.seed, config.memory.entry_cosine)
         self.reviver = Reviver(self.model, self.optimizer, fresh)
         self.batches = torch.randint(3, 320, (20, 2, 17), generator=torch.Generator().manual_seed(0))
         self.done = 0
@@ -163,13 +163,15 @@ def test_without_sentences_entries_start_from_chance_that_step_and_entry_decide(
     reviving: Callable[..., Config], tmp_path: Path
 ) -> None:
     prepare_run(reviving({"database_init_path": None}), tmp_path, write=True)
-    fresh = FreshStarts(tmp_path, pad=0, seed=1)
+    fresh = FreshStarts(tmp_path, pad=0, seed=1, cosine=0.25)
     assert fresh.n_sentences == 0
     entries, none = np.arange(2000) % 1000, np.full(2000, -1)
     slots = fresh.slots(entries, np.repeat([3, 4], 1000), none)
     np.testing.assert_array_equal(fresh.slots(entries[1500:], np.full(500, 4), none[1500:]), slots[1500:])
     assert len(np.unique(slots[:, 0, 0])) == 2000
     assert np.linalg.norm(slots, axis=-1).mean() == pytest.approx(1, abs=0.05)
+    unit = slots[:, 0] / np.linalg.norm(slots[:, 0], axis=-1, keepdims=True)
+    assert (unit @ unit.T)[np.triu_indices(2000, 1)].mean() == pytest.approx(0.25, abs=0.02)  # as at initialisation
 
 
 def test_entries_wait_for_the_end_of_frozen_steps(reviving: Callable[..., Config], tmp_path: Path) -> None:

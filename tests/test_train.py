@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memscope import parallel, prepare
+from memscope.checkpoint import load_run
 from memscope.config import Config, TrainConfig
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
@@ -142,6 +143,14 @@ def test_the_schedule_ends_at_its_smallest_share() -> None:
     assert shares[9] == shares[10] == 1
     assert shares[100] == pytest.approx(0.1)
     assert all(earlier >= later for earlier, later in pairwise(shares[10:]))
+
+
+def test_the_selection_bias_follows_the_schedule(corpus_dir: Path, tmp_path: Path) -> None:
+    config = short(corpus_dir, steps=1, warmup_iters=4)
+    memory = config.memory.model_copy(update={"balance_bias": 0.2})
+    train(config.model_copy(update={"memory": memory}), tmp_path, device="cpu")
+    for balance in load_run(tmp_path).model.balances:
+        assert float(balance.bias.max()) == -float(balance.bias.min()) == pytest.approx(0.2 / 4)
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay() -> None:
