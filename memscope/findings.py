@@ -122,8 +122,12 @@ def _preference(row: dict[str, Any]) -> str:
 def _dependence(layers: Sequence[dict[str, Any]], d: str) -> Finding:
     """What the choice goes by on the side of the reading token."""
     information = {layer["layer"]: layer["profiles"]["information"] for layer in layers}
-    kinds = {"token": "input token", "previous": "token before it", "frequency": "frequency of the input token"}
-    kinds["position"] = "position in the window"
+    kinds = {
+        "token": "input token",
+        "previous": "token before it",
+        "frequency": "frequency of the input token",
+        "position": "position in the window",
+    }
     beyond = {kind: [i[kind] - i[f"even_{kind}"] for i in information.values()] for kind in kinds}
     best = max(kinds, key=lambda kind: float(np.mean(beyond[kind])))
     short = (
