@@ -25,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.sparse import coo_array, csr_array
 from scipy.stats import rankdata
-from study import batches, command_line, contexts_before, mean_interval, save
+from study import batches, command_line, contexts_before, mean_interval, run_script, save
 
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.decode import logit_lens
@@ -260,4 +260,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study import batches, command_line, sample_windows, save
+from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
 from memscope.checkpoint import LoadedRun, load_run
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,7 +14,7 @@ left out. Where rows and columns are both foretold by the same token, they say t
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from study import command_line, save
+from study import command_line, run_script, save
 
 from memscope.errors import InputError
 from memscope.plot_style import PERCENT, legend, panels
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,7 +14,7 @@ particular entries. Prints the share of the first two per layer.
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from study import command_line, save
+from study import command_line, run_script, save
 
 from memscope.query import Recording
 
@@ -59,4 +59,4 @@ def _kl_to_uniform(z: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

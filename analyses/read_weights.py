@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study import batches, command_line, sample_windows, save
+from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
 from memscope.capture import LayerCapture, capture_memory
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

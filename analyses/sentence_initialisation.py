@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from scipy.stats import ttest_ind
-from study import command_line, save
+from study import command_line, run_script, save
 
 from memscope.bank_init import load_bank_init
 from memscope.checkpoint import MODEL
@@ -178,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -1,16 +1,18 @@
-"""What studies of a run and its recording share: arguments, text as the model saw it, intervals, output files.
+"""What studies of a run and its recording share: arguments, errors, text as the model saw it, intervals, output files.
 
 Text comes out of the recording itself, so no corpus is needed; a token's context is its window, as in recording.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from memscope.errors import InputError
 from memscope.files import make_folder, write_csv
 from memscope.query import Recording
 
@@ -22,6 +24,15 @@ def command_line(doc: str | None, *inputs: str) -> argparse.ArgumentParser:
         parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, required=True)
     return parser
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script; what it cannot use is one line, and an exit with 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def sample_windows(recording: Recording, tokens: int, seed: int = 0) -> list[np.ndarray]:

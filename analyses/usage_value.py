@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from study import command_line, save
+from study import command_line, run_script, save
 
 from memscope.ablation import recorded_corpus, study_ablation
 from memscope.checkpoint import LoadedRun, load_run
@@ -86,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -87,6 +87,18 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) -> None:
+    given = 1 if script.stem in ("lookup_context", "product_key_rows", "sentence_initialisation") else 2
+    arguments = [tmp_path / f"none-{number}" for number in range(given)]
+    done = subprocess.run(
+        [sys.executable, script, *arguments, "--out", tmp_path / "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{script.name}: {tmp_path}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_study_has_its_question_in_the_readme_and_its_result_in_the_docs(script: Path) -> None:
     assert script.name in (ROOT / "analyses" / "README.md").read_text()
     docs = (ROOT / "docs" / "studies.md").read_text() + (ROOT / "docs" / "results.md").read_text()
