@@ -11,6 +11,7 @@ any of its entries: two halves need not add up to it.
 Losses are in nats per token of the recorded text, with 95% intervals over documents. Prints them per layer.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
-from memscope.ablation import recorded_corpus, study_ablation
+from memscope.ablation import recorded_corpus, spread_windows
 from memscope.checkpoint import LoadedRun, load_run
+from memscope.effects import Trial, mean_change, measure_effects
+from memscope.intervene import ablate
 from memscope.plot_style import GREEN, ORANGE, blue, legend, panel
 from memscope.query import Recording
 
@@ -41,19 +44,23 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
     ``share`` is that of the layer's selections, ``loss`` what is lost without the part's values; a part without entries
     is left out.
     """
-    corpus, table = recorded_corpus(recording), []
+    corpus = recorded_corpus(recording)
+    parts: dict[str, dict[str, Any]] = {}
+    trials: dict[str, Trial] = {}
     for layer, counts in zip(recording.info.layers, recording.usage(), strict=True):
         used, most = counts > 0, most_used_half(counts)
         for part, chosen in zip(PARTS, (most, used & ~most, used), strict=True):
             if not chosen.any():
                 continue
-            entries = np.flatnonzero(chosen)
-            found = study_ablation(run, corpus, entries, counts, "zero", [layer], tokens, controls=0)
-            row: dict[str, Any] = found.table.iloc[0].to_dict()
-            losses = {name: row[name] for name in ("loss", "loss_low", "loss_high")}
+            entries, name = np.flatnonzero(chosen), f"{part} of layer {layer}"
+            trials[name] = Trial(partial(ablate, run.model, entries, "zero", layers=[layer]), entries, [layer])
             share = counts[chosen].sum() / counts.sum()
-            table.append({"layer": layer, "part": part, "entries": len(entries), "share": share, **losses})
-    return pd.DataFrame(table)
+            parts[name] = {"layer": layer, "part": part, "entries": len(entries), "share": share}
+    effects = measure_effects(run, corpus, spread_windows(run, corpus, tokens), trials)
+    losses = ("loss", "loss_low", "loss_high")
+    return pd.DataFrame(
+        [row | dict(zip(losses, mean_change(effects[name], "loss"), strict=True)) for name, row in parts.items()]
+    )
 
 
 def draw(table: pd.DataFrame) -> Figure:

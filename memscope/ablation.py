@@ -111,7 +111,7 @@ def study_ablation(
         what: Trial(partial(ablate, run.model, taken, mode, layers=layers), taken, layers)
         for what, taken in chosen.items()
     }
-    windows = _spread(document_windows(corpus, min(_WINDOW, run.config.model.max_seq_len)), tokens)
+    windows = spread_windows(run, corpus, tokens)
     effects = measure_effects(run, corpus, windows, trials)
     table = _table(chosen, usage, effects, seed)
     ablated = effects["ablated"]
@@ -148,8 +148,9 @@ def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: 
     return np.concatenate(drawn)
 
 
-def _spread(windows: list[DocumentWindow], tokens: int | None) -> list[DocumentWindow]:
+def spread_windows(run: LoadedRun, corpus: PackedCorpus, tokens: int | None) -> list[DocumentWindow]:
     """Evenly spaced windows of about ``tokens`` tokens: many documents say more than long ones."""
+    windows = document_windows(corpus, min(_WINDOW, run.config.model.max_seq_len))
     total = sum(window.end - window.start for window in windows)
     if tokens is None or tokens >= total:
         return windows

@@ -72,6 +72,7 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         found = [_describe_block(reader, info, layer, entries, rows, words) for entries in blocks]
         return _with_read_weights(recording, info, layer, _join(found))
 
+    selections = np.maximum((rows.shuffled >= 0).sum(1, keepdims=True), 1) * info.selected  # of known tokens
     information, counted = [], []
     with (
         atomic_path(recording / "contexts.parquet") as contexts_path,
@@ -81,7 +82,8 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         for found in in_threads(describe, info.layers):
             contexts.write(found.contexts)
             firing.write(found.firing)
-            information.append(dict(zip(INFORMATION, found.information.ravel().tolist(), strict=True)))
+            nats = found.information / selections
+            information.append(dict(zip(INFORMATION, nats.ravel().tolist(), strict=True)))
             counted.append(found.words)
         contexts.close()
         firing.close()
@@ -114,7 +116,7 @@ class _LayerFiring(NamedTuple):
     firing: dict[str, Any]
     words: np.ndarray
     information: np.ndarray
-    """``INFORMATION`` in nats, float64 ``[kind, 2]``."""
+    """``EntryFiring.information``, sums over selections."""
 
 
 def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, lengths: np.ndarray) -> RowTokens:
@@ -190,8 +192,7 @@ def _describe_block(
         firing[f"{kind}_count"] = fixed_lists(found.token_count[number], pa.uint32())
     has = found.word >= 0
     counted = np.stack([entries[np.nonzero(has)[0]], found.word[has], found.word_count[has]], axis=1).astype(np.int32)
-    known = np.maximum((rows.shuffled >= 0).sum(1, keepdims=True), 1) * info.selected
-    return _LayerFiring(contexts, firing, counted, found.information / known)
+    return _LayerFiring(contexts, firing, counted, found.information)
 
 
 def _join(blocks: list[_LayerFiring]) -> _LayerFiring:

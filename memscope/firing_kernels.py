@@ -133,6 +133,22 @@ def _contexts(starts: Any, rows: Any, gates: Any, doc: Any, position: Any, top: 
 
 @njit(nogil=True, cache=True)
 @no_type_check
+def _count_labels(rows: Any, of_row: Any, counts: Any, touched: Any) -> tuple[int, int]:
+    """Add the labels of rows to ``counts``; returns how many rows have one, and how many labels are in ``touched``."""
+    n, n_touched = 0, 0
+    for row in rows:
+        label = of_row[row]
+        if label >= 0:
+            n += 1
+            if counts[label] == 0:
+                touched[n_touched] = label
+                n_touched += 1
+            counts[label] += 1
+    return n, n_touched
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
 def _typical(starts: Any, rows: Any, of_row: Any, share: Any, best: Any, lift: Any, count: Any) -> None:
     """Per entry the labels that add most to sum p ln(p / share), seen twice at least; best first."""
     counts = np.zeros(len(share), np.int64)
@@ -140,16 +156,7 @@ def _typical(starts: Any, rows: Any, of_row: Any, share: Any, best: Any, lift: A
     keep = best.shape[1]
     scores = np.empty(keep)
     for e in range(len(starts) - 1):
-        n_touched = 0
-        n = 0
-        for s in range(starts[e], starts[e + 1]):
-            label = of_row[rows[s]]
-            if label >= 0:
-                n += 1
-                if counts[label] == 0:
-                    touched[n_touched] = label
-                    n_touched += 1
-                counts[label] += 1
+        n, n_touched = _count_labels(rows[starts[e] : starts[e + 1]], of_row, counts, touched)
         scores[:] = 0
         for i in range(n_touched):
             label = touched[i]
@@ -183,16 +190,7 @@ def _information(starts: Any, rows: Any, of_row: Any, share: Any) -> float:
     touched = np.empty(len(share), np.int64)
     information = 0.0
     for e in range(len(starts) - 1):
-        n_touched = 0
-        n = 0
-        for s in range(starts[e], starts[e + 1]):
-            label = of_row[rows[s]]
-            if label >= 0:
-                n += 1
-                if counts[label] == 0:
-                    touched[n_touched] = label
-                    n_touched += 1
-                counts[label] += 1
+        n, n_touched = _count_labels(rows[starts[e] : starts[e + 1]], of_row, counts, touched)
         for i in range(n_touched):
             label = touched[i]
             information += counts[label] * np.log(counts[label] / n / share[label])
