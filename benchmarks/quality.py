@@ -38,6 +38,7 @@ VARIANTS = {
     "memory": [],
     "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
+    "FFN, hashed bigram table": ["block=ffn", "bigram_rows=6151"],  # as many numbers as the bank of memory_small.yaml
     "memory, FFN in the first layer": ["block=[ffn,memory,memory,memory]"],
     "memory, entries start apart": ["entry_cosine=0"],
     "memory, entries start apart, slow bias": STARTING_APART,

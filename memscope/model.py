@@ -23,6 +23,7 @@ from transformer_lens.hook_points import HookPoint
 
 from memscope.attention import attention_pattern, causal_attention, repeat_heads
 from memscope.balance import Balance
+from memscope.bigrams import BigramTable
 from memscope.config import Config, ModelConfig
 from memscope.fused import RMSNorm
 from memscope.gate import gate_keys
@@ -42,6 +43,8 @@ class KVCache:
         ]
         self.length = 0
         """Positions filled."""
+        self.last: Tensor | None = None
+        """The token at the last of them, ``[batch]``."""
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values ``[batch, pos, kv_head, head_dim]`` and return all up to here."""
@@ -198,6 +201,7 @@ class MemoryTransformer(HookedRootModule):
             self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
             self.norm = RMSNorm(model.dim, eps=model.norm_eps)
             self._init_weights()
+            self.bigrams = BigramTable(model.bigram_rows, model.dim) if model.bigram_rows else None
         if self.bank is not None:  # DDP cannot average sparse gradients, and would send around buffers that are equal
             left_alone = ["entries"] if self.bank.sparse else []
             left_alone += [name for name, _ in self.bank.named_buffers()]
@@ -223,6 +227,8 @@ class MemoryTransformer(HookedRootModule):
             raise ValueError("a memory model has no KV cache; run it on the whole sequence")
         rotation = torch.complex(self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
+        if self.bigrams is not None:
+            x = x + self.bigrams(tokens, cache.last if cache is not None else None)
         bank = self.bank.open() if self.bank is not None else None
         if self.shared_keys is not None:  # anew in every pass: sharding (FSDP2) puts another tensor in their place
             for layer in self.cfg.model.memory_layers:
@@ -233,7 +239,7 @@ class MemoryTransformer(HookedRootModule):
             else:
                 x = block(x, rotation, bank, cache)
         if cache is not None:
-            cache.length = end
+            cache.length, cache.last = end, tokens[:, -1]
         return self.unembed(x)
 
     def compile_layers(self) -> None:
@@ -276,15 +282,18 @@ class MemoryTransformer(HookedRootModule):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def count_used_parameters(self) -> int:
-        """Parameters that one token's forward pass can use: of the bank, only what its layers select.
+        """Parameters that one token's forward pass can use: of the bank what its layers select, of bigrams one row.
 
         All gate keys count, though a product gate scores them far fewer times than there are entries.
         """
-        if self.bank is None:
-            return self.count_parameters()
-        memory = self.cfg.memory
-        read = len(self.cfg.model.memory_layers) * memory.selected * memory.knowledge_length * memory.knowledge_dim
-        return self.count_parameters() - self.bank.entries.numel() + read
+        used = self.count_parameters()
+        if self.bigrams is not None:
+            used += self.cfg.model.dim - self.bigrams.weight.numel()
+        if self.bank is not None:
+            memory = self.cfg.memory
+            read = len(self.cfg.model.memory_layers) * memory.selected * memory.knowledge_length * memory.knowledge_dim
+            used += read - self.bank.entries.numel()
+        return used
 
     def _init_weights(self) -> None:
         nn.init.normal_(self.embed.weight, std=0.02)

@@ -89,7 +89,8 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
-    """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank and keys (not, own rate).
+    """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank, keys and bigrams (not, own
+    rate).
 
     Every group keeps its peak in ``peak_lr``; the schedule multiplies it, so the groups' ratio holds throughout.
     """
@@ -97,7 +98,7 @@ def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # entries that move otherwise
             continue
-        if name in ("bank.entries", "shared_keys") or name.endswith("gate.keys"):
+        if name in ("bank.entries", "shared_keys", "bigrams.weight") or name.endswith("gate.keys"):
             memory.append(parameter)
         elif parameter.dim() >= 2 and name != "embed.weight":
             matrices.append(parameter)

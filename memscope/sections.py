@@ -33,6 +33,9 @@ class ModelConfig(Section):
     side; one for all layers or one per layer."""
     hidden_dim: int = Field(0, ge=0)
     """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
+    bigram_rows: int = Field(0, ge=0)
+    """Rows of a table that is looked up by a hash of a token and the one before, and added to the token's embedding
+    (after Engram, arXiv 2601.07372): the rival of a memory that looks up bigrams. 0 = none."""
     rope_theta: float = Field(1e6, gt=0)
     """Base of the rotary position embedding (arXiv 2104.09864)."""
     norm_eps: float = Field(1e-5, gt=0)

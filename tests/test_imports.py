@@ -14,6 +14,7 @@ WITH_TORCH = {
     # the model and what runs it
     *(
         "attention",
+        "bigrams",
         "gate",
         "balance",
         "memory",

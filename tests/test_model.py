@@ -114,14 +114,32 @@ def test_attention_equals_a_loop_over_heads_and_queries() -> None:
     torch.testing.assert_close(attention(x, still)[0], attention.o_proj(mixed), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bigram_rows", [0, 7])
 @pytest.mark.parametrize("steps", [[12], [5, 7], [5, 1, 1, 5], [1] * 12])
-def test_cached_forward_equals_the_whole_pass(steps: list[int]) -> None:
-    config = make_config({"block": "ffn"})
+def test_cached_forward_equals_the_whole_pass(steps: list[int], bigram_rows: int) -> None:
+    config = make_config({"block": "ffn", "bigram_rows": bigram_rows})
     model, tokens = MemoryTransformer(config), make_tokens()
     cache = KVCache(config.model, 2, torch.device("cpu"))
     pieces = [model(piece, cache) for piece in tokens.split(steps, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), atol=1e-5, rtol=1e-4)
     assert cache.length == 12
+
+
+def test_a_bigram_table_adds_one_row_for_every_token_and_the_one_before() -> None:
+    config = make_config({"block": "ffn", "bigram_rows": 101})
+    model, plain = MemoryTransformer(config), MemoryTransformer(make_config({"block": "ffn"}))
+    table = model.bigrams.weight
+    seen = {}
+    model.run_with_hooks(make_tokens(), fwd_hooks=[("blocks.0.hook_resid_pre", lambda x, hook: seen.update(x=x))])
+    rows = [[0] * 12 for _ in range(2)]
+    for text, tokens in enumerate(make_tokens().tolist()):
+        for pos, token in enumerate(tokens):
+            before = tokens[pos - 1] + 1 if pos else 0
+            rows[text][pos] = (token * 1_000_003 + before) % 101
+    torch.testing.assert_close(seen["x"], model.embed(make_tokens()) + table[torch.tensor(rows)])
+    assert model.count_parameters() == plain.count_parameters() + table.numel()
+    assert model.count_used_parameters() == plain.count_parameters() + config.model.dim
+    torch.testing.assert_close(model.embed.weight, plain.embed.weight, atol=0, rtol=0)  # nothing else starts otherwise
 
 
 @pytest.mark.parametrize("block", ["memory", ["ffn", "memory"]])

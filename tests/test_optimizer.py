@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memscope.config import load_config
+from memscope.config import load_config, validate_config
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.optimizer import LazyAdamW, clip_gradients, make_optimizer
 
@@ -104,6 +104,20 @@ def test_a_lazy_bank_takes_the_same_first_step_and_leaves_unread_entries_alone(d
     assert torch.equal(*moved)
     assert not moved[0].all()
     torch.testing.assert_close(steps[0][1][moved[0]], steps[1][1][moved[0]], atol=2e-3, rtol=0)
+
+
+def test_a_bigram_table_learns_at_the_rate_of_the_bank_and_does_not_decay() -> None:
+    shape = {"vocab_size": 64, "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1}
+    config = validate_config(
+        {"model": {**shape, "block": "ffn", "bigram_rows": 50}, "train": {"memory_lr_scale": 4.0}}, "test"
+    )
+    model = MemoryTransformer(config)
+    [group] = [
+        group
+        for group in make_optimizer(model, config.train).param_groups
+        if any(parameter is model.bigrams.weight for parameter in group["params"])
+    ]
+    assert group["peak_lr"] == 4 * config.train.learning_rate and group["weight_decay"] == 0
 
 
 @pytest.fixture
