@@ -124,7 +124,7 @@ def study_ablation(
         "documents": int(ablated["doc"].nunique()),
         "interval_unit": interval_unit(ablated),
         "loss_before": float(ablated["loss_before"].mean()),
-        "changed_tokens": int((ablated["kl"] > 0).sum()),
+        "reached_tokens": int(ablated["reached"].sum()),
         "table": table.astype(object).where(table.notna(), None).to_dict("records"),
     }
     return AblationStudy(table, ablated, most_changed(ablated, corpus, run.tokenizer), summary)

@@ -80,7 +80,8 @@ def measure_effects(
 
     Returns, per trial, one row per predicted token in the order of the windows: ``doc pos token target``, and in
     nats or logits ``loss_before loss_after logit_before logit_after`` (of the target) and ``kl`` = KL(before || after)
-    of the next-token distribution. ``pos`` counts from the start of the document.
+    of the next-token distribution. ``pos`` counts from the start of the document. ``reached`` is false before the
+    first selection of a trial's ``entries`` in the window: attention is causal, so nothing can change there.
     """
     parts: dict[str, dict[int, pd.DataFrame]] = {name: {} for name in trials}
     by_length = sorted(range(len(windows)), key=lambda number: windows[number].end - windows[number].start)
@@ -196,40 +197,57 @@ def _run(run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow]) ->
 
 def _compare(run: LoadedRun, corpus: PackedCorpus, before: WindowPass, trial: Trial) -> list[pd.DataFrame]:
     """One table a window of the batch."""
-    rows = _touched(before, trial)
-    if not rows:
-        return _tables(before, {})
-    with trial.intervention():
-        after = _run(run, corpus, [before.windows[row] for row in rows])
-    return _tables(before, dict(zip(rows, _changes(before, after, rows), strict=True)))
+    reach = _reach(before, trial)
+    rows = [row for row, start in enumerate(reach) if start < before.batch.tokens.shape[1]]
+    after: dict[int, Tensor] = {}
+    if rows:
+        with trial.intervention():
+            logits = _run(run, corpus, [before.windows[row] for row in rows]).logits
+        after = dict(zip(rows, logits, strict=True))
+    return [_table(before, row, start, after.get(row)) for row, start in enumerate(reach)]
 
 
-def _touched(before: WindowPass, trial: Trial) -> list[int]:
-    """Rows of the batch on which the intervention can act: attention is causal and rows do not see one another."""
+def _reach(before: WindowPass, trial: Trial) -> list[int]:
+    """Per row of the batch the first position that the intervention can change; its length where there is none.
+
+    Attention is causal and rows do not see one another, so nothing changes before the first selection of an entry. A
+    second pass says the same but for rounding, which is no change.
+    """
+    length = before.batch.tokens.shape[1]
     if trial.entries is None:
-        return list(range(len(before.windows)))
+        return [0] * len(before.windows)
     layers = list(before.captured) if trial.layers is None else trial.layers
     wanted = torch.as_tensor(trial.entries).flatten()
-    mask = torch.from_numpy(before.batch.mask)[..., None]
-    hit = torch.zeros(len(before.windows), dtype=torch.bool)
+    mask = torch.from_numpy(before.batch.mask)
+    hit = torch.zeros(mask.shape, dtype=torch.bool)
     for layer in layers:
-        hit |= (torch.isin(before.captured[layer].indices.cpu(), wanted) & mask).flatten(1).any(1)
-    return hit.nonzero()[:, 0].tolist()
+        hit |= torch.isin(before.captured[layer].indices.cpu(), wanted).any(-1) & mask
+    return torch.where(hit.any(1), hit.int().argmax(1), length).tolist()
 
 
-def _changes(before: WindowPass, after: WindowPass, rows: list[int]) -> list[dict[str, np.ndarray]]:
-    """Per row what changed at every position with a target."""
-    changes = []
-    for new, row in enumerate(rows):
-        has_target = torch.from_numpy(before.batch.targets[row] >= 0)
-        targets = torch.from_numpy(before.batch.targets[row])[has_target].to(before.logits.device)
-        first, second = before.logits[row], after.logits[new]
+def _table(before: WindowPass, row: int, start: int, after: Tensor | None) -> pd.DataFrame:
+    """A window's tokens; those from ``start`` on are compared with the logits ``after [pos, vocab]``."""
+    window = before.windows[row]
+    at = np.flatnonzero(before.batch.targets[row] >= 0)
+    targets = before.batch.targets[row, at]
+    loss = before.losses[row].float().cpu().numpy()[at]
+    logit = before.logits[row, at, targets].float().cpu().numpy()
+    values = {"loss_before": loss, "loss_after": loss, "logit_before": logit, "logit_after": logit}
+    values = {name: value.copy() for name, value in values.items()} | {"kl": np.zeros_like(loss)}
+    reached = at >= start
+    if after is not None:
+        pairs = zip(
+            torch.from_numpy(at[reached]).split(_ROWS), torch.from_numpy(targets[reached]).split(_ROWS), strict=True
+        )
         pieces = [
-            _token_changes(first[at], second[at], wanted)
-            for at, wanted in zip(has_target.nonzero()[:, 0].split(_ROWS), targets.split(_ROWS), strict=True)
+            _token_changes(before.logits[row, some], after[some], wanted.to(after.device)) for some, wanted in pairs
         ]
-        changes.append({name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]})
-    return changes
+        for name in values:
+            values[name][reached] = (
+                np.concatenate([piece[name] for piece in pieces]) if pieces else values[name][reached]
+            )
+    places = {"doc": window.doc, "pos": window.pos + at, "token": before.batch.tokens[row, at], "target": targets}
+    return pd.DataFrame(places | values | {"reached": reached})
 
 
 def _token_changes(before: Tensor, after: Tensor, targets: Tensor) -> dict[str, np.ndarray]:
@@ -241,23 +259,6 @@ def _token_changes(before: Tensor, after: Tensor, targets: Tensor) -> dict[str, 
     signs = (-1, -1, 1, 1)
     columns = {name: sign * value.float() for name, sign, value in zip(names, signs, picked, strict=True)}
     return {name: value.cpu().numpy() for name, value in (columns | {"kl": kl}).items()}
-
-
-def _tables(before: WindowPass, changed: dict[int, dict[str, np.ndarray]]) -> list[pd.DataFrame]:
-    """One table a window; those that were not run again have no change."""
-    frames = []
-    for row, window in enumerate(before.windows):
-        at = np.flatnonzero(before.batch.targets[row] >= 0)
-        targets = before.batch.targets[row, at]
-        values = changed.get(row)
-        if values is None:
-            loss = before.losses[row].float().cpu().numpy()[at]
-            logit = before.logits[row, at, targets].float().cpu().numpy()
-            values = {"loss_before": loss, "loss_after": loss, "logit_before": logit, "logit_after": logit}
-            values["kl"] = np.zeros_like(loss)
-        places = {"doc": window.doc, "pos": window.pos + at, "token": before.batch.tokens[row, at], "target": targets}
-        frames.append(pd.DataFrame(places | values))
-    return frames
 
 
 def _in_order(frames: dict[int, pd.DataFrame]) -> pd.DataFrame:

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import CliResult
 
-from memscope.ablation import recorded_corpus, study_ablation, write_study
+from memscope.ablation import recorded_corpus, spread_windows, study_ablation, write_study
+from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus
 from memscope.effects import compare_change, entry_usage, mean_change
@@ -50,13 +52,17 @@ def test_the_most_used_entries_matter_more_than_controls(
 
 
 def test_layers_and_tokens_limit_a_study(tiny_run: LoadedRun, tiny_recording: Recording) -> None:
-    usage = entry_usage(tiny_recording.path, [1])
-    study = study_ablation(
-        tiny_run, recorded_corpus(tiny_recording), [int(usage.argmax())], usage, layers=[1], tokens=100, controls=0
-    )
+    usage, corpus = entry_usage(tiny_recording.path, [1]), recorded_corpus(tiny_recording)
+    entry = int(usage.argmax())
+    study = study_ablation(tiny_run, corpus, [entry], usage, layers=[1], tokens=100, controls=0)
     assert study.table["what"].tolist() == ["ablated"]
     assert len(study.effects) <= 100 and study.summary["layers"] == [1]
-    assert 0 < study.summary["changed_tokens"] < len(study.effects)
+    reached = 0
+    for done in run_windows(tiny_run.model, corpus, spread_windows(tiny_run, corpus, 100), 0, "float32", batch_size=1):
+        selected = (done.captured[1].indices[0] == entry).any(-1)
+        reached += int((selected.cumsum(0) > 0)[torch.from_numpy(done.batch.targets[0]) >= 0].sum())
+    assert study.summary["reached_tokens"] == study.effects["reached"].sum() == reached > 0
+    assert (study.effects["kl"][~study.effects["reached"]] == 0).all()
 
 
 def test_what_cannot_be_studied_is_refused(tiny_run: LoadedRun, tiny_recording: Recording) -> None:
