@@ -68,14 +68,22 @@ def drop_figure(facts: pd.DataFrame, *, dark: bool = False) -> Figure:
 def fact_finding(audit: FactAudit) -> Finding:
     """Whether facts are found and needed, in words."""
     any_layer = audit.recall[audit.recall["layer"] == ANY].set_index("place").loc["asked"]
-    found = any_layer["p_same"] < 0.05
     summary = audit.summary
     short = (
         f"{any_layer['recall']:.2%} of {summary['stated']:,} facts select an entry that states them when they are "
-        f"asked, {any_layer['same_predicate']:.2%} one of another fact of the same predicate: "
-        f"{'more than' if found else 'no more than'} chance."
+        f"asked{_against_chance(any_layer)}"
     )
     return Finding("Are facts found where they are stated?", short, _effect(summary["drop_difference"], summary))
+
+
+def _against_chance(recall: pd.Series) -> str:
+    if not recall["facts_same"]:
+        return "; no predicate has two facts, so that there is no chance level to compare with."
+    verdict = "more than chance" if recall["p_same"] < 0.05 else "no more than chance"
+    return (
+        f". Of the {int(recall['facts_same']):,} that share a predicate with others {recall['recall_same']:.2%} do, "
+        f"and {recall['same_predicate']:.2%} would for another fact of it: {verdict}."
+    )
 
 
 def fact_findings(recording: Path) -> Iterator[Finding]:

@@ -8,7 +8,8 @@
 Chance is stated three ways, because usage is uneven: an entry that every question selects is "found" without knowing
 anything. **even**: the same number of selections spread evenly over the bank. **shuffled**: every question is asked
 for the entries of another fact. **same predicate**: of another fact of the same predicate, so that only what is more
-than "this is a birthplace" counts. No torch: ``facts.py`` runs the model.
+than "this is a birthplace" counts. No question is ever asked for its own fact, nor for one that shares an entry with
+it: in a predicate of two facts, half of plain permutations would do so. No torch: ``facts.py`` runs the model.
 """
 
 from dataclasses import dataclass
@@ -18,15 +19,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy import sparse
 
+from memscope.errors import InputError
 from memscope.files import read_json, write_json
 from memscope.parquet import read_parquet, write_table
 from memscope.sections import reachable_entries
 from memscope.usage import UNREAD_SHARE
 
 FACTS, SUMMARY = "facts.parquet", "facts.json"
-FORMAT = 1
+FORMAT = 2
 N_SHUFFLES = 200
+_TRADES = 50
+"""Rounds in which questions trade facts; one or two are enough but for the smallest groups."""
 N_BOOT = 2000
 ANY = -1
 """Stands for any layer in the table of recall."""
@@ -39,7 +44,8 @@ class FactAudit:
     facts: pd.DataFrame
     """One row a fact, see docs/metrics.md."""
     recall: pd.DataFrame
-    """``layer place facts recall even shuffled p same_predicate p_same``; layer -1 means any."""
+    """``layer place facts recall even shuffled p same_predicate p_same``; layer -1 means any. ``facts_same`` of them
+    have another fact of their predicate, and ``recall_same`` is theirs, to be set against ``same_predicate``."""
     predicates: pd.DataFrame
     """One row a predicate."""
     summary: dict[str, Any]
@@ -142,10 +148,16 @@ def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
 
 
 def load_audit(folder: Path) -> FactAudit | None:
-    """The audit in a folder; none where there is none."""
+    """The audit in a folder; none where there is none.
+
+    Raises:
+        InputError: an audit of another version.
+    """
     if not (folder / SUMMARY).is_file():
         return None
     raw = read_json(folder / SUMMARY)
+    if raw.get("format") != FORMAT:
+        raise InputError(f"{folder / SUMMARY}: written by another version of memscope; run memscope facts again")
     facts = read_parquet(folder / FACTS).to_pandas()
     return FactAudit(facts, pd.DataFrame(raw["recall"]), pd.DataFrame(raw["predicates"]), raw["summary"])
 
@@ -170,38 +182,99 @@ def _hits(questions: Questions, stated: np.ndarray, place: str, source: np.ndarr
 
 def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
+    overlap = _overlap(questions, stated)
+    everything = np.zeros(len(stated), np.int64)
     predicate = pd.factorize(table["predicate"].to_numpy()[stated])[0]
+    others = {
+        name: _Others(overlap, group) for name, group in (("shuffled", everything), ("same_predicate", predicate))
+    }
     rows = []
     for place in ("asked", "anywhere"):
         true = _with_any(_hits(questions, stated, place))
-        shuffled = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), None)]
-        same = [_with_any(_hits(questions, stated, place, stated[p])) for p in _shuffles(rng, len(stated), predicate)]
         even = _even_recall(questions, stated, place)
+        chance = {name: _chance(questions, stated, place, other, rng) for name, other in others.items()}
         for axis, layer in enumerate([*questions.layers, ANY]):
-            row = {"layer": layer, "place": place, "facts": len(stated), "recall": float(true[axis].mean())}
+            row: dict[str, Any] = {
+                "layer": layer,
+                "place": place,
+                "facts": len(stated),
+                "recall": float(true[axis].mean()),
+            }
             row["even"] = float(even[axis])
-            for name, draws, p in (("shuffled", shuffled, "p"), ("same_predicate", same, "p_same")):
-                chance = np.array([draw[axis].mean() for draw in draws])
-                row[name] = float(chance.mean())
-                row[p] = float((1 + (chance >= row["recall"]).sum()) / (1 + len(chance)))
+            for name, p in (("shuffled", "p"), ("same_predicate", "p_same")):
+                has = others[name].exist
+                recall = float(true[axis, has].mean()) if has.any() else None
+                draws = chance[name][:, axis]
+                row[name] = float(draws.mean()) if has.any() else None
+                row[p] = float((1 + (draws >= recall).sum()) / (1 + len(draws))) if has.any() else None
+                if name == "same_predicate":
+                    row |= {"facts_same": int(has.sum()), "recall_same": recall}
             rows.append(row)
     return pd.DataFrame(rows)
 
 
+def _chance(
+    questions: Questions, stated: np.ndarray, place: str, others: "_Others", rng: np.random.Generator
+) -> np.ndarray:
+    """Recall of other facts' entries, by shuffle and layer, any layer last, ``[shuffle, layer + 1]``."""
+    means = np.zeros((N_SHUFFLES, len(questions.layers) + 1))
+    for number in range(N_SHUFFLES if others.exist.any() else 0):
+        found = _with_any(_hits(questions, stated, place, stated[others.draw(rng)]))
+        means[number] = found[:, others.exist].mean(1)
+    return means
+
+
+def _overlap(questions: Questions, stated: np.ndarray) -> sparse.csr_array:
+    """Which stated facts share an entry, themselves included, bool ``[fact, fact]``."""
+    entries = [questions.entries[row] for row in stated]
+    sizes = [len(own) for own in entries]
+    columns = np.concatenate(entries) if entries else np.empty(0, np.int64)
+    rows = np.repeat(np.arange(len(stated)), sizes)
+    states = sparse.csr_array((np.ones(len(rows), np.int64), (rows, columns)), (len(stated), questions.n_entries))
+    return (states @ states.T) > 0
+
+
+class _Others:
+    """Another fact for every question, within groups."""
+
+    def __init__(self, overlap: sparse.csr_array, group: np.ndarray):
+        shared = overlap.tocoo()
+        one, other = shared.row.astype(np.int64), shared.col.astype(np.int64)
+        within = group[one] == group[other]
+        self._n, self._group = len(group), group
+        self._forbidden = np.sort(one[within] * self._n + other[within])
+        self._order = np.argsort(group, kind="stable")
+        sizes = np.bincount(group, minlength=1)
+        self._first, self._size = (np.cumsum(sizes) - sizes)[group], sizes[group]
+        self.exist = np.bincount(one[within], minlength=self._n) < self._size
+        """Which questions have another fact in their group that shares no entry with theirs."""
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A fact for every question: a permutation within groups, mended where it meets a fact that shares an entry.
+
+        Two questions trade facts until neither has one of its own; what cannot be mended so is drawn by itself.
+        """
+        taken = np.empty(self._n, np.int64)
+        taken[self._order] = np.lexsort((rng.random(self._n), self._group))
+        for _ in range(_TRADES):
+            wrong = np.flatnonzero(self._wrong(np.arange(self._n), taken) & self.exist)
+            if not len(wrong):
+                return taken
+            for question in wrong:
+                partner = self._order[self._first[question] + rng.integers(self._size[question])]
+                taken[[question, partner]] = taken[[partner, question]]
+        while len(wrong := np.flatnonzero(self._wrong(np.arange(self._n), taken) & self.exist)):
+            taken[wrong] = self._order[self._first[wrong] + rng.integers(self._size[wrong])]
+        return taken
+
+    def _wrong(self, questions: np.ndarray, facts: np.ndarray) -> np.ndarray:
+        keys = questions * self._n + facts
+        at = np.minimum(np.searchsorted(self._forbidden, keys), len(self._forbidden) - 1)
+        return np.asarray(self._forbidden[at] == keys)
+
+
 def _with_any(found: np.ndarray) -> np.ndarray:
     return np.concatenate([found, found.any(0, keepdims=True)])
-
-
-def _shuffles(rng: np.random.Generator, count: int, group: np.ndarray | None) -> list[np.ndarray]:
-    """Random permutations, each within the groups if there are any."""
-    group = np.zeros(count, np.int64) if group is None else group
-    place = np.argsort(group, kind="stable")
-    shuffles = []
-    for _ in range(N_SHUFFLES):
-        permutation = np.empty(count, np.int64)
-        permutation[place] = np.lexsort((rng.random(count), group))
-        shuffles.append(permutation)
-    return shuffles
 
 
 def _even_recall(questions: Questions, stated: np.ndarray, place: str) -> np.ndarray:

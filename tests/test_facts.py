@@ -165,6 +165,29 @@ def test_knowing_the_predicate_alone_is_told_from_knowing_the_fact() -> None:
     assert row["p"] < 0.01 and row["p_same"] == 1
 
 
+def test_chance_never_asks_a_question_for_its_own_fact() -> None:
+    entries = [np.array([number]) for number in range(12)]
+    knows = np.arange(12)[:, None]  # every question selects its own entry and no other
+    pairs = made_up_audit(knows, entries, [f"p{number // 2}" for number in range(12)]).loc[(0, "asked")]
+    assert pairs["recall"] == pairs["recall_same"] == 1 and pairs["facts_same"] == 12
+    assert pairs["shuffled"] == pairs["same_predicate"] == 0  # a plain permutation finds half of the pairs
+    twins = [np.array([number // 2]) for number in range(12)]  # two facts an entry: asking for the twin is no chance
+    row = made_up_audit(np.arange(12)[:, None] // 2, twins, ["p"] * 12).loc[(0, "asked")]
+    assert row["recall"] == 1 and row["shuffled"] == row["same_predicate"] == 0
+
+
+def test_a_fact_alone_with_its_predicate_is_not_compared_with_itself() -> None:
+    entries = [np.array([number]) for number in range(5)]
+    selects = np.array([[0], [7], [7], [7], [7]])  # the one that is found has no other of its predicate
+    predicates = ["alone", "p", "p", "q", "q"]
+    row = made_up_audit(selects, entries, predicates).loc[(0, "asked")]
+    assert (row["recall"], row["recall_same"], row["facts_same"]) == (0.2, 0, 4)
+    assert row["same_predicate"] == 0 and row["p_same"] == 1
+    row = made_up_audit(selects, entries, list("abcde")).loc[(0, "asked")]
+    assert row["facts_same"] == 0 and pd.isna(row["same_predicate"]) and pd.isna(row["p_same"])
+    assert row["shuffled"] == 0 and row["p"] < 1
+
+
 def test_an_audit_survives_the_disk_and_feeds_the_report(audit: FactAudit, tmp_path: Path) -> None:
     write_audit(audit, tmp_path)
     again = load_audit(tmp_path)
@@ -175,6 +198,11 @@ def test_an_audit_survives_the_disk_and_feeds_the_report(audit: FactAudit, tmp_p
     assert [figure.name for figure in fact_figures(tmp_path)] == ["facts_recall", "facts_drop"]
     assert [finding.question for finding in fact_findings(tmp_path)] == ["Are facts found where they are stated?"]
     [table] = report_tables(tmp_path)
+    older = json.loads((tmp_path / "facts.json").read_text()) | {"format": 1}
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "facts.json").write_text(json.dumps(older))
+    with pytest.raises(InputError, match="run memscope facts again"):
+        load_audit(tmp_path / "older")
     assert len(table.rows) == audit.facts["predicate"].nunique()
     finding = fact_finding(audit)
     assert f"{audit.summary['stated']:,} facts" in finding.short and "difference" in finding.answer
