@@ -24,8 +24,9 @@ from memscope.record import RecordOptions, record
 from memscope.train import train
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+THREADS = os.environ.get("MEMSCOPE_TEST_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = THREADS
+torch.set_num_threads(int(THREADS))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
