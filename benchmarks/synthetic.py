@@ -10,7 +10,8 @@ from tokenizers.models import WordLevel
 
 from memscope.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.rows import round_scores
-from memscope.store import RecordingInfo, TokenRows, write_info, write_part
+from memscope.store import RecordingInfo, write_info, write_part
+from memscope.token_rows import TokenRows
 
 VOCAB, WINDOW, K, LAYERS = 6400, 512, 8, 8
 SCORE_BITS = 6

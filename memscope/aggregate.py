@@ -41,7 +41,7 @@ class LayerCounts(NamedTuple):
     counts: np.ndarray
     """Selections per entry and class of tokens, int32 ``[N, Strata.count_columns]``."""
     weights: np.ndarray
-    """Summed gate scores and absolute read weights per document group, float64 ``[group, N, 2]``."""
+    """Summed gate scores, absolute and signed read weights per document group, float64 ``[group, N, 3]``."""
     sums: np.ndarray
     """Sums per class of tokens, float64 ``[class, len(SUMS)]``."""
     shares: np.ndarray
@@ -49,7 +49,7 @@ class LayerCounts(NamedTuple):
     entropies: np.ndarray
     """Histogram of gate entropy / ln K over tokens, int64 ``[SHARE_BINS]``."""
     margins: np.ndarray
-    """Histogram of margins, int64 ``[MARGIN_BINS]``."""
+    """Histogram of selection margins, int64 ``[MARGIN_BINS]``."""
 
 
 class LayerCensus(NamedTuple):
@@ -85,7 +85,7 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
     documents = read_parquet(recording / "documents.parquet").to_pandas()
     strata = divide(documents, token_frequency(recording, info), info.window)
     cells = np.zeros((strata.cells, info.knowledge_num), np.int64)
-    weights = np.zeros((len(strata.groups), info.knowledge_num, 2))
+    weights = np.zeros((len(strata.groups), info.knowledge_num, 3))
     layers: list[LayerCensus] = []
     with atomic_path(recording / "usage.parquet") as temporary:
         writer = TableWriter(temporary)
@@ -146,24 +146,28 @@ def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata)
     n_classes = strata.cells + len(strata.positions) + len(strata.frequencies)
     counted = LayerCounts(
         counts=np.zeros((info.knowledge_num, strata.count_columns), np.int32),
-        weights=np.zeros((len(strata.groups), info.knowledge_num, 2)),
+        weights=np.zeros((len(strata.groups), info.knowledge_num, 3)),
         sums=np.zeros((n_classes, len(SUMS))),
         shares=np.zeros(SHARE_BINS, np.int64),
         entropies=np.zeros(SHARE_BINS, np.int64),
         margins=np.zeros(MARGIN_BINS, np.int64),
     )
     prefix = f"l{info.layers[axis]}_"
-    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", "gate", "read", "margin"))]
+    kinds = [kind for kind in info.kinds if kind not in ("head_read", "slot_read")]
+    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", *kinds))]
     for number, (part, first_row) in enumerate(zip(info.parts, info.first_rows(), strict=True)):
         table = read_parquet(tokens_path(recording, part), columns)
         doc, pos, token, loss = (table[name].to_numpy() for name in columns[:4])
         indices = matrix(table[prefix + "indices"]).astype(np.uint32)
-        gate, read, margin = (matrix(table[prefix + kind]).astype(np.float32) for kind in ("gate", "read", "margin"))
-        read = np.abs(read)
+        found = {kind: matrix(table[prefix + kind]).astype(np.float32) for kind in kinds}
+        gate, read, margin = found["gate"], found["read"], found["margin"]
+        by_score = found.get("by_score", np.ones_like(gate))  # without a bias, all
+        compared = found.get("read_norm", np.abs(read)), margin, found.get("score_margin", margin), by_score
         classes = strata.sum_classes(doc, pos, token, first_row)
         group = strata.group_of(doc)
         tally(indices, gate, read, group, strata.count_classes(classes, seed=number), counted.counts, counted.weights)
-        read_tokens(gate, read, margin, loss, classes, counted.sums, counted.shares, counted.entropies, counted.margins)
+        histograms = counted.shares, counted.entropies, counted.margins
+        read_tokens(gate, np.abs(read), *compared, loss, classes, counted.sums, *histograms)
     return counted
 
 
@@ -225,5 +229,6 @@ def _usage_table(layer: int, counted: LayerCensus, strata: Strata) -> dict[str, 
         "count": count[used].astype(np.int64),
         "gate_sum": weights[used, 0],
         "read_sum": weights[used, 1],
+        "read_signed_sum": weights[used, 2],
         "folds": fixed_lists(folds[:, used].T, pa.uint32()),
     }

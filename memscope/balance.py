@@ -40,6 +40,11 @@ class Balance(nn.Module):
         """Whether ``observe`` has to be told what is chosen."""
         return self.training and bool(self.bias_rate or self.penalises)
 
+    @property
+    def disturbs(self) -> bool:
+        """Whether ``disturbed`` changes scores."""
+        return self.training and bool(self.noise or self.dropout)
+
     @torch.no_grad()
     def disturbed(self, scores: Tensor) -> Tensor:
         """Scores ``[..., *keys]`` as selection sees them while training: plus noise, without dropouts.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memscope.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
@@ -22,6 +22,7 @@ from memscope.runtime import autocast
 
 _ROWS = 256
 _NOTED = ("indices", "gate_scores", "margin")
+_DETAIL = ("score_margin", "by_score")
 
 
 @dataclass
@@ -33,11 +34,17 @@ class LayerCapture:
     gate_scores: Float[Tensor, "batch pos K"]
     """Their gate scores."""
     margin: Float[Tensor, "batch pos head"]
-    """Raw score of every gate head's weakest selected entry above its best rejected one."""
+    """Raw score plus selection bias of every gate head's weakest selected entry above its best rejected one."""
     slot_weights: Float[Tensor, "batch pos K slot"]
     """Read weight of every slot, mean over read heads."""
     pattern: Float[Tensor, "batch pos read_head all_slots"] | None
     """Read weights as ``hook_pattern`` has them: all slots of entry 0, then of entry 1 ...; none if not kept."""
+    score_margin: Float[Tensor, "batch pos head"] | None = None
+    """``margin`` in raw scores alone, below 0 where the bias passed over a better entry; none without ``detail``."""
+    by_score: Bool[Tensor, "batch pos K"] | None = None
+    """Whether raw scores alone would have selected the entry too; none without ``detail``."""
+    read_norms: Float[Tensor, "batch pos K"] | None = None
+    """Absolute read weights of entries, mean over read heads and sum over slots; none without ``detail``."""
 
     @property
     def read_weights(self) -> Float[Tensor, "batch pos K"]:
@@ -52,31 +59,41 @@ class LayerCapture:
 
 
 @contextmanager
-def capture_memory(model: MemoryTransformer, keep_pattern: bool = True) -> Iterator[dict[int, LayerCapture]]:
+def capture_memory(
+    model: MemoryTransformer, keep_pattern: bool = True, detail: bool = False
+) -> Iterator[dict[int, LayerCapture]]:
     """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass.
 
     Args:
         model: whose memory.
         keep_pattern: keep read weights per read head, by far the largest of what is captured.
+        detail: also compare the choice with that of raw scores, and take read weights without their signs.
     """
     captured: dict[int, LayerCapture] = {}
     latest: dict[str, Tensor] = {}
+    noted = _NOTED + _DETAIL if detail else _NOTED
 
     def note(tensor: Tensor, hook: object) -> None:
         latest[getattr(hook, "name", "")] = tensor.detach()
 
     def finish(pattern: Tensor, hook: object) -> None:  # the last hook of a memory layer to fire
         prefix, _, _ = getattr(hook, "name", "").rpartition(".")
-        indices, scores, margin = (latest.pop(f"{prefix}.hook_{name}") for name in _NOTED)
+        indices, scores, margin, *compared = (latest.pop(f"{prefix}.hook_{name}") for name in noted)
         pattern = pattern.detach()
         slots = pattern.float().mean(2).unflatten(-1, (indices.shape[-1], -1))
-        kept = pattern if keep_pattern else None
-        captured[int(prefix.split(".")[1])] = LayerCapture(indices, scores.float(), margin, slots, kept)
+        one = LayerCapture(indices, scores.float(), margin, slots, pattern if keep_pattern else None)
+        if detail:
+            one.score_margin, one.by_score = compared
+            one.read_norms = one.read_weights
+            if model.cfg.memory.read_fn == "gelu":  # weights have signs
+                norms = torch.linalg.vector_norm(pattern, 1, dim=2, dtype=torch.float32) / pattern.shape[2]
+                one.read_norms = norms.unflatten(-1, (indices.shape[-1], -1)).sum(-1)
+        captured[int(prefix.split(".")[1])] = one
 
     hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
     for layer in model.cfg.model.memory_layers:
         prefix = f"blocks.{layer}.memory"
-        hooks += [(f"{prefix}.hook_{name}", note) for name in _NOTED]
+        hooks += [(f"{prefix}.hook_{name}", note) for name in noted]
         hooks += [(f"{prefix}.hook_pattern", finish)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         yield captured
@@ -104,17 +121,19 @@ def run_windows(
     dtype: str,
     batch_size: int = 16,
     keep_pattern: bool = False,
+    detail: bool = False,
 ) -> Iterator[WindowPass]:
     """Run a model over document windows, shortest first (little padding), without gradients, with capturing hooks.
 
-    The one way in which evaluation, recording and tracing read text.
+    The one way in which evaluation, recording and tracing read text; ``keep_pattern`` and ``detail`` are those of
+    ``capture_memory``.
     """
     device = model.embed.weight.device
     was_training = model.training
     model.eval()
     by_length = sorted(windows, key=lambda window: window.end - window.start)
     try:
-        with capture_memory(model, keep_pattern) as captured, autocast(device, dtype):
+        with capture_memory(model, keep_pattern, detail) as captured, autocast(device, dtype):
             for start in range(0, len(windows), batch_size):
                 chosen = by_length[start : start + batch_size]
                 batch = window_batch(corpus, chosen, pad)

@@ -87,11 +87,18 @@ class TokenMeans(Documented):
     gate_attention_rank_correlation: float
     """The same with read weight / gate score: the attention alone."""
     unread_share: float
-    """Share of selections with less than 1% of their token's read."""
+    """Share of selections with less than 1% of their token's read, by absolute read weights."""
+    unread_share_by_norm: float
+    """The same by the norm over read heads, in which weights of different signs do not cancel."""
     silent_tokens: float
     """Share of tokens that read nothing."""
     margin: float | None
-    """Raw score of the weakest selected above the best rejected entry, mean over tokens and gate heads."""
+    """Selection margin: raw score plus selection bias of the weakest selected above the best rejected entry, mean over
+    tokens and gate heads."""
+    score_margin: float | None
+    """The same in raw scores alone; below 0 where the bias passes over better entries."""
+    by_score_share: float
+    """Share of selections that raw scores alone, without the selection bias, would have made; 1 without a bias."""
     loss: float | None
     """Loss of predicting the next token, nats."""
 
@@ -115,10 +122,16 @@ class Reading(TokenMeans):
     """Standard error of gate_attention_rank_correlation."""
     unread_share_se: float | None = None
     """Standard error of unread_share."""
+    unread_share_by_norm_se: float | None = None
+    """Standard error of unread_share_by_norm."""
     silent_tokens_se: float | None = None
     """Standard error of silent_tokens."""
     margin_se: float | None = None
     """Standard error of margin."""
+    score_margin_se: float | None = None
+    """Standard error of score_margin."""
+    by_score_share_se: float | None = None
+    """Standard error of by_score_share."""
     loss_se: float | None = None
     """Standard error of loss."""
     read_share_histogram: tuple[int, ...]
@@ -126,7 +139,7 @@ class Reading(TokenMeans):
     gate_entropy_histogram: tuple[int, ...]
     """Tokens by gate entropy / ln K, equal bins over [0, 1]."""
     margin_histogram: tuple[int, ...]
-    """Margins by size: half octaves from 2^-16 up, the first bin also takes all below."""
+    """Selection margins by size: half octaves from 2^-16 up, the first bin also takes all below."""
 
 
 class ClassProfile(TokenMeans):

@@ -1,6 +1,7 @@
 """The gate of a memory layer: scores entries for every token and selects the best.
 
-``MemoryGate.select`` gives K = H * k entries a token, their gate scores and the margin by which the selection held.
+``MemoryGate.select`` gives K = H * k entries a token, their gate scores and the margin by which the selection held; on
+request also what raw scores alone, without the selection bias, would have selected.
 """
 
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -30,8 +31,12 @@ class Selection(NamedTuple):
     scores: Float[Tensor, "batch pos K"]
     """Gate scores after the score function."""
     margin: Float[Tensor, "batch pos head"]
-    """Raw score of a head's weakest selected entry above that of the best rejected one, without gradient; NaN where
-    nothing is rejected."""
+    """Selection margin: raw score plus selection bias of a head's weakest selected entry above that of the best
+    rejected one, without gradient; NaN where nothing is rejected."""
+    score_margin: Float[Tensor, "batch pos head"] | None = None
+    """The same in raw scores alone: negative where the bias passed over a better entry. None unless asked for."""
+    by_score: Bool[Tensor, "batch pos K"] | None = None
+    """Whether raw scores alone would have selected the entry too; ties count. None unless asked for."""
 
 
 class MemoryGate(nn.Module):
@@ -79,10 +84,20 @@ class MemoryGate(nn.Module):
         query: Tensor = self.norm(raw)
         return query
 
-    def select(self, query: Float[Tensor, "batch pos head query"]) -> Selection:
-        """Top-k entries per head and their gate scores."""
+    def select(
+        self, query: Float[Tensor, "batch pos head query"], biased: bool = True, compare: bool = False
+    ) -> Selection:
+        """Top-k entries per head and their gate scores.
+
+        Args:
+            query: of ``query``.
+            biased: let the selection bias take part, if there is one.
+            compare: also say what raw scores alone would have selected; costs a second search where there is a bias.
+        """
         select = self._select_full if self.kind == "full" else self._select_product
-        indices, raw, margin = select(query)  # [b, t, h, k] twice, [b, t, h]
+        bias = self.balance.bias if biased else None
+        moved = bias is not None or self.balance.disturbs
+        indices, raw, margin, compared = select(query, bias, compare and moved)  # [b, t, h, k] twice, [b, t, h]
         match self.score_fn:
             case "softmax":
                 scores = raw.float().softmax(-1)
@@ -93,17 +108,26 @@ class MemoryGate(nn.Module):
         scores = scores.flatten(2)
         if self.normalised:  # where all scores are near 0 they stay so
             scores = scores * (scores.shape[-1] / (scores.sum(-1, keepdim=True) + _NO_SCORE))
-        return Selection(indices.flatten(2) + self.first, scores, margin)
+        if compare and compared is None:  # selection saw raw scores and nothing else
+            compared = _Compared(margin, torch.ones_like(indices, dtype=torch.bool))
+        beside = (None, None) if compared is None else (compared.margin, compared.by_score.flatten(2))
+        return Selection(indices.flatten(2) + self.first, scores, margin, *beside)
 
-    def _select_full(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _select_full(
+        self, query: Tensor, bias: Tensor | None, compare: bool
+    ) -> tuple[Tensor, Tensor, Tensor, "_Compared | None"]:
         # The search needs no gradient: choosing first and scoring the chosen again keeps the [tokens, N] scores out
         # of autograd, whose backward would build a dense gradient of that size.
         best = min(self.num_selected + 1, self.keys.shape[1])
         with torch.no_grad():
-            search = [
-                self._biased(self.balance.disturbed(torch.einsum("thq,hnq->thn", chunk, self.keys))).topk(best)
-                for chunk in query.flatten(0, 1).split(512)
-            ]
+            search, beside = [], []
+            for chunk in query.flatten(0, 1).split(512):
+                scores = torch.einsum("thq,hnq->thn", chunk, self.keys)
+                search.append(_biased(self.balance.disturbed(scores), bias).topk(best))
+                if compare:
+                    chosen = search[-1].indices[..., : self.num_selected]
+                    by_score = scores.topk(best)
+                    beside.append(_compare(chosen, scores.gather(-1, chosen), by_score.indices, by_score.values))
             found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
             indices = order[..., : self.num_selected]  # [b, t, h, k]
             offset = torch.arange(self.heads, device=query.device)[:, None] * self.keys.shape[1]
@@ -113,16 +137,31 @@ class MemoryGate(nn.Module):
         if self.balance.observes:
             self.balance.observe(all_scores, indices.flatten(0, 1))
         keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
-        return indices, torch.einsum("bthq,bthkq->bthk", query, keys), self._margin(found)
+        compared = None
+        if compare:
+            compared = _Compared(*(torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*beside, strict=True)))
+        return indices, torch.einsum("bthq,bthkq->bthk", query, keys), _margin(found, self.num_selected), compared
 
-    def _select_product(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _select_product(
+        self, query: Tensor, bias: Tensor | None, compare: bool
+    ) -> tuple[Tensor, Tensor, Tensor, "_Compared | None"]:
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        indices, margin = self._search_product(self.balance.disturbed(scores))
+        indices, margin = self._search_product(self.balance.disturbed(scores), bias, self.num_selected)
         if self.balance.observes:
             self.balance.observe(scores.flatten(0, 1), self._half_keys(indices).flatten(0, 1))
-        return indices, self._score_chosen(halves, indices), margin
+        compared = self._compare_product(scores.detach(), indices) if compare else None
+        return indices, self._score_chosen(halves, indices), margin, compared
+
+    def _compare_product(self, scores: Tensor, indices: Tensor) -> "_Compared":
+        """What the raw scores of halves ``[b, t, h, 2, side]`` say of chosen entries ``[b, t, h, k]``."""
+
+        def summed(entries: Tensor) -> Tensor:
+            return scores.gather(-1, self._half_keys(entries)).float().sum(-2)
+
+        best, _ = self._search_product(scores, None, min(self.num_selected + 1, scores.shape[-1] ** 2))
+        return _compare(indices, summed(indices), best, summed(best))
 
     def _half_keys(self, indices: Tensor) -> Tensor:
         """Row and column of entries ``[b, t, h, k]`` in their square, ``[b, t, h, 2, k]``."""
@@ -142,31 +181,54 @@ class MemoryGate(nn.Module):
         return torch.einsum("bthpq,bthpkq->bthpk", halves, keys).sum(-2)
 
     @torch.no_grad()
-    def _search_product(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Entries ``[b, t, h, k]`` with the best sums of biased scores ``[b, t, h, 2, side]``, and margins.
+    def _search_product(self, scores: Tensor, bias: Tensor | None, selected: int) -> tuple[Tensor, Tensor]:
+        """Entries ``[b, t, h, selected]`` with the best sums of scores ``[b, t, h, 2, side]`` plus bias, and margins.
 
         In plain PyTorch: the reference, and the way on other devices than the CPU.
         """
         compiled, side = native_for(scores), scores.shape[-1]
         if compiled is not None and scores.stride(-1) == 1:
-            indices, margin = compiled.product_top(scores.flatten(0, 1), self.balance.bias, self.num_selected)
+            indices, margin = compiled.product_top(scores.flatten(0, 1), bias, selected)
             return indices.unflatten(0, scores.shape[:2]), margin.unflatten(0, scores.shape[:2])
-        best, number = self._biased(scores).topk(min(self.num_selected + 1, side))  # [b, t, h, 2, k + 1]
+        best, number = _biased(scores, bias).topk(min(selected + 1, side))  # [b, t, h, 2, k + 1]
+        best = best.float()  # sums of bfloat16 scores have more bits than these
         sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
-        found, order = sums.topk(min(self.num_selected + 1, sums.shape[-1]))
-        flat = order[..., : self.num_selected]
+        found, order = sums.topk(min(selected + 1, sums.shape[-1]))
+        flat = order[..., :selected]
         row = number[..., 0, :].gather(-1, flat // best.shape[-1])
         column = number[..., 1, :].gather(-1, flat % best.shape[-1])
-        return row * side + column, self._margin(found)
+        return row * side + column, _margin(found, selected)
 
-    def _biased(self, scores: Tensor) -> Tensor:
-        return scores if self.balance.bias is None else scores + self.balance.bias
 
-    def _margin(self, best: Tensor) -> Tensor:
-        """From the best k + 1 raw scores ``[b, t, h, k + 1]``."""
-        if best.shape[-1] <= self.num_selected:
-            return torch.full_like(best[..., 0], torch.nan).detach()
-        return (best[..., self.num_selected - 1] - best[..., self.num_selected]).detach()
+class _Compared(NamedTuple):
+    """A selection beside the one that raw scores alone would have made."""
+
+    margin: Tensor
+    """``Selection.score_margin``, ``[..., head]``."""
+    by_score: Tensor
+    """``Selection.by_score``, ``[..., head, k]``."""
+
+
+def _compare(chosen: Tensor, chosen_scores: Tensor, best: Tensor, best_scores: Tensor) -> _Compared:
+    """Compare chosen entries ``[..., k]`` with the best k + 1 by raw score, best first; scores are raw ones of each."""
+    k = chosen.shape[-1]
+    by_score = chosen_scores >= best_scores[..., k - 1 : k]
+    rejected = (best[..., :, None] != chosen[..., None, :]).all(-1)  # one of k + 1 at least, and so the best of all
+    if best.shape[-1] <= k:
+        return _Compared(torch.full_like(chosen_scores[..., 0], torch.nan), by_score)
+    passed_over = best_scores.masked_fill(~rejected, -torch.inf).amax(-1)
+    return _Compared(chosen_scores.amin(-1) - passed_over, by_score)
+
+
+def _biased(scores: Tensor, bias: Tensor | None) -> Tensor:
+    return scores if bias is None else scores + bias
+
+
+def _margin(best: Tensor, selected: int) -> Tensor:
+    """From the best ``selected + 1`` scores, ``[..., selected + 1]``."""
+    if best.shape[-1] <= selected:
+        return torch.full_like(best[..., 0], torch.nan).detach()
+    return (best[..., selected - 1] - best[..., selected]).detach()
 
 
 class _ProductScores(Function):

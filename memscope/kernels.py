@@ -33,9 +33,13 @@ SUMS = (
     "margins",
     "loss",
     "losses",
+    "unread_by_norm",
+    "score_margin",
+    "by_score",
 )
 """Columns of the sums that ``read_tokens`` adds to, one row per class of tokens: numbers of tokens and of tokens that
-read anything, of unread selections, sums over the tokens that read anything, sum and number of margins and losses."""
+read anything, of unread selections, sums over the tokens that read anything, sum and number of margins and losses, of
+unread selections by norm, sum of margins in raw scores, number of selections that raw scores alone would have made."""
 
 
 @njit(nogil=True, cache=True)
@@ -46,17 +50,18 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
     Args:
         indices: selected entries, uint32 ``[token, K]``.
         gate: gate scores, float32 ``[token, K]``.
-        read: absolute read weights, float32 ``[token, K]``.
+        read: read weights, float32 ``[token, K]``.
         group: document group of every token, int64 ``[token]``.
         classes: columns of ``counts`` that a token belongs to, int64 ``[token, class kind]``.
         counts: selections, int32 ``[N, column]``, added to.
-        weights: summed gate scores and read weights, float64 ``[group, N, 2]``, added to.
+        weights: summed gate scores, absolute read weights and read weights, float64 ``[group, N, 3]``, added to.
     """
     for t in range(indices.shape[0]):
         for k in range(indices.shape[1]):
             entry = indices[t, k]
             weights[group[t], entry, 0] += gate[t, k]
-            weights[group[t], entry, 1] += read[t, k]
+            weights[group[t], entry, 1] += abs(read[t, k])
+            weights[group[t], entry, 2] += read[t, k]
             for c in range(classes.shape[1]):
                 counts[entry, classes[t, c]] += 1
 
@@ -64,14 +69,28 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
 @njit(nogil=True, cache=True)
 @no_type_check
 def read_tokens(
-    gate: Any, read: Any, margin: Any, loss: Any, classes: Any, sums: Any, shares: Any, entropies: Any, margins: Any
+    gate: Any,
+    read: Any,
+    norm: Any,
+    margin: Any,
+    score_margin: Any,
+    by_score: Any,
+    loss: Any,
+    classes: Any,
+    sums: Any,
+    shares: Any,
+    entropies: Any,
+    margins: Any,
 ) -> None:
     """Sum up how tokens weigh what they selected; shares are weights divided by their sum over a token's K.
 
     Args:
         gate: gate scores, float32 ``[token, K]``.
         read: absolute read weights, float32 ``[token, K]``.
+        norm: read weights that do not cancel over read heads, float32 ``[token, K]``.
         margin: float32 ``[token, H]``, NaN where nothing was rejected.
+        score_margin: the same in raw scores alone.
+        by_score: 1 where raw scores alone would have made the selection, else 0, float32 ``[token, K]``.
         loss: float32 ``[token]``, NaN where nothing is predicted.
         classes: rows of ``sums`` that a token belongs to, int64 ``[token, class kind]``.
         sums: float64 ``[class, len(SUMS)]``, added to.
@@ -88,9 +107,12 @@ def read_tokens(
         values[0] = 1
         total_gate = 0.0
         total_read = 0.0
+        total_norm = 0.0
         for i in range(k):
             total_gate += gate[t, i]
             total_read += read[t, i]
+            total_norm += norm[t, i]
+            values[16] += by_score[t, i]
         gate_entropy = 0.0
         gate_top = 0.0
         if total_gate > 0:
@@ -108,6 +130,8 @@ def read_tokens(
                 read_entropy -= share * np.log(share)
             if share < UNREAD_SHARE:
                 values[2] += 1
+            if total_norm == 0 or norm[t, i] / total_norm < UNREAD_SHARE:
+                values[14] += 1
             shares[min(int(share * SHARE_BINS), SHARE_BINS - 1)] += 1
             attention[i] = read[t, i] / gate[t, i] if gate[t, i] > 0 else 0.0
         if total_read > 0:
@@ -128,6 +152,7 @@ def read_tokens(
             if not np.isnan(margin[t, h]):
                 values[10] += margin[t, h]
                 values[11] += 1
+                values[15] += score_margin[t, h]
                 octave = np.log2(max(margin[t, h], 1e-30))
                 margins[min(max(int((octave - MARGIN_LOWEST) * 2), 0), MARGIN_BINS - 1)] += 1
         if not np.isnan(loss[t]):

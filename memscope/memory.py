@@ -315,7 +315,8 @@ class MemoryLayer(nn.Module):
 
     Hook points, with H gate heads, A read heads, K = H * k selections, L slots per entry:
     ``hook_query`` ``[batch, pos, H, query]``, ``hook_indices`` and ``hook_gate_scores`` ``[batch, pos, K]``,
-    ``hook_margin`` ``[batch, pos, H]`` (nothing in the model reads it) and ``hook_pattern`` ``[batch, pos, A, K * L]``.
+    ``hook_margin`` and ``hook_score_margin`` ``[batch, pos, H]`` and ``hook_by_score`` ``[batch, pos, K]`` (nothing in
+    the model reads these three; the last two are made if hooked), ``hook_pattern`` ``[batch, pos, A, K * L]``.
     A hook that changes indices changes what is read; the gate scores stay those of the entries that were selected
     first unless their hook changes them too.
     """
@@ -326,18 +327,20 @@ class MemoryLayer(nn.Module):
         super().__init__()
         self.gate = MemoryGate(dim, config, keys, first)
         self.read = CrossAttentionMemory(dim, read_heads, config)
-        self.hook_query = HookPoint()
-        self.hook_indices = HookPoint()
-        self.hook_gate_scores = HookPoint()
-        self.hook_margin = HookPoint()
+        self.hook_query, self.hook_indices, self.hook_gate_scores = HookPoint(), HookPoint(), HookPoint()
+        self.hook_margin, self.hook_score_margin, self.hook_by_score = HookPoint(), HookPoint(), HookPoint()
         self.hook_pattern = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: MemoryBank | OpenBank) -> Float[Tensor, "batch pos dim"]:
         """What the memory adds to the residual stream for normalised input ``x``."""
-        selection = self.gate.select(self.hook_query(self.gate.query(x)))
+        compare = self.hook_score_margin.has_hooks() or self.hook_by_score.has_hooks()
+        selection = self.gate.select(self.hook_query(self.gate.query(x)), compare=compare)
         indices = self.hook_indices(selection.indices)
         scores = self.hook_gate_scores(selection.scores)
         self.hook_margin(selection.margin)
+        if compare:
+            self.hook_score_margin(selection.score_margin)
+            self.hook_by_score(selection.by_score)
         slots = bank(indices)
         if self.training and bank.means is not None:
             slots = bank.means.observed(slots, indices, scores)

@@ -90,7 +90,7 @@ def part_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         name = f"{field.name}.list.element" if is_list else field.name
         if field.name == "layer" or (field.type.value_type if is_list else field.type) == pa.float16():
             dictionary.append(name)
-        else:
+        elif (field.type.value_type if is_list else field.type) != pa.bool_():  # bits are packed as they are
             encoding[name] = "DELTA_BINARY_PACKED" if field.name in ("doc", "pos", "entry") else "BYTE_STREAM_SPLIT"
     return pq.ParquetWriter(
         path, schema, compression="zstd", compression_level=3, use_dictionary=dictionary, column_encoding=encoding

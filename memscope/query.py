@@ -125,8 +125,9 @@ class Recording:
         )
 
     def usage_table(self) -> pd.DataFrame:
-        """Selections of every entry in use: ``layer entry count gate_sum read_sum``."""
-        return self.sql("SELECT layer, entry, count, gate_sum, read_sum FROM usage ORDER BY layer, entry")
+        """Selections of every entry in use: ``layer entry count gate_sum read_sum read_signed_sum``."""
+        columns = "layer, entry, count, gate_sum, read_sum, read_signed_sum"
+        return self.sql(f"SELECT {columns} FROM usage ORDER BY layer, entry")
 
     def drift(self) -> np.ndarray:
         """Drift of every entry, float32 ``[N]``."""

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
-from memscope.store import ROW_GROUP, TokenRows, read_rows
+from memscope.store import ROW_GROUP, read_rows
+from memscope.token_rows import TokenRows
 from memscope.usage import UNREAD_SHARE
 
 _GROUPS = 4

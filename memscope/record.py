@@ -152,6 +152,8 @@ def describe(
         window=model.max_seq_len,
         dtype=options.dtype or run.config.train.dtype,
         score_bits=options.score_bits,
+        selection_bias=memory.balance_bias > 0,
+        signed_reads=memory.read_fn == "gelu",
         head_weights=options.head_weights,
         slot_weights=options.slot_weights,
         part_tokens=options.part_tokens,
@@ -202,13 +204,15 @@ def record_parts(
             done.append(pending.result())
             write_progress(recording, process, done)
 
-    collector = RowCollector(corpus, info.layers, info.score_bits, info.head_weights, info.slot_weights)
+    collector = RowCollector(corpus, info.layers, info.score_bits, info.kinds)
     with (
         ThreadPoolExecutor(1) as writer,
         tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
     ):
         for part in todo:
-            passes = run_windows(model, corpus, part.windows, pad, info.dtype, keep_pattern=info.head_weights)
+            passes = run_windows(
+                model, corpus, part.windows, pad, info.dtype, keep_pattern=info.head_weights, detail=True
+            )
             rows = collector.collect(part.windows, passes)
             list_pending()
             pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)

@@ -1,15 +1,15 @@
 """From forward passes to token-major rows: what ``record.py`` stores and ``trace.py`` shows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from memscope.capture import WindowPass
+from memscope.capture import LayerCapture, WindowPass
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
-from memscope.store import TokenRows
+from memscope.token_rows import KINDS, TokenRows
 
 EXACT_BITS = 10
 """Mantissa bits of float16: rounding to these is float16 itself."""
@@ -22,8 +22,7 @@ class RowCollector:
         corpus: where the windows lie.
         layers: memory layers of the model.
         score_bits: mantissa bits to keep of scores and weights.
-        head_weights: also keep read weights per read head.
-        slot_weights: also keep read weights per slot.
+        kinds: what to keep of every layer beside the entries, names of ``TokenRows``.
     """
 
     def __init__(
@@ -31,12 +30,9 @@ class RowCollector:
         corpus: PackedCorpus,
         layers: tuple[int, ...],
         score_bits: int = EXACT_BITS,
-        head_weights: bool = False,
-        slot_weights: bool = False,
+        kinds: Sequence[str] = KINDS,
     ):
-        self.corpus, self.layers, self.score_bits = corpus, layers, score_bits
-        self.kinds = ["gate", "read", "margin"]
-        self.kinds += ["head_read"] * head_weights + ["slot_read"] * slot_weights
+        self.corpus, self.layers, self.score_bits, self.kinds = corpus, layers, score_bits, kinds
 
     def collect(self, windows: list[DocumentWindow], passes: Iterable[WindowPass]) -> TokenRows:
         """Rows of ``windows`` in their order; ``passes`` cover them in any order.
@@ -75,21 +71,20 @@ class RowCollector:
         captured = [done.captured[layer] for layer in self.layers]
         values["indices"] = torch.stack([flat(c.indices) for c in captured], 1).cpu().numpy().astype(np.uint32)
         for name in self.kinds:
-            match name:
-                case "gate":
-                    found = [flat(c.gate_scores) for c in captured]
-                case "read":
-                    found = [flat(c.read_weights) for c in captured]
-                case "margin":
-                    found = [flat(c.margin) for c in captured]
-                case "head_read":
-                    found = [flat(c.head_weights).flatten(1) for c in captured]
-                case "slot_read":
-                    found = [flat(c.slot_weights).flatten(1) for c in captured]
-            if name != "margin" and not all(bool(part.isfinite().all()) for part in found):
+            found = torch.stack([flat(_captured(one, name)).flatten(1) for one in captured], 1)
+            if "margin" not in name and not bool(found.isfinite().all()):
                 raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
-            values[name] = round_scores(torch.stack(found, 1).float().cpu().numpy(), self.score_bits)
+            exact = found.dtype == torch.bool
+            values[name] = found.cpu().numpy() if exact else round_scores(found.float().cpu().numpy(), self.score_bits)
         return values
+
+
+def _captured(layer: LayerCapture, kind: str) -> Tensor:
+    """What a pass captured of a layer, by its name in ``TokenRows``."""
+    names = {"gate": "gate_scores", "read": "read_weights", "head_read": "head_weights", "slot_read": "slot_weights"}
+    found: Tensor | None = getattr(layer, {**names, "read_norm": "read_norms"}.get(kind, kind))
+    assert found is not None, f"{kind} was not captured"
+    return found
 
 
 def round_scores(values: np.ndarray, bits: int) -> np.ndarray:

@@ -7,13 +7,13 @@
     recording/usage.parquet ...              aggregates (aggregate.py, firing.py, neighbours.py, decode.py)
 
 A token-major row is ``doc pos token predicted loss`` and for every memory layer l ``l{l}_indices``, ``l{l}_gate``,
-``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per gate head), on
-request also ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
+``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per gate head); with a
+selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs ``l{l}_read_norm``, on
+request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
 the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, read_json, sha256_file, write_json
-from memscope.parquet import fixed_lists, matrix, open_parquet, part_writer, read_parquet
+from memscope.parquet import open_parquet, part_writer, read_parquet
 from memscope.sections import reachable_entries
+from memscope.token_rows import KINDS, TokenRows, from_table, to_table
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 INFO = "recording.json"
 ROW_GROUP = 8192
 """Tokens per row group of token-major parts: what one look-up decompresses."""
@@ -37,34 +38,6 @@ AGGREGATES = (
 )
 """Files that a finished recording has beside its parts."""
 _PROGRESS = "progress-*.json"
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Recorded tokens; axes ``token``, memory ``layer``, selection ``K``, gate head ``H``."""
-
-    doc: np.ndarray
-    """Document number, uint32 ``[token]``."""
-    pos: np.ndarray
-    """Position in the document, uint32 ``[token]``."""
-    token: np.ndarray
-    """Token id, uint32 ``[token]``."""
-    predicted: np.ndarray
-    """Most likely next token, uint32 ``[token]``."""
-    loss: np.ndarray
-    """Loss of predicting the next token in nats, float32 ``[token]``; NaN at the end of a document."""
-    indices: np.ndarray
-    """Selected entries, uint32 ``[token, layer, K]``."""
-    gate: np.ndarray
-    """Gate scores, float16 ``[token, layer, K]``."""
-    read: np.ndarray
-    """Read weights, mean over read heads and sum over slots, float16 ``[token, layer, K]``."""
-    margin: np.ndarray
-    """Raw score of the weakest selected above the best rejected entry, float16 ``[token, layer, H]``; NaN if none."""
-    head_read: np.ndarray | None = None
-    """Read weights per read head, sum over slots, float16 ``[token, layer, A * K]`` head by head; on request."""
-    slot_read: np.ndarray | None = None
-    """Read weights per slot, mean over read heads, float16 ``[token, layer, K * L]`` entry by entry; on request."""
 
 
 class Part(BaseModel):
@@ -104,6 +77,10 @@ class RecordingInfo(BaseModel):
     dtype: str
     score_bits: int
     """Mantissa bits kept of scores and weights; they are off by at most 2^-(score_bits + 1) of their value."""
+    selection_bias: bool = False
+    """Whether a selection bias takes part in the choice (``balance_bias``): then it is compared with raw scores."""
+    signed_reads: bool = False
+    """Whether read weights can be negative: then they were also recorded without their signs."""
     head_weights: bool = False
     """Whether read weights per read head were recorded."""
     slot_weights: bool = False
@@ -140,6 +117,13 @@ class RecordingInfo(BaseModel):
     def entries_of(self, layer: int) -> slice:
         """The entries that a memory layer can select."""
         return reachable_entries(layer, self.layers, self.knowledge_num, self.bank_groups)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What token-major rows hold of every layer beside the entries, names of ``TokenRows``."""
+        compared = ("score_margin", "by_score") * self.selection_bias
+        more = ("read_norm",) * self.signed_reads + ("head_read",) * self.head_weights
+        return KINDS + compared + more + ("slot_read",) * self.slot_weights
 
     def first_rows(self) -> list[int]:
         """Number of every part's first row."""
@@ -210,8 +194,9 @@ def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, in
         info: what is being recorded.
     """
     name = f"part-{number:06d}.parquet"
+    entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
     with atomic_path(recording / "tokens" / name) as temporary:
-        _write(temporary, [_token_table(rows, info)], ROW_GROUP)
+        _write(temporary, [to_table(rows, info.layers, info.kinds, entry_type)], ROW_GROUP)
         tokens_sha256 = sha256_file(temporary)
     with atomic_path(recording / "selections" / name) as temporary:
         tables = (_selection_table(rows, axis, first_row, info) for axis in range(len(info.layers)))
@@ -231,12 +216,12 @@ def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> T
             tables.append(table.slice(begin - offset - groups[0] * ROW_GROUP, end - begin))
     if not tables:
         raise InputError(f"{recording}: has no rows {first} to {first + count} (it holds {info.rows})")
-    return _to_rows(pa.concat_tables(tables), info)
+    return from_table(pa.concat_tables(tables), info.layers, info.kinds)
 
 
 def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
     """Read all token-major rows of a part."""
-    return _to_rows(read_parquet(tokens_path(recording, part)), info)
+    return from_table(read_parquet(tokens_path(recording, part)), info.layers, info.kinds)
 
 
 class SelectionReader:
@@ -299,24 +284,6 @@ def _write(path: Path, tables: Iterable[pa.Table], row_group: int) -> None:
     writer.close()
 
 
-def _token_table(rows: TokenRows, info: RecordingInfo) -> pa.Table:
-    entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
-    columns = {
-        "doc": pa.array(rows.doc, pa.uint32()),
-        "pos": pa.array(rows.pos, pa.uint32()),
-        "token": pa.array(rows.token, pa.uint32()),
-        "predicted": pa.array(rows.predicted, pa.uint32()),
-        "loss": pa.array(rows.loss, pa.float32(), mask=np.isnan(rows.loss)),
-    }
-    for axis, layer in enumerate(info.layers):
-        columns[f"l{layer}_indices"] = fixed_lists(rows.indices[:, axis], entry_type)
-        for name in ("gate", "read", "margin", "head_read", "slot_read"):
-            values = getattr(rows, name)
-            if values is not None:
-                columns[f"l{layer}_{name}"] = fixed_lists(values[:, axis], pa.float16())
-    return pa.table(columns)
-
-
 def _selection_table(rows: TokenRows, axis: int, first_row: int, info: RecordingInfo) -> pa.Table:
     entries = rows.indices[:, axis].ravel()
     narrow = entries.astype(np.uint16) if info.knowledge_num <= 65536 else entries
@@ -328,23 +295,4 @@ def _selection_table(rows: TokenRows, axis: int, first_row: int, info: Recording
             "row": pa.array(first_row + order // info.selected, pa.uint32()),
             "gate": pa.array(rows.gate[:, axis].ravel()[order], pa.float16()),
         }
-    )
-
-
-def _to_rows(table: pa.Table, info: RecordingInfo) -> TokenRows:
-    def stack(kind: str) -> np.ndarray:
-        return np.stack([matrix(table[f"l{layer}_{kind}"]) for layer in info.layers], axis=1)
-
-    return TokenRows(
-        doc=table["doc"].to_numpy(),
-        pos=table["pos"].to_numpy(),
-        token=table["token"].to_numpy(),
-        predicted=table["predicted"].to_numpy(),
-        loss=table["loss"].to_numpy(),
-        indices=stack("indices").astype(np.uint32),
-        gate=stack("gate"),
-        read=stack("read"),
-        margin=stack("margin"),
-        head_read=stack("head_read") if info.head_weights else None,
-        slot_read=stack("slot_read") if info.slot_weights else None,
     )

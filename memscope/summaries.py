@@ -15,6 +15,7 @@ WEIGHTINGS = ("by_count", "by_gate_score", "by_read_weight")
 _PER_HEARD = SUMS[3:10]  # means over the tokens that read anything
 _TOKENS, _HEARD, _UNREAD = 0, 1, 2
 _MARGIN, _MARGINS, _LOSS, _LOSSES = 10, 11, 12, 13
+_UNREAD_BY_NORM, _SCORE_MARGIN, _BY_SCORE = 14, 15, 16
 
 
 def evenness(folds: np.ndarray, weights: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -22,7 +23,7 @@ def evenness(folds: np.ndarray, weights: np.ndarray) -> dict[str, dict[str, Any]
 
     Args:
         folds: selections per fold and entry, ``[fold, N]``.
-        weights: summed gate scores and absolute read weights, ``[N, 2]``.
+        weights: summed gate scores and absolute read weights, the first columns of ``[N, weight]``.
     """
     counts = folds.sum(0, dtype=np.int64)
     d = int(counts.sum())
@@ -43,8 +44,11 @@ def reading_statistics(sums: np.ndarray, selected: int) -> dict[str, Any]:
     return {name: float(total[SUMS.index(name)] / heard) for name in _PER_HEARD} | _plain(
         {
             "unread_share": total[_UNREAD] / (tokens * selected),
+            "unread_share_by_norm": total[_UNREAD_BY_NORM] / (tokens * selected),
             "silent_tokens": 1 - total[_HEARD] / tokens,
             "margin": total[_MARGIN] / total[_MARGINS] if total[_MARGINS] else float("nan"),
+            "score_margin": total[_SCORE_MARGIN] / total[_MARGINS] if total[_MARGINS] else float("nan"),
+            "by_score_share": total[_BY_SCORE] / (tokens * selected),
             "loss": total[_LOSS] / total[_LOSSES] if total[_LOSSES] else float("nan"),
         }
     )

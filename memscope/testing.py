@@ -23,7 +23,8 @@ from memscope.aggregate import write_aggregates
 from memscope.config import dump_config, validate_config
 from memscope.files import write_text
 from memscope.parquet import write_table
-from memscope.store import RecordingInfo, TokenRows, write_info, write_part
+from memscope.store import RecordingInfo, write_info, write_part
+from memscope.token_rows import TokenRows
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 Effect = Literal["detector", "duplicates", "dead", "decoy", "preference"]
@@ -206,6 +207,8 @@ def write_recording(
             "layers": tuple(range(0, 2 * layers, 2)),
             "selected": selected,
             "gate_heads": rows.margin.shape[2],
+            "selection_bias": rows.by_score is not None,
+            "signed_reads": rows.read_norm is not None,
             "total_tokens": n,
             "complete": True,
             **settings,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.store import TokenRows
+from memscope.token_rows import TokenRows
 from memscope.tokenizer import Tokenizer
 
 

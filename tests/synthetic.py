@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from memscope.rows import round_scores
-from memscope.store import RecordingInfo, TokenRows, read_part
+from memscope.store import RecordingInfo, read_part
 from memscope.testing import SPECIAL, cut_rows, make_info, write_recording, write_tokenizer
+from memscope.token_rows import TokenRows
 
 __all__ = [
     "SPECIAL",
@@ -32,11 +33,13 @@ def make_rows(
     heads: int = 1,
     vocab: int = 40,
     levels: int = 0,
+    beside: bool = False,
 ) -> TokenRows:
     """Random rows of documents of some lengths.
 
     Low entries and low token ids are frequent, high ones rare or absent; the entries of a token differ. With
-    ``levels`` gate scores take only so many values, so that there are ties. Losses end with their document.
+    ``levels`` gate scores take only so many values, so that there are ties; with ``beside`` a selection bias took part
+    and read weights have signs. Losses end with their document.
     """
     chance = np.random.default_rng(seed)
     n = sum(lengths)
@@ -51,6 +54,12 @@ def make_rows(
     margin[chance.random(n) < 0.1] = np.nan
     loss = chance.random(n, np.float32) * 9
     loss[np.cumsum(lengths) - 1] = np.nan
+    more = {}
+    if beside:
+        norm = np.abs(read) * (1 + chance.random(read.shape, np.float32) ** 8 * 40)  # in some nearly all cancels
+        score_margin = margin - chance.exponential(0.1, margin.shape).astype(np.float32)
+        more = {"score_margin": round_scores(score_margin, 6), "read_norm": round_scores(norm, 6)}
+        more["by_score"] = chance.random(read.shape) < 0.3
     return TokenRows(
         doc=np.repeat(np.arange(len(lengths), dtype=np.uint32), lengths),
         pos=np.concatenate([np.arange(length, dtype=np.uint32) for length in lengths]),
@@ -61,6 +70,7 @@ def make_rows(
         gate=round_scores(gate.astype(np.float32), 6),
         read=round_scores(read, 6),
         margin=round_scores(margin, 6),
+        **more,
     )
 
 

@@ -1,6 +1,7 @@
 """The census of a recording against loops over every selection, scipy's statistics, and itself on parts of the text."""
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from memscope.aggregate import count_layer, token_frequency, write_aggregates, w
 from memscope.files import read_json
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
 from memscope.parquet import read_parquet
-from memscope.store import RecordingInfo, TokenRows
+from memscope.store import RecordingInfo
 from memscope.strata import Strata, divide
+from memscope.token_rows import TokenRows
 from memscope.usage import usage_metrics
 
 LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
@@ -37,13 +39,13 @@ def test_tally_equals_a_loop_over_selections() -> None:
     indices, gate = rows.indices[:, 0], rows.gate[:, 0].astype(np.float32)
     read = np.abs(rows.read[:, 0].astype(np.float32))
     group, classes = chance.integers(0, 2, 300), np.array([0, 4]) + chance.integers(0, 4, (300, 2))
-    counts, weights = np.ones((20, 8), np.int32), np.ones((2, 20, 2))  # added to what is there
+    counts, weights = np.ones((20, 8), np.int32), np.ones((2, 20, 3))  # added to what is there
     expected_counts, expected_weights = counts.copy(), weights.copy()
     tally(indices, gate, read, group, classes, counts, weights)
     for t in range(300):
         for k in range(3):
             entry = indices[t, k]
-            expected_weights[group[t], entry] += [gate[t, k], read[t, k]]
+            expected_weights[group[t], entry] += [gate[t, k], abs(read[t, k]), read[t, k]]
             for column in classes[t]:
                 expected_counts[entry, column] += 1
     np.testing.assert_array_equal(counts, expected_counts)
@@ -67,10 +69,28 @@ def odd_weights(seed: int, tokens: int = 300, k: int = 5) -> tuple[np.ndarray, n
     return gate, read, margin, loss
 
 
-def naive_token(gate: np.ndarray, read: np.ndarray, margin: np.ndarray, loss: float) -> dict[str, float]:
+def odd_comparison(read: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Norms of read weights, margins in raw scores, and which selections raw scores would have made."""
+    chance = np.random.default_rng(9)
+    norm = read + (chance.random(read.shape) ** 9 * (chance.random(read.shape) < 0.5)).astype(np.float32)
+    norm[:3] = 0
+    return norm, margin - chance.random(margin.shape, np.float32), (chance.random(read.shape) < 0.3).astype(np.float32)
+
+
+def naive_token(
+    gate: np.ndarray,
+    read: np.ndarray,
+    norm: np.ndarray,
+    margin: np.ndarray,
+    score_margin: np.ndarray,
+    by_score: np.ndarray,
+    loss: float,
+) -> dict[str, float]:
     """What one token adds to the sums."""
     known = margin[~np.isnan(margin)]
-    sums = {"tokens": 1.0, "margin": float(known.sum()), "margins": float(len(known))}
+    sums = {"tokens": 1.0, "margin": float(known.sum()), "margins": float(len(known)), "by_score": by_score.sum()}
+    sums["score_margin"] = float(score_margin[~np.isnan(margin)].sum())
+    sums["unread_by_norm"] = float(sum(n < UNREAD_SHARE * norm.sum() or not norm.sum() for n in norm))
     sums |= {} if math.isnan(loss) else {"loss": float(loss), "losses": 1.0}
     share = read / read.sum() if read.sum() else np.zeros(len(read))
     sums["unread"] = float(sum(s < UNREAD_SHARE for s in share))
@@ -99,13 +119,15 @@ def test_sums_over_tokens_equal_scipy_token_by_token(seed: int) -> None:
     classes = np.array([0, 3]) + np.random.default_rng(seed).integers(0, 3, (300, 2))
     sums = np.zeros((6, len(SUMS)))
     histograms = [np.zeros(n, np.int64) for n in (SHARE_BINS, SHARE_BINS, MARGIN_BINS)]
-    read_tokens(gate, read, margin, loss, classes, sums, *histograms)
+    norm, score_margin, by_score = odd_comparison(read, margin)
+    read_tokens(gate, read, norm, margin, score_margin, by_score, loss, classes, sums, *histograms)
 
     expected = np.zeros_like(sums)
     shares, entropies = [], []
     for t in range(300):
         g, r = gate[t].astype(float), read[t].astype(float)
-        one = naive_token(g, r, margin[t].astype(float), float(loss[t]))
+        judged = (values[t].astype(float) for values in (norm, margin, score_margin, by_score))
+        one = naive_token(g, r, *judged, float(loss[t]))
         for row in classes[t]:
             expected[row] += [one.get(name, 0.0) for name in SUMS]
         shares += (r / r.sum() if r.sum() else np.zeros(5)).tolist()
@@ -129,7 +151,8 @@ def test_margins_fall_into_half_octaves() -> None:
     found = np.zeros(MARGIN_BINS, np.int64)
     one, empty = np.ones((n, 2), np.float32), np.zeros(SHARE_BINS, np.int64)
     sums, loss = np.zeros((1, len(SUMS))), np.zeros(n, np.float32)
-    read_tokens(one, one, margin, loss, np.zeros((n, 1), np.int64), sums, empty, empty.copy(), found)
+    classes = np.zeros((n, 1), np.int64)
+    read_tokens(one, one, one, margin, margin, one, loss, classes, sums, empty, empty.copy(), found)
     bins = [min(max(math.floor((octave + 16) * 2), 0), 47) for octave in octaves] + [0]
     np.testing.assert_array_equal(found, np.bincount(bins, minlength=MARGIN_BINS))
 
@@ -139,7 +162,7 @@ def test_a_single_selection_has_no_entropy_and_no_order() -> None:
     sums, empty = np.zeros((1, len(SUMS))), np.zeros(SHARE_BINS, np.int64)
     margins = np.zeros(MARGIN_BINS, np.int64)
     zeros = np.zeros((2, 1), np.int64)
-    read_tokens(one, one, one, one[:, 0], zeros, sums, empty.copy(), empty, margins)
+    read_tokens(one, one, one, one, one, one, one[:, 0], zeros, sums, empty.copy(), empty, margins)
     found = dict(zip(SUMS, sums[0], strict=True))
     assert (found["heard"], found["effective_entries_read"], found["gate_read_rank_correlation"]) == (2, 2, 0)
     assert empty.sum() == 0  # entropy / ln 1 is no number
@@ -150,7 +173,7 @@ def test_a_single_selection_has_no_entropy_and_no_order() -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> TokenRows:
-    return make_rows(LENGTHS, seed=5, heads=2, levels=8)
+    return make_rows(LENGTHS, seed=5, heads=2, levels=8, beside=True)
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +209,12 @@ def test_counts_of_a_layer_equal_loops_whatever_the_parts(
         for a, b in zip(one[1:], two[1:], strict=True):
             np.testing.assert_array_equal(a, b)
         expected = np.zeros((N, real), int)
-        weights = np.zeros((2, N, 2))
+        weights = np.zeros((2, N, 3))
         classes = strata.sum_classes(rows.doc, rows.pos, rows.token, 0)
         group = strata.group_of(rows.doc)
         for row, _, entry, gate, read in selections_of(rows, axis):
             expected[entry, classes[row]] += 1
-            weights[group[row], entry] += [gate, abs(read)]
+            weights[group[row], entry] += [gate, abs(read), read]
         np.testing.assert_array_equal(one.counts[:, :real], expected)
         np.testing.assert_array_equal(one.weights, weights)
         # tokens shuffled between classes stay the same selections of as many tokens
@@ -254,21 +277,27 @@ def test_metrics_of_layers_and_of_all_layers_are_those_of_their_usage(rows: Toke
 def test_reading_is_the_mean_over_tokens(rows: TokenRows, census: dict[str, Any]) -> None:
     for axis, layer in enumerate(census["layers"]):
         gate, read = rows.gate[:, axis].astype(float), np.abs(rows.read[:, axis].astype(float))
-        tokens = [
-            naive_token(g, r, m.astype(float), float(x))
-            for g, r, m, x in zip(gate, read, rows.margin[:, axis], rows.loss, strict=True)
-        ]
+        assert rows.read_norm is not None and rows.score_margin is not None and rows.by_score is not None
+        beside = (rows.read_norm, rows.margin, rows.score_margin, rows.by_score)
+        columns = (gate, read, *(values[:, axis].astype(float) for values in beside))
+        tokens = [naive_token(*one, float(loss)) for *one, loss in zip(*columns, rows.loss, strict=True)]
         total = {name: sum(token.get(name, 0.0) for token in tokens) for name in SUMS}
         found = layer["reading"]
         for name in SUMS[3:10]:
             assert found[name] == pytest.approx(total[name] / total["heard"], rel=1e-6), name
         assert found["unread_share"] == pytest.approx(total["unread"] / rows.gate[:, axis].size)
+        assert found["unread_share_by_norm"] == pytest.approx(total["unread_by_norm"] / rows.gate[:, axis].size)
+        assert found["unread_share_by_norm"] != found["unread_share"]
+        assert found["by_score_share"] == pytest.approx(rows.by_score[:, axis].mean())
+        assert found["score_margin"] == pytest.approx(np.nanmean(rows.score_margin[:, axis].astype(float)), rel=1e-6)
+        assert found["score_margin"] < found["margin"]
         assert found["silent_tokens"] == pytest.approx(1 - total["heard"] / len(tokens))
         assert found["margin"] == pytest.approx(np.nanmean(rows.margin[:, axis].astype(float)))
         assert found["loss"] == pytest.approx(np.nanmean(rows.loss.astype(float)))
         assert sum(found["read_share_histogram"]) == gate.size
         assert len(found["margin_histogram"]) == MARGIN_BINS
-        assert all(found[f"{name}_se"] > 0 for name in ("gate_entropy", "margin", "loss", "unread_share"))
+        with_error = ("gate_entropy", "margin", "score_margin", "by_score_share", "loss", "unread_share")
+        assert all(found[f"{name}_se"] > 0 for name in with_error)
     assert census["loss"] == pytest.approx(np.nanmean(rows.loss.astype(float)))
 
 
@@ -300,7 +329,8 @@ def select_documents(rows: TokenRows, wanted: str) -> TokenRows:
     pieces = [cut(rows, starts[number], starts[number + 1]) for number in kept]
     columns = {
         name: np.concatenate([getattr(piece, name) for piece in pieces])
-        for name in ("pos", "token", "predicted", "loss", "indices", "gate", "read", "margin")
+        for name in (one.name for one in fields(rows))
+        if name != "doc" and getattr(rows, name) is not None
     }
     doc = np.repeat(np.arange(len(kept), dtype=np.uint32), [LENGTHS[number] for number in kept])
     return TokenRows(doc=doc, **columns)
@@ -338,6 +368,29 @@ def test_a_census_can_be_made_again_and_is_the_same(recording: Path, info: Recor
     before = [file.read_bytes() for file in files]
     write_aggregates(recording, info)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_without_a_bias_all_selections_are_the_scores_and_without_signs_nothing_cancels(
+    rows: TokenRows, tmp_path: Path
+) -> None:
+    plain = replace(rows, score_margin=None, by_score=None, read_norm=None)
+    info = write_recording(tmp_path, plain, knowledge_num=N)
+    assert info.kinds == ("gate", "read", "margin")
+    for layer in write_census(tmp_path, info)["layers"]:
+        reading = layer["reading"]
+        assert reading["by_score_share"] == 1
+        assert reading["score_margin"] == reading["margin"]
+        assert reading["unread_share_by_norm"] == reading["unread_share"]
+
+
+def test_usage_knows_the_sign_of_what_is_read(rows: TokenRows, recording: Path) -> None:
+    table = read_parquet(recording / "usage.parquet").to_pandas()
+    for axis, layer in enumerate((0, 2)):
+        here = table[table["layer"] == layer].set_index("entry")
+        expected = np.zeros(N)
+        np.add.at(expected, rows.indices[:, axis].ravel(), rows.read[:, axis].ravel().astype(float))
+        np.testing.assert_allclose(here["read_signed_sum"], expected[here.index])
+        assert (here["read_signed_sum"].abs() < here["read_sum"]).any()
 
 
 def test_layers_stand_in_order_whichever_thread_is_done_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

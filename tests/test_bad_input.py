@@ -14,7 +14,7 @@ from memscope.config import dump_config
 from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.store import INFO, read_info, write_info
+from memscope.store import FORMAT_VERSION, INFO, read_info, write_info
 
 Cli = Callable[..., CliResult]
 
@@ -261,4 +261,5 @@ def test_a_recording_of_another_format_version_is_refused(cli: Cli, tiny_recordi
     recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
     raw = json.loads((recording / INFO).read_text())
     (recording / INFO).write_text(json.dumps(raw | {"format_version": 99}))
-    assert_refused(cli("report", recording, "--out", tmp_path / "report"), "format version 99, this memscope reads 3")
+    expected = f"format version 99, this memscope reads {FORMAT_VERSION}"
+    assert_refused(cli("report", recording, "--out", tmp_path / "report"), expected)

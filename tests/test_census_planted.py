@@ -14,7 +14,7 @@ from memscope.aggregate import write_aggregates
 from memscope.files import read_json
 from memscope.kernels import MARGIN_BINS
 from memscope.rows import round_scores
-from memscope.store import TokenRows
+from memscope.token_rows import TokenRows
 from memscope.usage import usage_metrics
 
 N, K, WINDOW = 256, 4, 16

@@ -13,7 +13,7 @@ from memscope.corpus import PackedCorpus, read_documents
 from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.store import TokenRows
+from memscope.token_rows import TokenRows
 
 
 @pytest.fixture(scope="module")

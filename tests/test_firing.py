@@ -17,7 +17,8 @@ from memscope.aggregate import write_census
 from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, titles, write_firing
 from memscope.firing_kernels import sort_keys
 from memscope.row_words import words_of_rows
-from memscope.store import RecordingInfo, TokenRows
+from memscope.store import RecordingInfo
+from memscope.token_rows import TokenRows
 from memscope.tokenizer import Tokenizer
 
 LENGTHS = [60, 25, 60, 33, 150, 120]

@@ -172,6 +172,8 @@ def test_hook_names_and_shapes_are_those_of_the_design() -> None:
         "memory.hook_indices": (2, 12, 8),
         "memory.hook_gate_scores": (2, 12, 8),
         "memory.hook_margin": (2, 12, 2),
+        "memory.hook_score_margin": (2, 12, 2),
+        "memory.hook_by_score": (2, 12, 8),
         "memory.hook_pattern": (2, 12, 4, 24),
     }
     assert cache["blocks.1.memory.hook_indices"].dtype == torch.int64

@@ -91,6 +91,37 @@ def test_recorded_rows_are_those_of_a_direct_capture(
                 np.testing.assert_allclose(stored.astype(float), getattr(seen, name)[0], rtol=2**-7, atol=3e-6)
 
 
+def test_a_selection_bias_and_signs_of_reads_are_recorded(corpus_dir: Path, tmp_path: Path) -> None:
+    memory = {"score_fn": "relu", "read_fn": "gelu", "gate_heads": 2, "num_selected": 3, "balance_bias": 0.1}
+    run = untrained_run(tiny_config(corpus_dir, memory=memory), tmp_path / "run")
+    for layer in (0, 1):
+        bias = run.model.memory_layer(layer).gate.balance.bias
+        assert bias is not None
+        bias.normal_(std=0.3, generator=torch.Generator().manual_seed(layer))
+    info = record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=256))
+    assert info is not None and info.selection_bias and info.signed_reads
+    rows, reading = all_rows(tmp_path / "recording", info), Recording(tmp_path / "recording").reading_metrics()
+    assert rows.score_margin is not None and rows.by_score is not None and rows.read_norm is not None
+    tokens = torch.from_numpy(rows.token[:64].astype(np.int64))[None]
+    _, cache = run.model.run_with_cache(tokens)
+    for axis in (0, 1):
+        gate, block = run.model.memory_layer(axis).gate, f"blocks.{axis}.memory."
+        halves = torch.einsum("thpq,hpnq->thpn", cache[f"{block}hook_query"][0].unflatten(-1, (2, -1)), gate.keys)
+        raw = (halves[..., 0, :, None] + halves[..., 1, None, :]).flatten(-2)  # [token, head, N]
+        chosen = torch.from_numpy(rows.indices[:64, axis].astype(np.int64)).unflatten(1, (2, 3))
+        by_score = (chosen[..., :, None] == raw.topk(3).indices[..., None, :]).any(-1)
+        np.testing.assert_array_equal(rows.by_score[:64, axis], by_score.flatten(1))
+        mask = torch.zeros_like(raw, dtype=torch.bool).scatter(-1, chosen, True)
+        margin = raw.masked_fill(~mask, torch.inf).amin(-1) - raw.masked_fill(mask, -torch.inf).amax(-1)
+        np.testing.assert_allclose(rows.score_margin[:64, axis], margin.detach(), rtol=2**-7, atol=1e-4)
+        norm = cache[f"{block}hook_pattern"][0].abs().mean(1)
+        np.testing.assert_allclose(rows.read_norm[:64, axis], norm, rtol=2**-7, atol=1e-6)
+        assert (np.abs(rows.read[:, axis]) <= rows.read_norm[:, axis] * 1.02).all()
+        assert reading["by_score_share"][axis] == pytest.approx(rows.by_score[:, axis].mean())
+        assert 0.05 < reading["by_score_share"][axis] < 0.95
+        assert reading["score_margin"][axis] < 0 < reading["margin"][axis]
+
+
 def test_both_orders_hold_the_same_selections(whole: Path) -> None:
     info = read_info(whole)
     rows, reader = all_rows(whole, info), SelectionReader(whole, info)

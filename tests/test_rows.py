@@ -11,6 +11,7 @@ from memscope.capture import WindowPass, capture_memory, run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus, document_windows
 from memscope.rows import EXACT_BITS, RowCollector, round_scores
+from memscope.token_rows import KINDS
 
 LARGEST = 65504.0
 """Of float16."""
@@ -108,8 +109,10 @@ def test_every_column_is_what_the_hooks_saw_within_the_stated_error(
     slot_run: LoadedRun, slot_corpus: PackedCorpus, bits: int
 ) -> None:
     windows = document_windows(slot_corpus, 64)[:9]
-    passes = run_windows(slot_run.model, slot_corpus, windows, slot_run.tokenizer.pad, "float32", 4, keep_pattern=True)
-    collector = RowCollector(slot_corpus, (0, 1), bits, head_weights=True, slot_weights=True)
+    pad = slot_run.tokenizer.pad
+    passes = run_windows(slot_run.model, slot_corpus, windows, pad, "float32", 4, keep_pattern=True, detail=True)
+    kinds = (*KINDS, "score_margin", "by_score", "read_norm", "head_read", "slot_read")
+    collector = RowCollector(slot_corpus, (0, 1), bits, kinds)
     rows = collector.collect(windows, passes)
     assert len(rows.doc) == sum(window.end - window.start for window in windows)
     first = 0
@@ -130,6 +133,9 @@ def test_every_column_is_what_the_hooks_saw_within_the_stated_error(
                 "gate": seen.gate_scores[0],
                 "read": pattern.mean(1).sum(-1),
                 "margin": seen.margin[0],
+                "score_margin": seen.margin[0],
+                "by_score": torch.ones_like(seen.indices[0]),
+                "read_norm": pattern.abs().mean(1).sum(-1),
                 "head_read": pattern.sum(-1).flatten(1),
                 "slot_read": pattern.mean(1).flatten(1),
             }

@@ -52,14 +52,18 @@ def make_sums(**values: float) -> np.ndarray:
 
 def test_reading_statistics_of_a_worked_example() -> None:
     # 10 tokens of 4 selections, 8 of which read anything.
-    one = make_sums(tokens=6, heard=5, unread=9, gate_entropy=4.0, read_top_share=3.0, margin=2.5, margins=5)
-    two = make_sums(tokens=4, heard=3, unread=1, gate_entropy=2.4, read_top_share=2.6, loss=7.0, losses=2)
+    one = make_sums(
+        tokens=6, heard=5, unread=9, gate_entropy=4.0, read_top_share=3.0, margin=2.5, margins=5, by_score=6
+    )
+    two = make_sums(tokens=4, heard=3, unread=1, gate_entropy=2.4, read_top_share=2.6, loss=7.0, losses=2, by_score=2)
+    one[0, SUMS.index("score_margin")], two[0, SUMS.index("unread_by_norm")] = -1.25, 3
     found = reading_statistics(np.concatenate([one, two]), selected=4)
     assert found["gate_entropy"] == pytest.approx(6.4 / 8)
     assert found["read_top_share"] == pytest.approx(5.6 / 8)
     assert found["unread_share"] == 10 / 40
     assert found["silent_tokens"] == pytest.approx(0.2)
     assert (found["margin"], found["loss"]) == (0.5, 3.5)
+    assert (found["score_margin"], found["by_score_share"], found["unread_share_by_norm"]) == (-0.25, 8 / 40, 3 / 40)
     assert found["read_entropy"] == 0
 
 
