@@ -58,7 +58,8 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     if tokenizer.vocab_size != config.model.vocab_size:
         raise InputError(
-            f"{run / 'tokenizer.json'}: has {tokenizer.vocab_size} ids, config.yaml says {config.model.vocab_size}; "
+            f"{run / 'tokenizer.json'}: needs a vocab_size of {tokenizer.vocab_size}, config.yaml says "
+            f"{config.model.vocab_size}; "
             "restore the tokenizer this model was trained with"
         )
     model = MemoryTransformer(config)

@@ -140,7 +140,7 @@ def generate(
     prompt = [tokenizer.bos, *tokenizer.encode(text)]
     with autocast(model.embed.weight.device, loaded.config.train.dtype):
         new = sample(model, prompt, tokens, eos=tokenizer.eos, temperature=temperature, seed=seed)
-    print(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new))
+    print(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new, after=prompt))
 
 
 @app.command()

@@ -3,8 +3,8 @@
 A corpus is one ``{"text": ...}`` object a line (plain, .gz or .zst); ``title`` and ``group`` (any word by which
 documents shall be told apart: a source, a split) are kept when present. It is tokenized once into
 ``cache_dir/<hash>/``: ``tokens.bin`` (uint16 or uint32, memory-mapped; every document is bos + text + eos) and
-``documents.parquet`` (title, group, length). Training reads windows that cross document boundaries; evaluation and
-recording read ``document_windows``, which never do.
+``documents.parquet`` (title, group, length in tokens, size of the text in bytes). Training reads windows that cross
+document boundaries; evaluation and recording read ``document_windows``, which never do.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from memscope.files import atomic_path, read_json, sha256_file, write_json
 from memscope.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 256
-_CACHE_FORMAT = "2"
+_CACHE_FORMAT = "3"
 
 
 class Document(NamedTuple):
@@ -52,6 +52,8 @@ class PackedCorpus:
     """Hash of that file's bytes."""
     groups: list[str] | None = None
     """One per document, may be empty; none when documents have no groups."""
+    text_bytes: np.ndarray | None = None
+    """UTF-8 bytes of every document's text, int64; none where there is no text, as in what was recorded."""
 
     @property
     def n_documents(self) -> int:
@@ -100,7 +102,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
     if not path.is_file():
         raise InputError(f"{path}: no such corpus file")
     corpus_hash = sha256_file(path)
-    key = hashlib.sha256((_CACHE_FORMAT + corpus_hash + tokenizer.backend.to_str()).encode()).hexdigest()[:16]
+    key = hashlib.sha256((_CACHE_FORMAT + corpus_hash + tokenizer.identity).encode()).hexdigest()[:16]
     folder = cache_dir / key
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
     if not folder.is_dir():
@@ -117,6 +119,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
         path=str(path),
         sha256=corpus_hash,
         groups=documents["group"].to_pylist(),
+        text_bytes=documents["bytes"].to_numpy(),
     )
 
 
@@ -196,6 +199,7 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
     titles: list[str] = []
     groups: list[str] = []
     lengths: list[int] = []
+    sizes: list[int] = []
     documents = (document for document in read_documents(path) if document.text.strip())
     with (folder / "tokens.bin").open("wb") as file:
         while chunk := list(islice(documents, _ENCODE_BATCH)):
@@ -204,9 +208,11 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
                 titles.append(document.title)
                 groups.append(document.group)
                 lengths.append(len(ids) + 2)
+                sizes.append(len(document.text.encode()))
     if not titles:
         raise InputError(f"{path}: no document with text in this corpus")
-    pq.write_table(pa.table({"title": titles, "group": groups, "length": lengths}), folder / "documents.parquet")
+    columns = {"title": titles, "group": groups, "length": lengths, "bytes": sizes}
+    pq.write_table(pa.table(columns), folder / "documents.parquet")
     write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path)})
 
 

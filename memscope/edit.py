@@ -11,11 +11,11 @@ where it said, or should have said, the **true** one.
 ``specificity``     share with P(true) > P(new) on neighbours: other subjects whose true object is the same
 ``score``           harmonic mean of the three
 
-The difference of the two probabilities stands beside each (``*_margin``). Objects are judged by their first token. The
-entry is the one that does most for the true object's logit at the asked position (``locate_entry``). ``sentence``
-writes into it what initialisation makes of the new fact's sentence, and trains nothing. ``row`` starts from the entry
-as it is and takes some Adam steps on the row alone toward the new object. Gate keys stay, so every token that reads
-the entry reads the change: with uneven usage an edit can hardly be specific.
+The difference of the two probabilities stands beside each (``*_margin``). Objects are judged by their first token, in
+prompts where both begin at the same place. The entry is the one that does most for the true object's logit at the asked
+position (``locate_entry``). ``sentence`` writes into it what initialisation makes of the new fact's sentence, and
+trains nothing. ``row`` starts from the entry as it is and takes some Adam steps on the row alone toward the new object.
+Gate keys stay, so every token that reads the entry reads the change: with uneven usage an edit can hardly be specific.
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from memscope.attribution import gradient_attribution
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
-from memscope.facts import Fact, ask, pad_rows, tokenize_facts
+from memscope.facts import Fact, answerable, ask, pad_rows, tokenize_facts
 from memscope.files import write_json
 from memscope.intervene import encode_sentence, rewrite
 from memscope.model import MemoryTransformer
@@ -126,6 +126,7 @@ def edit_facts(
 def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> list[Edit]:
     """Draw facts, and for each a new object of another fact of its predicate, paraphrases and neighbours."""
     rng = np.random.default_rng(seed)
+    facts = answerable(facts, run.tokenizer)
     asked = tokenize_facts(facts, run.tokenizer)
     table = pd.DataFrame({"predicate": [f.predicate for f in facts], "object": [f.object for f in facts]})
     of_predicate = {key: rows.to_numpy() for key, rows in table.groupby("predicate").groups.items()}
@@ -138,13 +139,17 @@ def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> 
         others = others[asked.answers[others] != true]
         if not len(others) or len(asked.questions[row]) > limit:
             continue
-        other = int(rng.choice(others))
+        new_object = facts[int(rng.choice(others))].object
+        [ids], [new] = tokenize_facts([fact._replace(object=new_object)], run.tokenizer)
         near = of_object[fact.predicate, fact.object]
-        near = rng.permutation(near[[facts[one].subject != fact.subject for one in near]])[:_NEIGHBOURS]
+        near = near[[facts[one].subject != fact.subject for one in near] & (asked.answers[near] == true)]
+        near = rng.permutation(near)[:_NEIGHBOURS]
+        if ids != asked.questions[row] or new in (true, -1):
+            continue  # the two objects are not said in the same place
         prompts = [("question", asked.questions[row])]
-        prompts += [("paraphrase", ids) for ids in _paraphrases(run, fact)]
+        prompts += [("paraphrase", ids) for ids in _paraphrases(run, fact, true)]
         prompts += [("neighbour", asked.questions[one]) for one in near if len(asked.questions[one]) <= limit]
-        edits.append(Edit(fact, facts[other].object, true, int(asked.answers[other]), prompts))
+        edits.append(Edit(fact, new_object, true, int(new), prompts))
         if len(edits) == count:
             return edits
     if not edits:
@@ -220,12 +225,17 @@ def write_edits(result: EditResult, folder: Path) -> list[Path]:
     return [folder / "edits.parquet", folder / "edits.json"]
 
 
-def _paraphrases(run: LoadedRun, fact: Fact) -> list[list[int]]:
-    """Sentences of the evidence up to the object, where the subject stands before it; the last tokens of long ones."""
-    starts = dict.fromkeys(text.partition("[MASK]")[0].rstrip() for text in fact.evidence if "[MASK]" in text)
-    texts = [text for text in starts if fact.subject in text][:_PARAPHRASES]
+def _paraphrases(run: LoadedRun, fact: Fact, true: int) -> list[list[int]]:
+    """Sentences of the evidence up to the object, where the subject stands before it; the last tokens of long ones.
+
+    Only those in which the object begins with the same token as where the fact is asked.
+    """
+    starts = dict.fromkeys(text.partition("[MASK]")[0] for text in fact.evidence if "[MASK]" in text)
+    texts = [text for text in starts if fact.subject in text]
+    pairs = run.tokenizer.encode_pairs([(t.rstrip(), t[len(t.rstrip()) :] + fact.object) for t in texts])
     room = run.config.model.max_seq_len - 1
-    return [[run.tokenizer.bos, *ids[-room:]] for ids in run.tokenizer.encode_batch(texts)] if texts else []
+    found = [[run.tokenizer.bos, *ids[-room:]] for ids, answer in pairs if answer[:1] == [true]]
+    return found[:_PARAPHRASES]
 
 
 def _probabilities(run: LoadedRun, edit: Edit) -> np.ndarray:

@@ -181,7 +181,10 @@ def most_changed(
     shown = effects.nlargest(limit, "kl").reset_index(drop=True)
     start = corpus.starts[shown["doc"]] + shown["pos"].to_numpy()
     left = np.maximum(start - before, corpus.starts[shown["doc"]])
-    texts = [tokenizer.decode(corpus.tokens[a:b].tolist()) for a, b in zip(left, start, strict=True)]
+    texts = [
+        tokenizer.decode(corpus.tokens[a:b].tolist(), after=corpus.tokens[max(a - 1, first) : a].tolist())
+        for first, a, b in zip(corpus.starts[shown["doc"]], left, start, strict=True)
+    ]
     return shown.assign(
         title=[corpus.titles[doc] for doc in shown["doc"]],
         before=texts,

@@ -4,6 +4,7 @@ Files of a recording are sorted by entry within a layer, so each question opens 
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -140,13 +141,13 @@ def _around(recording: "Recording", rows: list[int], before: int, after: int) ->
     starts = documents["first_row"].to_numpy()[docs].tolist()
     ends = (documents["first_row"] + documents["rows"]).to_numpy()[docs].tolist()
     ids, decode = recording.token_ids, recording.tokenizer.decode
-    texts = [
-        (
-            decode(ids[max(start, row - before) : row].tolist()),
-            decode(ids[row : row + 1].tolist()),
-            decode(ids[row + 1 : min(end, row + after + 1)].tolist()),
-        )
+    stretches = [
+        (start, max(start, row - before), row, row + 1, min(end, row + after + 1))
         for row, start, end in zip(rows, starts, ends, strict=True)
+    ]
+    texts = [
+        tuple(decode(ids[a:b].tolist(), after=ids[max(start, a - 1) : a].tolist()) for a, b in pairwise(places))
+        for start, *places in stretches
     ]
     place = pd.DataFrame({"doc": docs, "title": documents["title"].to_numpy()[docs]})
     place["pos"] = np.array(rows, np.int64) - np.array(starts, np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from memscope.capture import run_windows
-from memscope.corpus import PackedCorpus, document_windows
+from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.errors import InputError
 from memscope.generate import generate
 from memscope.model import MemoryTransformer, next_token_loss
@@ -30,7 +30,7 @@ class EvalResult:
     """Mean cross-entropy in nats per token."""
     perplexity: float
     bits_per_byte: float
-    """Loss per UTF-8 byte of the predicted text, in bits: comparable between tokenizers."""
+    """Loss per UTF-8 byte of the documents' text, in bits: comparable between tokenizers, also those that lose text."""
 
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers, for JSON and tables."""
@@ -47,22 +47,36 @@ def evaluate(
     layers, memory = model.cfg.model.memory_layers, model.cfg.memory
     usage = UsageCounts(len(layers), memory.knowledge_num) if layers else None
     windows = document_windows(corpus, model.cfg.model.max_seq_len, max_tokens)
-    nats, n_tokens, n_bytes = 0.0, 0, 0
+    nats, n_tokens = 0.0, 0
     for done in run_windows(model, corpus, windows, tokenizer.pad, dtype):
         predicted = done.batch.targets >= 0
         nats += float(done.losses.double().sum())
         n_tokens += int(predicted.sum())
-        n_bytes += int(tokenizer.token_bytes[done.batch.targets[predicted]].sum())
         at = torch.from_numpy(done.batch.mask).to(done.logits.device)
         if usage is not None:
             for row, layer in enumerate(layers):
                 picked = done.captured[layer]
                 chosen = (picked.indices[at], picked.gate_scores[at], picked.read_weights[at])
                 usage.update(row, *(values.cpu().numpy() for values in chosen))
-    if not n_tokens or not n_bytes:
+    n_bytes = _bytes_predicted(corpus, windows[-1], tokenizer) if n_tokens else 0
+    if not n_bytes:
         raise InputError(f"{corpus.path}: nothing to predict in this corpus")
     loss = nats / n_tokens
     return EvalResult(n_tokens, loss, math.exp(loss), nats / math.log(2) / n_bytes), usage
+
+
+def _bytes_predicted(corpus: PackedCorpus, last: DocumentWindow, tokenizer: Tokenizer) -> float:
+    """UTF-8 bytes of the text that is predicted up to the end of a window.
+
+    Documents count by their own text, of which a tokenizer may lose some. One that the window cuts counts by the share
+    of its tokens that were predicted, each as long as the text that it stands for.
+    """
+    assert corpus.text_bytes is not None
+    start, stop = corpus.starts[last.doc : last.doc + 2]
+    share = 1.0
+    if last.end < stop and (of_all := tokenizer.text_size(corpus.tokens[start:stop])):
+        share = tokenizer.text_size(corpus.tokens[start : last.end + 1]) / of_all
+    return float(corpus.text_bytes[: last.doc].sum() + corpus.text_bytes[last.doc] * share)
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,7 @@ def check_generation(
             prompt = tokens[:prompt_tokens].tolist()
             new = generate(model, prompt, new_tokens, eos=tokenizer.eos, temperature=temperature, seed=seed + number)
         generated.append(new)
-        texts.append((tokenizer.decode(prompt[1:]), tokenizer.decode(new)))  # every document opens with bos
+        texts.append((tokenizer.decode(prompt[1:]), tokenizer.decode(new, after=prompt)))  # documents open with bos
     ended = [bool(new) and new[-1] == tokenizer.eos for new in generated]
     bodies = [new[:-1] if end else new for new, end in zip(generated, ended, strict=True)]
     check = GenerationCheck(

@@ -4,7 +4,7 @@
 
     exports/delphi/latents/blocks.0.memory/0_3275.safetensors   entries 0 to 3275 of layer 0
     exports/delphi/latents/blocks.0.memory/config.json          what delphi's CacheConfig holds, and the model's name
-    exports/delphi/tokenizer.json                               for PreTrainedTokenizerFast(tokenizer_file=...)
+    exports/delphi/tokenizer.json, tokenizer_config.json        for AutoTokenizer.from_pretrained(...)
 
 A shard has ``locations`` ``[n, 3]`` (sequence, position, entry - first entry of the shard), sorted by entry and then
 token, ``activations`` ``[n]`` float16 and ``tokens`` ``[sequence, position]``. delphi reads the tokens of whichever
@@ -12,7 +12,6 @@ shard it opens first, so all have them. Sequences are equally long: documents ar
 the right with the pad token.
 """
 
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,7 +104,7 @@ def export_delphi(
                     save_file({**shard, "tokens": tokens}, path)
                 written += len(shard["activations"])
             write_json(module / "config.json", _config(recording, sequences, width_splits))
-        shutil.copyfile(recording.path / "tokenizer.json", folder / "tokenizer.json")
+        recording.tokenizer.save(folder / "tokenizer.json")
     return DelphiExport(
         latents=out / "latents",
         sequences=len(tokens),

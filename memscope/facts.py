@@ -14,6 +14,7 @@ selected hardly ever, and anything would beat it.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -54,11 +55,20 @@ class Fact(NamedTuple):
     @property
     def question(self) -> str:
         """The template up to the object, with the subject in it."""
-        return self.template.partition("[Y]")[0].replace("[X]", self.subject).rstrip()
+        return self._before.rstrip()
+
+    @property
+    def answer(self) -> str:
+        """What goes on with the question: the object, after the space that the template has before it."""
+        return self._before[len(self.question) :] + self.object
+
+    @property
+    def _before(self) -> str:
+        return self.template.partition("[Y]")[0].replace("[X]", self.subject)
 
 
 class Asked(NamedTuple):
-    """Questions as token ids, each with the id of its answer."""
+    """Questions as token ids, each with the id of its answer; -1 where the tokenizer knows no token for that."""
 
     questions: list[list[int]]
     answers: np.ndarray
@@ -106,10 +116,29 @@ def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
 
 
 def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:
-    """Questions with the begin-of-text token before them, and the first token of every object."""
-    questions = tokenizer.encode_batch([fact.question for fact in facts])
-    answers = tokenizer.encode_batch([f" {fact.object}" for fact in facts])
-    return Asked([[tokenizer.bos, *ids] for ids in questions], np.array([ids[0] for ids in answers]))
+    """Questions with the begin-of-text token before them, and the first token of every object as it goes on with them.
+
+    The two are encoded as one text (``encode_pairs``), as the model read such text in training.
+    """
+    pairs = tokenizer.encode_pairs([(fact.question, fact.answer) for fact in facts])
+    answers = [ids[0] if ids and ids[0] != tokenizer.unk else -1 for _, ids in pairs]
+    return Asked([[tokenizer.bos, *ids] for ids, _ in pairs], np.array(answers, np.int64))
+
+
+def answerable(facts: Sequence[Fact], tokenizer: Tokenizer) -> list[Fact]:
+    """The facts whose object begins with a token that the tokenizer knows; says on standard error how many have none.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = tokenize_facts(facts, tokenizer).answers >= 0
+    left = [fact for fact, is_known in zip(facts, known, strict=True) if is_known]
+    if missing := [fact.object for fact, is_known in zip(facts, known, strict=True) if not is_known]:
+        said = f"the tokenizer has no token for the object of {len(missing)} of {len(facts)} facts"
+        if not left:
+            raise InputError(f"{said}, {missing[0][:40]!r} say")
+        print(f"{said}, {missing[0][:40]!r} say: they are left out", file=sys.stderr)
+    return left
 
 
 def audit_facts(
@@ -126,13 +155,15 @@ def audit_facts(
         seed: of the draw, the shuffles and the bootstrap.
 
     Raises:
-        InputError: an FFN baseline, no entry that states any of the facts, or a question too long for the model.
+        InputError: an FFN baseline, no entry that states any of the facts, a question too long for the model, or no
+            fact that is ``answerable``.
     """
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no entries to audit; choose a run with a memory")
     if limit is not None and limit < len(facts):
         chosen = np.sort(np.random.default_rng(seed).choice(len(facts), limit, replace=False))
         facts = [facts[number] for number in chosen]
+    facts = answerable(facts, run.tokenizer)
     entries = match_entries(facts, run)
     if not any(len(own) for own in entries):
         raise InputError(f"{run.path}: no entry started from one of these facts; are they of the same collection?")

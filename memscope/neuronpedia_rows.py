@@ -196,7 +196,7 @@ def _stretch(source: Source, row: int) -> tuple[int, int]:
 def _texts(source: Source, ids: Iterable[Any]) -> list[str]:
     """Tokens as text; Neuronpedia takes no empty one."""
     tokenizer = source.recording.tokenizer
-    return [tokenizer.token_texts[int(i)] or str(tokenizer.backend.id_to_token(int(i))) for i in ids]
+    return [tokenizer.token_texts[int(i)] or tokenizer.name(int(i)) for i in ids]
 
 
 def short_float(value: float) -> float:

@@ -15,6 +15,7 @@ from memscope.errors import InputError
 from memscope.files import make_folder
 from memscope.model import MemoryTransformer
 from memscope.sentences import choose_sentences, read_sentences
+from memscope.special_tokens import Roles
 from memscope.tokenizer import Tokenizer
 
 
@@ -65,6 +66,9 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     tokenizer = _tokenizer(config, run)
     if write:
         tokenizer.save(run / "tokenizer.json")
+        if config.data.tokenizer_path:
+            opens, ends, fills = map(tokenizer.name, (tokenizer.bos, tokenizer.eos, tokenizer.pad))
+            print(f"documents open with {opens} and end with {ends}; {fills} fills up", file=sys.stderr)
     cache = Path(config.data.cache_dir)
     train_corpus = pack_corpus(Path(config.data.train_path), tokenizer, cache)
     valid_corpus = pack_corpus(Path(config.data.valid_path), tokenizer, cache)
@@ -79,13 +83,14 @@ def _tokenizer(config: Config, run: Path) -> Tokenizer:
     if (run / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(run / "tokenizer.json")
     elif config.data.tokenizer_path:
-        tokenizer = Tokenizer.load(Path(config.data.tokenizer_path))
+        asked = Roles(config.data.bos_token, config.data.eos_token, config.data.pad_token)
+        tokenizer = Tokenizer.adopt(Path(config.data.tokenizer_path), asked)
     else:
         texts = (document.text for document in read_documents(Path(config.data.train_path)))
         tokenizer = Tokenizer.train(texts, size)
     if tokenizer.vocab_size != size:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, model.vocab_size is {size}; "
+            f"{tokenizer.source}: its largest id is {tokenizer.vocab_size - 1}, model.vocab_size is {size}; "
             f"set vocab_size={tokenizer.vocab_size}"
         )
     return tokenizer

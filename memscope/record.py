@@ -31,6 +31,7 @@ from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.runtime import processes, return_freed_memory
+from memscope.special_tokens import ROLES_FILE
 from memscope.store import (
     AGGREGATES,
     INFO,
@@ -44,7 +45,7 @@ from memscope.store import (
     write_progress,
 )
 
-_COPIED = ("tokenizer.json", "config.yaml", "run.json", "metrics.jsonl")
+_COPIED = ("tokenizer.json", ROLES_FILE, "config.yaml", "run.json", "metrics.jsonl")
 
 
 class RecordOptions(NamedTuple):

@@ -47,7 +47,7 @@ def words_of_rows(tokens: np.ndarray, first_rows: np.ndarray, tokenizer: Tokeniz
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys(word for word in spelled if word))}
     number = np.array([vocabulary.get(word, -1) for word in spelled], np.int32)
     of_row = np.repeat(number[inverse], end - begin)
-    of_row[np.isin(tokens, [tokenizer.pad, tokenizer.bos, tokenizer.eos])] = -1
+    of_row[np.isin(tokens, list(tokenizer.control))] = -1
     count = np.bincount(of_row[of_row >= 0], minlength=max(len(vocabulary), 1))
     return RowWords(of_row, list(vocabulary), count / max(count.sum(), 1))
 

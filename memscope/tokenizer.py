@@ -1,11 +1,18 @@
 """Text <-> token ids: any ``tokenizer.json``, or a byte-level BPE trained on the corpus.
 
-tokenizer = Tokenizer.load(Path("run/tokenizer.json"))
-tokenizer.encode("Ayn Rand")   # list of ids; text that looks like a special token stays text
+    tokenizer = Tokenizer.load(Path("run/tokenizer.json"))
+    tokenizer.encode("Ayn Rand")           # ids; text that looks like a special token stays text
+    tokenizer.pieces[412]                  # the bytes of a token inside a text, with the space before it
+    tokenizer.encode_pairs([("He was born in", " Paris")])   # ids of a text and of what goes on with it
+
+Whatever hangs on the kind of tokenizer is answered here: what a token says, how many bytes it stands for, which ids
+there are, which token begins a continuation, and which tokens have a role. A document is ``bos`` + text + ``eos``; a
+tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills up what nothing reads.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -14,53 +21,67 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from memscope.errors import InputError
-from memscope.files import write_text
+from memscope.files import write_json, write_text
+from memscope.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""pad, bos, eos of a tokenizer trained here: MiniMind's."""
-
-_CANDIDATES = {
-    "pad": ("<|endoftext|>", "<pad>", "[PAD]", "<unk>"),
-    "bos": ("<|im_start|>", "<s>", "[CLS]", "<|endoftext|>"),
-    "eos": ("<|im_end|>", "</s>", "[SEP]", "<|endoftext|>"),
-}
+_CONTROL = re.compile(r"[<\[].+[>\]]")
+"""Names that mark a token as no text: <s>, [CLS]."""
+_BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_PROBES = 256
+"""Tokens that are tried as a word to put before others."""
 
 
 class Tokenizer:
-    """A ``tokenizers.Tokenizer`` with the ids of pad, bos and eos.
+    """A ``tokenizers.Tokenizer`` with the ids of bos, eos and pad.
+
+    Args:
+        backend: the tokenizer.
+        roles: names of its special tokens; none looks for well-known ones.
+        source: file that it came from, for messages.
 
     Raises:
-        InputError: the vocabulary has none of the known names for one of them.
+        InputError: no token can open and close documents.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, source: str = "tokenizer"):
+    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles | None = None, source: str = "tokenizer"):
         backend.encode_special_tokens = True  # corpus text never becomes a control token
         backend.no_truncation()
         backend.no_padding()
-        self.backend = backend
-        ids: dict[str, int] = {}
-        for role, names in _CANDIDATES.items():
-            found = [i for name in names if (i := backend.token_to_id(name)) is not None]
-            if not found:
-                raise InputError(f"{source}: no {role} token; one of {', '.join(names)} must be in the vocabulary")
-            ids[role] = found[0]
-        self.pad, self.bos, self.eos = ids["pad"], ids["bos"], ids["eos"]
+        self.backend, self.source = backend, source
+        self.roles = roles or find_roles(backend, source)
+        bos, eos, pad, unk = (None if name is None else backend.token_to_id(name) for name in self.roles)
+        opens, closes = bos if bos is not None else eos, eos if eos is not None else bos
+        if opens is None or closes is None:
+            raise InputError(
+                f"{source}: no token opens or closes documents: none has a well-known name, and no {ROLES_FILE} beside "
+                "it names one; set bos_token or eos_token to a token of its vocabulary"
+            )
+        self.bos, self.eos, self.pad, self.unk = opens, closes, closes if pad is None else pad, unk
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a ``tokenizer.json``.
+        """Read the ``tokenizer.json`` of a run or a recording, and the roles that were saved beside it.
 
         Raises:
-            InputError: the file is missing or is not a tokenizer.
+            InputError: a file is missing or is not what it should be.
         """
-        if not path.is_file():
-            raise InputError(f"{path}: no such tokenizer file; leave tokenizer_path empty to train one")
-        try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)), source=str(path))
-        except InputError:
-            raise
-        except Exception as error:  # the Rust side raises plain Exception for every kind of bad file
-            raise InputError(f"{path}: not a tokenizer.json ({error})") from error
+        backend = _read(path)
+        return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path))
+
+    @classmethod
+    def adopt(cls, path: Path, asked: Roles | None = None) -> "Tokenizer":
+        """Read any ``tokenizer.json`` for a new run.
+
+        Args:
+            path: the file; ``tokenizer_config.json`` or ``special_tokens_map.json`` may stand beside it.
+            asked: names that the config gives, which go before those of the files; an empty one says that there is no
+                such token.
+
+        Raises:
+            InputError: as ``load``; or a token that is named is not in the vocabulary.
+        """
+        backend = _read(path)
+        return cls(backend, find_roles(backend, str(path), path.parent, asked), str(path))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -82,45 +103,211 @@ class Tokenizer:
             )
         return cls(backend)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return self.backend.get_vocab_size()
+        """The largest id and one more, special tokens included: ids may have gaps."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    @property
+    def identity(self) -> str:
+        """Equal for tokenizers that make the same ids of every document."""
+        return f"{self.backend.to_str()} {self.bos} {self.eos}"
+
+    @cached_property
+    def control(self) -> frozenset[int]:
+        """Ids that stand for no text: special tokens, and the unknown token."""
+        ids = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        for name in self.roles:
+            token = self.backend.token_to_id(name) if name and _CONTROL.fullmatch(name) else None
+            ids |= set() if token is None else {token}
+        return frozenset(ids)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, no bos or eos added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Token ids of ``text``, no bos or eos added.
+
+        Raises:
+            InputError: the tokenizer cannot encode it.
+        """
+        with self._named_errors(text):
+            ids = self.backend.encode(text, add_special_tokens=False).ids
+        return self._as_text(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, in parallel threads."""
-        return [item.ids for item in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Token ids of many texts, in parallel threads; raises what ``encode`` does."""
+        with self._named_errors(*texts):
+            encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._as_text(item.ids) for item in encoded]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; special tokens are shown by name."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Token ids of texts and of what goes on with each, encoded as one text and then split.
+
+        A continuation encoded alone would be another: many tokenizers put a space before whatever begins a text. Its
+        ids begin with the first token that holds more of it than white space; a piece that is nothing but the space
+        between goes with the text, as does nothing of a continuation that has no token.
+        """
+        with self._named_errors(*(before + after for before, after in pairs)):
+            encoded = self.backend.encode_batch([b + a for b, a in pairs], add_special_tokens=False)
+        split = []
+        for (before, after), item in zip(pairs, encoded, strict=True):
+            start = len(before) + len(after) - len(after.lstrip())
+            cut = next((n for n, (_, end) in enumerate(item.offsets) if end > start), len(item.ids))
+            split.append((self._as_text(item.ids[:cut]), self._as_text(item.ids[cut:])))
+        return split
+
+    def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
+        """Text of ``ids``; special tokens are shown by name, bytes that are no whole character as U+FFFD.
+
+        Args:
+            ids: token ids.
+            after: what stands before them (the last id will do); none says that a text begins with them, where the
+                space that tokenizers put before a text is left out.
+        """
+        before = list(after[-1:])
+        return self._join([*before, *ids])[len(self._join(before)) :].decode("utf-8", "replace")
+
+    def name(self, token: int) -> str:
+        """The token as its vocabulary spells it; ids of no token as ``<id 17>``."""
+        return self.backend.id_to_token(int(token)) or f"<id {token}>"
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The exact bytes of every id inside a text, spaces kept; special tokens and ids of no token by name."""
+        spelled = self._spell_bytes()
+        rest = [i for i, piece in enumerate(spelled) if piece is None]
+        for i, text in zip(rest, self._spell_texts(rest), strict=True):
+            spelled[i] = text.encode()
+        return [piece or b"" for piece in spelled]
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """Every id as text on its own; bytes that are no whole character show as U+FFFD."""
-        return [self.decode([i]) for i in range(self.vocab_size)]
+        """Every id as text, as it stands inside of one; bytes that are no whole character show as U+FFFD."""
+        return [piece.decode("utf-8", "replace") for piece in self.pieces]
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for, 0 for special tokens, int64 ``[vocab]``: for bits per byte."""
-        special = {self.pad, self.bos, self.eos}
-        # In a byte-level vocabulary one character of a token's name is one byte, also where a token holds only part
-        # of a character; elsewhere the decoded text has to do.
-        names = self.backend.id_to_token if "ByteLevel" in self._decoder_type else None
-        sizes = [
-            0 if i in special else len(names(i) or "") if names else len(text.encode())
-            for i, text in enumerate(self.token_texts)
-        ]
-        return np.array(sizes, dtype=np.int64)
+        """UTF-8 bytes that each id stands for inside a text, 0 for ids that are no text, int64 ``[vocab]``."""
+        names = self.backend.id_to_token
+        text = (i not in self.control and names(i) is not None for i in range(self.vocab_size))
+        return np.array([len(piece) * one for piece, one in zip(self.pieces, text, strict=True)], dtype=np.int64)
+
+    def text_size(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the text that ``ids`` of a document stand for, from its bos on.
+
+        What they add up to for a whole document is the size of its text, unless the tokenizer loses some of it.
+        """
+        sizes, spaces = self.token_bytes[ids], self._space_around
+        first, last = (next((i for i in order if sizes[i]), None) for order in (range(len(ids)), range(len(ids))[::-1]))
+        if first is None or last is None:
+            return 0
+        before = spaces[0] and self.pieces[ids[first]].startswith(b" ")
+        behind = spaces[1] and self.pieces[ids[last]].endswith(b" ")
+        return int(sizes.sum()) - before - behind
 
     def save(self, path: Path) -> None:
-        """Write ``tokenizer.json``, atomically."""
+        """Write ``tokenizer.json``, and before it the roles of its tokens beside it, each atomically."""
+        roles = {f"{role}_token": name for role, name in self.roles._asdict().items()}
+        write_json(path.with_name(ROLES_FILE), {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
         write_text(path, self.backend.to_str())
 
-    @property
-    def _decoder_type(self) -> str:
-        return json.dumps(json.loads(self.backend.to_str()).get("decoder") or {})
+    @contextmanager
+    def _named_errors(self, *texts: str) -> Iterator[None]:
+        begin = repr(next(iter(texts), "")[:60])
+        with _rust_errors(f"{self.source}: this tokenizer cannot encode {begin} or a text after it"):
+            yield
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        """Ids of a text in which names of special tokens, which some vocabularies hold as words, are unknown words."""
+        never = self.control - {self.unk}
+        if never.isdisjoint(ids):
+            return ids
+        unknown = [] if self.unk is None else [self.unk]
+        return [new for old in ids for new in (unknown if old in never else [old])]
+
+    def _join(self, ids: Sequence[int]) -> bytes:
+        """Bytes of ids that begin a text, with or without bos."""
+        pieces = [self.pieces[int(i)] for i in ids]
+        before, behind = self._space_around
+        at = int(len(ids) > 0 and int(ids[0]) == self.bos)
+        if before and len(ids) > at:
+            pieces[at] = pieces[at].removeprefix(b" ")
+        return b"".join(pieces).removesuffix(b" ") if behind else b"".join(pieces)
+
+    @cached_property
+    def _space_around(self) -> tuple[bool, bool]:
+        """Whether a space that is not in the text stands before its first piece, and behind its last."""
+        for piece in self._words():
+            try:
+                joined = b"".join(self.pieces[i] for i in self.encode(piece))
+            except InputError:
+                continue
+            if joined.strip(b" ").decode("utf-8", "replace") == piece:
+                return joined.startswith(b" "), joined.endswith(b" ")
+        return False, False
+
+    def _words(self) -> Iterator[str]:
+        """Some tokens that are plain words or letters, without the spaces around them."""
+        texts = (self.backend.decode([i], skip_special_tokens=False).strip() for i in range(self.vocab_size))
+        tried = (text for i, text in enumerate(texts) if i not in self.control and text.isascii() and text.isalnum())
+        return (text for text, _ in zip(tried, range(_PROBES), strict=False))
+
+    def _spell_bytes(self) -> list[bytes | None]:
+        """Pieces of the ids whose bytes their name says; none for others."""
+        kinds = self._decoder_kinds
+        added = self.backend.get_added_tokens_decoder()
+        alphabet = _byte_alphabet() if "ByteLevel" in kinds else None
+        spelled: list[bytes | None] = []
+        for i in range(self.vocab_size):
+            name = self.backend.id_to_token(i)
+            if name is None or i in self.control or (alphabet and i in added):
+                spelled.append(self.name(i).encode())
+            elif alphabet:
+                known = all(character in alphabet for character in name)
+                spelled.append(bytes(alphabet[one] for one in name) if known else name.encode())
+            elif "ByteFallback" in kinds and (byte := _BYTE_NAME.fullmatch(name)):
+                spelled.append(bytes([int(byte[1], 16)]))
+            else:
+                spelled.append(None)
+        return spelled
+
+    def _spell_texts(self, ids: Sequence[int]) -> list[str]:
+        """Texts of ids inside a text: what their decoding next to a word adds to that word."""
+        decode = self.backend.decode_batch
+        alone = decode([[i] for i in ids], skip_special_tokens=False)
+        word = next((n for n, text in enumerate(alone) if text.strip().isascii() and text.strip().isalnum()), None)
+        if word is None:
+            return alone
+        behind = "BPEDecoder" in self._decoder_kinds  # </w>: the space of a token stands behind it
+        pairs = decode([[i, ids[word]] if behind else [ids[word], i] for i in ids], skip_special_tokens=False)
+        cut, holds = (str.removesuffix, str.endswith) if behind else (str.removeprefix, str.startswith)
+        beside = [cut(pair, alone[word]) if holds(pair, alone[word]) else None for pair in pairs]
+        return [text if found is None else found for text, found in zip(alone, beside, strict=True)]
+
+    @cached_property
+    def _decoder_kinds(self) -> frozenset[str]:
+        decoder = described(self.backend)["decoder"] or {}
+        return frozenset(one["type"] for one in [decoder, *decoder.get("decoders", [])] if "type" in one)
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise InputError(f"{path}: no such tokenizer file; leave tokenizer_path empty to train one")
+    with _rust_errors(f"{path}: not a tokenizer.json"):
+        return tokenizers.Tokenizer.from_file(str(path))
+
+
+@contextmanager
+def _rust_errors(message: str) -> Iterator[None]:
+    """The Rust side raises plain Exception for every kind of bad input, and a BaseException where it panics."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise InputError(f"{message} ({error})") from error
+        raise
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters by which byte-level vocabularies name bytes: printable ones themselves, others from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -259,7 +259,7 @@ def _samples(
         prompt = corpus.tokens[start : min(start + _PROMPT_TOKENS, stop - 1)].tolist()
         with autocast(net.embed.weight.device, config.train.dtype):
             new = generate(net, prompt, new_tokens, eos=tokenizer.eos, seed=config.train.seed)
-        samples.append({"prompt": tokenizer.decode(prompt[1:]), "text": tokenizer.decode(new)})
+        samples.append({"prompt": tokenizer.decode(prompt[1:]), "text": tokenizer.decode(new, after=prompt)})
     net.train()
     return samples
 

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from conftest import make_sentences
 
 from memscope.errors import InputError
-from memscope.tokenizer import SPECIAL_TOKENS, Tokenizer
+from memscope.special_tokens import SPECIAL_TOKENS, Roles
+from memscope.tokenizer import Tokenizer
 
 TEXTS = [
     "Ada Holm was born in Aston .",
@@ -97,7 +99,7 @@ def test_a_wordpiece_vocabulary_finds_its_own_special_tokens() -> None:
     vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "ada": 4}
     loaded = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]")))
     assert (loaded.pad, loaded.bos, loaded.eos) == (0, 2, 3)
-    assert loaded.token_bytes[4] == 3
+    assert loaded.text_size(np.array([2, 4, 3])) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe\x00", b"not json", b'{"version": "1.0"', b"[1, 2]"])
@@ -115,7 +117,122 @@ def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
 
 def test_a_vocabulary_without_special_tokens_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
-    path.write_text(json.dumps(json.loads(backend.to_str())))
-    with pytest.raises(InputError, match=r"tokenizer.json: no pad token; one of <\|endoftext\|>"):
-        Tokenizer.load(path)
+    vocabulary("a").save(str(path))
+    with pytest.raises(InputError, match=r"tokenizer.json: no token opens or closes documents.*set bos_token or eos"):
+        Tokenizer.adopt(path)
+    named = Tokenizer.adopt(path, Roles(eos="a"))
+    assert (named.bos, named.eos, named.pad) == (0, 0, 0)
+    assert not named.control and named.encode("a") == [0]  # a word that is given a role stays a word
+
+
+def vocabulary(*names: str) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer(tokenizers.models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+
+
+@pytest.mark.parametrize(
+    ("names", "bos", "eos", "pad"),
+    [
+        (("<|endoftext|>",), "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),  # GPT-2
+        (
+            ("a", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+            "<|endoftext|>",
+            "<|endoftext|>",
+            "<|endoftext|>",
+        ),  # Qwen
+        (SPECIAL_TOKENS, "<|im_start|>", "<|im_end|>", "<|endoftext|>"),  # MiniMind, and what is trained here
+        (("<unk>", "<s>", "</s>"), "<s>", "</s>", "</s>"),  # Llama 2
+        (
+            ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+            "<|begin_of_text|>",
+            "<|end_of_text|>",
+            "<|end_of_text|>",
+        ),
+        (("<pad>", "<eos>", "<bos>", "<unk>"), "<bos>", "<eos>", "<pad>"),  # Gemma
+        (("<|end_of_text|>", "<fim_prefix>"), "<|end_of_text|>", "<|end_of_text|>", "<|end_of_text|>"),  # Granite
+        (
+            ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),  # DeepSeek
+            *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"),
+        ),
+        (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS]", "[SEP]", "[PAD]"),  # BERT
+        (("<pad>", "</s>", "<unk>"), "</s>", "</s>", "<pad>"),  # T5
+    ],
+)
+def test_roles_are_found_by_well_known_names(names: tuple[str, ...], bos: str, eos: str, pad: str) -> None:
+    found = Tokenizer(vocabulary(*names))
+    assert [found.name(i) for i in (found.bos, found.eos, found.pad)] == [bos, eos, pad]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("tokenizer_config.json", {"bos_token": None, "eos_token": "</s>"}, ("</s>", "</s>", "<pad>")),
+        ("tokenizer_config.json", {"bos_token": {"content": "a", "lstrip": False}}, ("a", "</s>", "<pad>")),
+        ("tokenizer_config.json", {"model_max_length": 512}, ("<s>", "</s>", "<pad>")),
+        ("tokenizer_config.json", {"bos_token": None, "cls_token": "a", "sep_token": "b"}, ("a", "b", "<pad>")),
+        ("tokenizer_config.json", {"pad_token": None}, ("<s>", "</s>", "</s>")),
+        ("special_tokens_map.json", {"eos_token": "b", "pad_token": "a"}, ("<s>", "b", "a")),
+    ],
+)
+def test_roles_are_what_the_files_beside_the_tokenizer_say(
+    tmp_path: Path, file: str, content: dict[str, object], expected: tuple[str, ...]
+) -> None:
+    vocabulary("<pad>", "<s>", "</s>", "a", "b").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / file).write_text(json.dumps(content))
+    found = Tokenizer.adopt(tmp_path / "tokenizer.json")
+    assert tuple(found.name(i) for i in (found.bos, found.eos, found.pad)) == expected
+    (tmp_path / "run").mkdir()
+    found.save(tmp_path / "run" / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "run" / "tokenizer.json")
+    assert (again.roles, again.bos, again.eos, again.pad) == (found.roles, found.bos, found.eos, found.pad)
+
+
+def test_names_of_the_config_go_before_files(tmp_path: Path) -> None:
+    vocabulary("<pad>", "<s>", "</s>", "a", "b").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    found = Tokenizer.adopt(tmp_path / "tokenizer.json", Roles(bos="", eos="a"))
+    assert found.roles == Roles(bos=None, eos="a", pad="<pad>", unk=None)
+    assert (found.bos, found.eos, found.pad) == (3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "message"),
+    [
+        (
+            '{"bos_token": "<bos>"}',
+            None,
+            r"has no token '<bos>', the bos_token of .*tokenizer_config.json; name another",
+        ),
+        ("{}", Roles(pad="[PAD]"), r"has no token '\[PAD\]', the pad_token of the config"),
+        ('{"eos_token": 3}', None, r"tokenizer_config.json: eos_token is no name of a token"),
+        ("[]", None, "an object with bos_token"),
+        ("{", None, "tokenizer_config.json:1: not valid JSON"),
+    ],
+)
+def test_a_role_that_no_token_can_have_is_refused(
+    tmp_path: Path, content: str, asked: Roles | None, message: str
+) -> None:
+    vocabulary("<s>", "</s>").save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        Tokenizer.adopt(tmp_path / "tokenizer.json", asked)
+
+
+def test_a_run_without_a_file_of_roles_has_those_it_was_trained_with(tmp_path: Path) -> None:
+    vocabulary("a", "<|endoftext|>", "<|im_start|>", "<|im_end|>").save(str(tmp_path / "tokenizer.json"))
+    earlier = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (earlier.pad, earlier.bos, earlier.eos) == (1, 2, 3)
+    earlier.save(tmp_path / "tokenizer.json")  # as when it is resumed
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (again.pad, again.bos, again.eos) == (1, 2, 3)
+
+
+def test_a_text_that_a_tokenizer_has_no_word_for_is_one_line(tmp_path: Path) -> None:
+    words = tokenizers.models.WordLevel({"<s>": 0, "ada": 1}, unk_token="missing")
+    loaded = Tokenizer(tokenizers.Tokenizer(words))
+    for encode in (
+        loaded.encode,
+        lambda text: loaded.encode_batch([text]),
+        lambda text: loaded.encode_pairs([("", text)]),
+    ):
+        with pytest.raises(InputError, match=r"tokenizer.* cannot encode 'bo'"):
+            encode("bo")
