@@ -20,6 +20,7 @@ from memscope.plot_style import (
     legend,
     panel,
     panels,
+    plain_label,
 )
 
 _SHARES = ("coverage", "unread_share")
@@ -138,7 +139,7 @@ def profile(rows: dict[int, pd.DataFrame], value: str, name: str, axis: str, *, 
         axes.plot(np.arange(len(frame)), frame[value], "o-", color=color, markersize=4)
         if f"even_{value}" in frame:
             axes.plot(np.arange(len(frame)), frame[f"even_{value}"], ":", color=color, linewidth=1)
-    axes.set_xticks(np.arange(len(labels)), labels, rotation=35, ha="right")
+    axes.set_xticks(np.arange(len(labels)), map(plain_label, labels), rotation=35, ha="right")
     axes.set(xlabel=axis, ylabel=name)
     _percent(axes, value)
     layer_legend(axes, layers, dark, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
@@ -157,7 +158,8 @@ def histograms_of(
     for number, ((name, counts), color) in enumerate(zip(values.items(), colors, strict=True)):
         named = len(values) <= LABELLED or number in (0, len(values) - 1)
         shares = counts / max(1, counts.sum())
-        axes.stairs(shares, edges, color=color, linewidth=1.5, baseline=None, label=name if named else None)
+        label = plain_label(name) if named else None
+        axes.stairs(shares, edges, color=color, linewidth=1.5, baseline=None, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     legend(axes)
     return figure

@@ -26,12 +26,12 @@ from memscope.plot_style import (
     layer_legend,
     legend,
     panel,
+    plain_label,
 )
 from memscope.plot_style import panels as side_by_side
 
 _OCTAVES = 5
 """Lifts further than so many doublings from 1 are drawn at the edge."""
-_LABEL = 46
 _DISJOINT = float(np.log(2))
 """Jensen-Shannon divergence of distributions without a common entry."""
 _MARGIN_LOWEST = -16.0
@@ -69,7 +69,7 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
         if group.any():
             axes.plot(lift[group], place[group], "o", color=face, markeredgecolor=blue(dark), label=label, zorder=3)
     axes.axvline(1, color=ink(dark), linestyle="--", linewidth=1)
-    names = [f"{_short(f'{row.attribute}: {row.label}')} · layer {row.layer}" for row in shown.itertuples()]
+    names = [f"{plain_label(f'{row.attribute}: {row.label}')} · layer {row.layer}" for row in shown.itertuples()]
     axes.set_yticks(place, names)
     axes.set(xscale="log", xlim=(2.0**-widest / 1.1, 2.0**widest * 1.1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xlabel("lift: share of selections / share of entries (1 = as its entries)")
@@ -121,7 +121,7 @@ def class_divergence(
         axes.plot(place, [row["divergence"] for row in rows], "o-", color=color, markersize=4)
         axes.plot(place, [row["even_divergence"] for row in rows], ":", color=color, linewidth=1)
     axes.plot([], [], ":", color=ink(dark), linewidth=1, label="as many tokens at random")
-    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right", fontsize=8)
+    axes.set_xticks(range(len(labels)), map(plain_label, labels), rotation=30, ha="right", fontsize=8)
     axes.set(xlabel=classes, ylabel="KL from the layer's usage (nats)", ylim=(0, None))
     layer_legend(axes, layers, dark)
     return figure
@@ -236,7 +236,3 @@ def _matrix(
             fontsize=8,
             color="black" if light else "white",
         )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"

@@ -20,11 +20,16 @@ from memscope.cli_options import (
     RunArgument,
     SeedOption,
     TokensOption,
+    check_streams,
+    fail,
+    fail_without_memory,
     hint,
     load,
     print_json,
+    show,
 )
 from memscope.errors import InputError
+from memscope.printable import one_line
 
 app = typer.Typer(
     help="See inside a language model's memory: train, record, measure and browse trainable memory banks.",
@@ -59,8 +64,7 @@ def corpus(
     """Write the default corpus: Wikipedia articles from the gensim package, and their sentences."""
     from memscope.wiki import write_wiki
 
-    for path in write_wiki(out):
-        print(path)
+    show(*write_wiki(out))
 
 
 @app.command()
@@ -140,7 +144,7 @@ def generate(
     prompt = [tokenizer.bos, *tokenizer.encode(text)]
     with autocast(model.embed.weight.device, loaded.config.train.dtype):
         new = sample(model, prompt, tokens, eos=tokenizer.eos, temperature=temperature, seed=seed)
-    print(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new, after=prompt))
+    show(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new, after=prompt))
 
 
 @app.command()
@@ -204,7 +208,7 @@ def census(recording: RecordingArgument) -> None:
     if not info.parts:
         raise InputError(f"{recording}: holds no finished part; record first")
     write_aggregates(recording, info)
-    print(recording / "census.json")
+    show(recording / "census.json")
 
 
 @app.command()
@@ -225,13 +229,12 @@ def trace(
         return
     for token in rows:
         loss = "" if token["loss"] is None else f"  loss {token['loss']:.2f}"
-        print(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
+        show(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
         for layer in token["layers"]:
             for fired in layer["entries"][:top]:
-                sentence = fired["sentence"] or "(started random)"
-                print(
+                show(
                     f"      layer {layer['layer']}  entry {fired['entry']:>7}  gate {fired['gate']:.3f}  "
-                    f"read {fired['read']:+.4f}  {sentence[:90]}"
+                    f"read {fired['read']:+.4f}  {one_line(fired['sentence'] or '(started random)')[:90]}"
                 )
 
 
@@ -279,11 +282,11 @@ def report(
 
             written = write_comparison(opened, Recording(against), out)
         for path in written:
-            print(path)
+            show(path)
     if static is not None:
         from memscope.static_site import write_static
 
-        print(write_static(opened, static).home)
+        show(write_static(opened, static).home)
 
 
 @app.command()
@@ -309,7 +312,7 @@ def export(
             export_neuronpedia(Recording(recording), out, limit=limit)
         case _:
             raise InputError(f"--to {to}: choose delphi or neuronpedia")
-    print(out)
+    show(out)
 
 
 @app.command("app")
@@ -334,17 +337,14 @@ cli_causal.register(app)
 def main() -> None:
     """Entry point of the ``memscope`` command."""
     try:
+        check_streams()
         app(standalone_mode=True)
     except InputError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:  # a full disk, a file without permission, an address in use
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
+        fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+    except (MemoryError, RuntimeError) as error:
+        fail_without_memory(error)
     except KeyboardInterrupt:
         print("memscope: stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def _fail(message: str) -> None:
-    print(f"memscope: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)

@@ -5,11 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from memscope.cli_options import DeviceOption, JsonOption, RecordingArgument, RunArgument, SeedOption, load, print_json
+from memscope.cli_options import (
+    DeviceOption,
+    JsonOption,
+    RecordingArgument,
+    RunArgument,
+    SeedOption,
+    load,
+    print_json,
+    show,
+)
 from memscope.errors import InputError
 
 FactsArgument = Annotated[
-    Path, typer.Argument(metavar="FACTS", help="JSON lines of facts: uuid, subject, predicate, object, template.")
+    Path,
+    typer.Argument(metavar="FACTS", help="Facts of memscope, LAMA, CounterFact or PopQA."),
 ]
 
 
@@ -78,10 +88,10 @@ def ablate(
     if as_json:
         print_json(study.summary)
         return
-    print(_table(study.table))
+    show(_table(study.table))
     summary = study.summary
-    print(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
-    print(f"{summary['loss_before']:.4f} nats; 95% intervals resample {summary['interval_unit']}; details in {out}")
+    show(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
+    show(f"{summary['loss_before']:.4f} nats; 95% intervals resample {summary['interval_unit']}; details in {out}")
 
 
 def facts(
@@ -105,8 +115,9 @@ def facts(
         raise InputError("facts: where to? Give --recording REC, or --out DIR")
 
     from memscope.effects import entry_usage
+    from memscope.fact_files import read_facts
     from memscope.fact_tables import write_audit
-    from memscope.facts import audit_facts, read_facts
+    from memscope.facts import audit_facts
     from memscope.files import make_folder
     from memscope.query import Recording
 
@@ -120,11 +131,11 @@ def facts(
     if as_json:
         print_json(audit.summary)
         return
-    print(_table(audit.recall))
-    print(f"\n{_table(audit.predicates)}\n")
+    show(_table(audit.recall))
+    show(f"\n{_table(audit.predicates)}\n")
     for name, value in audit.summary.items():
-        print(f"{name:<26}{_short(value)}")
-    print(*written, sep="\n")
+        show(f"{name:<26}{_short(value)}")
+    show(*written)
 
 
 def edit(
@@ -144,7 +155,7 @@ def edit(
     _choose("--method", method, ("sentence", "row"))
 
     from memscope.edit import edit_facts, write_edits
-    from memscope.facts import read_facts
+    from memscope.fact_files import read_facts
     from memscope.files import make_folder
 
     known, loaded = read_facts(facts), load(run, device)

@@ -1,20 +1,31 @@
 """Arguments, options and output that several commands share."""
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+
+from memscope.errors import InputError
+from memscope.printable import one_line, printable, printable_json
+
+_LONGEST = 2000
+"""Characters of an error that are printed; a file may be quoted in it."""
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
 RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]
 CorpusOption = Annotated[
-    Path, typer.Option("--corpus", metavar="FILE", help='JSON lines with "text": plain, .gz or .zst.')
+    Path,
+    typer.Option("--corpus", metavar="FILE", help='JSON lines, a list or Parquet with "text".'),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...")]
 TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after so many tokens.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random in this command.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random in this command.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -26,12 +37,45 @@ def load(run: Path, device: str) -> Any:
     return load_run(run, pick_device(device))
 
 
+def show(*texts: object) -> None:
+    """Print results, each on lines of its own; nothing in them acts on the terminal."""
+    print(*(printable(str(text)) for text in texts), sep="\n")
+
+
 def print_json(value: Any) -> None:
     """A result, for people and machines."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def check_streams() -> None:
+    """Make ready for text from outside: arguments are UTF-8, and what the terminal cannot show is written out.
+
+    Raises:
+        InputError: an argument is not UTF-8 text.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    for argument in sys.argv[1:]:
+        if argument != argument.encode("utf-8", "replace").decode():
+            raise InputError(f"this argument is not UTF-8 text: {argument[:200]}; files and texts are named in UTF-8")
+
+
+def fail(message: str) -> NoReturn:
+    """End with one line on standard error and exit status 2."""
+    line = one_line(message)
+    print(f"memscope: {line if len(line) <= _LONGEST else line[:_LONGEST] + '…'}", file=sys.stderr)
+    sys.exit(2)
+
+
+def fail_without_memory(error: Exception) -> None:
+    """End so if memory ran out, which torch raises as a ``RuntimeError``; raise any other error again."""
+    if not isinstance(error, MemoryError) and not re.search(r"(?i)out of memory|can't allocate memory", str(error)):
+        raise error
+    fail(f"not enough memory ({str(error)[:200] or 'none left'}); take less at once, or a smaller model")
 
 
 def hint(text: str) -> None:
     """What to do next, for a person at a terminal."""
     if sys.stderr.isatty():
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from memscope.plot_style import LABELLED, ORANGE, SIZE, blue, ink, layer_colors, legend, panel, panels
+from memscope.plot_style import LABELLED, ORANGE, SIZE, blue, ink, layer_colors, legend, panel, panels, plain_label
 
 _SHOWN_PREDICATES = 20
 _LEAST = 1e-7
@@ -130,7 +130,7 @@ def predicate_changes(predicates: pd.DataFrame, *, dark: bool = False) -> Figure
         shown["selection_share_a"], place, "o", color=_page(dark), markeredgecolor=blue(dark), label="selections, A"
     )
     axes.plot(shown["selection_share_b"], place, "o", color=blue(dark), label="selections, B")
-    axes.set_yticks(place, [_short(name) for name in shown["predicate"]])
+    axes.set_yticks(place, [plain_label(name, 34) for name in shown["predicate"]])
     axes.set(xlim=(0, None), ylim=(len(shown) - 0.4, -0.6), xlabel="share", ylabel="relation")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
@@ -144,7 +144,3 @@ def _ticks(axes: Axes, place: np.ndarray, heights: pd.Series, color: str, label:
 def _page(dark: bool) -> str:
     """Colour of the page, for hollow markers and text on bars."""
     return "#12161C" if dark else "white"
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"{name[:33]}…"

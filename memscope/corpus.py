@@ -8,13 +8,11 @@ document boundaries; evaluation and recording read ``document_windows``, which n
 """
 
 import hashlib
-import io
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +20,11 @@ import pyarrow.parquet as pq
 
 from memscope.errors import InputError
 from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.inputs import Skipped, read_rows
 from memscope.tokenizer import Tokenizer
 
-_ENCODE_BATCH = 256
-_CACHE_FORMAT = "3"
+_ENCODE_BATCH, _ENCODE_CHARACTERS = 256, 1 << 24
+_CACHE_FORMAT = "4"
 
 
 class Document(NamedTuple):
@@ -74,23 +73,17 @@ class DocumentWindow(NamedTuple):
     """One past the last input token; a window that ends its document has no target for its last token."""
 
 
-def read_documents(path: Path) -> Iterator[Document]:
-    """Stream the documents of a JSON-lines corpus.
+def read_documents(path: Path, skipped: Skipped | None = None) -> Iterator[Document]:
+    """Stream the documents of a corpus; a row without a string ``text`` is skipped (``inputs.read_rows``).
+
+    Args:
+        path: the corpus.
+        skipped: notes what was skipped; none says it on standard error at the end.
 
     Raises:
-        InputError: missing, binary, truncated or compressed wrongly, or a line is not ``{"text": string}``; the
-            message names the line.
+        InputError: see ``inputs.read_rows``; the message names the line.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such corpus file")
-    line_number = 0
-    try:
-        with _open_bytes(path) as file:
-            for line_number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse_line(line, f"{path}:{line_number}")
-    except OSError as error:  # what Arrow raises for a damaged or truncated stream
-        raise InputError(f"{path}: cannot be read after line {line_number} ({error}); is it truncated?") from error
+    return read_rows(path, "corpus", _document, skipped=skipped)
 
 
 def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorpus:
@@ -110,6 +103,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
             temporary.mkdir()
             _pack_into(temporary, path, tokenizer, dtype)
     meta = read_json(folder / "meta.json")
+    Skipped(**meta["skipped"]).say()  # also of a corpus that was packed before
     documents = pq.read_table(folder / "documents.parquet")
     lengths = documents["length"].to_numpy()
     return PackedCorpus(
@@ -177,20 +171,10 @@ class TrainingOrder:
         return self.tokens[start : start + self.window + 1].astype(np.int64)
 
 
-def _open_bytes(path: Path) -> io.BufferedReader:
-    compression = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    return io.BufferedReader(pa.input_stream(str(path), compression=compression))
-
-
-def _parse_line(line: bytes, where: str) -> Document:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text; a corpus has one JSON object a line") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not a JSON object ({error}); is the file truncated?") from error
+def _document(value: Any, where: str) -> Document:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise InputError(f'{where}: expected an object with a string "text"')
+        keys = f", not {', '.join(map(str, value))[:80]}" if isinstance(value, dict) and value else ""
+        raise InputError(f'{where}: expected an object with a string "text"{keys}')
     title, group = (clean_text(str(value.get(key) or "")) for key in ("title", "group"))
     return Document(clean_text(value["text"]), title, group)
 
@@ -200,9 +184,10 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
     groups: list[str] = []
     lengths: list[int] = []
     sizes: list[int] = []
-    documents = (document for document in read_documents(path) if document.text.strip())
+    skipped = Skipped()
+    documents = (document for document in read_documents(path, skipped) if document.text.strip())
     with (folder / "tokens.bin").open("wb") as file:
-        while chunk := list(islice(documents, _ENCODE_BATCH)):
+        while chunk := list(_batch(documents)):
             for document, ids in zip(chunk, tokenizer.encode_batch([d.text for d in chunk]), strict=True):
                 np.array([tokenizer.bos, *ids, tokenizer.eos], dtype=dtype).tofile(file)
                 titles.append(document.title)
@@ -213,7 +198,17 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
         raise InputError(f"{path}: no document with text in this corpus")
     columns = {"title": titles, "group": groups, "length": lengths, "bytes": sizes}
     pq.write_table(pa.table(columns), folder / "documents.parquet")
-    write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path)})
+    write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path), "skipped": asdict(skipped)})
+
+
+def _batch(documents: Iterator[Document]) -> Iterator[Document]:
+    """As many documents as are tokenized at once: few if they are long."""
+    room = _ENCODE_CHARACTERS
+    for document in islice(documents, _ENCODE_BATCH):
+        yield document
+        room -= len(document.text)
+        if room <= 0:
+            return
 
 
 class WindowBatch(NamedTuple):

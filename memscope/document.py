@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import jinja2
 import matplotlib
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from memscope.files import atomic_path, make_folder, write_text
 from memscope.findings import Finding
+from memscope.printable import one_line, printable
 
 _DPI = 200
 _NOTHING = "–"
@@ -152,7 +154,7 @@ def escape_markdown(text: str) -> str:
 
     What only means something at the start of a line is left: no line begins with text of a corpus.
     """
-    escaped = re.sub(r"([\\`*_{}\[\]<>#|~$&@^])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~$&@^])", r"\\\1", one_line(text))
     return re.sub(r"(?i)(https?:|ftp:|www)(?=[/.])", r"\1\\", escaped)  # else GitHub makes them links
 
 
@@ -164,9 +166,15 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        finalize=shown,
     )
     environment.filters["md"] = escape_markdown
     return environment
+
+
+def shown(value: Any) -> Any:
+    """What a template puts on a page: text with signs for what is unseen (``printable``); markup as it is."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _draw(figure: ReportFigure, kind: str) -> bytes:

@@ -25,6 +25,7 @@ from memscope.errors import InputError
 from memscope.files import write_text
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
+from memscope.printable import printable_values
 from memscope.query import Recording
 from memscope.store import SelectionReader
 
@@ -154,4 +155,5 @@ def _write_metadata(path: Path, source: Source) -> None:
 
 
 def _json_line(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    """A row; printable, because the database behind Neuronpedia takes no text with a NUL."""
+    return json.dumps(printable_values(line), ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,23 +1,20 @@
 """The fact audit: are facts that entries started from selected, read and needed when the facts are asked?
 
-    facts = read_facts(Path("facts.jsonl"))
+    facts = read_facts(Path("facts.jsonl"))              # fact_files.py
     audit = audit_facts(run, facts, usage=entry_usage(Path("recordings/demo")))
     write_audit(audit, Path("recordings/demo"))          # facts.parquet and facts.json, fact_tables.py
 
-A fact is a line ``{"uuid", "subject", "predicate", "object", "template", "evidence"}`` with a cloze template in the
-manner of LAMA (Petroni et al., arXiv 1909.01066): ``[X] was born in [Y] .`` It is asked as the text before ``[Y]``
-with the subject put in; its last token is the **asked** position, and the answer is the object's first token. An entry
-states the fact if its init sentence carries the same triple. Where such an entry is selected in the question it is
-ablated, in all layers and positions, and so is a **control**: another entry of the same question that was selected at
-about as many of its positions and is used about as often elsewhere. A control drawn from the whole bank would be
-selected hardly ever, and anything would beat it.
+A fact has a cloze template in the manner of LAMA (Petroni et al., arXiv 1909.01066): ``[X] was born in [Y] .`` It is
+asked as the text before ``[Y]`` with the subject put in; its last token is the **asked** position, and the answer is
+the object's first token. An entry states the fact if its init sentence carries the same triple. Where such an entry is
+selected in the question it is ablated, in all layers and positions, and so is a **control**: another entry of the same
+question that was selected at about as many of its positions and is used about as often elsewhere. A control drawn from
+the whole bank would be selected hardly ever, and anything would beat it.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,8 +25,8 @@ from torch import Tensor
 
 from memscope.capture import LayerCapture, capture_memory
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import clean_text
 from memscope.errors import InputError
+from memscope.fact_files import Fact
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate
 from memscope.model import MemoryTransformer
@@ -37,34 +34,6 @@ from memscope.provenance import start_table
 from memscope.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 4096
-_FIELDS = ("uuid", "subject", "predicate", "object", "template")
-
-
-class Fact(NamedTuple):
-    """A statement and how to ask for its object."""
-
-    uuid: str
-    subject: str
-    predicate: str
-    object: str
-    template: str
-    """Holds ``[X]`` for the subject and, after it, ``[Y]`` for the object."""
-    evidence: tuple[str, ...] = ()
-    """Sentences that state it, the object replaced by ``[MASK]``."""
-
-    @property
-    def question(self) -> str:
-        """The template up to the object, with the subject in it."""
-        return self._before.rstrip()
-
-    @property
-    def answer(self) -> str:
-        """What goes on with the question: the object, after the space that the template has before it."""
-        return self._before[len(self.question) :] + self.object
-
-    @property
-    def _before(self) -> str:
-        return self.template.partition("[Y]")[0].replace("[X]", self.subject)
 
 
 class Asked(NamedTuple):
@@ -85,27 +54,9 @@ class _Answer(NamedTuple):
     captured: dict[int, LayerCapture]
 
 
-def read_facts(path: Path) -> list[Fact]:
-    """Read a file of facts, one JSON object a line.
-
-    Raises:
-        InputError: missing, binary or truncated file, or a line that is no fact; the message names the line.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file of facts")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; facts are one JSON object a line") from error
-    facts = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    if not facts:
-        raise InputError(f"{path}: holds no fact")
-    return facts
-
-
 def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
     """For every fact the entries whose init sentence states it: the same uuid, or the same triple if one has none."""
-    columns = ["entry", *_FIELDS[:4]]
+    columns = ["entry", "uuid", "subject", "predicate", "object"]
     bank = start_table(run, columns).to_pandas().explode(columns[1:]).dropna(subset="subject")
     by_uuid = bank[bank["uuid"] != ""].groupby("uuid")["entry"].unique().to_dict()
     by_triple = bank.groupby(["subject", "predicate", "object"])["entry"].unique().to_dict()
@@ -209,27 +160,6 @@ def ask(
         rows = torch.arange(len(tokens), device=tokens.device)
         return model.unembed(end.resid[rows, asked]).float()
     raise AssertionError("the last hook did not fire")
-
-
-def _parse(line: str, where: str) -> Fact:
-    try:
-        raw = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not a JSON object ({error}); is the file truncated?") from error
-    if not isinstance(raw, dict):
-        raise InputError(f"{where}: expected an object with subject, predicate, object and template")
-    values = {name: str(raw.get(name, "")) for name in _FIELDS}
-    if odd := [name for name in _FIELDS[1:] if not isinstance(raw.get(name), str) or not values[name].strip()]:
-        raise InputError(f'{where}: a fact needs a text "{odd[0]}"')
-    evidence = raw.get("evidence") or []
-    if not isinstance(evidence, list) or not all(isinstance(text, str) for text in evidence):
-        raise InputError(f'{where}: "evidence" is a list of sentences')
-    subject, object_ = values["template"].find("[X]"), values["template"].find("[Y]")
-    if not 0 <= subject < object_:
-        raise InputError(f'{where}: the template {values["template"]!r} must hold "[X]" and, after it, "[Y]"')
-    return Fact(
-        **{name: clean_text(value) for name, value in values.items()}, evidence=tuple(map(clean_text, evidence))
-    )
 
 
 def _check_length(run: LoadedRun, facts: Sequence[Fact], asked: Asked) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 
-from memscope.plot_style import ink
+from memscope.plot_style import ink, plain_label
 
 SIZE = (9.6, 5.6)
 """Inches, the list of clusters included."""
@@ -111,16 +111,12 @@ def _draw_clusters(axes: Axes, points: pd.DataFrame, info: dict[str, Any], dark:
     for number, x, y in medians.itertuples():
         axes.annotate(str(number), (x, y), (0, 6), bbox=box, **style)
     for told in info["clusters"][:LISTED]:
-        label = f"{told['cluster']}  {_short(told['name'])} ({told['size']:,})"
-        axes.plot([], [], "s", color=colors[told["cluster"]], markersize=6, label=label)
+        name = f"{told['cluster']}  {plain_label(told['name'], 44)} ({told['size']:,})"
+        axes.plot([], [], "s", color=colors[told["cluster"]], markersize=6, label=name)
     left = len(info["clusters"]) - LISTED
     if left > 0:
         axes.plot([], [], " ", label=f"and {left} smaller ones")
-    texts = axes.legend(
-        frameon=False, fontsize=7.5, labelcolor=ink(dark), loc="center left", bbox_to_anchor=(1.0, 0.5)
-    ).get_texts()
-    for text in texts:
-        text.set_parse_math(False)  # names are text out of a corpus
+    axes.legend(frameon=False, fontsize=7.5, labelcolor=ink(dark), loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _draw_numbers(axes: Axes, points: pd.DataFrame, column: str, dark: bool) -> None:
@@ -169,10 +165,6 @@ def _spread_colors(places: np.ndarray, dark: bool) -> np.ndarray:
 def _size(count: int) -> float:
     """Area of a point in square points: all points together cover about as much at any number."""
     return float(np.clip(20_000 / max(1, count), 2.5, 12))
-
-
-def _short(name: str, most: int = 44) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _caption(info: dict[str, Any]) -> str:

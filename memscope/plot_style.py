@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from memscope.printable import one_line
+
 SIZE = (5.6, 3.5)
 """Width and height of one panel in inches."""
 ORANGE, GREEN = "#E69F00", "#009E73"
@@ -45,6 +47,15 @@ def panels(count: int, dark: bool = False) -> tuple[Figure, list[Axes]]:
         axes.grid(color=ink(dark), alpha=0.15, linewidth=0.6)
         axes.set_axisbelow(True)
     return figure, made
+
+
+def plain_label(text: str, most: int = 46) -> str:
+    """A text from outside as a label: on one line, cut to ``most`` characters, and never read as a formula.
+
+    matplotlib takes what stands between two dollar signs for TeX, and fails on what is none.
+    """
+    line = one_line(text)
+    return (line if len(line) <= most else f"{line[: most - 1]}…").replace("$", r"\$")
 
 
 def ink(dark: bool) -> str:

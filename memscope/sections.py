@@ -165,7 +165,7 @@ class MemoryConfig(Section):
     """Share of the entries, the first of every group, that keep what they start with: sentences that can be read to the
     end."""
     database_init_path: str | None = None
-    """Sentences that entries start from: T-REx-shaped JSON or one sentence a line; none = random."""
+    """Sentences that entries start from: T-REx, rows with ``sentence``, or one sentence a line; none = random."""
     database_choice: Literal["random", "kmeans"] = "random"
     """Which sentences, if there are more than entries: random ones, or the nearest to the centres of as many clusters
     of all (k-means over what entries would start from)."""
@@ -258,7 +258,7 @@ class DataConfig(Section):
     """Where text comes from."""
 
     train_path: str = ""
-    """Training corpus: JSON lines with a ``text`` field, plain, .gz or .zst."""
+    """Training corpus: JSON lines, a JSON list or Parquet with a ``text`` field; also gz, zst, xz, bz2."""
     valid_path: str = ""
     """Validation corpus in the same format; never trained on."""
     tokenizer_path: str | None = None

@@ -1,7 +1,12 @@
 """Sentences with triples: what the entries of a bank can start from.
 
-Two file shapes: the T-REx JSON of the founding experiment (a list of ``{"target": [{"sentence", "uuid", "subject",
-"predicate", "object"}, ...]}``, the rows of one item sharing one sentence), and plain text, one sentence a line.
+Shapes of rows, in any of the files that ``inputs.py`` reads:
+
+- ``{"target": [{"sentence", "uuid", "subject", "predicate", "object"}, ...]}``, the rows of one item sharing one
+  sentence: T-REx as the founding experiment has it; or one such row by itself;
+- a document of the T-REx dump (``text``, ``sentences_boundaries``, ``triples``; Elsahar et al., LREC 2018): its
+  sentences that state a triple, with names as they stand in the text and relations as Wikidata numbers them;
+- a text: one sentence a line of a plain file, or in a JSON list.
 """
 
 import random
@@ -10,7 +15,7 @@ from typing import Any, NamedTuple
 
 from memscope.corpus import clean_text
 from memscope.errors import InputError
-from memscope.files import read_json
+from memscope.inputs import read_rows
 
 
 class Triple(NamedTuple):
@@ -32,15 +37,15 @@ class Sentence(NamedTuple):
 def read_sentences(path: Path) -> list[Sentence]:
     """Read all sentences in file order; equal sentences become one that has the triples of all.
 
+    A row without a sentence is skipped (``inputs.read_rows``).
+
     Raises:
-        InputError: missing, empty, binary, truncated or wrong-shape file, with the item or line.
+        InputError: see ``inputs.read_rows``; or a file without sentences.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such sentence file")
-    rows = _read_trex(path) if path.suffix == ".json" else _read_lines(path)
     merged: dict[str, dict[Triple, None]] = {}
-    for sentence in rows:
-        merged.setdefault(sentence.text, {}).update(dict.fromkeys(sentence.triples))
+    for sentences in read_rows(path, "sentence", _parse, plain=True):
+        for sentence in sentences:
+            merged.setdefault(sentence.text, {}).update(dict.fromkeys(sentence.triples))
     if not merged:
         raise InputError(f"{path}: no sentences in this file")
     return [Sentence(text, tuple(triples)) for text, triples in merged.items()]
@@ -55,32 +60,43 @@ def choose_sentences(sentences: list[Sentence], count: int, seed: int) -> list[S
     return random.Random(seed).sample(sentences, min(count, len(sentences)))
 
 
-def _read_trex(path: Path) -> list[Sentence]:
-    items = read_json(path)
-    if not isinstance(items, list):
-        raise InputError(f'{path}: expected a list of {{"target": [...]}} items, got {type(items).__name__}')
-    return [sentence for number, item in enumerate(items) for sentence in _parse_item(item, f"{path}: item {number}")]
-
-
-def _parse_item(item: Any, where: str) -> list[Sentence]:
-    rows = item.get("target") if isinstance(item, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f'{where}: expected {{"target": [row, ...]}}')
+def _parse(item: Any, where: str) -> list[Sentence]:
+    """The sentences of a row, whichever shape it has."""
+    if isinstance(item, str):
+        return [Sentence(clean_text(item.strip()), ())] if item.strip() else []
+    if isinstance(item, dict) and isinstance(item.get("text"), str):
+        if isinstance(item.get("triples"), list):
+            return _of_document(item, where)
+        raise InputError(f'{where}: a document of a corpus ("text"), not a sentence; write one sentence a line')
+    rows = [item] if isinstance(item, dict) and "sentence" in item else _target(item, where)
     sentences = []
     for row in rows:
         text = row.get("sentence")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f'{where}: a row has no "sentence" text')
         triple = Triple(*(clean_text(str(row.get(key) or "")) for key in Triple._fields))
-        sentences.append(Sentence(clean_text(text.strip()), (triple,)))
+        sentences.append(Sentence(clean_text(text.strip()), (triple,) if any(triple) else ()))
     return sentences
 
 
-def _read_lines(path: Path) -> list[Sentence]:
+def _target(item: Any, where: str) -> list[dict[str, Any]]:
+    rows = item.get("target") if isinstance(item, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f'{where}: expected {{"target": [row, ...]}} or {{"sentence": ...}}')
+    return rows
+
+
+def _of_document(document: dict[str, Any], where: str) -> list[Sentence]:
+    """The sentences of a document of T-REx that state something, with what they state."""
+    stated: dict[int, list[Triple]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text; expected one sentence a line or T-REx .json") from error
-    if any("\0" in line for line in lines):
-        raise InputError(f"{path}: a binary file; expected one sentence a line or T-REx .json")
-    return [Sentence(line.strip(), ()) for line in lines if line.strip()]
+        for triple in document["triples"]:
+            subject, predicate, object_ = (triple[part] for part in ("subject", "predicate", "object"))
+            relation = predicate.get("surfaceform") or str(predicate["uri"]).rpartition("/")[2]
+            names = (str(subject["surfaceform"] or ""), relation, str(object_["surfaceform"] or ""))
+            stated.setdefault(int(triple["sentence_id"]), []).append(Triple("", *map(clean_text, names)))
+        bounds = document["sentences_boundaries"]
+        texts = {number: clean_text(document["text"][slice(*bounds[number])].strip()) for number in sorted(stated)}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{where}: not a document as T-REx has them ({error!r})") from error
+    return [Sentence(text, tuple(stated[number])) for number, text in texts.items() if text]

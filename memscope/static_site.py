@@ -18,9 +18,11 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from memscope.document import shown
 from memscope.entry_pages import EntryCard
 from memscope.errors import InputError
 from memscope.files import atomic_path
+from memscope.printable import printable
 from memscope.query import Recording
 from memscope.words import model_name, selections, visible
 
@@ -123,7 +125,7 @@ def _triple_text(row: dict[str, Any]) -> str:
     sentence = _text(row["sentence"])
     if sentence is None:
         return ""
-    texts = [str(text) for name in ("subject", "predicate", "object") for text in row[name]]
+    texts = [printable(str(text)) for name in ("subject", "predicate", "object") for text in row[name]]
     return " ".join(text for text in dict.fromkeys(texts) if text.lower() not in sentence.lower())
 
 
@@ -241,6 +243,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=shown,
     )
     environment.filters |= {
         "visible": visible,
@@ -251,4 +254,4 @@ def _environment() -> jinja2.Environment:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return printable(value) if isinstance(value, str) else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from memscope.printable import printable
 from memscope.query import Recording
 from memscope.store import RecordingInfo
 
@@ -41,9 +42,9 @@ def model_name(recording: Recording) -> str:
 
 
 def visible(text: str) -> str:
-    """A token as a reader sees it: leading and trailing spaces, newlines and tabs become signs."""
+    """A token as a reader sees it: leading and trailing spaces, newlines, tabs and what is unseen become signs."""
     inner = text.strip(" ")
     if not inner:
         return "␣" * len(text) or "∅"
     start, end = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
-    return "␣" * start + inner.replace("\n", "↵").replace("\t", "⇥") + "␣" * end
+    return "␣" * start + printable(inner.replace("\n", "↵").replace("\t", "⇥")) + "␣" * end

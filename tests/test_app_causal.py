@@ -11,8 +11,9 @@ from test_facts import write_facts
 
 import app
 from memscope.checkpoint import LoadedRun
+from memscope.fact_files import read_facts
 from memscope.fact_tables import write_audit
-from memscope.facts import audit_facts, read_facts
+from memscope.facts import audit_facts
 from memscope.query import Recording
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

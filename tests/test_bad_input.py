@@ -59,7 +59,8 @@ def test_a_missing_input_is_named_with_the_command_that_makes_it(
         (None, ["no such corpus file"]),
         (b"", ["no document with text"]),
         (b'{"text": "fine"}\n{"title": "no text"}\n', [":2: ", '"text"']),
-        (b"\xff\xfe\x00\x01", [":1: ", "not UTF-8"]),
+        (b"\xff\xfe\x00\x01", ["this is UTF-16 text, not UTF-8"]),
+        (b"id,text\n1,words\n", ["comma- or tab-separated", "write it as JSON lines"]),
     ],
 )
 def test_an_unusable_corpus_is_refused(
@@ -82,7 +83,7 @@ def test_an_unusable_corpus_is_refused(
         ("valid.jsonl", b"\n", ["valid.jsonl: no document with text"]),
         ("sentences.json", b"[]", ["sentences.json: no sentences"]),
         ("sentences.json", b'[{"rows": 1}]', ["sentences.json: item 0: expected"]),
-        ("sentences.json", b"\x00\xff", ["sentences.json: not UTF-8"]),
+        ("sentences.json", b"\x00\xff", ["sentences.json: a binary file"]),
     ],
 )
 def test_an_unusable_file_of_a_training_is_refused(

@@ -14,7 +14,7 @@ from test_intervene import FREE, TOKENS, make_model
 from memscope.checkpoint import LoadedRun
 from memscope.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
 from memscope.errors import InputError
-from memscope.facts import Fact, read_facts
+from memscope.fact_files import Fact, read_facts
 from memscope.intervene import ablate, rewrite
 
 

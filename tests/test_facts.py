@@ -14,10 +14,11 @@ from memscope.bank_init import PARQUET
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
+from memscope.fact_files import Fact, read_facts
 from memscope.fact_report import fact_figures, fact_finding, fact_findings
 from memscope.fact_report import fact_tables as report_tables
 from memscope.fact_tables import FactAudit, Questions, load_audit, write_audit
-from memscope.facts import Fact, ask, audit_facts, match_entries, read_facts, tokenize_facts
+from memscope.facts import ask, audit_facts, match_entries, tokenize_facts
 from memscope.intervene import ablate
 from memscope.parquet import read_parquet
 
@@ -61,16 +62,21 @@ def test_a_question_is_the_template_up_to_the_object() -> None:
         ('{"subject": "a"}', 'needs a text "predicate"'),
         ('{"subject": "a", "predicate": "p", "object": "o", "template": "[Y] is [X]"}', "must hold"),
         ('{"subject": "a", "predicate": "p", "object": "o", "template": "[X] is [Y]", "evidence": 3}', "evidence"),
-        ('{"subject": "a"', "not a JSON object"),
+        ("{subject: a}", "not a JSON object"),
     ],
 )
-def test_bad_facts_are_refused_with_their_line(tmp_path: Path, line: str, message: str) -> None:
+def test_bad_facts_are_named_with_their_line(
+    tmp_path: Path, line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = '{"subject": "a", "predicate": "p", "object": "o", "template": "[X] is [Y] ."}\n'
     path = tmp_path / "facts.jsonl"
-    path.write_text(good + line)
-    with pytest.raises(InputError, match=message) as caught:
+    path.write_text(f"{good}{line}\n")
+    assert len(read_facts(path)) == 1
+    said = capsys.readouterr().err
+    assert f"{path}:2: " in said and message in said
+    path.write_text(f"\n{line}\n" if line != "[1]" else "5\n")
+    with pytest.raises(InputError, match=rf"facts\.jsonl:\d: .*{message}"):
         read_facts(path)
-    assert f"{path}:2" in str(caught.value)
 
 
 def test_facts_find_their_entries_by_uuid_and_by_triple(tiny_run: LoadedRun, facts: list[Fact]) -> None:

@@ -18,6 +18,7 @@ from memscope.errors import InputError
 from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
+from memscope.printable import printable
 from memscope.query import Recording
 from memscope.record import record
 from memscope.store import read_part
@@ -197,7 +198,7 @@ def test_gate_heads_that_share_an_entry_are_summed(two_heads: Recording, tmp_pat
 def test_neuronpedia_features_count_what_was_recorded(tiny_recording: Recording, truth: Truth, tmp_path: Path):
     info = tiny_recording.info
     result = export_neuronpedia(tiny_recording, tmp_path / "out", limit=None)
-    texts, seen = tiny_recording.tokenizer.token_texts, set()
+    texts, seen = [printable(text) for text in tiny_recording.tokenizer.token_texts], set()
     for axis, layer in enumerate(info.layers):
         for feature in lines(result.folder / f"{layer}-memory" / "features"):
             assert sorted(feature) == sorted(NEURON_COLUMNS.split())
@@ -231,7 +232,7 @@ def test_neuronpedia_activations_are_the_recorded_contexts(tiny_recording: Recor
     info = tiny_recording.info
     result = export_neuronpedia(tiny_recording, tmp_path / "out", limit=5)
     windows = pieces(tiny_recording, info.window)
-    texts, identities, found = tiny_recording.tokenizer.token_texts, [], 0
+    texts, identities, found = [printable(text) for text in tiny_recording.tokenizer.token_texts], [], 0
     for axis, layer in enumerate(info.layers):
         activations = lines(result.folder / f"{layer}-memory" / "activations")
         contexts = tiny_recording.sql("SELECT * FROM contexts WHERE layer = ? ORDER BY entry, kind DESC, rank", [layer])

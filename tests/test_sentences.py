@@ -54,7 +54,7 @@ def test_a_text_file_has_one_sentence_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        ({"target": []}, r'expected a list of \{"target"'),
+        ({"rows": []}, r'sentences\.json:1: expected \{"target"'),
         ([{"target": [row("One .")]}, {"rows": []}], 'item 1: expected {"target"'),
         ([5], 'item 0: expected {"target"'),
         ([{"target": ["One ."]}], "item 0: expected"),
@@ -72,8 +72,8 @@ def test_a_wrong_shape_is_refused_with_the_item(tmp_path: Path, items: object, m
     ("name", "content", "message"),
     [
         ("s.json", b'[{"target": [', "not valid JSON .* truncated"),
-        ("s.json", b"\xff\xfe\x00", "not UTF-8"),
-        ("s.txt", b"\xff\xfe\x00", "not UTF-8 text; expected one sentence a line"),
+        ("s.json", b"\xff\xfe\x00", "UTF-16 text, not UTF-8"),
+        ("s.txt", b"caf\xe9", "s.txt:1: not UTF-8 text"),
         ("s.txt", b"a\x00b", "a binary file"),
         ("s.txt", b"", "no sentences in this file"),
         ("s.txt", b" \n\n", "no sentences in this file"),

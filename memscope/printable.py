@@ -1,0 +1,55 @@
+"""Text from outside as a reader may see it: what is invisible, or acts on a terminal or on other text, becomes a sign.
+
+    printable("\x1b[31mred")   # \\x1b[31mred
+
+Everything that shows a text of a corpus, a tokenizer, a config or a command line passes it through here: the command
+line, reports, the static site, figures, exports and the app. Data keep the text as it is.
+"""
+
+import re
+from typing import Any
+
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and newline
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of the text after it
+    "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width, and other ends of lines
+    "\U000e0000-\U000e007f"  # tags
+    "\ud800-\udfff]"  # halves of surrogate pairs, also the bytes of an argument that is not UTF-8
+)
+"""Joiners (U+200C, U+200D) and the soft hyphen are left: scripts and emoji need them."""
+
+
+def printable(text: str) -> str:
+    """The text with every unseen character written out as Python would: ``\\x1b``, ``\\u202e``."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNSEEN.sub(_written_out, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """The same on one line: white space of any kind and length is one space."""
+    return " ".join(printable(text).split())
+
+
+def printable_json(text: str) -> str:
+    """JSON with every unseen character as an escape sequence: it means the same, and nothing in it acts."""
+    return _UNSEEN.sub(_json_escape, text)
+
+
+def printable_values(value: Any) -> Any:
+    """Plain values (dictionaries, lists, tuples) with every text in them printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: printable_values(inner) for key, inner in value.items()}
+    return [printable_values(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _json_escape(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

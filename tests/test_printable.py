@@ -1,0 +1,123 @@
+"""What is unseen in a text from outside is a sign wherever it is shown."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import CliResult
+
+from app import figures
+from memscope.bias_plots import class_divergence, preference_forest
+from memscope.compare_plots import predicate_changes
+from memscope.document import escape_markdown, shown
+from memscope.plot_style import plain_label
+from memscope.printable import one_line, printable, printable_json, printable_values
+from memscope.words import visible
+
+Cli = Callable[..., CliResult]
+
+UNSEEN = "\x00\x07\x08\x0b\x1b\x7f\x85\x9b\u061c\u200b\u200e\u202e\u2028\u2066\u2069\ufeff\U000e0041\ud83d"
+FORMULAS = [
+    "costs $5 and $10",
+    "US$ to A$",
+    "price_$x^$",
+    "$\\badcommand$",
+    "a $100% b $",
+    "$$",
+    "\\$",
+    "$\\frac{",
+    "$",
+]
+"""Labels with dollar signs: none of them is TeX."""
+
+
+@pytest.mark.parametrize("character", UNSEEN)
+def test_an_unseen_character_is_written_out(character: str) -> None:
+    escape = character.encode("unicode_escape", "surrogatepass").decode()
+    assert printable(f"a{character}b") == f"a{escape}b" == visible(f"a{character}b")
+    text = printable_json(json.dumps({"text": character}, ensure_ascii=False))
+    assert text.isascii() and json.loads(text) == {"text": character}
+
+
+def test_what_is_seen_stays_as_it_is() -> None:
+    text = "Größe 漢字 ‘quoted’ – 👩\u200d👩\u200d👧 می\u200cخواهم soft\u00adhyphen\u00a0space\ttab\nline"
+    assert printable(text) == text
+    assert printable("one\r\ntwo") == "one\ntwo"
+    assert one_line(" one\r\n two\tthree ") == "one two three"
+    assert printable_values({"a": ["\x1b", 1, None, ("\x00",)]}) == {"a": ["\\x1b", 1, None, ["\\x00"]]}
+
+
+def test_no_control_or_direction_character_is_let_through() -> None:
+    every = "".join(map(chr, range(0x110000)))
+    left = {character for character in printable(every) if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")}
+    assert left == {"\t", "\n"}
+    turning = {c for c in printable(every) if unicodedata.bidirectional(c) in ("LRE", "RLE", "LRO", "RLO", "PDF")}
+    assert turning == set()
+
+
+def test_pages_show_signs_and_markup_stays_text() -> None:
+    assert shown("\x1b[2J") == "\\x1b[2J"
+    assert shown(7) == 7
+    assert escape_markdown("a\u202eb\r\n<c>") == "a\\\\u202eb \\<c\\>"
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_labels_of_figures_are_drawn_as_they_are(tmp_path: Path, kind: str) -> None:
+    texts = [*FORMULAS, "\x1b[31m", "two\nlines", "x" * 99]
+    forest = {"layer": 0, "attribute": "predicate", "lift": 1.2, "low": 1.0, "high": 1.5, "p": 0.01}
+    forest |= {"chance_low": 0.9, "chance_high": 1.1, "significant": True, "rank_significant": False}
+    shares = {"bank_share_b": 0.1, "selection_share_a": 0.2, "selection_share_b": 0.3}
+    profile = [{"label": text, "divergence": 0.1, "even_divergence": 0.05} for text in texts]
+    drawn = [
+        preference_forest(pd.DataFrame([forest | {"label": text} for text in texts])),
+        predicate_changes(pd.DataFrame([shares | {"predicate": text} for text in texts])),
+        class_divergence([profile], [0], "groups"),
+        figures.profile({0: pd.DataFrame(profile)}, "divergence", "KL", "group"),
+        figures.histograms_of({text: np.ones(3) for text in texts[:8]}, np.arange(4), "x", "y", ""),
+    ]
+    for number, figure in enumerate(drawn):
+        figure.savefig(tmp_path / f"{number}.{kind}")
+    assert len(list(tmp_path.iterdir())) == len(drawn)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", "".join(path.read_text() for path in tmp_path.glob("*.svg")))
+
+
+def test_a_label_is_one_short_line() -> None:
+    assert plain_label("a\n b $x$") == r"a b \$x\$"
+    assert plain_label("x" * 99, 5) == "xxxx…"
+
+
+def test_an_argument_that_is_not_utf8_is_refused(cli: Cli, tiny_run_path: Path) -> None:
+    bad = os.fsdecode(b"bad \xff bytes")
+    for words in (["trace", tiny_run_path, bad], ["generate", tiny_run_path, bad], ["census", bad], ["--" + bad]):
+        result = cli(*words)
+        assert result.code == 2 and result.out == ""
+        assert result.err.strip().startswith("memscope: this argument is not UTF-8 text: ")
+        assert r"bad \udcff bytes" in result.err and result.err.count("\n") == 1
+
+
+def test_a_trace_and_a_continuation_show_signs(cli: Cli, tiny_run_path: Path) -> None:
+    text = "Ada \x1b[31mHolm \u202ewas"
+    for words in (["trace", tiny_run_path, text], ["generate", tiny_run_path, text, "--tokens", 3]):
+        printed = cli(*words, "--device", "cpu")
+        assert printed.code == 0
+        assert "\x1b" not in printed.out and "\u202e" not in printed.out
+        assert "\\x1b" in printed.out
+    assert "\\u202e" in printed.out
+    rows = json.loads(cli("trace", tiny_run_path, "a \x1b[31mb", "--json", "--device", "cpu").out)
+    assert "".join(row["text"] for row in rows[1:]) == "a \x1b[31mb"  # for machines the text is what it was
+
+
+def test_a_terminal_that_knows_only_ascii_gets_escapes(tiny_run_path: Path) -> None:
+    command = [sys.executable, "-m", "memscope", "generate", str(tiny_run_path), "Größe 漢", "--tokens", "2"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(r"Gr\xf6\xdfe \u6f22")
