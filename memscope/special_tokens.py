@@ -48,7 +48,7 @@ KNOWN = {
             "[EOS]",
             "[SEP]",
         ),
-        "<|im_end|>",
+        *("<EOT>", "<|im_end|>"),
     ),
     "pad": ("<pad>", "<|pad|>", "<|padding|>", "<｜▁pad▁｜>", "<|finetune_right_pad_id|>", "<PAD>", "[PAD]"),
 }
@@ -112,8 +112,9 @@ def _read_names(file: Path) -> dict[str, str | None]:
     read = read_json(file)
     if not isinstance(read, dict):
         raise InputError(f"{file}: an object with bos_token, eos_token and so on was expected")
-    for key, value in read.items():
-        if key.endswith("_token"):
+    for key in sum(_KEYS.values(), ()):
+        if key in read:
+            value = read[key]
             names[key] = name = value.get("content") if isinstance(value, dict) else value
             if name is not None and not isinstance(name, str):
                 raise InputError(f"{file}: {key} is no name of a token")

@@ -106,7 +106,7 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """The largest id and one more, special tokens included: ids may have gaps."""
-        return max(self.backend.get_vocab().values()) + 1
+        return max(self._names) + 1
 
     @property
     def identity(self) -> str:
@@ -167,7 +167,7 @@ class Tokenizer:
 
     def name(self, token: int) -> str:
         """The token as its vocabulary spells it; ids of no token as ``<id 17>``."""
-        return self.backend.id_to_token(int(token)) or f"<id {token}>"
+        return self._names.get(int(token), f"<id {token}>")
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -186,8 +186,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for inside a text, 0 for ids that are no text, int64 ``[vocab]``."""
-        names = self.backend.id_to_token
-        text = (i not in self.control and names(i) is not None for i in range(self.vocab_size))
+        text = (i not in self.control and i in self._names for i in range(self.vocab_size))
         return np.array([len(piece) * one for piece, one in zip(self.pieces, text, strict=True)], dtype=np.int64)
 
     def text_size(self, ids: np.ndarray) -> int:
@@ -208,6 +207,10 @@ class Tokenizer:
         roles = {f"{role}_token": name for role, name in self.roles._asdict().items()}
         write_json(path.with_name(ROLES_FILE), {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
         write_text(path, self.backend.to_str())
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {i: name for name, i in self.backend.get_vocab().items()}
 
     @contextmanager
     def _named_errors(self, *texts: str) -> Iterator[None]:
@@ -257,7 +260,7 @@ class Tokenizer:
         alphabet = _byte_alphabet() if "ByteLevel" in kinds else None
         spelled: list[bytes | None] = []
         for i in range(self.vocab_size):
-            name = self.backend.id_to_token(i)
+            name = self._names.get(i)
             if name is None or i in self.control or (alphabet and i in added):
                 spelled.append(self.name(i).encode())
             elif alphabet:

@@ -155,6 +155,7 @@ def vocabulary(*names: str) -> tokenizers.Tokenizer:
         ),
         (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS]", "[SEP]", "[PAD]"),  # BERT
         (("<pad>", "</s>", "<unk>"), "</s>", "</s>", "<pad>"),  # T5
+        (("<EOT>", "<META>"), "<EOT>", "<EOT>", "<EOT>"),  # Claude
     ],
 )
 def test_roles_are_found_by_well_known_names(names: tuple[str, ...], bos: str, eos: str, pad: str) -> None:
@@ -167,7 +168,7 @@ def test_roles_are_found_by_well_known_names(names: tuple[str, ...], bos: str, e
     [
         ("tokenizer_config.json", {"bos_token": None, "eos_token": "</s>"}, ("</s>", "</s>", "<pad>")),
         ("tokenizer_config.json", {"bos_token": {"content": "a", "lstrip": False}}, ("a", "</s>", "<pad>")),
-        ("tokenizer_config.json", {"model_max_length": 512}, ("<s>", "</s>", "<pad>")),
+        ("tokenizer_config.json", {"model_max_length": 512, "add_bos_token": True}, ("<s>", "</s>", "<pad>")),
         ("tokenizer_config.json", {"bos_token": None, "cls_token": "a", "sep_token": "b"}, ("a", "b", "<pad>")),
         ("tokenizer_config.json", {"pad_token": None}, ("<s>", "</s>", "</s>")),
         ("special_tokens_map.json", {"eos_token": "b", "pad_token": "a"}, ("<s>", "b", "a")),
