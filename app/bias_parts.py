@@ -19,6 +19,7 @@ VALUES = {
     "gate_entropy": "gate entropy, nats",
     "effective_entries_read": "entries effectively read",
     "unread_share": "unread selections",
+    "by_score_share": "selections by scores alone",
     "loss": "loss, nats",
 }
 """What is drawn along position and frequency."""

@@ -19,8 +19,9 @@ METRIC_COLUMNS = [
     "max_violation",
     "dead",
     "hot",
+    "by_score_share",
 ]
-"""Columns of ``Recording.layer_metrics()`` in the order that pages show them."""
+"""Columns of ``Recording.evenness()`` in the order that pages show them."""
 
 METRICS = {
     "coverage": _NUMBER(format="percent", help="Share of entries used at least once."),
@@ -36,6 +37,9 @@ METRICS = {
     "max_violation": _NUMBER("MaxVio", format="%.1f", help="(largest load - mean load) / mean load."),
     "dead": _NUMBER(format=_PLAIN, help="Entries without any usage."),
     "hot": _NUMBER(format=_PLAIN, help="Entries with more than 10 times the even share."),
+    "by_score_share": _NUMBER(
+        "by scores alone", format="percent", help="Selections that raw scores, without the bias, would have made."
+    ),
 }
 
 READING = {
@@ -49,6 +53,11 @@ READING = {
         "gate ~ attention", format="%.2f", help="Spearman of gate score and read weight / gate score."
     ),
     "unread_share": _NUMBER("unread", format="percent", help="Selections with under 1% of their token's read."),
+    "unread_share_by_norm": _NUMBER(
+        "unread, by norm", format="percent", help="The same where read heads of different signs do not cancel."
+    ),
+    "margin": _NUMBER("selection margin", format="%.3f", help="Weakest selected above best rejected, bias included."),
+    "score_margin": _NUMBER("in raw scores", format="%.3f", help="Below 0 where the bias passed over a better entry."),
     "silent_tokens": _NUMBER("silent tokens", format="percent", help="Tokens that read nothing."),
 }
 
@@ -62,6 +71,9 @@ ENTRY = {
     "gate_sum": _NUMBER("gate, sum", format="compact", help="Sum of gate scores."),
     "read_sum": _NUMBER("read, sum", format="compact", help="Sum of absolute read weights."),
     "read_per_selection": _NUMBER("read each", format="%.3f", help="Absolute read weight per selection."),
+    "signed_per_selection": _NUMBER(
+        "with sign", format="%+.3f", help="Read weight per selection; below 0: subtracted on the whole."
+    ),
     "drift": _NUMBER(format="%.4f", width=70, help="1 - cosine to its start."),
     "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),
     "sentence": st.column_config.TextColumn("init sentence", width=330),

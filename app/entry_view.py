@@ -20,7 +20,7 @@ def header(recording: Recording, card: EntryCard) -> None:
     info = recording.info
     total = int(card.usage["count"].sum())
     even = info.rows * info.selected * len(info.layers) / info.knowledge_num
-    read = float(card.usage["read_sum"].sum())
+    read, signed = (float(card.usage[name].sum()) for name in ("read_sum", "read_signed_sum"))
     status = "never selected" if total == 0 else "hot" if total > HOT_FACTOR * even else "in use"
     if card.sentence is None:
         st.caption("This entry started from random numbers, so it has no sentence.")
@@ -38,7 +38,10 @@ def header(recording: Recording, card: EntryCard) -> None:
             status,
         )
         _metric(
-            "Read per selection", f"{read / max(1, total):.3g}", f"{read:,.0f} in all", "Sum of absolute read weights."
+            "Read per selection",
+            f"{read / max(1, total):.3g}",
+            f"{signed / max(1, total):+.3g} with its sign",
+            "Mean absolute read weight. With its sign: below 0 where the entry is subtracted on the whole.",
         )
         _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
         if card.kept is not None and card.kept_at_init is not None:

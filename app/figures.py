@@ -23,7 +23,7 @@ from memscope.plot_style import (
     plain_label,
 )
 
-_SHARES = ("coverage", "unread_share")
+_SHARES = ("coverage", "unread_share", "by_score_share")
 """Metrics that are shown in percent."""
 
 

@@ -40,17 +40,20 @@ _DECODED = 6
 def entry_numbers(recording: Recording) -> pd.DataFrame:
     """Numbers of every entry, one row each in the order of entries.
 
-    Columns ``entry count gate_sum read_sum layers_used top_layer drift kept read_per_selection``; sums are over
-    layers, ``top_layer`` is the layer that selects it most (-1 for none).
+    Columns ``entry count gate_sum read_sum layers_used top_layer drift kept read_per_selection signed_per_selection``
+    (below 0: subtracted on the whole); sums are over layers, ``top_layer`` is the layer that selects it most (-1 for
+    none).
     """
     frame = recording.sql(
         """SELECT d.entry, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
                   coalesce(read_sum, 0) AS read_sum, coalesce(layers_used, 0)::TINYINT AS layers_used,
                   coalesce(top_layer, -1)::SMALLINT AS top_layer, drift, kept,
-                  coalesce(read_sum / count, 0) AS read_per_selection
+                  coalesce(read_sum / count, 0) AS read_per_selection,
+                  coalesce(read_signed_sum / count, 0) AS signed_per_selection
            FROM (SELECT entry, drift, kept FROM decodings) d LEFT JOIN (
                SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
-                      count(*) AS layers_used, arg_max(layer, count) AS top_layer FROM usage GROUP BY entry) u
+                      sum(read_signed_sum) AS read_signed_sum, count(*) AS layers_used,
+                      arg_max(layer, count) AS top_layer FROM usage GROUP BY entry) u
            USING (entry) ORDER BY d.entry"""
     )
     return frame

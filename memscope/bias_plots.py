@@ -152,7 +152,9 @@ def entropy_dots(reading: pd.DataFrame, selected: int, *, dark: bool = False) ->
 
 
 def margin_lines(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
-    """How far the weakest selected entry scores above the best rejected one; ties are named, not drawn.
+    """How far the weakest selected entry stands above the best rejected one, by what the selection saw (bias included).
+
+    Ties are named, not drawn.
 
     Args:
         reading: ``Recording.reading_metrics()``; the first bin of its ``margin_histogram`` holds ties.
@@ -171,7 +173,7 @@ def margin_lines(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
         occupied += edges[1:][np.flatnonzero(share[1:])].tolist() + edges[2:][np.flatnonzero(share[1:])].tolist()
     low = min(occupied[1:], default=occupied[0])
     axes.set(xscale="log", xlim=(low, max(*occupied, 2 * low)), ylim=(0, None))
-    axes.set(xlabel="raw score above the best rejected entry", ylabel="share of tokens and gate heads")
+    axes.set(xlabel="selection margin: above the best rejected entry", ylabel="share of tokens and gate heads")
     axes.yaxis.set_major_formatter(PERCENT)
     legend(axes)
     return figure

@@ -32,14 +32,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from memscope import bank_init
 from memscope.attribution import gradient_attribution
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
 from memscope.facts import Fact, answerable, ask, pad_rows, tokenize_facts
 from memscope.files import write_json
-from memscope.intervene import encode_sentence, rewrite
+from memscope.intervene import rewrite
 from memscope.model import MemoryTransformer
 from memscope.parquet import write_table
+from memscope.sentences import Sentence
 
 Method = Literal["sentence", "row"]
 KINDS = {"question": "efficacy", "paraphrase": "generalisation", "neighbour": "specificity"}
@@ -158,9 +160,9 @@ def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> 
 
 
 def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token: int) -> int:
-    """The entry with the largest effect on a token's logit after a question, by attribution patching.
+    """The entry that does most for a token's logit after a question: the largest effect by attribution patching.
 
-    Summed over the layers and positions that select it; the sign does not matter.
+    Summed over the layers and positions that select it. An entry of a large negative effect speaks against the token.
     """
     targets = torch.full_like(question, -100)
     targets[0, -1] = token
@@ -169,7 +171,26 @@ def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token
     effects = torch.cat([values.flatten() for values in effect.values()])
     entries, place = every.unique(return_inverse=True)
     total = torch.zeros(len(entries), device=effects.device).index_add(0, place, effects.float())
-    return int(entries[total.abs().argmax()])
+    return int(entries[total.argmax()])
+
+
+def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, "row slot width"]:
+    """Slots that initialisation would have made of sentences: through the table and projection saved with the run.
+
+    Raises:
+        InputError: the run has no saved start of its bank, or a sentence has no tokens.
+    """
+    memory = run.config.memory
+    ids = bank_init.encode_sentences([Sentence(text, ()) for text in sentences], run.tokenizer, memory.knowledge_length)
+    blank = np.zeros((len(sentences), memory.knowledge_length, memory.knowledge_dim), np.float32)
+    table = bank_init.load_bank_init(run.path).table
+    start = bank_init.init_bank(blank, ids, table, pad=run.tokenizer.pad, seed=run.config.train.seed)
+    return torch.from_numpy(start.entries).to(run.model.embed.weight.device)
+
+
+def encode_sentence(run: LoadedRun, sentence: str) -> Float[Tensor, "slot width"]:
+    """``encode_sentences`` of one."""
+    return encode_sentences(run, [sentence])[0]
 
 
 def fit_row(

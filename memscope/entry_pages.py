@@ -39,7 +39,7 @@ class EntryCard(NamedTuple):
     lens: pd.DataFrame
     """``layer top bottom``: tokens the entry raises and lowers when read in a layer."""
     usage: pd.DataFrame
-    """``layer count gate_sum read_sum share`` for every memory layer; share of the layer's selections."""
+    """``layer count gate_sum read_sum read_signed_sum share`` for every memory layer; share of its selections."""
 
 
 def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]:
@@ -50,7 +50,8 @@ def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]
         bank, decodings, titles = (
             recording.rows_of(name, chunk).set_index("entry") for name in ("bank", "decodings", "titles")
         )
-        usage = recording.rows_of("usage", chunk, ["entry", "layer", "count", "gate_sum", "read_sum"])
+        sums = ["gate_sum", "read_sum", "read_signed_sum"]
+        usage = recording.rows_of("usage", chunk, ["entry", "layer", "count", *sums])
         usages = dict(list(usage.groupby("entry")))
         for entry in chunk:
             title = titles["title"].get(entry)

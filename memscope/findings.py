@@ -36,11 +36,12 @@ def find(recording: Recording) -> list[Finding]:
     census, info = recording.census, recording.info
     return [
         _evenness(recording.layer_metrics(), census["all_layers"]["by_count"]),
+        find_choice(recording),
         _preferences(recording.preferences(), selections(recording)),
         _dependence(census["layers"], selections(recording)),
         _certainty(recording),
         _layers(recording.usage(), info, census["overlap"]),
-        _reading(recording.reading_metrics(), info.rows, info.selected),
+        _reading(recording.reading_metrics(), info),
         _drift(recording.drift_summary(), recording.usage()),
     ]
 
@@ -74,6 +75,30 @@ def _beyond_even(layers: pd.DataFrame) -> int:
     """Layers whose KL to uniform lies more than two standard errors above that of even selection."""
     error = pd.to_numeric(layers["kl_to_uniform_se"])
     return int((layers["kl_to_uniform"] - 2 * error > layers["even_kl_to_uniform"]).sum())
+
+
+def find_choice(recording: Recording) -> Finding:
+    """What the scores, and what the selection bias, have to do with the choice."""
+    question, reading, d = "How much of the choice is the gate's?", recording.reading_metrics(), selections(recording)
+    if reading["margin"].isna().any():
+        return Finding(question, "There is no choice: every gate head selects all entries.", f"D = {d} a layer.")
+    margin = f"{span(reading['margin'], '.3f')} above the best rejected one"
+    if not recording.info.selection_bias:
+        answer = f"Scores alone made all D = {d} selections of a layer. The weakest selected entry scores {margin}."
+        return Finding(question, "All of it: no selection bias takes part.", answer)
+    short = (
+        f"Scores alone would have made {span(reading['by_score_share'], '.0%')} of a layer's selections; the selection "
+        "bias made the others."
+    )
+    answer = (
+        "A selection bias, which training moves toward even use, is added to the scores before the best are "
+        f"selected. Of D = {d} selections a layer, raw scores alone would have made "
+        f"{_ends(reading, 'by_score_share', '.1%')}. With the bias the weakest selected entry stands {margin} (mean "
+        f"over tokens); in raw scores the lowest selected one lies {span(reading['score_margin'], '+.3f')} from the "
+        "highest rejected one (below 0: better ones were passed over). How even the selection is, and what entries "
+        "fire on, is said of the choice with the bias."
+    )
+    return Finding(question, short, answer)
 
 
 def _preferences(preferences: pd.DataFrame, d: str) -> Finding:
@@ -210,17 +235,13 @@ def _layers(counts: np.ndarray, info: RecordingInfo, overlap: dict[str, Any]) ->
     return Finding(question, short, answer)
 
 
-def _reading(reading: pd.DataFrame, tokens: int, selected: int) -> Finding:
-    def ends(column: str, form: str) -> str:
-        """Lowest and highest layer of a column."""
-        low, high = (reading.loc[getattr(reading[column], end)()] for end in ("idxmin", "idxmax"))
-        if len(reading) == 1:
-            return _with_error(low, column, form)
-        return (
-            f"{_with_error(low, column, form)} (layer {int(low['layer'])}) to "
-            f"{_with_error(high, column, form)} (layer {int(high['layer'])})"
+def _reading(reading: pd.DataFrame, info: RecordingInfo) -> Finding:
+    tokens, selected, by_norm = info.rows, info.selected, ""
+    if info.signed_reads:
+        by_norm = (
+            "; by norm, in which read heads of different signs do not cancel, "
+            f"{span(reading['unread_share_by_norm'], '.2%')}"
         )
-
     short = (
         f"A token effectively reads {span(reading['effective_entries_read'], '.1f')} of the {selected} entries it "
         "selects; the rank correlation of gate score and attention is "
@@ -228,10 +249,10 @@ def _reading(reading: pd.DataFrame, tokens: int, selected: int) -> Finding:
     )
     answer = (
         f"Over {tokens:,} tokens (D = {tokens * selected:,} selections a layer), effective entries read are "
-        f"{ends('effective_entries_read', '.3f')}. {ends('unread_share', '.2%')} of selections stay unread, below "
-        "1% of their token's read. Gate score and attention agree at a rank correlation of "
-        f"{ends('gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight / gate score), "
-        "since the read weight contains the gate score."
+        f"{_ends(reading, 'effective_entries_read', '.3f')}. {_ends(reading, 'unread_share', '.2%')} of selections "
+        f"stay unread, below 1% of their token's read{by_norm}. Gate score and attention agree at a rank correlation "
+        f"of {_ends(reading, 'gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight "
+        "/ gate score), since the read weight contains the gate score."
     )
     return Finding("Does the attention read what the gate selects?", short, answer)
 
@@ -253,6 +274,17 @@ def _drift(drift: dict[str, float], counts: np.ndarray) -> Finding:
             f"{drift['kept_at_init']:.1%} did before training."
         )
     return Finding("How far have entries drifted from their sentences?", short, answer)
+
+
+def _ends(table: pd.DataFrame, column: str, form: str) -> str:
+    """Lowest and highest layer of a column."""
+    low, high = (table.loc[getattr(table[column], end)()] for end in ("idxmin", "idxmax"))
+    if len(table) == 1:
+        return _with_error(low, column, form)
+    return (
+        f"{_with_error(low, column, form)} (layer {int(low['layer'])}) to "
+        f"{_with_error(high, column, form)} (layer {int(high['layer'])})"
+    )
 
 
 def _with_error(row: pd.Series, name: str, form: str) -> str:

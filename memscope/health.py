@@ -54,10 +54,19 @@ def health(recording: Recording) -> list[Flag]:
         Flag(
             _level(unread["unread_share"], 0.2, 0.5),
             f"{short_percent(unread['unread_share'])} of layer {int(unread['layer'])}'s selections stay unread, below "
-            f"1% of their token's read; a token effectively reads {unread['effective_entries_read']:.1f} of "
-            f"{info.selected}.",
+            f"1% of their token's read ({short_percent(unread['unread_share_by_norm'])} by norm over read heads); a "
+            f"token effectively reads {unread['effective_entries_read']:.1f} of {info.selected}.",
         )
     )
+    if info.selection_bias:
+        least = reading.loc[reading["by_score_share"].idxmin()]
+        flags.append(
+            Flag(
+                _level(1 - least["by_score_share"], 0.5, 1.1),
+                f"Scores alone would have made {short_percent(least['by_score_share'])} of layer "
+                f"{int(least['layer'])}'s {short_number(d)} selections; the selection bias made the others.",
+            )
+        )
     silent = reading.loc[reading["silent_tokens"].idxmax()]
     flags.append(
         Flag(

@@ -13,6 +13,7 @@ through. ``effects.py`` measures what an intervention does to a corpus.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,12 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from memscope import bank_init
-from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
+from memscope.gate import Selection
 from memscope.memory import MemoryBank
 from memscope.model import Block, MemoryTransformer
-from memscope.sentences import Sentence
 from memscope.sparse_read import GatheredSlots
 
 Mode = Literal["renormalise", "zero"]
@@ -49,7 +48,6 @@ def ablate(
     """Take entries out of what is read.
 
     Args:
-        model: whose memory.
         entries: entry numbers; as a tensor ``[batch, n]`` every row has its own, -1 meaning none.
         mode: ``renormalise`` removes the selection and puts nothing in its place. Where weights compete they are
             shared among what remains: softmax gate scores among the other selections of the gate head, softmax read
@@ -68,7 +66,8 @@ def ablate(
 
     def choose(layer: int, indices: Tensor) -> Tensor:
         # Two axes: each row of the batch has its own entries.
-        found = torch.isin(indices, wanted) if wanted.dim() < 2 else _isin_rows(indices, wanted)
+        by_row = wanted[:, None, None] if wanted.dim() == 2 else None
+        found = torch.isin(indices, wanted) if by_row is None else (indices[..., None] == by_row).any(-1)
         return found & _at(indices, positions)[..., None]
 
     with _remove(model, _layers(model, layers), choose, mode):
@@ -92,24 +91,26 @@ def force(
     *,
     layers: Sequence[int] | None = None,
     positions: Positions = None,
-    slot: int = -1,
 ) -> Iterator[None]:
     """Have an entry selected at a gate score.
 
-    Where it is selected already its score is set. Elsewhere it takes the place of selection ``slot`` on the K axis,
-    by default the weakest of the last gate head; the scores of the others stay, also those of a softmax gate. In a
-    bank that is split in groups this happens in the layers of the entry's group.
+    Where it is selected already its score is set. Elsewhere it takes the place of the token's selection of lowest gate
+    score: over all gate heads, of equal ones the last along K, of none that a block around this one replaced. The
+    scores of the others stay, also those of a softmax gate. In a bank that is split in groups this happens in the
+    layers of the entry's group.
     """
     _check_entries(model, torch.tensor([entry]))
     layers = _reaching(model, layers, entry)
     forced: dict[int, Tensor] = {}
+    own: dict[int, Selection] = {}
 
     def put(layer: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
             at = _at(indices, positions)
-            indices = indices.clone()
+            weakness = own[layer].scores.masked_fill(indices != own[layer].indices, torch.inf).flip(-1)
+            weakest = indices.shape[-1] - 1 - weakness.argmin(-1, keepdim=True)  # the last of equal ones
             missing = at & ~(indices == entry).any(-1)
-            indices[..., slot] = torch.where(missing, entry, indices[..., slot])
+            indices = torch.where(missing[..., None], indices.scatter(-1, weakest, entry), indices)
             forced[layer] = (indices == entry) & at[..., None]
             return indices
 
@@ -118,7 +119,27 @@ def force(
     def set_score(layer: int) -> _Act:
         return lambda scores: scores.masked_fill(forced[layer], score)
 
-    with _hooks(model, _layers(model, layers), {"memory.hook_indices": put, "memory.hook_gate_scores": set_score}):
+    # Indices pass their hook before gate scores do, so the gate is asked what scores there will be.
+    makers = {"memory.hook_query": _ask(model, own), "memory.hook_indices": put, "memory.hook_gate_scores": set_score}
+    with _hooks(model, layers, makers):
+        yield
+
+
+@contextmanager
+def unbias(
+    model: MemoryTransformer, *, layers: Sequence[int] | None = None, positions: Positions = None
+) -> Iterator[None]:
+    """Select by raw scores alone, as if there were no selection bias, and give what is selected its gate scores."""
+    own: dict[int, Selection] = {}
+
+    def take(name: str) -> Callable[[int], _Act]:
+        def act(layer: int, values: Tensor) -> Tensor:
+            return torch.where(_at(values, positions)[..., None], getattr(own[layer], name), values)
+
+        return lambda layer: partial(act, layer)
+
+    makers = {"memory.hook_query": _ask(model, own, biased=False), "memory.hook_indices": take("indices")}
+    with _hooks(model, _layers(model, layers), makers | {"memory.hook_gate_scores": take("scores")}):
         yield
 
 
@@ -158,7 +179,7 @@ def rewrite(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Have an entry hold other slots ``[L, D]``, say those of another sentence (``encode_sentence``).
+    """Have an entry hold other slots ``[L, D]``, say those of another sentence (``edit.encode_sentence``).
 
     The gate is as before: which tokens select the entry follows from its key, not from its content. Seen by whoever
     asks the bank for slots (``model.bank(indices)``), not by readers of ``model.bank.entries``. Slots that require
@@ -211,25 +232,6 @@ def scale(
 
     with _hooks(model, _layers(model, layers), {"hook_mem_out": multiply}):
         yield
-
-
-def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, "row slot width"]:
-    """Slots that initialisation would have made of sentences: through the table and projection saved with the run.
-
-    Raises:
-        InputError: the run has no saved start of its bank, or a sentence has no tokens.
-    """
-    memory = run.config.memory
-    ids = bank_init.encode_sentences([Sentence(text, ()) for text in sentences], run.tokenizer, memory.knowledge_length)
-    blank = np.zeros((len(sentences), memory.knowledge_length, memory.knowledge_dim), np.float32)
-    table = bank_init.load_bank_init(run.path).table
-    start = bank_init.init_bank(blank, ids, table, pad=run.tokenizer.pad, seed=run.config.train.seed)
-    return torch.from_numpy(start.entries).to(run.model.embed.weight.device)
-
-
-def encode_sentence(run: LoadedRun, sentence: str) -> Float[Tensor, "slot width"]:
-    """``encode_sentences`` of one."""
-    return encode_sentences(run, [sentence])[0]
 
 
 @contextmanager
@@ -299,6 +301,11 @@ def _hooks(
         yield
 
 
+def _ask(model: MemoryTransformer, own: dict[int, Selection], biased: bool = True) -> Callable[[int], _Act]:
+    """Note what the gate selects for the queries that it sees."""
+    return lambda layer: lambda query: own.update({layer: model.memory_layer(layer).gate.select(query, biased)})
+
+
 def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[int]:
     known = model.cfg.model.memory_layers
     if not known:
@@ -336,10 +343,6 @@ def _at(values: Tensor, positions: Positions) -> Bool[Tensor, "batch pos"]:
         mask[:] = False
         mask[:, list(positions)] = True
     return mask
-
-
-def _isin_rows(indices: Int[Tensor, "batch pos K"], wanted: Int[Tensor, "batch n"]) -> Bool[Tensor, "batch pos K"]:
-    return (indices[..., None] == wanted[:, None, None, :]).any(-1)
 
 
 def _per_slot(selections: Bool[Tensor, "batch pos K"], pattern: Tensor) -> Bool[Tensor, "batch pos 1 slot"]:

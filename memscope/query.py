@@ -94,6 +94,11 @@ class Recording:
         """
         return pd.DataFrame([{"layer": layer["layer"], **layer[weighting]} for layer in self.census["layers"]])
 
+    def evenness(self, weighting: str = "by_count") -> pd.DataFrame:
+        """``layer_metrics`` and ``by_score_share``: how many selections raw scores alone would have made."""
+        shares = self.reading_metrics().filter(regex="^(layer|by_score_share.*)$")
+        return self.layer_metrics(weighting).merge(shares, on="layer")
+
     def reading_metrics(self) -> pd.DataFrame:
         """How gate and attention weigh what was selected, one row per layer."""
         return pd.DataFrame([{"layer": layer["layer"], **layer["reading"]} for layer in self.census["layers"]])

@@ -7,7 +7,7 @@ import pandas as pd
 from memscope import bias_plots, plots
 from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
 from memscope.fact_report import fact_figures, fact_findings, fact_tables
-from memscope.findings import Finding
+from memscope.findings import Finding, find_choice
 from memscope.query import Recording
 from memscope.words import plural, selections, shared_by
 
@@ -30,6 +30,7 @@ _EVENNESS = {
     "max_violation": Column("MaxVio", ",.1f"),
     "dead": Column("Dead", ",d"),
     "hot": Column("Hot", ",d"),
+    "by_score_share": Column("By scores alone", ".1%", "by_score_share_se"),
 }
 _PREFERENCES = {
     "layer": Column("Layer", ",d"),
@@ -62,12 +63,14 @@ _READING = {
     "read_entropy": Column("Read entropy, nats", ".3f", "read_entropy_se"),
     "effective_entries_read": Column("Effective entries", ".2f", "effective_entries_read_se"),
     "unread_share": Column("Unread", ".2%", "unread_share_se"),
+    "unread_share_by_norm": Column("by norm", ".2%", "unread_share_by_norm_se"),
     "silent_tokens": Column("Silent tokens", ".2%"),
     "gate_attention_rank_correlation": Column(
         "Rank corr. gate, attention", "+.3f", "gate_attention_rank_correlation_se"
     ),
     "gate_read_rank_correlation": Column("Rank corr. gate, read", "+.3f", "gate_read_rank_correlation_se"),
-    "margin": Column("Margin", ".3f", "margin_se"),
+    "margin": Column("Selection margin", ".3f", "margin_se"),
+    "score_margin": Column("in raw scores", "+.3f", "score_margin_se"),
 }
 
 
@@ -79,6 +82,7 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         "Model": f"{info.run_name} (SHA-256 {info.fingerprint[:12]})",
         "Recorded": f"{info.rows:,} tokens, {len(info.layers)} memory {plural(len(info.layers), 'layer', 'layers')}, "
         f"{info.selected} selections a token and layer: D = {selections(recording)} selections a layer",
+        "Choice": find_choice(recording).short,
         "Bank": f"{info.knowledge_num:,} entries of {info.knowledge_length} slot{'s'[: info.knowledge_length > 1]}, "
         + shared_by(info),
         "Loss": f"{_loss(recording)} nats per token on the recorded text",
@@ -180,9 +184,10 @@ def _figures(recording: Recording) -> Iterator[ReportFigure]:
     )
     yield ReportFigure(
         "margins",
-        "Margin of the gate",
-        "How far the weakest selected entry scores above the best rejected one, in half octaves; ties are scores that "
-        f"the precision of the forward pass ({info.dtype}) does not tell apart. {info.rows:,} tokens, {d}.",
+        "Selection margin",
+        "How far the weakest selected entry stands above the best rejected one, by raw score plus the selection "
+        "bias where there is one, in half octaves; ties are scores that the precision of the forward pass "
+        f"({info.dtype}) does not tell apart. {info.rows:,} tokens, {d}.",
         bias_plots.margin_lines(reading),
     )
     yield ReportFigure(
@@ -217,14 +222,17 @@ def _tables(recording: Recording) -> Iterator[ReportTable]:
     errors = f"± is one standard error over {census['folds']} folds of {census['interval_unit']}, where it is known."
     yield make_table(
         "Evenness of selection",
-        f"Columns headed “even” give what selection at random with equal chances shows at the same D. {errors} "
-        f"D = {selections(recording)} selections a layer.",
-        recording.layer_metrics(),
+        "Columns headed “even” give what selection at random with equal chances shows at the same D; the last is "
+        f"the share of selections that raw scores alone, without a bias, would have made. {errors} D = "
+        f"{selections(recording)} selections a layer.",
+        recording.evenness(),
         _EVENNESS,
     )
     yield make_table(
         "Gate and read",
-        f"Means over the tokens that read anything, of {recording.info.rows:,} tokens. {errors}",
+        f"Means over the tokens that read anything, of {recording.info.rows:,} tokens. The columns “by norm” and “in "
+        "raw scores” are the same as those before them, without the signs of read heads and without the bias. "
+        f"{errors}",
         recording.reading_metrics(),
         _READING,
     )
@@ -329,8 +337,12 @@ def _method(recording: Recording) -> list[str]:
         "tokens at random. Overlap of layers: Jaccard index = entries used by both / by either, chance = independent "
         "sets of these sizes; Jensen-Shannon divergence of usage, natural logarithm.",
         "A token's gate shares and read shares are its gate scores and absolute read weights divided by their sums. "
-        "Effective entries = exp(entropy of read shares). Unread = less than 1% of the token's read. The rank "
-        "correlation of gate and attention takes the attention alone (read weight / gate score), since the read weight "
-        "contains the gate score. Margin = raw score of the weakest selected entry minus that of the best rejected "
-        "one. Drift = 1 − cosine between an entry at initialisation and now.",
+        "Effective entries = exp(entropy of read shares). Unread = less than 1% of the token's read; by norm: of "
+        "the mean over read heads of absolute weights, in which heads that add and heads that subtract do not "
+        "cancel. The rank correlation of gate and attention takes the attention alone (read weight / gate score), "
+        "since the read weight contains the gate score. Selection margin = raw score, plus the selection bias where "
+        "there is one, of the weakest selected entry minus that of the best rejected one; in raw scores = lowest "
+        "raw score of the selected minus highest of the rejected entries. By scores alone = share of selections "
+        "that are among their gate head's best by raw score. Drift = 1 − cosine between an entry at initialisation "
+        "and now.",
     ]

@@ -18,9 +18,10 @@ import torch
 from memscope.ablation import recorded_corpus
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, document_windows
+from memscope.edit import encode_sentence
 from memscope.effects import Interval, Trial, mean_change, measure_effects, most_changed
 from memscope.errors import InputError
-from memscope.intervene import ablate, encode_sentence, force, rewrite, scale, swap
+from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.query import Recording
 
 Kind = Literal["ablate", "zero", "force", "swap", "rewrite", "scale"]

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import tiny_config, untrained_run
+from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
 from memscope.checkpoint import LoadedRun, load_run
@@ -56,12 +57,51 @@ def random_runs(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return runs
 
 
-def arguments_of(script: str, world: World, product: Recording, runs: list[Path]) -> list[Path]:
+class Biased(NamedTuple):
+    """A run whose selection goes by a bias, and its recording."""
+
+    run: LoadedRun
+    recording: Recording
+
+
+@pytest.fixture(scope="module")
+def biased(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Biased:
+    """The bias of layer 1 is all but the choice; that of layer 0 is zero."""
+    folder = tmp_path_factory.mktemp("biased")
+    run = untrained_run(tiny_config(corpus_dir, memory={"score_fn": "relu", "balance_bias": 0.1}), folder / "run")
+    gate = run.model.memory_layer(1).gate
+    assert gate.balance.bias is not None
+    gate.balance.bias.normal_(std=100.0, generator=torch.Generator().manual_seed(0))
+    save_file(run.model.state_dict(), folder / "run" / "model.safetensors")
+    run = load_run(folder / "run")
+    record(run, corpus_dir / "valid.jsonl", folder / "recording")
+    return Biased(run, Recording(folder / "recording"))
+
+
+def test_what_a_selection_bias_chose_and_is_worth_is_found(biased: Biased, world: World) -> None:
+    from selection_bias import study
+
+    table = study(biased.run, biased.recording, 512).set_index("layer")
+    assert table.loc["0", "by_score_share"] == 1 and table.loc["0", "loss"] == 0
+    assert table.loc["1", "by_score_share"] == pytest.approx(4 / 64, abs=0.05)  # the bias alone chooses
+    assert table.loc["1", "loss"] == table.loc["all", "loss"] != 0
+    assert table.loc["1", "loss_low"] <= table.loc["1", "loss"] <= table.loc["1", "loss_high"]
+    assert table.loc["1", "top50_with"] == 2 and table.loc["1", "coverage_with"] == 4 / 64  # the same for all tokens
+    assert table.loc["1", "kl_to_uniform_with"] == pytest.approx(np.log(64 / 4))
+    assert table.loc["1", "coverage_without"] > 0.5
+    assert table.loc["0", "coverage_with"] == table.loc["0", "coverage_without"]
+    assert table.loc["1", "silent_with"] > table.loc["1", "silent_without"]  # entries that no score speaks for
+    with pytest.raises(InputError, match="no selection bias takes part"):
+        study(world.run, world.recording, 512)
+
+
+def arguments_of(script: str, world: World, product: Recording, runs: list[Path], biased: Biased) -> list[Path]:
     """What a script is called with; by default a run and its recording."""
     special = {
         "lookup_context": [product.path],
         "product_key_rows": [world.recording.path],
         "sentence_initialisation": runs,
+        "selection_bias": [biased.run.path, biased.recording.path],
     }
     return special.get(script, [world.plan.run, world.recording.path])
 
@@ -73,9 +113,10 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
     tiny_run_path: Path,
     tiny_recording: Recording,
     random_runs: list[Path],
+    biased: Biased,
     tmp_path: Path,
 ) -> None:
-    arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs])
+    arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs], biased)
     done = subprocess.run(
         [sys.executable, script, *arguments, "--out", tmp_path], capture_output=True, text=True, check=False
     )

@@ -11,6 +11,7 @@ from conftest import CliResult
 from test_facts import write_facts
 from test_intervene import FREE, TOKENS, make_model
 
+from memscope import edit as edit_module
 from memscope.checkpoint import LoadedRun
 from memscope.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
 from memscope.errors import InputError
@@ -40,8 +41,15 @@ def test_the_entry_that_does_most_is_found() -> None:
     effects = {}
     for entry in range(64):
         with ablate(model, [entry]):
-            effects[entry] = abs(plain - logit())
+            effects[entry] = plain - logit()
     assert effects[found] > 0.7 * max(effects.values()) > 0
+
+
+def test_an_entry_that_speaks_against_the_object_is_not_the_one_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices, effects = torch.tensor([[[4, 7, 9]]]), torch.tensor([[[0.5, -3.0, 0.4]]])
+    found = {0: indices, 1: indices}, {0: effects, 1: torch.tensor([[[0.1, 0.2, 0.3]]])}
+    monkeypatch.setattr(edit_module, "gradient_attribution", lambda *_: found)
+    assert locate_entry(make_model(**FREE), TOKENS[:1], 3) == 9  # 0.6, -2.8 and 0.7 over both layers
 
 
 def test_a_fitted_row_makes_the_token_likelier_and_moves_nothing_else() -> None:

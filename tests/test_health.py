@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from memscope.files import read_json, write_json
+from memscope.findings import find_choice
 from memscope.health import Flag, health, short_number, short_percent, telling_entry
 from memscope.query import Recording
+from memscope.store import read_info, write_info
 
 
 def with_census(recording: Path, folder: Path, **changes: dict[str, float]) -> list[Flag]:
@@ -104,3 +106,25 @@ def test_shares_are_told_from_none_and_from_all(share: float, said: str) -> None
 @pytest.mark.parametrize(("number", "said"), [(812, "812"), (9_999, "9,999"), (12_800, "12.8 k"), (4_100_000, "4.1 M")])
 def test_large_numbers_are_short(number: int, said: str) -> None:
     assert short_number(number) == said
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.8, "good"), (0.2, "watch")])
+def test_what_the_selection_bias_chose_is_said_where_there_is_one(
+    share: float, level: str, tiny_recording_path: Path, tmp_path: Path
+) -> None:
+    flags = with_census(tiny_recording_path, tmp_path, reading={"by_score_share": share})
+    assert not [flag for flag in flags if "bias" in flag.text]  # this recording has none
+    info = read_info(tmp_path / "changed")
+    write_info(tmp_path / "changed", info.model_copy(update={"selection_bias": True}))
+    recording = Recording(tmp_path / "changed")
+    [flag] = [flag for flag in health(recording) if "bias" in flag.text]
+    assert flag.level == level
+    assert flag.text.startswith(f"Scores alone would have made {share:.0%} of layer 1's ")
+    finding = find_choice(recording)
+    assert f"made {share:.0%} to 100%" in finding.short
+    assert recording.evenness().set_index("layer").loc[1, "by_score_share"] == share
+
+
+def test_without_a_selection_bias_all_of_the_choice_is_the_gates(tiny_recording: Recording) -> None:
+    assert find_choice(tiny_recording).short == "All of it: no selection bias takes part."
+    assert (tiny_recording.evenness()["by_score_share"] == 1).all()

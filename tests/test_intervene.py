@@ -12,16 +12,16 @@ from torch import Tensor
 
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
+from memscope.edit import encode_sentence, encode_sentences
 from memscope.errors import InputError
 from memscope.intervene import (
     ablate,
     ablate_selections,
-    encode_sentence,
-    encode_sentences,
     force,
     rewrite,
     scale,
     swap,
+    unbias,
 )
 from memscope.model import Block, MemoryTransformer
 
@@ -179,8 +179,11 @@ def test_single_selections_can_be_ablated() -> None:
     assert not torch.equal(captured[1].gate_scores, scores)
 
 
-def test_forcing_replaces_the_weakest_and_sets_the_score_where_the_entry_is_selected_anyway() -> None:
-    model = make_model(**FREE)
+@pytest.mark.parametrize("memory", [FREE, COMPETING])
+def test_forcing_replaces_the_weakest_and_sets_the_score_where_the_entry_is_selected_anyway(
+    memory: dict[str, object],
+) -> None:
+    model = make_model(**memory | {"gate_heads": 2})
     entry = popular(model)
     with capture_memory(model) as captured:
         model(TOKENS)
@@ -190,10 +193,58 @@ def test_forcing_replaces_the_weakest_and_sets_the_score_where_the_entry_is_sele
     after, had = captured[0].indices, (before == entry).any(-1)
     assert had.any() and not had.all()
     assert torch.equal(after[had], before[had])
-    assert torch.equal(after[~had][:, :-1], before[~had][:, :-1])
-    assert (after[~had][:, -1] == entry).all()
+    places = set()
+    for old, new, score in zip(before[~had], after[~had], scores[~had], strict=True):
+        [place] = (old != new).nonzero()[:, 0].tolist()
+        places.add(place)
+        assert new[place] == entry
+        assert score[place] == score.min()
+        assert (score[place + 1 :] > score[place]).all()  # of equal ones the last
+    assert len(places) > 1  # not always the last of the last head
     assert (captured[0].gate_scores[after == entry] == 2.5).all()
     assert torch.equal(captured[0].gate_scores[after != entry], scores[after != entry])
+
+
+def test_two_forced_entries_take_two_places() -> None:
+    model = make_model(**FREE)
+    rare = [entry for entry in range(64) if entry not in chosen_by(model)][:2]
+    with force(model, rare[0], 2.0), force(model, rare[1], 3.0), capture_memory(model) as captured:
+        model(TOKENS)
+    for layer in (0, 1):
+        for entry, score in zip(rare, (2.0, 3.0), strict=True):
+            here = captured[layer].indices == entry
+            assert here.any(-1).all()
+            assert (captured[layer].gate_scores[here] == score).all()
+
+
+def chosen_by(model: MemoryTransformer) -> set[int]:
+    """Entries that are selected somewhere."""
+    with capture_memory(model) as captured:
+        model(TOKENS)
+    return {entry for one in captured.values() for entry in one.indices.unique().tolist()}
+
+
+@pytest.mark.parametrize("memory", [FREE, COMPETING, FREE | {"normalize_scores": True}])
+def test_without_the_bias_a_model_does_as_if_it_had_none(memory: dict[str, object]) -> None:
+    model = make_model(**memory | {"balance_bias": 0.1})
+    for layer in (0, 1):
+        bias = model.memory_layer(layer).gate.balance.bias
+        assert bias is not None
+        bias.normal_(std=1.0, generator=torch.Generator().manual_seed(layer))
+    biased = model(TOKENS)
+    with unbias(model, layers=[1]):
+        upper = model(TOKENS)
+    with unbias(model, positions=[3]):
+        late = model(TOKENS)
+    with unbias(model):
+        found = model(TOKENS)
+        assert torch.equal(model(TOKENS), found)
+    assert torch.equal(model(TOKENS), biased)
+    assert torch.equal(late[:, :3], biased[:, :3]) and not torch.equal(late[:, 3], biased[:, 3])
+    for layer, expected in ((1, upper), (0, found)):  # one layer after the other loses its bias for good
+        model.memory_layer(layer).gate.balance.bias = None
+        torch.testing.assert_close(expected, model(TOKENS))
+    assert not torch.allclose(found, biased)
 
 
 def test_swapping_is_exchanging_two_rows_of_the_bank() -> None:

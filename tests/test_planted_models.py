@@ -16,10 +16,10 @@ from memscope.attribution import ablation_effects, attribute, direct_attribution
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
-from memscope.edit import locate_entry
+from memscope.edit import encode_sentence, locate_entry
 from memscope.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
 from memscope.facts import Fact, audit_facts
-from memscope.intervene import ablate, encode_sentence, force, rewrite, scale, swap
+from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.project import entry_values, read_outputs
 from memscope.query import Recording
 from memscope.record import record

@@ -8,8 +8,9 @@ import torch
 
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
+from memscope.edit import encode_sentence
 from memscope.errors import InputError
-from memscope.intervene import encode_sentence, rewrite, scale
+from memscope.intervene import rewrite, scale
 from memscope.query import Recording
 from memscope.what_if import Change, changed_contexts, compare_text, open_change
 

@@ -74,6 +74,7 @@ if entry is None:
             "layers_used",
             "top_layer",
             "read_per_selection",
+            "signed_per_selection",
             "drift",
             "kept",
             "sentence",

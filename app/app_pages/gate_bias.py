@@ -36,7 +36,7 @@ if part in ("evenness", "concentration"):
     left.segmented_control("Weigh each selection by", list(WEIGHTINGS), required=True, **view.widget("by"))
     right.pills("Layers", list(info.layers), selection_mode="multi", **view.widget("layers"))
     axes = [info.layers.index(one) for one in layers]
-    metrics = recording.layer_metrics(weighting)
+    metrics = recording.evenness(weighting)
     metrics = metrics[metrics["layer"].isin(layers)]
     by = (weighting, tuple(layers))
 
@@ -70,7 +70,8 @@ if part == "evenness":
     )
     st.caption(
         f"KL to uniform is 0 when even and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
-        f"even columns are what chance alone gives. {d}"
+        "even columns are what chance alone gives; by scores alone: the share of selections that raw scores would have "
+        f"made without the selection bias, whatever the weighting. {d}"
     )
     state.download("Evenness as CSV", lambda: metrics, "evenness")
 

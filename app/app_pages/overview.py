@@ -53,7 +53,7 @@ if part == "health":
             st.text(finding.answer)
     st.subheader("Usage per layer")
     st.dataframe(
-        recording.layer_metrics(),
+        recording.evenness(),
         hide_index=True,
         height="content",
         column_order=columns.METRIC_COLUMNS,

@@ -51,7 +51,8 @@ if part == "shares":
     )
     st.caption(
         "Effective entries is the exponential of the entropy of read shares. A selection is unread below 1% of its "
-        f"token's read. The read weight contains the gate score, so gate ~ attention takes it out. {d}"
+        "token's read; by norm, read heads that add and read heads that subtract do not cancel. The read weight "
+        f"contains the gate score, so gate ~ attention takes it out. {d}"
     )
     state.download("Reading as CSV", lambda: reading[["layer", *columns.READING]], "reading")
 
@@ -155,14 +156,15 @@ else:
             f"{info.rows:,} tokens a layer."
         )
     with right:
-        st.subheader("Margin")
+        st.subheader("Selection margin")
         state.show_figure(
             bias_plots.margin_lines,
             lambda: (reading[["layer", "margin_histogram"]],),
             alt="Distribution of the margin, per layer",
         )
         st.caption(
-            "How nearly another entry would have been selected: at the left a tiny change of the query swaps entries. "
+            "How nearly another entry would have been selected, by what the selection saw, selection bias included: at "
+            "the left a tiny change of the query swaps entries. "
             f"Over {info.rows:,} tokens a layer and gate head."
         )
     left, right = st.columns([1, 1], gap="medium", vertical_alignment="center")
