@@ -40,6 +40,8 @@ def write_recording(folder: Path, n_entries: int, selections: int, part_tokens: 
         fingerprint="synthetic",
         corpus="synthetic",
         corpus_sha256="synthetic",
+        documents=-(-tokens // 2048),
+        vocab_size=VOCAB,
         layers=tuple(range(LAYERS)),
         knowledge_num=n_entries,
         knowledge_length=1,

@@ -14,14 +14,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from memscope.aggregate_schema import check_sources, list_files
 from memscope.files import atomic_path, write_json
 from memscope.firing import write_firing
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
 from memscope.labels import entry_labels
 from memscope.neighbours import write_neighbours
 from memscope.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.part_reader import read_columns
 from memscope.preference import adjust, layer_preferences
-from memscope.store import RecordingInfo, tokens_path
+from memscope.store import RecordingInfo, write_info
 from memscope.strata import Strata, divide
 from memscope.summaries import (
     evenness,
@@ -69,8 +71,12 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     """Write all aggregates of a recording whose parts are finished.
 
     These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles`` and ``neighbours`` as Parquet, and
-    ``census.json``.
+    ``census.json``; their hashes go to ``recording.json``.
+
+    Raises:
+        InputError: a part or another file is missing, damaged, or not of this recording.
     """
+    check_sources(recording, info)
     census = write_census(recording, info)
     write_preferences(recording, info)
     information = write_firing(recording, info)
@@ -78,6 +84,7 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     for layer, numbers in zip(census["layers"], information, strict=True):
         layer["profiles"]["information"] |= numbers
     write_json(recording / "census.json", census)
+    write_info(recording, list_files(recording, info))
 
 
 def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
@@ -156,7 +163,7 @@ def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata)
     kinds = [kind for kind in info.kinds if kind not in ("head_read", "slot_read")]
     columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", *kinds))]
     for number, (part, first_row) in enumerate(zip(info.parts, info.first_rows(), strict=True)):
-        table = read_parquet(tokens_path(recording, part), columns)
+        table = read_columns(recording, info, part, columns)
         doc, pos, token, loss = (table[name].to_numpy() for name in columns[:4])
         indices = matrix(table[prefix + "indices"]).astype(np.uint32)
         found = {kind: matrix(table[prefix + kind]).astype(np.float32) for kind in kinds}
@@ -174,7 +181,7 @@ def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata)
 def token_frequency(recording: Path, info: RecordingInfo) -> np.ndarray:
     """Occurrences of every token id in a recording, int64 ``[vocab]``."""
     vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
-    parts = (read_parquet(tokens_path(recording, part), ["token"])["token"].to_numpy() for part in info.parts)
+    parts = (read_columns(recording, info, part, ["token"])["token"].to_numpy() for part in info.parts)
     return np.sum([np.bincount(tokens, minlength=vocab) for tokens in parts], axis=0)
 
 

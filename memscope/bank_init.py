@@ -25,6 +25,7 @@ from sklearn.metrics import pairwise_distances_argmin
 from memscope.errors import InputError
 from memscope.files import atomic_path, disk_errors
 from memscope.parquet import read_parquet
+from memscope.seals import check_listed
 from memscope.sentences import Sentence, Triple
 from memscope.tokenizer import Tokenizer
 
@@ -106,6 +107,7 @@ class FreshStarts:
         init = load_bank_init(run)
         self._space, self._shape = init.table @ init.projection, init.entries.shape[1:]
         self._token_ids = read_parquet(run / SPARE, ["token_ids"])["token_ids"]
+        check_listed(run, [SPARE], "restore it or train again")
         self._pad, self._seed, self._cosine = pad, seed, cosine
         self.n_sentences = len(self._token_ids)
 
@@ -203,8 +205,10 @@ def load_bank_init(run: Path) -> BankInit:
     """
     path = run / TENSORS
     try:
-        return BankInit(**load_file(path))
+        init = BankInit(**load_file(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: missing; was this run trained with memscope?") from error
     except (SafetensorError, TypeError) as error:
         raise InputError(f"{path}: corrupted ({error}); restore it or train again") from error
+    check_listed(run, [TENSORS], "restore it or train again")
+    return init

@@ -1,13 +1,16 @@
 """A run on disk: model, optimiser and position as safetensors and JSON; no pickle is written or read.
 
-    run/config.yaml  tokenizer.json  model.safetensors  bank_init.*  metrics.jsonl  run.json
+    run/config.yaml  tokenizer.json  model.safetensors  bank_init.*  metrics.jsonl  run.json  files.json
     run/checkpoints/step-00000100/model.safetensors  optimizer.safetensors  state.json
 
-A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model.
+A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model. The hashes of
+a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``seals.py``); runs of earlier
+versions, which have none, load unchecked.
 """
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +21,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from memscope.config import Config, load_config
-from memscope.errors import InputError
-from memscope.files import atomic_path, disk_errors, read_json, sha256_file, write_json
+from memscope.errors import DamageError, InputError
+from memscope.files import atomic_path, disk_errors, sha256_file
 from memscope.model import MemoryTransformer
+from memscope.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
+from memscope.special_tokens import ROLES_FILE
 from memscope.tokenizer import Tokenizer
 
 MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+SETTINGS = ("config.yaml", "tokenizer.json", ROLES_FILE)
+_ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
+_ADVICE = "restore it, or go on from an older checkpoint with 'memscope train --resume'"
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,10 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
 
     Raises:
         InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
+        DamageError: a file that is not what training wrote.
     """
     run = Path(run)
+    before = _known_hashes(run, checkpoint)
     if not (run / "config.yaml").is_file():
         raise InputError(f"{run}: not a run folder (no config.yaml); train one with 'memscope train'")
     weights = (checkpoint or run) / MODEL
@@ -65,8 +75,13 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     model = MemoryTransformer(config)
     load_weights(model, weights)
     model.float().to(device or torch.device("cpu")).eval()  # entries may have been kept in bfloat16
-    step = int(read_json(checkpoint / _STATE)["step"]) if checkpoint else None
-    return LoadedRun(run, config, tokenizer, model, sha256_file(weights), step)
+    check_listed(run, SETTINGS, "restore it")
+    fingerprint = sha256_file(weights)
+    # Training that goes on meanwhile may have published another model: it is whole if either list has it.
+    if all(known.get(MODEL, fingerprint) != fingerprint for known in (before, _known_hashes(run, checkpoint))):
+        raise DamageError(f"{weights}: damaged (its bytes are not those that were written); {_ADVICE}")
+    step = int(read_sealed(checkpoint / _STATE, _ADVICE, required=False)["step"]) if checkpoint else None
+    return LoadedRun(run, config, tokenizer, model, fingerprint, step)
 
 
 def load_weights(model: MemoryTransformer, path: Path) -> None:
@@ -110,7 +125,7 @@ def save_checkpoint(run: Path, step: int, state: TrainingState, keep: int) -> No
             temporary.mkdir()
             for file, tensors in ((MODEL, state.model), (_OPTIMIZER, state.optimizer)):
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / file)
-            write_json(temporary / _STATE, {"step": step})
+            write_sealed(temporary / _STATE, {"step": step, "files": hashes(temporary, (MODEL, _OPTIMIZER))})
     publish_newest(run, keep)
 
 
@@ -120,15 +135,58 @@ def publish_newest(run: Path, keep: int) -> None:
     The model is a hard link where the file system has them. What a killed process left half-written goes too.
     """
     checkpoints = list_checkpoints(run)
+    others = listed(run, _ADVICE)
+    (run / LIST).unlink(missing_ok=True)  # whoever is killed before the new one leaves a run that nothing vouches for
     with atomic_path(run / MODEL) as temporary:
         try:
             os.link(checkpoints[-1] / MODEL, temporary)
         except OSError:
             shutil.copyfile(checkpoints[-1] / MODEL, temporary)
+    published = _known_hashes(run, checkpoints[-1]).get(MODEL) or sha256_file(run / MODEL)
+    others = others or hashes(run, (*SETTINGS, *_ORIGIN))
+    write_sealed(run / LIST, {"files": others | {MODEL: published}})
     for folder in [*checkpoints[:-keep], *(run / "checkpoints").glob(".step-*")]:
         shutil.rmtree(folder)
     for file in run.glob(f".{MODEL}.*"):
         file.unlink()
+
+
+def list_files(run: Path) -> None:
+    """Write ``files.json`` of a run whose settings and bank were just laid down."""
+    write_sealed(run / LIST, {"files": hashes(run, (*SETTINGS, *_ORIGIN, MODEL))})
+
+
+def set_aside_damaged(run: Path) -> None:
+    """Rename checkpoints newer than the newest whole one, with a message, so that training goes on from that.
+
+    Raises:
+        InputError: there are checkpoints, but none is whole.
+    """
+    folders = list_checkpoints(run)[::-1]
+    for folder in folders:
+        try:
+            state = read_sealed(folder / _STATE, "restore it", required=False)
+            for name in (MODEL, _OPTIMIZER):
+                if sha256 := state.get("files", {}).get(name):
+                    check_file(folder / name, sha256, "restore it")
+            return
+        except DamageError as error:
+            if folder == folders[-1]:
+                raise InputError(f"{run}: no checkpoint is whole ({error}); train again in another folder") from error
+            aside = folder.with_name(f"damaged-{folder.name}")
+            if aside.exists():
+                shutil.rmtree(aside)
+            folder.rename(aside)
+            print(f"{error}: kept as {aside.name}, going on from an older checkpoint", file=sys.stderr)
+
+
+def _known_hashes(run: Path, checkpoint: Path | None) -> dict[str, str]:
+    if checkpoint is None:
+        return listed(run, _ADVICE)
+    if not (checkpoint / _STATE).is_file():
+        return {}
+    known: dict[str, str] = read_sealed(checkpoint / _STATE, _ADVICE, required=False).get("files", {})
+    return known
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -138,4 +196,4 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
     """Steps done, and the optimiser's state; the model's weights are for ``load_weights``."""
-    return int(read_json(folder / _STATE)["step"]), read_tensors(folder / _OPTIMIZER)
+    return int(read_sealed(folder / _STATE, _ADVICE, required=False)["step"]), read_tensors(folder / _OPTIMIZER)

@@ -8,7 +8,6 @@ derived is a property, not a key.
 """
 
 import difflib
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ from memscope.sections import (
 )
 
 __all__ = ["BlockKind", "Config", "DataConfig", "MemoryConfig", "ModelConfig", "TrainConfig", "load_config"]
-
-
-_LARGEST = 1 << 20
-"""Bytes of a config file, at most: YAML is read at a few hundred kilobytes a second."""
-_SHOWN = 80
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict, _BRIEF.maxstring, _BRIEF.maxother = 2, 3, 3, _SHOWN, _SHOWN
 
 
 class Config(Section):
@@ -87,29 +79,27 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         InputError: the file is missing or not YAML, a key is unknown, or values are wrong or clash.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-        text = content.decode("utf-8-sig")
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such config file; presets are in configs/") from error
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a text file; a YAML config was expected") from error
-    if len(content) > _LARGEST:
-        raise InputError(f"{path}: larger than {_LARGEST >> 10} kB; a YAML config was expected")
-    raw = _parse_yaml(text, str(path))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if raw is None:
         raw = {}
     if not isinstance(raw, dict) or any(not isinstance(value, dict) for value in raw.values()):
         raise InputError(f"{path}: a config has the sections {', '.join(SECTIONS)}, each with key: value lines")
     for section, values in raw.items():
         if section not in SECTIONS:
-            raise InputError(f"{path}: unknown section '{short(section)}'{_nearest(section, SECTIONS)}")
+            raise InputError(f"{path}: unknown section '{section}'{_nearest(section, SECTIONS)}")
         for key in values:
             if key not in SECTIONS[section].model_fields:
                 raise InputError(
-                    f"{path}: unknown key '{section}.{short(key)}'{_nearest(key, SECTIONS[section].model_fields)}"
+                    f"{path}: unknown key '{section}.{key}'{_nearest(key, SECTIONS[section].model_fields)}"
                 )
-    raw = {section: dict(values) for section, values in raw.items()}  # an alias may stand for two of them
     for override in overrides:
         section, key, value = _parse_override(override)
         raw.setdefault(section, {})[key] = value
@@ -123,9 +113,9 @@ def validate_config(raw: dict[str, Any], source: str) -> Config:
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            key = ".".join(short(part) for part in problem["loc"][:2])
+            key = ".".join(str(part) for part in problem["loc"][:2])
             message = problem["msg"].removeprefix("Value error, ")
-            shown = f", got {short(problem['input'], quoted=True)}" if problem["type"] != "value_error" else ""
+            shown = f", got {problem['input']!r}" if problem["type"] != "value_error" else ""
             problems.append(f"{key}: {message}{shown}")
         raise InputError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
 
@@ -138,37 +128,17 @@ def dump_config(config: Config) -> str:
 def _parse_override(override: str) -> tuple[str, str, Any]:
     name, separator, text = override.partition("=")
     if not separator:
-        raise InputError(f"--set {short(override)}: expected key=value")
+        raise InputError(f"--set {override}: expected key=value")
     known = {f"{section}.{key}": (section, key) for section, cls in SECTIONS.items() for key in cls.model_fields}
     known |= {key: place for place in known.values() for key in [place[1]]}
     if name not in known:
-        raise InputError(f"--set {short(override)}: unknown key '{short(name)}'{_nearest(name, known)}")
-    return (*known[name], _parse_yaml(text, f"--set {short(override)}"))
-
-
-def _parse_yaml(text: str, source: str) -> Any:
+        raise InputError(f"--set {override}: unknown key '{name}'{_nearest(name, known)}")
     try:
-        return yaml.safe_load(text)
+        return (*known[name], yaml.safe_load(text))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}:{mark.line + 1}" if mark else source
-        raise InputError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    except RecursionError as error:
-        raise InputError(f"{source}: not valid YAML (nested too deeply)") from error
-    except (ValueError, OverflowError) as error:  # a date that is none, an integer of thousands of digits
-        raise InputError(f"{source}: a value that YAML cannot hold ({error})") from error
-
-
-def short(value: object, quoted: bool = False) -> str:
-    """A value as far as a message shows it, in bounded time whatever it is: aliases make lists of billions."""
-    if isinstance(value, str) and not quoted:
-        return value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-    try:
-        return _BRIEF.repr(value)
-    except ValueError:  # an integer that Python does not write out
-        return "an integer of thousands of digits"
+        raise InputError(f"--set {override}: the value is not valid YAML") from error
 
 
 def _nearest(name: object, known: Any) -> str:
-    matches = difflib.get_close_matches(short(name), list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean '{matches[0]}'?" if matches else f"; known are {', '.join(list(known))}"

@@ -8,6 +8,7 @@ document boundaries; evaluation and recording read ``document_windows``, which n
 """
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -18,13 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.errors import InputError
-from memscope.files import atomic_path, read_json, sha256_file, write_json
+from memscope.errors import DamageError, InputError
+from memscope.files import atomic_path, sha256_file
 from memscope.inputs import Skipped, read_rows
+from memscope.seals import hashes, read_sealed, read_vouching, write_sealed
 from memscope.tokenizer import Tokenizer
 
 _ENCODE_BATCH, _ENCODE_CHARACTERS = 256, 1 << 24
-_CACHE_FORMAT = "4"
+_REMOVE = "remove this folder of the cache"
+_CACHE_FORMAT = "5"
 
 
 class Document(NamedTuple):
@@ -98,11 +101,11 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
     key = hashlib.sha256((_CACHE_FORMAT + corpus_hash + tokenizer.identity).encode()).hexdigest()[:16]
     folder = cache_dir / key
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
-    if not folder.is_dir():
+    if not _is_whole(folder):
         with atomic_path(folder) as temporary:
             temporary.mkdir()
             _pack_into(temporary, path, tokenizer, dtype)
-    meta = read_json(folder / "meta.json")
+    meta = read_sealed(folder / "meta.json", _REMOVE)
     Skipped(**meta["skipped"]).say()  # also of a corpus that was packed before
     documents = pq.read_table(folder / "documents.parquet")
     lengths = documents["length"].to_numpy()
@@ -198,7 +201,8 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
         raise InputError(f"{path}: no document with text in this corpus")
     columns = {"title": titles, "group": groups, "length": lengths, "bytes": sizes}
     pq.write_table(pa.table(columns), folder / "documents.parquet")
-    write_json(folder / "meta.json", {"dtype": dtype.name, "source": str(path), "skipped": asdict(skipped)})
+    meta = {"dtype": dtype.name, "source": str(path), "skipped": asdict(skipped)}
+    write_sealed(folder / "meta.json", meta | {"files": hashes(folder, ("tokens.bin", "documents.parquet"))})
 
 
 def _batch(documents: Iterator[Document]) -> Iterator[Document]:
@@ -209,6 +213,18 @@ def _batch(documents: Iterator[Document]) -> Iterator[Document]:
         room -= len(document.text)
         if room <= 0:
             return
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an earlier call left a packed corpus that is still what it wrote; else it is packed again."""
+    if not folder.is_dir():
+        return False
+    try:
+        read_vouching(folder / "meta.json", _REMOVE)
+    except DamageError as error:
+        print(f"{error}: packing the corpus again", file=sys.stderr)
+        return False
+    return True
 
 
 class WindowBatch(NamedTuple):

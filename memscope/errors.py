@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message says what was wrong, where (``file:line`` when there is one) and what to do.
     """
+
+
+class DamageError(InputError):
+    """A file is not what memscope wrote; who can make it again does so."""

@@ -25,9 +25,9 @@ from memscope.errors import InputError
 from memscope.files import write_text
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
+from memscope.part_reader import SelectionReader
 from memscope.printable import printable_values
 from memscope.query import Recording
-from memscope.store import SelectionReader
 
 BATCH_ENTRIES = 1024
 """Most lines of a features file, as in Neuronpedia's own exports."""

@@ -22,8 +22,8 @@ import pyarrow as pa
 from scipy import sparse
 
 from memscope.errors import InputError
-from memscope.files import read_json, write_json
 from memscope.parquet import read_parquet, write_table
+from memscope.seals import hashes, read_vouching, write_sealed
 from memscope.sections import reachable_entries
 from memscope.usage import UNREAD_SHARE
 
@@ -140,22 +140,20 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
 
 def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
     """Write ``facts.parquet`` and ``facts.json`` into a folder; a recording's report and app show them."""
+    (folder / SUMMARY).unlink(missing_ok=True)  # it vouches for the other file, so it comes last
     write_table(folder / FACTS, pa.Table.from_pandas(audit.facts, preserve_index=False))
     tables = {"recall": audit.recall, "predicates": audit.predicates}
     rows = {name: frame.astype(object).where(frame.notna(), None).to_dict("records") for name, frame in tables.items()}
-    write_json(folder / SUMMARY, {"format": FORMAT, "summary": audit.summary, **rows})
+    said = {"format": FORMAT, "summary": audit.summary, **rows, "files": hashes(folder, [FACTS])}
+    write_sealed(folder / SUMMARY, said)
     return [folder / FACTS, folder / SUMMARY]
 
 
 def load_audit(folder: Path) -> FactAudit | None:
-    """The audit in a folder; none where there is none.
-
-    Raises:
-        InputError: an audit of another version.
-    """
+    """The audit in a folder, none where there is none; ``InputError`` if it is damaged or of another version."""
     if not (folder / SUMMARY).is_file():
         return None
-    raw = read_json(folder / SUMMARY)
+    raw = read_vouching(folder / SUMMARY, "run memscope facts again")
     if raw.get("format") != FORMAT:
         raise InputError(f"{folder / SUMMARY}: written by another version of memscope; run memscope facts again")
     facts = read_parquet(folder / FACTS).to_pandas()

@@ -27,7 +27,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it to ``target`` when the block succeeds.
 
     The block may create a file or a folder there. On an error the temporary is removed and ``target`` is
-    untouched. A folder replaces an existing folder.
+    untouched. A folder replaces an existing folder. What was written is on the disk before the rename, and the rename
+    before the block ends, so that files that rely on each other survive a power failure in the order they were made.
 
     Raises:
         InputError: the parent folder cannot be created or written.
@@ -37,6 +38,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
+        for path in (temporary, *temporary.rglob("*")):
+            _fsync(path)
         if temporary.is_dir() and target.exists():
             old = target.with_name(f".{target.name}.{os.getpid()}.old")
             target.rename(old)
@@ -44,6 +47,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
             _remove(old)
         else:
             temporary.replace(target)
+        _fsync(target.parent)
     finally:
         _remove(temporary)
 
@@ -60,11 +64,9 @@ def make_folder(path: Path) -> Path:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, atomically and durably (fsync before the rename)."""
-    with atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write ``text`` as UTF-8, atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -123,6 +125,15 @@ def _unformula(value: Any) -> Any:
     if hasattr(value, "tolist"):  # a list column of Parquet
         value = "; ".join(str(item) for item in value.tolist())
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _fsync(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _remove(path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.bank_table import Words, words_of
+from memscope.part_reader import read_rows
 from memscope.query import Recording
-from memscope.store import read_rows
 from memscope.token_table import Trace
 
 

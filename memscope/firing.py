@@ -16,11 +16,13 @@ import pyarrow as pa
 from scipy.sparse import coo_matrix
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from memscope.errors import InputError
 from memscope.files import atomic_path
 from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
 from memscope.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.part_reader import SelectionReader, read_columns
 from memscope.row_words import RowWords, words_of_rows
-from memscope.store import RecordingInfo, SelectionReader, tokens_path
+from memscope.store import RecordingInfo
 from memscope.threads import in_threads
 from memscope.tokenizer import Tokenizer
 
@@ -120,7 +122,7 @@ class _LayerFiring(NamedTuple):
 
 
 def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, lengths: np.ndarray) -> RowTokens:
-    parts = [read_parquet(tokens_path(recording, part), ["token", "predicted", "pos"]) for part in info.parts]
+    parts = [read_columns(recording, info, part, ["token", "predicted", "pos"]) for part in info.parts]
     token, predicted, pos = (
         np.concatenate([part[name].to_numpy() for part in parts]).astype(np.int32)
         for name in ("token", "predicted", "pos")
@@ -157,6 +159,8 @@ def _describe_block(
     reader: SelectionReader, info: RecordingInfo, layer: int, entries: np.ndarray, rows: RowTokens, words: RowWords
 ) -> _LayerFiring:
     entry, row, gate = reader.read(layer, int(entries[0]), int(entries[-1]))
+    if not np.array_equal(np.flatnonzero(np.bincount(entry - entries[0])), entries - entries[0]):
+        raise InputError(f"layer {layer}: tokens/ and selections/ do not hold the same entries; record again")
     keys = np.sort(sort_keys(entry - entries[0], gate, row))  # by entry, falling gate score, row
     found = describe_entries(
         keys,
@@ -223,7 +227,7 @@ def _with_read_weights(recording: Path, info: RecordingInfo, layer: int, found: 
         here = order[begin:end]
         if len(here):
             names = [f"l{layer}_{kind}" for kind in ("indices", "gate", "read")]
-            table = read_parquet(tokens_path(recording, part), names)
+            table = read_columns(recording, info, part, names)
             local = row[here] - first
             indices, gates, reads = (matrix(table[name])[local] for name in names)
             # Two heads may select the same entry with different scores.

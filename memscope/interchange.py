@@ -13,7 +13,7 @@ import numpy as np
 
 from memscope.errors import InputError
 from memscope.files import atomic_path
-from memscope.store import SelectionReader
+from memscope.part_reader import SelectionReader
 
 MOST_SELECTIONS = 1 << 21
 """Selections held in memory at once, unless a single entry has more."""

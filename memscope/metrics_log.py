@@ -1,9 +1,11 @@
 """``metrics.jsonl`` of a run: one JSON object a line with ``kind`` (train, eval, sample), ``step`` and numbers.
 
-The file is the truth; an experiment tracker, when there is one, gets the same numbers.
+The file is the truth; an experiment tracker, when there is one, gets the same numbers. A line ends with ``crc32``, the
+checksum of what stands before it; files of earlier versions have none.
 """
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file, oldest first; a last line that a crash cut off is left out.
 
     Raises:
-        InputError: a line before the last is not JSON.
+        InputError: a line before the last is not JSON, or one does not have its checksum.
     """
     if not path.is_file():
         return []
     lines = path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: a crash may have cut inside a character
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
             if line:
@@ -51,6 +53,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             if number < len(lines):
                 raise InputError(f"{path}:{number}: not JSON; the file was damaged") from error
+    sums = [record.pop("crc32", None) for record in records]
+    for number, (record, found) in enumerate(zip(records, sums, strict=True), start=1):
+        if found != _checksum(record) and any(sums):
+            raise InputError(f"{path}:{number}: not what was written; the file was damaged: delete this line of it")
     return records
 
 
@@ -59,4 +65,8 @@ def _is_before(line: dict[str, Any], first_step: int) -> bool:
 
 
 def _dump(line: dict[str, Any]) -> str:
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return json.dumps(line | {"crc32": _checksum(line)}, ensure_ascii=False) + "\n"
+
+
+def _checksum(line: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())

@@ -13,8 +13,9 @@ import numpy as np
 from numba import njit
 
 from memscope.files import atomic_path
-from memscope.parquet import TableWriter, matrix, read_parquet
-from memscope.store import RecordingInfo, tokens_path
+from memscope.parquet import TableWriter, matrix
+from memscope.part_reader import read_columns
+from memscope.store import RecordingInfo
 from memscope.threads import in_threads
 
 N_NEIGHBOURS = 10
@@ -41,9 +42,7 @@ def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[s
     """The neighbours of one layer's entries, as columns."""
     name = f"l{layer}_indices"
     step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
-    indices = np.concatenate(
-        [matrix(read_parquet(tokens_path(recording, part), [name])[name])[::step] for part in info.parts]
-    )
+    indices = np.concatenate([matrix(read_columns(recording, info, part, [name])[name])[::step] for part in info.parts])
     starts, tokens = _tokens_of_entries(indices, info.knowledge_num)
     other = np.full((info.knowledge_num, N_NEIGHBOURS), -1, np.int64)
     together = np.zeros((info.knowledge_num, N_NEIGHBOURS), np.int64)

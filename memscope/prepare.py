@@ -8,12 +8,13 @@ from typing import NamedTuple
 import torch
 
 from memscope import bank_init
-from memscope.checkpoint import list_checkpoints, load_run
+from memscope.checkpoint import SETTINGS, list_checkpoints, load_run
 from memscope.config import Config, load_config
 from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.errors import InputError
 from memscope.files import make_folder
 from memscope.model import MemoryTransformer
+from memscope.seals import check_listed
 from memscope.sentences import choose_sentences, read_sentences
 from memscope.special_tokens import Roles
 from memscope.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ def check_run_folder(config: Config, run: Path, resume: bool) -> None:
     """
     saved = run / "config.yaml"
     if saved.is_file():
+        check_listed(run, SETTINGS, "restore it")
         if not resume:
             raise InputError(f"{run}: holds a run already; add --resume to go on with it, or choose another --out")
         if (old := load_config(saved)) != config:

@@ -25,9 +25,10 @@ from sklearn.decomposition import TruncatedSVD
 from memscope.bank_map import MIN_ENTRIES, MapSettings, make_map, name_clusters, place_apart, text_weights
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
-from memscope.files import write_json
 from memscope.parquet import matrix, read_parquet, write_table
-from memscope.store import RecordingInfo, read_info, tokens_path
+from memscope.part_reader import read_columns
+from memscope.seals import hashes, write_sealed
+from memscope.store import RecordingInfo, read_info
 
 FEATURES = ("values", "usage", "read")
 MAP, MAP_INFO = "map.parquet", "map.json"
@@ -119,8 +120,9 @@ def write_map(
         "y": places[:, 1],
         "cluster": cluster.astype(np.uint16),
     }
+    (recording / MAP_INFO).unlink(missing_ok=True)  # it vouches for the other file, so it comes last
     write_table(recording / MAP, columns)
-    write_json(recording / MAP_INFO, said)
+    write_sealed(recording / MAP_INFO, said | {"files": hashes(recording, [MAP])})
     return said
 
 
@@ -148,7 +150,7 @@ def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vo
     counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
     names = [f"l{layer}_indices" for layer in layers]
     for part in info.parts:
-        table = read_parquet(tokens_path(recording, part), ["token", *names])
+        table = read_columns(recording, info, part, ["token", *names])
         token = np.repeat(table["token"].to_numpy().astype(np.int64), info.selected)
         for name in names:
             entry = matrix(table[name]).ravel().astype(np.int64)

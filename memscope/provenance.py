@@ -15,6 +15,7 @@ import torch
 from memscope.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.parquet import read_parquet
+from memscope.seals import check_listed
 
 
 def start_entries(run: LoadedRun) -> np.ndarray:
@@ -42,6 +43,7 @@ def start_table(run: LoadedRun, columns: list[str] | None = None) -> pa.Table:
         InputError: see ``start_entries``.
     """
     table = read_parquet(run.path / PARQUET, columns)
+    check_listed(run.path, [PARQUET, SPARE], "restore it or train again")
     assert run.model.bank is not None
     if run.model.bank.starts is None:
         return table

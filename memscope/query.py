@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from memscope import entry_pages
+from memscope.aggregate_schema import check_census, check_files, check_sources, check_tables
 from memscope.config import load_config
 from memscope.entry_pages import EntryCard
 from memscope.errors import InputError
@@ -25,7 +26,9 @@ from memscope.files import read_json
 from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
 from memscope.parquet import matrix, read_parquet
-from memscope.store import RecordingInfo, SelectionReader, read_info, read_rows, tokens_path
+from memscope.part_reader import SelectionReader, read_columns, read_rows
+from memscope.seals import check_file, read_sealed
+from memscope.store import RecordingInfo, read_info, whole_tokens
 from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
 
@@ -52,10 +55,11 @@ class Recording:
             )
         self._tables: dict[str, EntryTable] = {}
         self._db = duckdb.connect()
+        check_files(path, self.info)
+        check_sources(path, self.info)
+        check_tables(path)
         for view, file in _VIEWS.items():
             source = path / f"{file}.parquet"
-            if not source.is_file():
-                raise InputError(f"{source}: missing; record again")
             quoted = glob.escape(str(source)).replace("'", "''")  # DuckDB reads [ and * in a path as a pattern
             self._run(self._db, f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}')", [])
 
@@ -67,14 +71,14 @@ class Recording:
     @cached_property
     def census(self) -> dict[str, Any]:
         """``census.json``: metrics per layer and over all layers."""
-        census: dict[str, Any] = read_json(self.path / "census.json")
-        return census
+        path = self.path / "census.json"
+        return check_census(path, read_json(path), self.info)
 
     @cached_property
     def run_summary(self) -> dict[str, Any]:
         """``run.json`` of the run: parameters, losses, speed; empty if training had not finished."""
         path = self.path / "run.json"
-        summary: dict[str, Any] = read_json(path) if path.is_file() else {}
+        summary: dict[str, Any] = read_sealed(path, "record again", required=False) if path.is_file() else {}
         return summary
 
     @cached_property
@@ -240,19 +244,22 @@ class Recording:
 
     def map(self) -> pd.DataFrame | None:
         """Places of entries on the map, ``entry x y cluster``; none before ``memscope map``."""
+        if not self.map_info:
+            return None
         path = self.path / "map.parquet"
-        return read_parquet(path).to_pandas() if path.is_file() else None
+        check_file(path, self.map_info["files"]["map.parquet"], "map again")
+        return read_parquet(path).to_pandas()
 
     @cached_property
     def map_info(self) -> dict[str, Any]:
         """How the map was made, its trustworthiness and clusters (``map.json``); empty before ``memscope map``."""
         path = self.path / "map.json"
-        info: dict[str, Any] = read_json(path) if path.is_file() else {}
+        info: dict[str, Any] = read_sealed(path, "map again") if path.is_file() else {}
         return info
 
     def document_losses(self) -> pd.DataFrame:
         """Mean loss of documents in nats, over tokens that have a successor: ``doc title group tokens loss``."""
-        parts = [str(tokens_path(self.path, part)) for part in self.info.parts]
+        parts = [str(whole_tokens(self.path, part)) for part in self.info.parts]
         return self.sql(
             """SELECT doc, title, "group", count(loss) AS tokens, avg(loss) AS loss
                FROM read_parquet(?) JOIN docs USING (doc) GROUP BY ALL ORDER BY doc""",
@@ -301,8 +308,8 @@ class Recording:
     @cached_property
     def token_ids(self) -> np.ndarray:
         """Token ids of all rows: two bytes a token, read once for the texts of contexts."""
-        files = [tokens_path(self.path, part) for part in self.info.parts]
-        return np.concatenate([read_parquet(file, ["token"])["token"].to_numpy() for file in files])
+        parts = (read_columns(self.path, self.info, part, ["token"]) for part in self.info.parts)
+        return np.concatenate([part["token"].to_numpy() for part in parts])
 
     def sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
         """Answer a question in SQL; views are ``usage bias contexts firing neighbours titles decodings bank docs``."""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.part_reader import read_rows
 from memscope.query import Recording
-from memscope.store import ROW_GROUP, read_rows
+from memscope.store import ROW_GROUP
 from memscope.token_rows import TokenRows
 from memscope.usage import UNREAD_SHARE
 

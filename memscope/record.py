@@ -19,21 +19,22 @@ import numpy as np
 from tqdm import tqdm
 
 from memscope.aggregate import write_aggregates
+from memscope.aggregate_schema import check_files, list_files
 from memscope.bank_init import PARQUET
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.decode import write_decodings
-from memscope.errors import InputError
-from memscope.files import make_folder
+from memscope.errors import DamageError, InputError
+from memscope.files import atomic_path, make_folder
 from memscope.model import MemoryTransformer
 from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.runtime import processes, return_freed_memory
-from memscope.special_tokens import ROLES_FILE
 from memscope.store import (
     AGGREGATES,
+    COPIES,
     INFO,
     Part,
     RecordingInfo,
@@ -45,7 +46,7 @@ from memscope.store import (
     write_progress,
 )
 
-_COPIED = ("tokenizer.json", ROLES_FILE, "config.yaml", "run.json", "metrics.jsonl")
+_COPIED = ("tokenizer.json", "config.yaml", *COPIES)
 
 
 class RecordOptions(NamedTuple):
@@ -129,7 +130,7 @@ def finish(run: LoadedRun, recording: Path) -> None:
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
     used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
     write_decodings(run, recording / "decodings.parquet", used)
-    write_info(recording, info.model_copy(update={"complete": True}))
+    write_info(recording, list_files(recording, info.model_copy(update={"complete": True})))
 
 
 def describe(
@@ -143,6 +144,8 @@ def describe(
         step=run.step,
         corpus=corpus.path,
         corpus_sha256=corpus.sha256,
+        documents=windows[-1].doc + 1,
+        vocab_size=model.vocab_size,
         layers=model.memory_layers,
         knowledge_num=memory.knowledge_num,
         bank_groups=memory.bank_groups,
@@ -225,18 +228,18 @@ def record_parts(
 def _open_recording(recording: Path, info: RecordingInfo) -> None:
     """Lay the folder, or go on in one that holds the same recording, unfinished or damaged.
 
-    What earlier processes listed one by one is gathered in ``recording.json``.
+    What earlier processes listed one by one is gathered in ``recording.json``. If that is damaged nobody knows what the
+    parts are: all are recorded again.
     """
-    if (recording / INFO).is_file():
-        earlier = read_info(recording)
+    earlier = _earlier(recording)
+    if earlier is not None:
         names = {"fingerprint": "model", "corpus_sha256": "corpus"}
         if different := [names.get(name, name) for name in earlier.same_source(info)]:
             raise InputError(
                 f"{recording}: holds a recording with another {', '.join(different)}; choose another --out or remove it"
             )
         parts = _in_order(finished_parts(recording))
-        aggregated = all((recording / name).is_file() for name in AGGREGATES)
-        complete = earlier.complete and parts == earlier.parts and aggregated
+        complete = earlier.complete and parts == earlier.parts and _is_aggregated(recording, earlier)
         write_info(recording, earlier.model_copy(update={"parts": parts, "complete": complete}))
         drop_progress(recording)
     else:
@@ -245,6 +248,26 @@ def _open_recording(recording: Path, info: RecordingInfo) -> None:
     for folder in (recording, recording / "tokens", recording / "selections"):
         for stale in make_folder(folder).glob(".*.tmp"):  # of a killed process
             stale.unlink()
+
+
+def _earlier(recording: Path) -> RecordingInfo | None:
+    """What a folder says that it holds; none if it does not say, or not readably."""
+    if not (recording / INFO).is_file():
+        return None
+    try:
+        return read_info(recording)
+    except DamageError as error:
+        print(f"{error}: recording all of it again", file=sys.stderr)
+        return None
+
+
+def _is_aggregated(recording: Path, info: RecordingInfo) -> bool:
+    try:
+        check_files(recording, info)
+    except DamageError as error:
+        print(f"{error}: making the aggregates again", file=sys.stderr)
+        return False
+    return info.files.keys() >= set(AGGREGATES)
 
 
 def _tokens(plan: list[PlannedPart]) -> int:
@@ -277,5 +300,6 @@ def _copy_from_run(run: LoadedRun, recording: Path) -> None:
     """Copy what makes the recording readable without the run."""
     for name in _COPIED:
         if (run.path / name).is_file():
-            shutil.copyfile(run.path / name, recording / name)
+            with atomic_path(recording / name) as temporary:
+                shutil.copyfile(run.path / name, temporary)
     write_table(recording / PARQUET, start_table(run), ENTRY_ROW_GROUP)

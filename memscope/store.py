@@ -11,20 +11,25 @@ A token-major row is ``doc pos token predicted loss`` and for every memory layer
 selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs ``l{l}_read_norm``, on
 request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
 the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
+``part_reader.py`` reads parts.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from memscope.errors import InputError
-from memscope.files import atomic_path, read_json, sha256_file, write_json
-from memscope.parquet import open_parquet, part_writer, read_parquet
+from memscope.errors import DamageError, InputError
+from memscope.files import atomic_path, sha256_file
+from memscope.parquet import part_writer
+from memscope.seals import SEAL, check_file, read_own_json, read_sealed, unseal, write_sealed
 from memscope.sections import reachable_entries
-from memscope.token_rows import KINDS, TokenRows, from_table, to_table
+from memscope.special_tokens import ROLES_FILE
+from memscope.token_rows import KINDS, TokenRows, to_table
 
 FORMAT_VERSION = 4
 INFO = "recording.json"
@@ -37,17 +42,26 @@ AGGREGATES = (
     *("decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json", "config.yaml"),
 )
 """Files that a finished recording has beside its parts."""
+COPIES = (ROLES_FILE, "run.json", "metrics.jsonl")
+"""Further ones, if the run has them."""
+SELECTION_SCHEMA = pa.schema(
+    {"layer": pa.uint16(), "entry": pa.uint32(), "row": pa.uint32(), "gate": pa.float16()}.items()
+)
+"""Columns of an entry-major part."""
 _PROGRESS = "progress-*.json"
+_AGAIN = "record again"
+_Count = Annotated[int, Field(ge=1, le=2**32)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Part(BaseModel):
     """A finished part: both its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    rows: int
-    tokens_sha256: str
-    selections_sha256: str
+    name: Annotated[str, Field(pattern=r"^part-[0-9]{6,}\.parquet$")]
+    rows: _Count
+    tokens_sha256: _Sha256
+    selections_sha256: _Sha256
 
 
 class RecordingInfo(BaseModel):
@@ -63,19 +77,23 @@ class RecordingInfo(BaseModel):
     """Training step of the model, where it was read from a checkpoint."""
     corpus: str
     corpus_sha256: str
-    layers: tuple[int, ...]
+    documents: _Count
+    """Documents of the corpus that are recorded, whole or in part."""
+    vocab_size: _Count
+    """Token ids of the model's tokenizer."""
+    layers: tuple[Annotated[int, Field(ge=0, lt=2**16)], ...]
     """Memory layers, in the order of the layer axis."""
-    knowledge_num: int
-    bank_groups: int = 1  # equal parts that layers and entries are split in, one with the other
-    knowledge_length: int
-    selected: int
+    knowledge_num: _Count
+    bank_groups: _Count = 1  # equal parts that layers and entries are split in, one with the other
+    knowledge_length: _Count
+    selected: _Count
     """Selections per token and layer (K)."""
-    gate_heads: int
-    read_heads: int
-    window: int
+    gate_heads: _Count
+    read_heads: _Count
+    window: _Count
     """Most tokens the model sees at once; documents are cut into such windows."""
     dtype: str
-    score_bits: int
+    score_bits: Annotated[int, Field(ge=1, le=10)]
     """Mantissa bits kept of scores and weights; they are off by at most 2^-(score_bits + 1) of their value."""
     selection_bias: bool = False
     """Whether a selection bias takes part in the choice (``balance_bias``): then it is compared with raw scores."""
@@ -85,14 +103,28 @@ class RecordingInfo(BaseModel):
     """Whether read weights per read head were recorded."""
     slot_weights: bool = False
     """Whether read weights per slot were recorded."""
-    part_tokens: int
-    total_tokens: int
+    part_tokens: _Count
+    total_tokens: Annotated[int, Field(ge=0)]
     """Tokens that the finished recording holds."""
     complete: bool = False
     """Whether all parts and aggregates are there."""
     seconds: float = 0.0
     """Wall time spent on parts so far, aggregates excluded."""
     parts: tuple[Part, ...] = ()
+    files: dict[Annotated[str, Field(pattern=r"^\w[\w.]*$")], _Sha256] = {}
+    """SHA-256 of the finished recording's other files, by name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RecordingInfo":
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise ValueError("layers must be there and rise")
+        if len(self.layers) % self.bank_groups or self.knowledge_num % self.bank_groups:
+            raise ValueError("bank_groups must divide the number of layers and knowledge_num")
+        if self.selected % self.gate_heads or self.selected > self.gate_heads * self.group_size:
+            raise ValueError("selected must be a multiple of gate_heads, and each can select what a layer has")
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("a part is listed twice")
+        return self
 
     @property
     def run_name(self) -> str:
@@ -131,7 +163,7 @@ class RecordingInfo(BaseModel):
 
     def same_source(self, other: "RecordingInfo") -> list[str]:
         """Names of the settings in which two recordings differ; progress and mere paths are left out."""
-        left_out = {"complete", "seconds", "parts", "run", "corpus"}
+        left_out = {"complete", "seconds", "parts", "files", "documents", "run", "corpus"}
         mine, its = self.model_dump(exclude=left_out), other.model_dump(exclude=left_out)
         return [name for name, value in mine.items() if its[name] != value]
 
@@ -140,18 +172,22 @@ def read_info(recording: Path) -> RecordingInfo:
     """Read ``recording.json``.
 
     Raises:
-        InputError: not a recording, a damaged file, or one of another format version.
+        DamageError: not what ``write_info`` wrote.
+        InputError: not a recording, or one of another format version.
     """
     if not (recording / INFO).is_file():
         raise InputError(f"{recording}: not a recording (no {INFO}); make one with 'memscope record'")
-    raw = read_json(recording / INFO)
+    raw = read_own_json(recording / INFO)
+    if isinstance(raw, dict) and SEAL in raw:
+        unseal(raw, recording / INFO, _AGAIN)  # before anything of it is believed
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{recording / INFO}: format version {version}, this memscope reads {FORMAT_VERSION}; record again"
+            f"{recording / INFO}: format version {version}, this memscope reads {FORMAT_VERSION}; record again, "
+            "into another folder or after removing this one"
         )
     try:
-        return RecordingInfo.model_validate(raw)
+        return RecordingInfo.model_validate(unseal(raw, recording / INFO, _AGAIN))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -160,20 +196,24 @@ def read_info(recording: Path) -> RecordingInfo:
 
 def write_info(recording: Path, info: RecordingInfo) -> None:
     """Write ``recording.json``, atomically."""
-    write_json(recording / INFO, info.model_dump(mode="json"))
+    write_sealed(recording / INFO, info.model_dump(mode="json"))
 
 
 def write_progress(recording: Path, process: int, parts: Iterable[Part]) -> None:
     """List the parts that one of several recording processes has finished; only that process writes this file."""
     path = recording / _PROGRESS.replace("*", f"{process:05d}")
-    write_json(path, [part.model_dump() for part in parts])
+    write_sealed(path, {"parts": [part.model_dump() for part in parts]})
 
 
 def finished_parts(recording: Path) -> dict[str, Part]:
-    """Parts by name that ``recording.json`` or any process lists and whose two files are on disk as written."""
+    """Parts by name that ``recording.json`` or any process lists and whose two files are on disk as written.
+
+    A process's list that is damaged lists nothing: its parts are recorded again.
+    """
     listed = list(read_info(recording).parts)
     for path in sorted(recording.glob(_PROGRESS)):
-        listed += [Part.model_validate(part) for part in read_json(path)]
+        with suppress(DamageError, ValidationError):
+            listed += [Part.model_validate(part) for part in read_sealed(path, _AGAIN)["parts"]]
     return {part.name: part for part in listed if _is_whole(recording, part)}
 
 
@@ -194,7 +234,7 @@ def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, in
         info: what is being recorded.
     """
     name = f"part-{number:06d}.parquet"
-    entry_type = pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
+    entry_type = token_schema(info).field(f"l{info.layers[0]}_indices").type.value_type
     with atomic_path(recording / "tokens" / name) as temporary:
         _write(temporary, [to_table(rows, info.layers, info.kinds, entry_type)], ROW_GROUP)
         tokens_sha256 = sha256_file(temporary)
@@ -203,56 +243,6 @@ def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, in
         _write(temporary, tables, SELECTION_ROW_GROUP)
         selections_sha256 = sha256_file(temporary)
     return Part(name=name, rows=len(rows.doc), tokens_sha256=tokens_sha256, selections_sha256=selections_sha256)
-
-
-def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> TokenRows:
-    """Read ``count`` token-major rows from row number ``first`` on, decompressing only their row groups."""
-    tables = []
-    for part, offset in zip(info.parts, info.first_rows(), strict=True):
-        begin, end = max(first, offset), min(first + count, offset + part.rows)
-        if begin < end:
-            groups = range((begin - offset) // ROW_GROUP, (end - 1 - offset) // ROW_GROUP + 1)
-            table = read_parquet(tokens_path(recording, part), row_groups=list(groups))
-            tables.append(table.slice(begin - offset - groups[0] * ROW_GROUP, end - begin))
-    if not tables:
-        raise InputError(f"{recording}: has no rows {first} to {first + count} (it holds {info.rows})")
-    return from_table(pa.concat_tables(tables), info.layers, info.kinds)
-
-
-def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
-    """Read all token-major rows of a part."""
-    return from_table(read_parquet(tokens_path(recording, part)), info.layers, info.kinds)
-
-
-class SelectionReader:
-    """Looks entries up in the entry-major parts; row groups are found by their statistics, read once."""
-
-    def __init__(self, recording: Path, info: RecordingInfo):
-        self._paths = [selections_path(recording, part) for part in info.parts]
-        self._groups: list[np.ndarray] = []  # per part: layer, smallest and largest entry of every row group
-        for path in self._paths:
-            with open_parquet(path) as file:
-                groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-                statistics = [(g.column(0).statistics, g.column(1).statistics) for g in groups]
-                self._groups.append(np.array([(layer.min, entry.min, entry.max) for layer, entry in statistics]))
-
-    def read(self, layer: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A layer's selections of entries first to last, inclusive: entry, row and gate score, ``[selection]`` each.
-
-        Within an entry rows rise.
-        """
-        found = []
-        for path, groups in zip(self._paths, self._groups, strict=True):
-            chosen = (groups[:, 0] == layer) & (groups[:, 1] <= last) & (groups[:, 2] >= first)
-            found.append(self._of_part(path, np.flatnonzero(chosen), first, last))
-        entry, row, gate = (np.concatenate(columns) for columns in zip(*found, strict=True))
-        return entry, row, gate
-
-    def _of_part(self, path: Path, groups: np.ndarray, first: int, last: int) -> list[np.ndarray]:
-        table = read_parquet(path, ["entry", "row", "gate"], groups.tolist())
-        entries = table["entry"].to_numpy()
-        begin, end = np.searchsorted(entries, [first, last + 1])
-        return [entries[begin:end], *(table[name].to_numpy()[begin:end] for name in ("row", "gate"))]
 
 
 def tokens_path(recording: Path, part: Part) -> Path:
@@ -265,14 +255,29 @@ def selections_path(recording: Path, part: Part) -> Path:
     return recording / "selections" / part.name
 
 
+def whole_tokens(recording: Path, part: Part) -> Path:
+    """A part's token-major file, compared with its hash (``check_file``)."""
+    check_file(tokens_path(recording, part), part.tokens_sha256, _AGAIN)
+    return tokens_path(recording, part)
+
+
+def whole_selections(recording: Path, part: Part) -> Path:
+    """A part's entry-major file, compared with its hash (``check_file``)."""
+    check_file(selections_path(recording, part), part.selections_sha256, _AGAIN)
+    return selections_path(recording, part)
+
+
 def part_bytes(recording: Path, info: RecordingInfo) -> int:
     """Size on disk of all parts, both orders."""
     return sum(path(recording, part).stat().st_size for part in info.parts for path in (tokens_path, selections_path))
 
 
 def _is_whole(recording: Path, part: Part) -> bool:
-    files = ((tokens_path, part.tokens_sha256), (selections_path, part.selections_sha256))
-    return all(path(recording, part).is_file() and sha256_file(path(recording, part)) == sha for path, sha in files)
+    try:
+        whole_tokens(recording, part), whole_selections(recording, part)
+    except InputError:
+        return False
+    return True
 
 
 def _write(path: Path, tables: Iterable[pa.Table], row_group: int) -> None:
@@ -282,6 +287,20 @@ def _write(path: Path, tables: Iterable[pa.Table], row_group: int) -> None:
         writer.write_table(table, row_group_size=row_group)
     assert writer is not None
     writer.close()
+
+
+def token_schema(info: RecordingInfo) -> pa.Schema:
+    """Columns of a token-major part."""
+    k = info.selected
+    widths = {"margin": info.gate_heads, "score_margin": info.gate_heads}
+    widths |= {"head_read": info.read_heads * k, "slot_read": info.knowledge_length * k}
+    columns = dict.fromkeys(("doc", "pos", "token", "predicted"), pa.uint32()) | {"loss": pa.float32()}
+    for layer in info.layers:
+        columns[f"l{layer}_indices"] = pa.list_(pa.uint16() if info.knowledge_num <= 65536 else pa.uint32(), k)
+        for kind in info.kinds:
+            values = pa.bool_() if kind == "by_score" else pa.float16()
+            columns[f"l{layer}_{kind}"] = pa.list_(values, widths.get(kind, k))
+    return pa.schema(columns.items())
 
 
 def _selection_table(rows: TokenRows, axis: int, first_row: int, info: RecordingInfo) -> pa.Table:

@@ -166,6 +166,8 @@ def make_info(**settings: Any) -> RecordingInfo:
         "fingerprint": "f",
         "corpus": "somewhere/corpus.jsonl",
         "corpus_sha256": "s",
+        "documents": 1000,
+        "vocab_size": 2**32,
         "layers": (0, 2),
         "knowledge_num": 64,
         "knowledge_length": 1,
@@ -202,8 +204,12 @@ def write_recording(
     """
     n, layers, selected = rows.indices.shape
     bounds = bounds or np.linspace(0, n, 4).astype(int).tolist()
+    lengths = np.bincount(rows.doc)
+    texts = texts or word_texts(max(int(max(rows.token.max(), rows.predicted.max())) + 1, 4))
     info = make_info(
         **{
+            "documents": len(lengths),
+            "vocab_size": len(texts),
             "layers": tuple(range(0, 2 * layers, 2)),
             "selected": selected,
             "gate_heads": rows.margin.shape[2],
@@ -220,7 +226,6 @@ def write_recording(
     ]
     info = info.model_copy(update={"parts": tuple(parts)})
     write_info(folder, info)
-    lengths = np.bincount(rows.doc)
     write_table(
         folder / "documents.parquet",
         {
@@ -231,8 +236,7 @@ def write_recording(
             "rows": lengths,
         },
     )
-    vocab = int(max(rows.token.max(), rows.predicted.max())) + 1
-    write_tokenizer(folder / "tokenizer.json", texts or word_texts(max(vocab, 4)))
+    write_tokenizer(folder / "tokenizer.json", texts)
     write_bank(folder / "bank_init.parquet", [None] * info.knowledge_num)
     return info
 

@@ -22,16 +22,18 @@ from memscope.bank_init import FreshStarts
 from memscope.checkpoint import (
     MODEL,
     list_checkpoints,
+    list_files,
     load_weights,
     publish_newest,
     read_checkpoint,
     save_checkpoint,
+    set_aside_damaged,
 )
 from memscope.config import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
 from memscope.errors import InputError
 from memscope.evaluate import evaluate
-from memscope.files import write_json, write_text
+from memscope.files import write_text
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
@@ -40,6 +42,7 @@ from memscope.parallel import Parallel, TorchParallel, check_strategy, make_acce
 from memscope.prepare import check_run_folder, prepare_run
 from memscope.revive import Reviver
 from memscope.runtime import autocast, peak_rss_bytes, pick_device
+from memscope.seals import LIST, write_sealed
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
 from memscope.usage import usage_metrics
@@ -61,9 +64,13 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     settings = config.train
     accelerator = make_accelerator(settings, run, device)
     with accelerator.main_process_first():  # the main process fills the caches, the others read them
+        if accelerator.is_main_process:
+            set_aside_damaged(run)
+            (run / LIST).unlink(missing_ok=True)
         tokenizer, train_corpus, valid_corpus, net = prepare_run(config, run, write=accelerator.is_main_process)
     if accelerator.is_main_process:
         write_text(run / "config.yaml", dump_config(config))
+        list_files(run)
 
     checkpoints, first_step = list_checkpoints(run), 0
     if checkpoints:
@@ -186,7 +193,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
         **_peak_memory(accelerator.device),
     }
     if accelerator.is_main_process:
-        write_json(run / "run.json", summary)
+        write_sealed(run / "run.json", summary)
     parallel.close()
     accelerator.end_training()
     return summary

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memscope.seals import hashes, write_sealed
+
 HOSTILE_CLUSTER = "<img src=x onerror='window.hacked = true'>"
 
 
@@ -23,5 +25,6 @@ def make_folder(recording: Path, folder: Path) -> Path:
     pq.write_table(pa.table(columns), tiny / "map.parquet")
     names = [HOSTILE_CLUSTER, "born, town"]
     clusters = [{"cluster": number, "size": entries // 2, "name": name} for number, name in enumerate(names)]
-    (tiny / "map.json").write_text(json.dumps({"feature": "values", "trustworthiness": 0.9, "clusters": clusters}))
+    said = {"feature": "values", "trustworthiness": 0.9, "clusters": clusters}
+    write_sealed(tiny / "map.json", said | {"files": hashes(tiny, ["map.parquet"])})
     return folder

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from memscope.aggregate_schema import list_files
+from memscope.part_reader import read_part
 from memscope.rows import round_scores
-from memscope.store import RecordingInfo, read_part
+from memscope.store import RecordingInfo, read_info, write_info
 from memscope.testing import SPECIAL, cut_rows, make_info, write_recording, write_tokenizer
 from memscope.token_rows import TokenRows
 
@@ -17,6 +19,7 @@ __all__ = [
     "cut",
     "make_info",
     "make_rows",
+    "relist",
     "selections_of",
     "write_recording",
     "write_tokenizer",
@@ -88,6 +91,11 @@ def all_rows(recording: Path, info: RecordingInfo) -> TokenRows:
         if getattr(parts[0], field.name) is not None
     }
     return TokenRows(**{name: np.concatenate(values) for name, values in columns.items()})
+
+
+def relist(recording: Path) -> None:
+    """List the files of a recording with the hashes that they have after a test changed them."""
+    write_info(recording, list_files(recording, read_info(recording)))
 
 
 def selections_of(rows: TokenRows, axis: int) -> Iterator[tuple[int, int, int, float, float]]:

@@ -1,6 +1,5 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.store import read_info, write_info
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -210,13 +210,13 @@ def test_a_run_that_no_longer_matches_is_named_with_the_command_that_helps(
     change: str, tiny_recording_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(tiny_recording_path, tmp_path / "tiny")
-    info = json.loads((copy / "recording.json").read_text())
-    info |= {"run": str(tmp_path / "gone")} if change == "gone" else {"fingerprint": "0" * 64}
-    (copy / "recording.json").write_text(json.dumps(info))
+    changed = {"run": str(tmp_path / "gone")} if change == "gone" else {"fingerprint": "0" * 64}
+    info = read_info(copy).model_copy(update=changed)
+    write_info(copy, info)
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(copy))
     test = open_page("prompts", source="your text", text="Ada Holm")
     assert not test.exception
-    assert info["run"] in test.code[0].value
+    assert info.run in test.code[0].value
     assert "memscope record" in test.code[0].value
 
 
@@ -393,14 +393,14 @@ def test_a_recording_that_is_made_again_while_it_is_open_is_named(
     tiny = shutil.copytree(tiny_recording_path, tmp_path / "tiny")
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
     test = open_page("gate_bias")
-    info = json.loads((tiny / "recording.json").read_text())
-    (tiny / "recording.json").write_text(json.dumps(info | {"complete": False}))
+    info = read_info(tiny)
+    write_info(tiny, info.model_copy(update={"complete": False}))
     test.run()
     assert not test.exception and "unfinished" in test.code[0].value
     (tiny / "recording.json").unlink()
     test.run()
     assert not test.exception and "not a recording" in test.code[0].value
-    (tiny / "recording.json").write_text(json.dumps(info))
+    write_info(tiny, info)
     test.run()
     assert not test.exception and test.title[0].value == "Gate bias"
 

@@ -14,6 +14,7 @@ from memscope.config import dump_config
 from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.seals import write_sealed
 from memscope.store import FORMAT_VERSION, INFO, read_info, write_info
 
 Cli = Callable[..., CliResult]
@@ -261,6 +262,7 @@ def test_an_unfinished_recording_says_how_to_finish_it(cli: Cli, tiny_recording_
 def test_a_recording_of_another_format_version_is_refused(cli: Cli, tiny_recording_path: Path, tmp_path: Path) -> None:
     recording = shutil.copytree(tiny_recording_path, tmp_path / "recording")
     raw = json.loads((recording / INFO).read_text())
-    (recording / INFO).write_text(json.dumps(raw | {"format_version": 99}))
+    del raw["sha256"]
+    write_sealed(recording / INFO, raw | {"format_version": 99})
     expected = f"format version 99, this memscope reads {FORMAT_VERSION}"
     assert_refused(cli("report", recording, "--out", tmp_path / "report"), expected)

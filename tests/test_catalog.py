@@ -1,6 +1,5 @@
 """Recordings in a folder: what is found, what is said of it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from memscope.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
 from memscope.query import Recording
+from memscope.store import read_info, write_info
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def folder(tiny_recording_path: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "recordings"
     for name in ("whole", "a/b/deep", "a/b/c/too_deep", "unfinished", "broken"):
         shutil.copytree(tiny_recording_path, folder / name)
-    info = json.loads((folder / "unfinished" / "recording.json").read_text())
-    (folder / "unfinished" / "recording.json").write_text(json.dumps(info | {"complete": False}))
+    unfinished = folder / "unfinished"
+    write_info(unfinished, read_info(unfinished).model_copy(update={"complete": False}))
     (folder / "broken" / "recording.json").write_text("{")
     return folder
 

@@ -19,7 +19,9 @@ from memscope import cli as command_line
 from memscope.checkpoint import LoadedRun
 from memscope.config import Config, dump_config
 from memscope.evaluate import evaluate
-from memscope.store import finished_parts, read_info, read_part
+from memscope.part_reader import read_part
+from memscope.seals import read_sealed
+from memscope.store import finished_parts, read_info
 
 Cli = Callable[..., CliResult]
 AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours")
@@ -72,7 +74,7 @@ def test_train_prints_the_summary_and_resumes(cli: Cli, config_path: Path, tmp_p
     result = cli("train", config_path, "--out", run, "--device", "cpu", "--set", "steps=3", "--seed", 7)
     assert result.code == 0
     summary = json.loads(result.out)
-    assert summary == json.loads((run / "run.json").read_text())
+    assert summary == read_sealed(run / "run.json", "train again")
     assert summary["steps"] == 3
     assert "seed: 7" in (run / "config.yaml").read_text()
     again = ["train", config_path, "--out", run, "--device", "cpu", "--set", "steps=3", "--set", "seed=7"]

@@ -119,7 +119,7 @@ def test_overrides_take_short_and_full_names_and_typed_values(tmp_path: Path) ->
         ("model.dmi=64", r"did you mean 'model.dim'\?"),
         ("train.dim=64", "unknown key 'train.dim'"),
         ("dim", "--set dim: expected key=value"),
-        ("dim=[", "--set dim=.*: not valid YAML"),
+        ("dim=[", "the value is not valid YAML"),
         ("dim=", "model.dim: .*got None"),
     ],
 )
@@ -155,74 +155,3 @@ def test_derived_values_follow_their_rule() -> None:
     assert validate_config(
         {"model": {"n_layers": 3, "block": ["ffn", "memory", "memory"]}}, "t"
     ).model.memory_layers == (1, 2)
-
-
-@pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_number_has_bounds_that_its_error_names(section: str, name: str) -> None:
-    annotation = SECTIONS[section].model_fields[name].annotation
-    if annotation not in (int, float):
-        return
-    for value in (-1, 10**30, -(10**30), "inf", "nan", ".5e309", float("nan"), 16**9999):
-        with pytest.raises(
-            InputError, match=rf"^test: {section}\.{name}: Input should be|^test: {section}\.{name}: Unable"
-        ) as e:
-            validate_config({section: {name: value}}, "test")
-        assert len(str(e.value)) < 400
-
-
-@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "many"])
-def test_a_seed_is_one_that_every_library_takes(seed: object) -> None:
-    with pytest.raises(InputError, match=r"train\.seed: Input should be"):
-        validate_config({"train": {"seed": seed}}, "test")
-    assert validate_config({"train": {"seed": 2**32 - 1}}, "test").train.seed == 2**32 - 1
-
-
-def test_a_bank_that_no_machine_holds_is_refused() -> None:
-    with pytest.raises(InputError, match="is more than 1,099,511,627,776 numbers"):
-        validate_config({"memory": {"knowledge_num": 2**31, "knowledge_dim": 2**10}}, "test")
-
-
-def aliases(depth: int) -> str:
-    """YAML that stands for a list of 10 ** depth values."""
-    names = list(Config().model.model_fields_set) or list(SECTIONS["model"].model_fields)
-    lines = [f"  {names[0]}: &a0 [x,x,x,x,x,x,x,x,x,x]"]
-    lines += [f"  {name}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n, name in enumerate(names[1:depth], start=1)]
-    return "model:\n" + "\n".join(lines)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        aliases(9),
-        "model: {dim: &a [*a]}",
-        "model: &a {dim: *a}",
-        f"model: {{dim: {'9' * 5000}}}",
-        f"model: {{dim: 0x{'f' * 5000}}}",
-        f"model: {{dim: {'x' * 500_000}}}",
-        f"model: {{{'x' * 500_000}: 1}}",
-        f"{'x' * 500_000}: {{}}",
-        f"model: {'[' * 5000}",
-        "model: {dim: 2001-99-99}",
-        "train: {seed: 1e999999999}",
-        "#" * (2 << 20),
-    ],
-)
-def test_a_config_that_stands_for_more_than_it_is_one_short_line(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError) as error:
-        load_config(write(tmp_path, text))
-    assert len(str(error.value)) < 2500
-    if not text.startswith("#"):
-        with pytest.raises(InputError) as error:
-            load_config(write(tmp_path, ""), [f"dim={text}"])
-        assert len(str(error.value)) < 2500
-
-
-def test_sections_that_share_an_alias_are_overridden_alone(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, "model: &a {}\nmemory: *a"), ["dim=64", "knowledge_num=4096"])
-    assert (config.model.dim, config.memory.knowledge_num) == (64, 4096)
-
-
-def test_a_mark_of_byte_order_is_no_part_of_a_config(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_bytes(b"\xef\xbb\xbfmodel:\r\n  dim: 64\r\n")
-    assert load_config(path).model.dim == 64

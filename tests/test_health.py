@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from synthetic import relist
 
 from memscope.files import read_json, write_json
 from memscope.findings import find_choice
@@ -21,6 +22,7 @@ def with_census(recording: Path, folder: Path, **changes: dict[str, float]) -> l
     for group, values in changes.items():
         census["layers"][1][group] |= values
     write_json(path / "census.json", census)
+    relist(path)
     return health(Recording(path))
 
 
@@ -52,6 +54,7 @@ def test_dead_entries_are_bad_beyond_what_even_selection_leaves(
     census = read_json(path / "census.json")
     census["layers"][0]["by_count"] |= {"dead": 0, "even_coverage": 1.0}
     write_json(path / "census.json", census)
+    relist(path)
     first = with_census(path, tmp_path, by_count={"dead": dead, "even_coverage": 1.0})[0]
     assert first.level == level
     assert f"{short_percent(dead / 64)} of entries never selected" in first.text
@@ -65,6 +68,7 @@ def test_unread_selections_are_bad_when_they_are_many(
     census = read_json(path / "census.json")
     census["layers"][0]["reading"]["unread_share"] = 0.0
     write_json(path / "census.json", census)
+    relist(path)
     [flag] = [flag for flag in with_census(path, tmp_path, reading={"unread_share": share}) if "unread" in flag.text]
     assert flag.level == level and flag.text.startswith(f"{share:.0%} of layer 1's selections")
 
@@ -75,6 +79,7 @@ def test_silence_is_said_in_words(share: float, said: str, tiny_recording_path: 
     census = read_json(path / "census.json")
     census["layers"][0]["reading"]["silent_tokens"] = 0.0
     write_json(path / "census.json", census)
+    relist(path)
     flags = with_census(path, tmp_path, reading={"silent_tokens": share})
     assert any(said in flag.text and "tokens read" in flag.text for flag in flags)
 

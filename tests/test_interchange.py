@@ -18,10 +18,10 @@ from memscope.errors import InputError
 from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
+from memscope.part_reader import read_part
 from memscope.printable import printable
 from memscope.query import Recording
 from memscope.record import record
-from memscope.store import read_part
 
 NEURON_COLUMNS = """
     modelId layer index creatorId sourceSetName maxActApprox hasVector vector topkCosSimIndices topkCosSimValues

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from synthetic import relist
 
 from memscope.files import read_json, write_json
 from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
@@ -21,6 +22,7 @@ def moved(tiny_recording_path: Path, tmp_path: Path) -> Recording:
     census = read_json(path / "census.json")
     census["layers"][1]["by_count"]["coverage"] += 0.25
     write_json(path / "census.json", census)
+    relist(path)
     return Recording(path)
 
 

@@ -19,6 +19,7 @@ from memscope.config import Config, dump_config
 from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.native import native
+from memscope.seals import read_sealed
 from memscope.train import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -86,7 +87,7 @@ def test_two_copies_train_like_one_process_at_the_same_global_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     assert torchrun(whole, one, processes=1).returncode == 0  # on its own: type checks of tests are not compiled
     summary = launch("ddp", config, two) if lazy else json.loads(torchrun(config, two).stdout)
-    assert summary == json.loads((two / "run.json").read_text())
+    assert summary == read_sealed(two / "run.json", "train again")
     assert (summary["processes"], summary["strategy"], summary["tokens"]) == (2, "ddp", 4 * 4 * 32)
     assert_same_losses(two, one)
     assert len(losses(two)) == 4  # one process writes

@@ -20,8 +20,9 @@ from memscope.bank_map import BankMap, MapSettings, make_map, name_clusters, pla
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
 from memscope.map_plot import bank_map
+from memscope.part_reader import read_part
 from memscope.project import FEATURES, entry_values, read_outputs, token_counts, usage_profiles, write_map
-from memscope.store import read_info, read_part, write_info
+from memscope.store import read_info, write_info
 
 
 def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +167,7 @@ def test_every_entry_of_the_bank_is_on_the_map(feature: str, tiny_run: LoadedRun
     assert frame.columns.tolist() == ["entry", "x", "y", "cluster"]
     assert frame["entry"].tolist() == list(range(64))
     assert np.isfinite(frame[["x", "y"]].to_numpy()).all()
-    assert json.loads((recording / "map.json").read_text()) == said
+    assert json.loads((recording / "map.json").read_text()).items() >= said.items()
     assert (said["feature"], said["seed"], said["entries"], said["metric"]) == (feature, 5, 64, "cosine")
     sizes = frame["cluster"].value_counts()
     assert [(told["cluster"], told["size"]) for told in said["clusters"]] == list(enumerate(sizes.sort_index()))

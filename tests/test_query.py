@@ -12,9 +12,9 @@ from synthetic import all_rows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus
 from memscope.errors import InputError
+from memscope.part_reader import read_part
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
-from memscope.store import read_part
 from memscope.usage import usage_metrics
 
 

@@ -25,10 +25,11 @@ from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.errors import InputError
 from memscope.evaluate import evaluate
 from memscope.files import read_json
+from memscope.part_reader import SelectionReader
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
 from memscope.runtime import Processes, processes
-from memscope.store import SelectionReader, finished_parts, read_info
+from memscope.store import finished_parts, read_info
 
 PARTS = RecordOptions(part_tokens=200)
 TABLES = ("usage", "contexts", "firing", "titles", "neighbours", "bias", "decodings", "documents")

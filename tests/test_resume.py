@@ -132,11 +132,12 @@ def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
     ("module", "function", "call"),
     [
         pytest.param("memscope.checkpoint", "save_file", 6, id="between the model and the optimiser of the third"),
-        pytest.param("memscope.checkpoint", "write_json", 2, id="before a checkpoint holds its step number"),
+        pytest.param("memscope.checkpoint", "write_sealed", 4, id="before a checkpoint holds its step number"),
+        pytest.param("memscope.checkpoint", "write_sealed", 5, id="before a list of hashes names a new model"),
         pytest.param("os", "link", 2, id="before run/model.safetensors points at a new checkpoint"),
         pytest.param("os", "link", 4, id="before run/model.safetensors points at the last checkpoint"),
         pytest.param("memscope.prepare", "pack_corpus", 1, id="before the corpus is packed"),
-        pytest.param("memscope.train", "write_json", 1, id="before the summary"),
+        pytest.param("memscope.train", "write_sealed", 1, id="before the summary"),
     ],
 )
 def test_run_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(

@@ -1,7 +1,6 @@
 """The server listens on this machine alone, refuses what it cannot open, and stops when told to."""
 
 import http.client
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ import pytest
 
 from memscope.errors import InputError
 from memscope.serve import allowed_hosts, check_address, check_recordings, serve_app, streamlit_command
+from memscope.store import read_info, write_info
 
 
 def free_port() -> int:
@@ -92,8 +92,7 @@ def test_a_folder_that_is_no_recording_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_recording_is_refused(tiny_recording_path: Path, tmp_path: Path) -> None:
-    info = json.loads((tiny_recording_path / "recording.json").read_text())
-    (tmp_path / "recording.json").write_text(json.dumps(info | {"complete": False}))
+    write_info(tmp_path, read_info(tiny_recording_path).model_copy(update={"complete": False}))
     with pytest.raises(InputError, match="unfinished"):
         check_recordings(tmp_path)
 

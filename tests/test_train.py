@@ -69,14 +69,8 @@ def test_the_summary_is_that_of_the_run(tiny_run_path: Path) -> None:
 def test_a_run_holds_checkpoints_and_no_pickle(tiny_run_path: Path) -> None:
     names = {path.name for path in tiny_run_path.rglob("*") if path.is_file()}
     tensors = {"model.safetensors", "optimizer.safetensors", "bank_init.safetensors", "bank_init.parquet"}
-    assert names == tensors | {
-        "config.yaml",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "metrics.jsonl",
-        "run.json",
-        "state.json",
-    }
+    texts = {"config.yaml", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "run.json"}
+    assert names == tensors | texts | {"state.json", "files.json"}
     kept = sorted(folder.name for folder in (tiny_run_path / "checkpoints").iterdir())
     assert kept == ["step-00000010", "step-00000020"]
 

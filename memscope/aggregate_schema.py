@@ -1,0 +1,137 @@
+"""What the files beside the parts of a recording must be like; checked when a recording is opened or counted.
+
+``check_files`` compares their bytes with ``recording.json``, ``check_sources`` is about those that the census reads,
+``check_tables`` about the columns that the query layer reads; further ones may be there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as kinds
+
+from memscope.errors import InputError
+from memscope.parquet import open_parquet, read_parquet
+from memscope.seals import check_file, hashes
+from memscope.store import AGGREGATES, COPIES, INFO, RecordingInfo
+from memscope.tokenizer import Tokenizer
+
+_TOKENS = "_token:[int] ", "_lift:[number] ", "_count:[int] "
+COLUMNS = {
+    "documents": "doc:int title:text group:text first_row:int rows:int",
+    "bank_init": "entry:int sentence:text token_ids:[int] uuid:[text] subject:[text] predicate:[text] object:[text]",
+    "usage": "layer:int entry:int count:int gate_sum:number read_sum:number folds:[int]",
+    "bias": "layer:int attribute:text label:text entries:int selections:int lift:number low:number high:number p:number"
+    " significant:bool",
+    "contexts": "layer:int entry:int kind:text rank:int row:int gate:number read:number",
+    "firing": "layer:int entry:int count:int docs:int position_mean:number gate_deciles:[number] "
+    + "".join(kind + end for kind in ("input", "previous", "predicted", "next") for end in _TOKENS),
+    "neighbours": "layer:int entry:int rank:int other:int together:int npmi:number tokens:int",
+    "titles": "entry:int title:text",
+    "decodings": "entry:int drift:number nearest:[int] nearest_cosine:[number] kept:number kept_at_init:number "
+    "slot_drift:[number]",
+}
+"""Columns and kinds of values of every Parquet file beside the parts; brackets are lists."""
+CENSUS = ("tokens", "loss", "folds", "all_layers", "overlap", "layers", "groups")
+CENSUS_LAYER = ("layer", "by_count", "by_gate_score", "by_read_weight", "reading", "profiles")
+
+
+def list_files(recording: Path, info: RecordingInfo) -> RecordingInfo:
+    """``info`` with the hashes of the files that a recording has beside its parts, as they are now."""
+    return info.model_copy(update={"files": hashes(recording, (*AGGREGATES, *COPIES))})
+
+
+def check_files(recording: Path, info: RecordingInfo) -> None:
+    """Compare the files beside the parts with the hashes that ``recording.json`` lists.
+
+    Raises:
+        InputError: one is missing or damaged.
+    """
+    for name, sha256 in info.files.items():
+        check_file(recording / name, sha256, "record again")
+
+
+def check_sources(recording: Path, info: RecordingInfo) -> None:
+    """Check documents, tokenizer and bank: what the census reads beside the parts.
+
+    Raises:
+        InputError: one of them is missing, damaged, or not of this recording.
+    """
+    for name in ("documents.parquet", "tokenizer.json", "bank_init.parquet"):
+        if name in info.files:
+            check_file(recording / name, info.files[name], "record again")
+    check_tables(recording, ["documents", "bank_init"])
+    _check_documents(recording / "documents.parquet", info)
+    with open_parquet(recording / "bank_init.parquet") as file:
+        _agree(recording / "bank_init.parquet", "entries", file.metadata.num_rows, info.knowledge_num)
+    vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
+    _agree(recording / "tokenizer.json", "token ids", vocab, info.vocab_size)
+
+
+def check_tables(recording: Path, names: list[str] | None = None) -> None:
+    """Check columns and types of the Parquet files beside the parts, of all by default; reads footers alone.
+
+    Raises:
+        InputError: a file is missing or damaged, or lacks a column.
+    """
+    for name in names or COLUMNS:
+        path = recording / f"{name}.parquet"
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+        for column in COLUMNS[name].split():
+            title, _, kind = column.partition(":")
+            place = schema.get_field_index(title)
+            found = schema.field(place).type if place >= 0 else "not there"
+            if place < 0 or not _is(schema.field(place).type, kind):
+                raise InputError(f"{path}: column {title} is {found}, expected {kind}; record again")
+
+
+def check_census(path: Path, census: Any, info: RecordingInfo) -> dict[str, Any]:
+    """The content of ``census.json``, if it has what every reader expects.
+
+    Raises:
+        InputError: a part of it is not there, or it is of other layers.
+    """
+    if not isinstance(census, dict):
+        raise InputError(f"{path}: not a census; record again")
+    layers = census.get("layers")
+    rows = layers if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers) else []
+    missing = [name for name in CENSUS if name not in census]
+    missing += [f"layers.{name}" for name in CENSUS_LAYER if any(name not in layer for layer in rows)]
+    if missing:
+        raise InputError(f"{path}: '{missing[0]}' is not there; record again")
+    if [layer["layer"] for layer in rows] != list(info.layers):
+        raise InputError(f"{path}: is not about the layers that {INFO} names; record again")
+    return census
+
+
+def _check_documents(path: Path, info: RecordingInfo) -> None:
+    table = read_parquet(path, ["doc", "first_row", "rows"])
+    doc, first_row, rows = (table[name].to_numpy() for name in ("doc", "first_row", "rows"))
+    _agree(path, "documents", len(doc), info.documents)
+    _agree(path, "tokens", int(rows.sum()), info.rows)
+    if (rows < 0).any() or (doc != np.arange(len(doc))).any() or (first_row != np.cumsum(rows) - rows).any():
+        raise InputError(f"{path}: documents do not follow one another; record again")
+
+
+def _agree(path: Path, what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise InputError(f"{path}: has {found:,} {what}, {INFO} says {expected:,}; record again")
+
+
+def _is(found: pa.DataType, kind: str) -> bool:
+    if kind.startswith("["):
+        is_list = kinds.is_list(found) or kinds.is_large_list(found) or kinds.is_fixed_size_list(found)
+        return is_list and _is(found.value_type, kind[1:-1])
+    if kinds.is_dictionary(found):
+        return _is(found.value_type, kind)
+    match kind:
+        case "int":
+            return kinds.is_integer(found)
+        case "number":
+            return kinds.is_floating(found) or kinds.is_integer(found) or kinds.is_null(found)
+        case "bool":
+            return kinds.is_boolean(found)
+        case _:
+            return kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_null(found)

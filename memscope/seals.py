@@ -1,0 +1,127 @@
+"""Damage shows: files are compared with the hashes they were written with, and JSON with the hash inside it.
+
+    write_sealed(folder / "map.json", {"seed": 0, "files": hashes(folder, ["map.parquet"])})
+    read_sealed(folder / "map.json", "map again")       # an InputError if a bit of it changed
+    check_file(folder / "map.parquet", sha256, "map again")
+
+A sealed JSON file vouches for its neighbours. Whoever writes those anew removes it first and writes it last, so that
+a killed process leaves files that nothing vouches for, never a hash that is wrong.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from memscope.errors import DamageError, InputError
+from memscope.files import read_json, sha256_file, write_json
+
+SEAL = "sha256"
+"""Key of the hash in a sealed JSON file."""
+LIST = "files.json"
+"""Lists the hashes of a folder's files where no other file does."""
+_checked: dict[Path, tuple[object, ...]] = {}
+_lock = Lock()
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the files of these names that are there, by name."""
+    return {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
+
+
+def check_file(path: Path, sha256: str, advice: str) -> None:
+    """Compare a file with the hash it was written with: once per process, and again when the file changes.
+
+    Raises:
+        DamageError: missing or damaged; ``advice`` says what to do.
+        InputError: outside of its folder by way of a link.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DamageError(f"{path}: missing; {advice}") from error
+    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{path}: is a link that leads out of its folder; {advice}")
+    known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256)
+    with _lock:  # several threads that need one file wait for one of them to read it
+        if _checked.get(path) != known:
+            if sha256_file(path) != sha256:
+                raise DamageError(f"{path}: damaged (its bytes are not those that were written); {advice}")
+            _checked[path] = known
+
+
+def listed(folder: Path, advice: str) -> dict[str, str]:
+    """Hashes by file name that ``folder/files.json`` lists; none if it is not there, as in folders of old.
+
+    Raises:
+        DamageError: the list itself is damaged.
+    """
+    path = folder / LIST
+    return read_sealed(path, advice)["files"] if path.is_file() else {}
+
+
+def check_listed(folder: Path, names: Iterable[str], advice: str) -> None:
+    """``check_file`` for those of ``names`` that ``folder/files.json`` lists."""
+    known = listed(folder, advice)
+    for name in names:
+        if name in known:
+            check_file(folder / name, known[name], advice)
+
+
+def write_sealed(target: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` as JSON with its own hash, atomically."""
+    write_json(target, value | {SEAL: _digest(value)})
+
+
+def read_sealed(path: Path, advice: str, required: bool = True) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote, without the hash.
+
+    Args:
+        path: of the file.
+        advice: what to do if it is damaged, as the end of a sentence.
+        required: whether a file without a hash is refused; memscope wrote some without one before.
+
+    Raises:
+        DamageError: missing, not JSON, or damaged.
+    """
+    raw = read_own_json(path)
+    return unseal(raw, path, advice) if required or (isinstance(raw, dict) and SEAL in raw) else raw
+
+
+def read_vouching(path: Path, advice: str) -> dict[str, Any]:
+    """``read_sealed``, and ``check_file`` for all neighbours that it lists."""
+    value = read_sealed(path, advice)
+    for name, sha256 in value["files"].items():
+        check_file(path.parent / name, sha256, advice)
+    return value
+
+
+def read_own_json(path: Path) -> Any:
+    """Read JSON that memscope wrote: what is not JSON is damaged.
+
+    Raises:
+        DamageError: missing or not JSON.
+    """
+    try:
+        return read_json(path)
+    except InputError as error:
+        raise DamageError(str(error)) from error
+
+
+def unseal(raw: Any, path: Path, advice: str) -> dict[str, Any]:
+    """What a sealed JSON file says, from its parsed content.
+
+    Raises:
+        DamageError: the content is not that which the hash was made of; ``path`` and ``advice`` are for the message.
+    """
+    value = {key: item for key, item in raw.items() if key != SEAL} if isinstance(raw, dict) else {}
+    if not isinstance(raw, dict) or raw.get(SEAL) != _digest(value):
+        raise DamageError(f"{path}: damaged or edited (its {SEAL} is not that of its content); {advice}")
+    return value
+
+
+def _digest(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
