@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import address, columns, figures, state
+from app import address, columns, figures, outside, state
 from app.address import View, choice
 from app.report_file import make_report, report_file
 from memscope import bias_plots
@@ -39,7 +39,7 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
         if rows:
             address.go("entries", entry=int(st.session_state["_most"][rows[0]]), layer=layer)
 
-    st.dataframe(
+    outside.table(
         most,
         hide_index=True,
         height=330,
@@ -83,7 +83,7 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
         f"evidence. {d}"
     )
     with st.container():
-        st.dataframe(
+        outside.table(
             rows,
             hide_index=True,
             height="content" if len(rows) <= 12 else 460,
@@ -133,7 +133,7 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
     st.caption(f"Means over the tokens of each group. {d}")
     information = pd.DataFrame([{"layer": one["layer"], **one["profiles"]["information"]} for one in layers])
     st.subheader("What tells most about the selected entry")
-    st.dataframe(
+    outside.table(
         information,
         hide_index=True,
         height="content",
@@ -188,7 +188,7 @@ def overlap(recording: Recording, d: str) -> None:
         f"disjoint. {d}"
     )
     names = [f"layer {layer}" for layer in layers]
-    st.dataframe(
+    outside.table(
         pd.DataFrame(found["rank_correlation"], columns=names).assign(layer=names).set_index("layer"),
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
@@ -206,7 +206,7 @@ def report(recording: Recording) -> None:
     ready = report_file(recording)
     if ready is None:
         st.caption("It is made once and then stays until the app is stopped; from the shell it is:")
-        st.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
+        outside.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
         if st.button("Make the report", icon=":material/summarize:", type="primary"):
             started = time.monotonic()
             with st.status("Making the report ...", expanded=True) as status:

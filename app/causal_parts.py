@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import streamlit as st
 
+from app import outside
 from app.address import View
 from memscope.errors import InputError
 from memscope.words import visible
@@ -90,13 +91,13 @@ def token_change(compared: pd.DataFrame, token: int) -> None:
             loss = row[f"loss_{name}"]
             st.metric(f"Loss {name}", "none" if pd.isna(loss) else f"{loss:.3f} nats")
             st.metric(f"Next {name}", f"{row[f'p_{name}']:.1%}")
-            st.code(visible(row[f"next_{name}"]), language=None, width="content")
+            outside.code(visible(row[f"next_{name}"]), language=None, width="content")
 
 
 def token_table(compared: pd.DataFrame) -> None:
     """Every token before and after."""
     texts = {name: compared[name].map(visible) for name in ("text", "next_before", "next_after")}
-    st.dataframe(
+    outside.table(
         compared.assign(**texts),
         hide_index=True,
         column_order=list(_TOKENS),
@@ -112,7 +113,7 @@ def context_table(contexts: pd.DataFrame) -> None:
         target_text=contexts["target_text"].map(visible),
         change=contexts["loss_after"] - contexts["loss_before"],
     )
-    st.dataframe(
+    outside.table(
         shown,
         hide_index=True,
         column_order=["before", "token_text", "target_text", "loss_before", "loss_after", "change", "kl", "title"],

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, live, state
+from app import columns, live, outside, state
 from app.address import View
 from app.components import token_view
 from memscope.errors import InputError
@@ -46,7 +46,7 @@ def open_other(name: str) -> Recording:
         return state.recording(name)
     except InputError as error:
         st.error("The other recording cannot be opened.", icon=":material/error:")
-        st.code(str(error), language=None, wrap_lines=True)
+        outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
         raise
 
@@ -66,7 +66,7 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
         }
         for letter, name, r in (("A", name_a, a), ("B", name_b, b))
     ]
-    st.dataframe(
+    outside.table(
         pd.DataFrame(rows).dropna(axis=1, how="all"),
         hide_index=True,
         height="content",
@@ -87,7 +87,7 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
 
 def metric_table(a: Recording, b: Recording) -> None:
     """Metrics of both and their change."""
-    st.dataframe(
+    outside.table(
         paired_metrics(a, b, list(_METRICS)),
         hide_index=True,
         height="content",
@@ -117,7 +117,7 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
                 bar.progress(len(rows) / len(a.info.layers), text=f"layer {row['layer']}")
             status.update(label="Measured", state="complete", expanded=False)
         kept[key] = pd.DataFrame(rows)
-    st.dataframe(
+    outside.table(
         kept[key],
         hide_index=True,
         height="content",
@@ -164,7 +164,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
         traces = [live.trace_typed(text), live.trace_typed(text, name)]
     except InputError as error:
         st.warning("This text cannot be read by both.", icon=":material/warning:")
-        st.code(str(error), language=None, wrap_lines=True)
+        outside.code(str(error), language=None, wrap_lines=True)
         return
     losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
     for letter, traced, loss, place in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
@@ -185,7 +185,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
             )
             st.caption(f"Mean loss {np.nanmean(loss):.3f} nats over {np.isfinite(loss).sum():,} tokens.")
             likely = traced.predictions[traced.predictions["pos"] == at]
-            st.dataframe(
+            outside.table(
                 pd.DataFrame({f"{letter}: next token": likely["text"], "probability": likely["probability"]}),
                 hide_index=True,
                 height="content",
@@ -219,14 +219,14 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
 def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
     counts = shared_by_layer(shared, a.info.layers)
     st.markdown("**Entries that both select on this token**")
-    st.dataframe(
+    outside.table(
         pd.DataFrame({f"layer {layer}": [count] for layer, count in counts.items()}),
         hide_index=True,
         height="content",
         alt="Entries that both models select on this token, per layer",
     )
     sentences = a.sentences(shared["entry"])
-    st.dataframe(
+    outside.table(
         shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
         hide_index=True,
         height=320,

@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from memscope.fired import FiredEntry, FiredLayer
+from memscope.printable import printable_values
 
 _FRONTEND = Path(__file__).parent / "frontend"
 FEW = 4
@@ -24,7 +25,12 @@ _DECODED = 6
 def _component(name: str, html: str, *vendored: Path) -> Any:
     script = "\n".join(path.read_text("utf-8") for path in (*vendored, _FRONTEND / "base.js", _FRONTEND / f"{name}.js"))
     style = "\n".join((_FRONTEND / f"{part}.css").read_text("utf-8") for part in ("base", name))
-    return st.components.v2.component(f"memscope_{name}", html=html, css=style, js=script)
+    component = st.components.v2.component(f"memscope_{name}", html=html, css=style, js=script)
+
+    def mount(data: Any, **options: Any) -> Any:
+        return component(data=printable_values(data), **options)  # with signs for what is unseen
+
+    return mount
 
 
 _TOKENS = _component(

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import address, columns, figures, state
+from app import address, columns, figures, outside, state
 from app.components import context_view, decoding_view
 from memscope.bank_table import words_of
 from memscope.entry_pages import EntryCard
@@ -25,9 +25,9 @@ def header(recording: Recording, card: EntryCard) -> None:
     if card.sentence is None:
         st.caption("This entry started from random numbers, so it has no sentence.")
     else:
-        st.text(card.sentence)
+        outside.text(card.sentence)
     if card.title:
-        st.text(f"Fires on: {card.title}", help="Words that set the entry apart from others, by TF-IDF.")
+        outside.text(f"Fires on: {card.title}", help="Words that set the entry apart from others, by TF-IDF.")
     with st.container(horizontal=True):
         _metric(
             "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
@@ -83,7 +83,7 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             "initialised in. Filled: in both."
         )
     if not card.triples.empty and any(card.triples["predicate"]):
-        st.dataframe(
+        outside.table(
             card.triples,
             hide_index=True,
             height="content",
@@ -94,7 +94,7 @@ def decodings(recording: Recording, card: EntryCard) -> None:
     if card.lens.empty:
         st.caption("No layer selected this entry on this corpus, so there is no lens to show.")
         return
-    st.dataframe(
+    outside.table(
         pd.DataFrame(
             {
                 "layer": card.lens["layer"],
@@ -175,7 +175,7 @@ def firing(recording: Recording, entry: int) -> None:
         "model predicts next": _tokens(found, "predicted"),
         "comes next": _tokens(found, "next"),
     }
-    st.dataframe(
+    outside.table(
         pd.DataFrame(shown),
         hide_index=True,
         height="content",
@@ -200,7 +200,7 @@ def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: 
         if rows:
             address.go(open_entry, entry=int(st.session_state["_neighbours"][rows[0]]))
 
-    st.dataframe(
+    outside.table(
         found,
         hide_index=True,
         key="neighbours",
@@ -228,7 +228,7 @@ def place(recording: Recording, entry: int) -> None:
     st.markdown("**Place on the map**")
     if places is None:
         st.caption("No map yet. Make one:")
-        st.code(f"memscope map {recording.info.run} {recording.path}", language="bash")
+        outside.code(f"memscope map {recording.info.run} {recording.path}", language="bash")
         return
 
     def coordinates() -> tuple[np.ndarray, np.ndarray, int]:

@@ -3,7 +3,7 @@
 import pandas as pd
 import streamlit as st
 
-from app import address, figures, state
+from app import address, figures, outside, state
 from app.components import context_view
 from memscope.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.health import telling_entry
@@ -47,7 +47,7 @@ def example(recording: Recording) -> None:
         sentence = recording.sentences([entry])[entry]
         with right:
             st.markdown(f"**Entry {entry}**, for example, started as")
-            st.text(sentence or "random numbers: this bank has no sentences")
+            outside.text(sentence or "random numbers: this bank has no sentences")
             found = state.answer(Recording.contexts, entry, layer, 14, 6)
             found = found[found["kind"] == "top"].head(3)
 
@@ -135,7 +135,7 @@ def all_recordings() -> None:
             st.session_state["_recording"] = st.session_state["_all"][chosen[0]]
             st.session_state["_used"] = True
 
-    st.dataframe(
+    outside.table(
         table,
         hide_index=True,
         height="content",
@@ -153,11 +153,11 @@ def all_recordings() -> None:
     if waiting:
         st.subheader("Runs without a recording here")
         for path in waiting:
-            st.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")
+            outside.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")
 
 
 def _facts(facts: dict[str, str], alt: str, height: int | str = "content") -> None:
-    st.dataframe(
+    outside.table(
         {"what": list(facts), "value": list(facts.values())},
         hide_index=True,
         height=height,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, state
+from app import columns, outside, state
 from app.address import View
 from app.components import token_view
 from memscope.catalog import find_documents
@@ -81,7 +81,7 @@ def token_facts(
     with facts:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.subheader(f"Token {token}", width="content")
-            st.code(visible(chosen["text"]), language=None, width="content")
+            outside.code(visible(chosen["text"]), language=None, width="content")
         with st.container(horizontal=True):
             loss = chosen["loss"]
             st.metric("Loss of the next token", "none" if np.isnan(loss) else f"{loss:.2f} nats")
@@ -95,7 +95,7 @@ def token_facts(
         if predictions is not None:
             likely = predictions[predictions["pos"] == token]
             table = pd.DataFrame({"next token": likely["text"].map(visible), "probability": likely["probability"]})
-            st.dataframe(
+            outside.table(
                 table,
                 hide_index=True,
                 height="content",
@@ -111,7 +111,7 @@ def token_facts(
                 "predicted": visible(predicted),
                 "in the text": "the end" if following is None else visible(following),
             }
-            st.dataframe(
+            outside.table(
                 pd.DataFrame({"": list(rows), "next token": list(rows.values())}),
                 hide_index=True,
                 height="content",
@@ -153,7 +153,7 @@ def two_texts(
     shared = shared_selections(traces[0], traces[1], chosen[0], chosen[1])
     counts = shared_by_layer(shared, info.layers)
     st.subheader("What the two tokens share")
-    st.dataframe(
+    outside.table(
         pd.DataFrame({"layer": counts.index, "shared": counts.to_numpy(), "share": counts.to_numpy() / info.selected}),
         hide_index=True,
         height="content",
@@ -165,7 +165,7 @@ def two_texts(
     )
     st.caption(f"Entries that both tokens select, of {info.selected} selections a layer and token.")
     sentences = recording.sentences(shared["entry"])
-    st.dataframe(
+    outside.table(
         shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
         hide_index=True,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],

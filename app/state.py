@@ -14,11 +14,12 @@ import pandas as pd
 import streamlit as st
 from matplotlib.figure import Figure
 
-from app import address
+from app import address, outside
 from memscope import bank_table, map_points
 from memscope.catalog import find_recordings as find
 from memscope.errors import InputError
 from memscope.files import csv_text
+from memscope.printable import printable
 from memscope.query import Recording
 from memscope.read_sample import ReadSample, read_sample
 from memscope.serve import RECORDINGS
@@ -34,7 +35,7 @@ def choose_recording() -> None:
     if not found:
         st.title("No recording yet")
         st.write("A recording holds what a trained model's gate selected on a corpus. Make one, then reload this page:")
-        st.code(RECORD, language="bash")
+        outside.code(RECORD, language="bash")
         st.stop()
     name, missing = address.choose(list(found))
     if missing:
@@ -46,6 +47,7 @@ def choose_recording() -> None:
             list(found),
             key="chosen",
             on_change=_choose,
+            format_func=printable,
             help=f"{len(found):,} found in {root().name}/ and the folders in it.",
         )
     st.session_state["_open"] = _version(found[name])
@@ -53,7 +55,7 @@ def choose_recording() -> None:
         recording()
     except InputError as error:
         st.error("This recording cannot be opened.", icon=":material/error:")
-        st.code(str(error), language=None, wrap_lines=True)
+        outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
 
 

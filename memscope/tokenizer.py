@@ -10,9 +10,11 @@ there are, which token begins a continuation, and which tokens have a role. A do
 tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills up what nothing reads.
 """
 
+import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -294,8 +296,11 @@ class Tokenizer:
 def _read(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file; leave tokenizer_path empty to train one")
-    with _rust_errors(f"{path}: not a tokenizer.json"):
-        return tokenizers.Tokenizer.from_file(str(path))
+    with _rust_errors(f"{path}: not a tokenizer.json"), _silent_panics():
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        with suppress(Exception):  # some files panic only when they are used, which is no Exception
+            backend.decode(backend.encode("A word, 1.", add_special_tokens=False).ids)
+    return backend
 
 
 @contextmanager
@@ -307,6 +312,20 @@ def _rust_errors(message: str) -> Iterator[None]:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise InputError(f"{message} ({error})") from error
         raise
+
+
+@contextmanager
+def _silent_panics() -> Iterator[None]:
+    """Keep what a panic prints off the standard error of this process; for short calls."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _byte_alphabet() -> dict[str, int]:

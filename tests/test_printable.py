@@ -15,6 +15,7 @@ import pytest
 from conftest import CliResult
 
 from app import figures
+from app.outside import printable_frame
 from memscope.bias_plots import class_divergence, preference_forest
 from memscope.compare_plots import predicate_changes
 from memscope.document import escape_markdown, shown
@@ -23,6 +24,7 @@ from memscope.printable import one_line, printable, printable_json, printable_va
 from memscope.words import visible
 
 Cli = Callable[..., CliResult]
+ROOT = Path(__file__).parents[1]
 
 UNSEEN = "\x00\x07\x08\x0b\x1b\x7f\x85\x9b\u061c\u200b\u200e\u202e\u2028\u2066\u2069\ufeff\U000e0041\ud83d"
 FORMULAS = [
@@ -121,3 +123,26 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes(tiny_run_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(r"Gr\xf6\xdfe \u6f22")
+
+
+def test_frames_of_the_app_show_signs_in_cells_and_lists() -> None:
+    frame = pd.DataFrame(
+        {"n": [1, 2], "text": ["a\x1b", None], "tokens": [["\u202e"], np.array(["b", "\x00"], object)]}
+    )
+    seen = printable_frame(frame)
+    assert seen["n"].tolist() == [1, 2]
+    assert seen["text"].tolist() == ["a\\x1b", None]
+    assert seen["tokens"].tolist() == [["\\u202e"], ["b", "\\x00"]]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "app").rglob("*.py")), ids=lambda path: path.name)
+def test_pages_show_text_from_outside_through_one_gate(path: Path) -> None:
+    if path.name != "outside.py":
+        assert not re.search(r"\bst\.(dataframe|table|text|code|json|html)\(", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "memscope").glob("cli*.py")), ids=lambda path: path.name)
+def test_commands_print_through_one_gate(path: Path) -> None:
+    printed = [line for line in path.read_text(encoding="utf-8").splitlines() if re.search(r"(?<![_\w])print\(", line)]
+    own = ("printable", "memscope {version", 'f"memscope: {line', "memscope: stopped", "memscope: listening")
+    assert [line for line in printed if not any(part in line for part in own)] == []

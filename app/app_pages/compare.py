@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, columns, compare_parts, figures, state
+from app import address, columns, compare_parts, figures, outside, state
 from app.address import choice, integer, words
 from memscope.pairs import paired_metrics
 
@@ -22,7 +22,7 @@ names = [name for name in state.find_recordings(state.root()) if name != st.sess
 st.title("Compare")
 if not names:
     st.write("There is only one recording here. Record another model or checkpoint into the same folder, then reload:")
-    st.code(f"memscope record {info.run} --corpus {info.corpus} --out {state.root()}/OTHER", language="bash")
+    outside.code(f"memscope record {info.run} --corpus {info.corpus} --out {state.root()}/OTHER", language="bash")
     st.stop()
 view = address.View("compare")
 part = view.field("part", choice(PARTS, name="part"))
@@ -66,7 +66,7 @@ elif part == "entries":
         if rows:
             address.go("entries", entry=int(st.session_state["_changed"][rows[0]]))
 
-    st.dataframe(
+    outside.table(
         table,
         hide_index=True,
         height=560,

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, columns, entry_view, state
+from app import address, columns, entry_view, outside, state
 from app.address import choice, integer, words
 from memscope.bank_table import FIELDS, SORTS, STATES, entry_rows
 from memscope.usage import HOT_FACTOR
@@ -61,7 +61,7 @@ if entry is None:
         st.stop()
     table = entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()
-    st.dataframe(
+    outside.table(
         table,
         hide_index=True,
         height=610,

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, state
+from app import address, outside, state
 from app.address import choice
 from memscope import fact_report
 from memscope.fact_tables import load_audit
@@ -24,7 +24,7 @@ if audit is None:
         "No facts were asked yet. A file of facts has one JSON object a line with uuid, subject, predicate, object and "
         "a template such as “[X] was born in [Y] .”; entries must have started from sentences that state some of them."
     )
-    st.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
+    outside.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
     st.stop()
 assert audit is not None
 summary, recall, facts = audit.summary, audit.recall, audit.facts
@@ -44,7 +44,7 @@ if part == "recall":
         "predicate: of another fact of its predicate. p: share of shuffles with as high a recall; many layers are "
         "tested, so a single small one says little."
     )
-    st.dataframe(
+    outside.table(
         recall.assign(layer=recall["layer"].map(lambda layer: "any" if layer < 0 else str(layer))),
         hide_index=True,
         height="content",
@@ -64,7 +64,7 @@ elif part == "ablation":
         "Intervals resample groups of facts that share their entries."
     )
 elif part == "predicates":
-    st.dataframe(
+    outside.table(
         audit.predicates,
         hide_index=True,
         height="content",
@@ -79,7 +79,7 @@ elif part == "predicates":
 else:
     stated = st.toggle("Only facts whose entry was selected", value=True, key="facts.selected")
     shown = facts[facts["anywhere"]] if stated else facts
-    st.dataframe(
+    outside.table(
         shown,
         hide_index=True,
         column_order=["subject", "predicate", "object", "rank", "asked", "read", "ablated", "drop_own", "drop_control"],

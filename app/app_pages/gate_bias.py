@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import address, bias_parts, columns, figures, state
+from app import address, bias_parts, columns, figures, outside, state
 from app.address import choice, several
 from memscope import plots
 
@@ -60,7 +60,7 @@ if part == "evenness":
         )
         st.caption(f"Filled: entries used at least once. Outlined: what even selection would have used by now. {d}")
     st.subheader("Evenness per layer")
-    st.dataframe(
+    outside.table(
         metrics,
         hide_index=True,
         height="content",

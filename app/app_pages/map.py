@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, state
+from app import address, columns, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
 from memscope.bank_table import entry_rows
@@ -19,7 +19,7 @@ st.title("Map")
 places = state.map_places()
 if places is None:
     st.write("This recording has no map yet. Make one, then reload this page:")
-    st.code(f"memscope map {info.run} {recording.path}", language="bash")
+    outside.code(f"memscope map {info.run} {recording.path}", language="bash")
     st.stop()
 assert places is not None
 
@@ -95,7 +95,7 @@ st.caption(
 if entry is not None:
     with st.container(border=True):
         st.markdown(f"**Entry {entry}**")
-        st.text(recording.sentences([entry])[entry] or "This entry started from random numbers.")
+        outside.text(recording.sentences([entry])[entry] or "This entry started from random numbers.")
         with st.container(horizontal=True):
             if st.button("Open the entry", icon=":material/open_in_new:"):
                 address.go("entries", entry=entry)
@@ -123,7 +123,7 @@ if not len(chosen):
     st.stop()
 table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
 st.session_state["_inside"] = table["entry"].tolist()
-st.dataframe(
+outside.table(
     table,
     hide_index=True,
     key="inside",

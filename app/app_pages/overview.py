@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, columns, overview_parts, state
+from app import address, columns, outside, overview_parts, state
 from app.address import choice
 from memscope import plots
 from memscope.findings import find
@@ -50,9 +50,9 @@ if part == "health":
     st.subheader("In more words")
     for finding in state.answer(find):
         with st.expander(finding.question):
-            st.text(finding.answer)
+            outside.text(finding.answer)
     st.subheader("Usage per layer")
-    st.dataframe(
+    outside.table(
         recording.evenness(),
         hide_index=True,
         height="content",
@@ -72,7 +72,7 @@ elif part == "training":
     curve = recording.training_curve()
     if curve.empty:
         st.info("The run kept no training log, metrics.jsonl; a run that is trained with memscope has one.")
-        st.code("memscope train configs/demo.yaml --out runs/NAME", language="bash")
+        outside.code("memscope train configs/demo.yaml --out runs/NAME", language="bash")
         st.stop()
     state.show_figure(plots.training_curve, lambda: (curve,), alt="Loss and entries used over training steps")
     st.caption(

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import address, live, prompt_parts, state
+from app import address, live, outside, prompt_parts, state
 from app.address import choice, integer, words
 from app.components import fired_view, layer_grid, token_view
 from memscope.errors import InputError
@@ -75,7 +75,7 @@ else:
         traces = [live.trace_typed(one) for one in texts]
     except InputError as error:
         st.warning("This text cannot be read.", icon=":material/warning:")
-        st.code(str(error), language=None, wrap_lines=True)
+        outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
     trace, predictions = traces[0].trace, traces[0].predictions
     token = min(token, len(trace.tokens) - 1)

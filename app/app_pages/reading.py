@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, figures, state
+from app import address, columns, figures, outside, state
 from app.address import choice
 from memscope import bias_plots, plots
 from memscope.read_sample import head_shares, unread_entries
@@ -41,7 +41,7 @@ if part == "shares":
         f"reads one entry alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
-    st.dataframe(
+    outside.table(
         reading,
         hide_index=True,
         height="content",
@@ -79,7 +79,9 @@ elif part == "heads":
     heads = state.answer(head_shares, layer)
     if heads is None:
         st.info("This recording keeps read weights summed over heads only. Record with head weights to see each head:")
-        st.code(f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash")
+        outside.code(
+            f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash"
+        )
         st.stop()
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
@@ -114,7 +116,7 @@ elif part == "unread entries":
         if rows:
             address.go("entries", entry=int(st.session_state["_unread"][rows[0]]), layer=layer)
 
-    st.dataframe(
+    outside.table(
         table,
         hide_index=True,
         height=520,

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import streamlit as st
 
-from app import address, causal_parts, state
+from app import address, causal_parts, outside, state
 from app.address import choice, integer, several, words
 from app.components import token_view
 from app.live import changed_contexts, compare_typed, expect_text
@@ -43,7 +43,7 @@ try:
     compared = compare_typed(text, change)
 except InputError as error:
     st.warning("This cannot be done.", icon=":material/warning:")
-    st.code(str(error), language=None, wrap_lines=True)
+    outside.code(str(error), language=None, wrap_lines=True)
     st.stop()
 
 token = min(token, len(compared) - 1)
@@ -78,7 +78,7 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
         changed = changed_contexts(change)
     except InputError as error:
         st.warning("There is nothing to show.", icon=":material/warning:")
-        st.code(str(error), language=None, wrap_lines=True)
+        outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
     loss = changed.loss
     st.metric(

@@ -1,0 +1,36 @@
+"""Text from outside on a page: tables, texts and commands with signs for what is unseen (``memscope.printable``).
+
+Pages and parts show frames, sentences, names and messages through these, and nothing of them by Streamlit alone.
+"""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from memscope.printable import printable, printable_values
+
+
+def table(data: pd.DataFrame | dict[str, Any], **options: Any) -> Any:
+    """``st.dataframe``."""
+    return st.dataframe(printable_frame(pd.DataFrame(data)), **options)
+
+
+def text(body: str, **options: Any) -> None:
+    """``st.text``: no markup is read in it."""
+    st.text(printable(body), **options)
+
+
+def code(body: str, **options: Any) -> None:
+    """``st.code``: in a box that a reader can copy."""
+    st.code(printable(body), **options)
+
+
+def printable_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every text in it printable, also those in lists."""
+    columns = frame.select_dtypes(include=["object", "string"]).columns
+    return frame.assign(**{column: frame[column].map(_cell) for column in columns})
+
+
+def _cell(value: Any) -> Any:
+    return printable_values(value.tolist() if hasattr(value, "tolist") else value)
