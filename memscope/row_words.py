@@ -34,8 +34,9 @@ def words_of_rows(tokens: np.ndarray, first_rows: np.ndarray, tokenizer: Tokeniz
     # " word", "." and "<s>" open a word; a lone byte of a longer character (shown as U+FFFD) goes on with one.
     opens = np.array([not (text[:1].isalnum() or text[:1] == "\ufffd") for text in texts])
     spaced = np.array([text[:1].isspace() for text in texts])
+    closes = (opens & ~spaced) | np.array([text[:1].isalnum() and text[-1:].isspace() for text in texts])
     starts = opens[tokens]
-    starts[1:] |= (opens & ~spaced)[tokens[:-1]]
+    starts[1:] |= closes[tokens[:-1]]
     starts[first_rows] = starts[np.minimum(first_rows + 1, len(tokens) - 1)] = True  # the first token is bos
     begin = np.flatnonzero(starts)
     length = np.diff(np.append(begin, len(tokens)))

@@ -16,6 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.corpus import pack_corpus
+from memscope.edit import plan_edits
 from memscope.errors import InputError
 from memscope.evaluate import check_generation, evaluate
 from memscope.facts import Fact, answerable, audit_facts, tokenize_facts
@@ -260,7 +261,8 @@ def test_a_recording_can_be_read_without_the_run(kind: str, world: World) -> Non
     titles = world.recording.sql("SELECT title FROM titles")["title"]
     words = {word for title in titles for word in title.split(" · ")}
     text = " ".join(world.documents).lower()
-    assert words and all(word.lower() in text for word in words)  # whole words, none glued to the next
+    assert words and all(word.lower() in text for word in words)
+    assert all(word.split() == [word] for word in words)  # none is glued to the next
 
 
 def test_a_trace_and_a_generation_go_on_with_the_text(world: World, cli: Callable[..., CliResult]) -> None:
@@ -291,6 +293,25 @@ def test_facts_are_judged_by_the_first_token_of_their_object(world: World) -> No
         assert [tokenizer.bos, *ids][: len(question) + 1] == [*question, answer]
     audit = audit_facts(world.run, facts)
     assert audit.facts["answer"].tolist() == asked.answers.tolist()
+
+
+def test_edits_judge_both_objects_at_the_same_place(world: World) -> None:
+    tokenizer = world.run.tokenizer
+    said, glued = "People say Ada Holm was born in [MASK] .", "Ada Holm was born in ([MASK]) ."
+    facts = [
+        Fact("", subject, "place of birth", object_, "[X] was born in [Y] .", (said, glued))
+        for subject in ("Ada Holm", "Bo Lind")
+        for object_ in ("Aston", "Berrow", "Calder", "Dunmore", "Elham", "Farley")
+    ]
+    for edit in plan_edits(world.run, facts, 4, seed=0):
+        for kind, ids in edit.prompts:
+            read = tokenizer.decode(ids[1:]).rstrip()
+            gap = "" if read.endswith("(") else " "
+            objects = [(edit.fact.object, edit.true_token)]
+            if kind == "question":
+                objects.append((edit.new_object, edit.new_token))
+            for word, token in objects:
+                assert tokenizer.encode(f"{read}{gap}{word} .")[: len(ids)] == [*ids[1:], token]
 
 
 def test_facts_whose_object_has_no_token_are_left_out(
