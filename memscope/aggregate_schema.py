@@ -42,6 +42,17 @@ def list_files(recording: Path, info: RecordingInfo) -> RecordingInfo:
     return info.model_copy(update={"files": hashes(recording, (*AGGREGATES, *COPIES))})
 
 
+def check_recording(recording: Path, info: RecordingInfo) -> None:
+    """All checks of this module, but for ``check_census``, which needs the parsed file.
+
+    Raises:
+        InputError: a file is missing, damaged, or not of this recording.
+    """
+    check_files(recording, info)
+    check_sources(recording, info)
+    check_tables(recording)
+
+
 def check_files(recording: Path, info: RecordingInfo) -> None:
     """Compare the files beside the parts with the hashes that ``recording.json`` lists.
 

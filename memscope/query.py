@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from memscope import entry_pages
-from memscope.aggregate_schema import check_census, check_files, check_sources, check_tables
+from memscope.aggregate_schema import check_census, check_recording
 from memscope.config import load_config
 from memscope.entry_pages import EntryCard
 from memscope.errors import InputError
@@ -27,7 +27,7 @@ from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
 from memscope.parquet import matrix, read_parquet
 from memscope.part_reader import SelectionReader, read_columns, read_rows
-from memscope.seals import check_file, read_sealed
+from memscope.seals import read_sealed, read_vouching
 from memscope.store import RecordingInfo, read_info, whole_tokens
 from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer
@@ -55,9 +55,7 @@ class Recording:
             )
         self._tables: dict[str, EntryTable] = {}
         self._db = duckdb.connect()
-        check_files(path, self.info)
-        check_sources(path, self.info)
-        check_tables(path)
+        check_recording(path, self.info)
         for view, file in _VIEWS.items():
             source = path / f"{file}.parquet"
             quoted = glob.escape(str(source)).replace("'", "''")  # DuckDB reads [ and * in a path as a pattern
@@ -244,17 +242,13 @@ class Recording:
 
     def map(self) -> pd.DataFrame | None:
         """Places of entries on the map, ``entry x y cluster``; none before ``memscope map``."""
-        if not self.map_info:
-            return None
-        path = self.path / "map.parquet"
-        check_file(path, self.map_info["files"]["map.parquet"], "map again")
-        return read_parquet(path).to_pandas()
+        return read_parquet(self.path / "map.parquet").to_pandas() if self.map_info else None
 
     @cached_property
     def map_info(self) -> dict[str, Any]:
         """How the map was made, its trustworthiness and clusters (``map.json``); empty before ``memscope map``."""
         path = self.path / "map.json"
-        info: dict[str, Any] = read_sealed(path, "map again") if path.is_file() else {}
+        info: dict[str, Any] = read_vouching(path, "map again") if path.is_file() else {}
         return info
 
     def document_losses(self) -> pd.DataFrame:
