@@ -75,11 +75,18 @@ def count_directions(queries: Tensor) -> float:
 
 
 @torch.no_grad()
-def select_kl(queries: Tensor, select: Callable[[Tensor], Tensor], n_entries: int) -> dict[str, float]:
-    """How evenly ``select`` chooses for ``queries``: KL to uniform in nats, its even twin, coverage."""
+def select_kl(queries: Tensor, select: Callable[[Tensor], Tensor], n_entries: int, distinct: int) -> dict[str, float]:
+    """How evenly ``select`` chooses for ``queries``: KL to uniform in nats, its even twin, coverage.
+
+    Args:
+        queries: ``[token, head, query]``.
+        select: the entries that queries select, ``distinct`` of each head.
+        n_entries: N.
+        distinct: entries of one head for a token, all different.
+    """
     chosen = [select(chunk).flatten() for chunk in queries.split(2048)]
     counts = np.bincount(torch.cat(chosen).numpy(), minlength=n_entries)
-    metrics = usage_metrics(counts, int(counts.sum()))
+    metrics = usage_metrics(counts, int(counts.sum()), distinct)
     return {"kl": metrics.kl_to_uniform, "even_kl": metrics.even_kl_to_uniform, "coverage": metrics.coverage}
 
 
@@ -91,7 +98,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
         select = partial(_select, run, layer)
         directions = count_directions(found)
         for variant in VARIANTS:
-            metrics = select_kl(vary(found, variant), select, recording.info.group_size)
+            metrics = select_kl(vary(found, variant), select, recording.info.group_size, recording.info.distinct)
             rows.append({"layer": layer, "variant": variant, **metrics, "directions": directions})
     table = pd.DataFrame(rows)
     return table.assign(beyond_even=table["kl"] - table["even_kl"])

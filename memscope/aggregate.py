@@ -108,7 +108,7 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
         "loss": layers[0].summary["reading"]["loss"],
         "interval_unit": strata.unit,
         "folds": strata.folds,
-        "all_layers": evenness(folds.sum(0), weights.sum(0)),
+        "all_layers": evenness(folds.sum(0), weights.sum(0), info.distinct, info.bank_groups),
         "overlap": layer_overlap(
             np.stack([one.cells[info.entries_of(layer)] for layer, one in zip(info.layers, layers, strict=True)]),
             info.bank_groups,
@@ -116,7 +116,7 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
         "layers": [layer.summary for layer in layers],
         "groups": {
             name: {
-                "all_layers": evenness(folds[number], weights[number]),
+                "all_layers": evenness(folds[number], weights[number], info.distinct, info.bank_groups),
                 "layers": [layer.groups[number] for layer in layers],
             }
             for number, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
@@ -200,12 +200,12 @@ def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: St
     reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k) | histograms
     summary = {
         "layer": info.layers[axis],
-        **evenness(by_fold.sum(0), weights.sum(0)),
+        **evenness(by_fold.sum(0), weights.sum(0), info.distinct),
         "reading": reading,
         "profiles": _profiles(counts[own], sums, strata, k),
     }
     groups = [
-        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g])}
+        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g], info.distinct)}
         | {"reading": reading_statistics(sums_by_fold[g], k)}
         for g in range(len(strata.groups))
     ]

@@ -23,17 +23,17 @@ class Evenness(Documented):
     coverage: float
     """Share of entries with any usage."""
     even_coverage: float
-    """1 - exp(-D/N)."""
+    """1 - (1 - k/N)^draws: a draw takes the k entries that a gate head selects for a token, all different."""
     kl_to_uniform: float
     """ln N + sum z ln z in nats; 0 = even, ln N = one entry takes all."""
     even_kl_to_uniform: float
-    """The same for counts that follow a Poisson law of mean D/N."""
+    """Expectation of the same when every draw takes its entries at random."""
     relative_perplexity: float
     """exp(entropy of z) / N; 1 = even."""
     gini: float
     """1 - 2 mean(cumsum(sort z)) + 1/N; 0 = even."""
     even_gini: float
-    """The same for counts that follow a Poisson law of mean D/N."""
+    """Expectation of the same when every draw takes its entries at random."""
     top50: int
     """Most used entries that hold 50% of the usage."""
     top90: int

@@ -322,7 +322,8 @@ def _method(recording: Recording) -> list[str]:
         "uniform = ln N + Σ z ln z. Relative perplexity = exp(entropy of z) / N. Gini = 1 − 2 mean(cumsum(sort z)) + "
         "1/N. Top 50/90/99% = number of most used entries that hold that share. MaxVio = (largest load − mean) / mean. "
         "Dead = never selected; hot = more than ten times the even share. A finite D makes even selection look uneven: "
-        "compare each value with its “even” twin (counts then follow a Poisson law of mean D/N), not with 0 or 1. N is "
+        "compare each value with its “even” twin (every gate head takes its entries for a token at random), not with 0 "
+        "or 1. N is "
         f"the number of entries that a layer can select, {info.group_size:,}.",
         f"Standard errors leave out one of {census['folds']} folds of {census['interval_unit']} after the other "
         "(delete-a-group jackknife): text inside a document is correlated, so tokens are not the unit. They say how "

@@ -146,6 +146,11 @@ class RecordingInfo(BaseModel):
         """Entries that a layer can select."""
         return self.knowledge_num // self.bank_groups
 
+    @property
+    def distinct(self) -> int:
+        """Entries that a gate head selects for a token: no two of them are the same."""
+        return self.selected // self.gate_heads
+
     def entries_of(self, layer: int) -> slice:
         """The entries that a memory layer can select."""
         return reachable_entries(layer, self.layers, self.knowledge_num, self.bank_groups)

@@ -18,17 +18,22 @@ _MARGIN, _MARGINS, _LOSS, _LOSSES = 10, 11, 12, 13
 _UNREAD_BY_NORM, _SCORE_MARGIN, _BY_SCORE = 14, 15, 16
 
 
-def evenness(folds: np.ndarray, weights: np.ndarray) -> dict[str, dict[str, Any]]:
+def evenness(folds: np.ndarray, weights: np.ndarray, distinct: int, groups: int = 1) -> dict[str, dict[str, Any]]:
     """Metrics of usage under every weighting, those by count with standard errors.
 
     Args:
         folds: selections per fold and entry, ``[fold, N]``.
         weights: summed gate scores and absolute read weights, the first columns of ``[N, weight]``.
+        distinct: entries that a gate head selects for a token, all different.
+        groups: equal parts of the bank, each for as many layers.
     """
     counts = folds.sum(0, dtype=np.int64)
     d = int(counts.sum())
     columns = (counts, weights[:, 0], weights[:, 1])
-    metrics = {name: usage_metrics(usage, d).as_dict() for name, usage in zip(WEIGHTINGS, columns, strict=True)}
+    metrics = {
+        name: usage_metrics(usage, d, distinct, groups).as_dict()
+        for name, usage in zip(WEIGHTINGS, columns, strict=True)
+    }
     return {**metrics, "by_count": metrics["by_count"] | _plain(jackknife_errors(folds))}
 
 

@@ -237,7 +237,7 @@ def _evaluate(net: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer
     if usage is not None:
         for row, layer in enumerate(config.model.memory_layers):
             count = usage.count[row, config.entries_of(layer)]
-            metrics = usage_metrics(count, int(count.sum()))
+            metrics = usage_metrics(count, int(count.sum()), config.memory.num_selected)
             values |= {f"layer_{layer}/{name}": value for name, value in metrics.as_dict().items()}
     return values | _revived(net)
 

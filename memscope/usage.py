@@ -2,15 +2,16 @@
 the recorder and every view.
 
 Of D selections over N entries, z is the share of each entry. A finite D makes even perfectly even selection look
-uneven, so every metric that depends on D comes with ``even_*``: what selection at random with equal chances gives
-at this D (counts then follow a Poisson law of mean D / N).
+uneven, so every metric that depends on D comes with ``even_*``: what a gate that draws at random gives at this D. A
+gate head never selects an entry twice for one token, so a draw is of k distinct entries, and counts are binomial.
 """
 
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import poisson
+from scipy.special import gammaln, xlogy
+from scipy.stats import binom
 
 HOT_FACTOR = 10
 """An entry is hot when it takes more than this many times the even share."""
@@ -82,11 +83,18 @@ class UsageMetrics:
         return asdict(self)
 
 
-def usage_metrics(usage: np.ndarray, selections: int) -> UsageMetrics:
-    """Metrics of ``usage`` (counts or summed weights per entry, ``[N]``) after ``selections`` selections."""
+def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups: int = 1) -> UsageMetrics:
+    """Metrics of usage.
+
+    Args:
+        usage: counts or summed weights per entry, ``[N]``.
+        selections: how many selections they are over.
+        distinct: different entries that a draw consists of, see ``even_selection``.
+        groups: equal parts of the bank that draws are confined to.
+    """
     n = len(usage)
     total = float(usage.sum())
-    even = even_selection(n, selections)
+    even = even_selection(n, selections, distinct, groups)
     if total <= 0:
         return UsageMetrics(n, selections, 0.0, even.coverage, 0.0, even.kl, 0.0, 0.0, even.gini, 0, 0, 0, 0.0, n, 0)
     z = np.sort(usage / total)
@@ -146,18 +154,35 @@ class EvenSelection(NamedTuple):
     gini: float
 
 
-def even_selection(n_entries: int, selections: int) -> EvenSelection:
-    """Expected coverage, KL to uniform and Gini when every selection is uniform over ``n_entries``.
+def even_selection(n_entries: int, selections: int, distinct: int = 1, groups: int = 1) -> EvenSelection:
+    """Expected coverage, KL to uniform and Gini when every draw takes ``distinct`` entries at random.
 
-    Counts are Poisson with mean D / N: coverage 1 - exp(-D/N), KL = E[(c/m) ln(c/m)], Gini from the Lorenz curve.
+    Exact: an entry's count is binomial over the draws, and the difference of two counts is a random walk that moves
+    where a draw takes one entry and not the other. A layer's gate head makes one draw a token.
+
+    Args:
+        n_entries: N.
+        selections: D, of all draws together.
+        distinct: entries per draw, all different (k of a gate head); 1 = independent selections.
+        groups: equal parts of the entries; each draw is from one of them, and all get as many.
     """
     if selections <= 0:
         return EvenSelection(0.0, 0.0, 0.0)
-    mean = selections / n_entries
-    counts = np.arange(int(poisson.isf(1e-12, mean)) + 2)
-    probability = poisson.pmf(counts, mean)
-    share = counts / mean
-    kl = float((probability[1:] * share[1:] * np.log(share[1:])).sum())
-    mass = np.concatenate([[0.0], np.cumsum(probability * share)])
-    gini = float(1 - (probability * (mass[1:] + mass[:-1])).sum())
-    return EvenSelection(float(-np.expm1(-mean)), kl, gini)
+    size, draws = n_entries // groups, round(selections / (groups * distinct))
+    share, mean = distinct / size, draws * distinct / size
+    counts = np.arange(max(binom.ppf(1e-15, draws, share) - 1, 0), binom.isf(1e-15, draws, share) + 2)
+    relative = counts / mean
+    # E[relative] = 1, so that the terms may be written without cancellation.
+    kl = float((binom.pmf(counts, draws, share) * (xlogy(relative, relative) - relative + 1)).sum())
+    one_of_two = share * (size - distinct) / max(size - 1, 1)  # that a draw takes the one and not the other
+    within, between = _mean_distance(draws, one_of_two), _mean_distance(draws, share * (1 - share))
+    gini = ((size - 1) * within + (n_entries - size) * between) / (2 * n_entries * mean)
+    return EvenSelection(float(binom.sf(0, draws, share)), kl, gini)
+
+
+def _mean_distance(steps: int, share: float) -> float:
+    """Mean distance from its start of a walk of ``steps`` that goes up, and down, with the chance ``share``."""
+    moves = np.arange(max(binom.ppf(1e-15, steps, 2 * share) - 1, 0), binom.isf(1e-15, steps, 2 * share) + 2)
+    pairs = np.ceil(moves / 2)  # of 2 j moves, as of 2 j - 1: 2 j C(2 j, j) / 4^j
+    distance = 2 * pairs * np.exp(gammaln(2 * pairs + 1) - 2 * gammaln(pairs + 1) - 2 * pairs * np.log(2))
+    return float((binom.pmf(moves, steps, 2 * share) * distance).sum())

@@ -280,7 +280,7 @@ def test_bias_of_queries_in_one_direction_is_told_from_that_of_keys(world: World
     gate = world.run.model.memory_layer(0).gate
 
     def kl(found: torch.Tensor) -> float:
-        metrics = select_kl(found, lambda q: gate.select(q[None]).indices, 256)
+        metrics = select_kl(found, lambda q: gate.select(q[None]).indices, 256, gate.num_selected)
         return metrics["kl"] - metrics["even_kl"]
 
     pointed = queries + 20 * queries.std() * torch.nn.functional.normalize(queries[0, 0], dim=0)

@@ -26,22 +26,23 @@ from memscope.usage import JACKKNIFED, jackknife_errors, usage_metrics
 def test_evenness_is_that_of_counts_and_of_either_weight() -> None:
     chance = np.random.default_rng(0)
     folds, weights = chance.poisson(2, (5, 30)), chance.random((30, 2))
-    found = evenness(folds, weights)
+    folds[0, 0] += folds.sum() % 2
+    found = evenness(folds, weights, distinct=2)
     assert tuple(found) == WEIGHTINGS
     counts = folds.sum(0)
     total = int(counts.sum())
-    by_count = usage_metrics(counts, total).as_dict()
+    by_count = usage_metrics(counts, total, 2).as_dict()
     assert {name: value for name, value in found["by_count"].items() if not name.endswith("_se")} == by_count
     assert {name: found["by_count"][name] for name in jackknife_errors(folds)} == jackknife_errors(folds)
-    assert found["by_gate_score"] == usage_metrics(weights[:, 0], total).as_dict()
-    assert found["by_read_weight"] == usage_metrics(weights[:, 1], total).as_dict()
+    assert found["by_gate_score"] == usage_metrics(weights[:, 0], total, 2).as_dict()
+    assert found["by_read_weight"] == usage_metrics(weights[:, 1], total, 2).as_dict()
 
 
 def test_evenness_without_an_error_says_none_and_not_nan() -> None:
-    found = evenness(np.ones((1, 4), int), np.ones((4, 2)))
+    found = evenness(np.ones((1, 4), int), np.ones((4, 2)), distinct=1)
     assert all(found["by_count"][f"{name}_se"] is None for name in JACKKNIFED)
     json.dumps(found, allow_nan=False)
-    json.dumps(evenness(np.zeros((3, 4), int), np.zeros((4, 2))), allow_nan=False)
+    json.dumps(evenness(np.zeros((3, 4), int), np.zeros((4, 2)), distinct=1), allow_nan=False)
 
 
 def make_sums(**values: float) -> np.ndarray:

@@ -64,7 +64,7 @@ def test_metrics_of_a_hand_worked_example() -> None:
     metrics = usage_metrics(np.array([0, 4, 2, 3, 1]), 10)
     assert (metrics.entries, metrics.selections, metrics.dead, metrics.hot) == (5, 10, 1, 0)
     assert metrics.coverage == 0.8
-    assert metrics.even_coverage == pytest.approx(1 - math.exp(-2))
+    assert metrics.even_coverage == pytest.approx(1 - 0.8**10)
     # sum z ln z = 0.4 ln 0.4 + 0.3 ln 0.3 + 0.2 ln 0.2 + 0.1 ln 0.1 = -1.2799
     assert metrics.kl_to_uniform == pytest.approx(math.log(5) - 1.27985, abs=1e-5)
     assert metrics.relative_perplexity == pytest.approx(math.exp(1.27985) / 5, abs=1e-5)
@@ -132,6 +132,37 @@ def test_even_baselines_agree_with_simulated_even_selection(selections: int) -> 
     assert expected.coverage == pytest.approx(np.mean([m.coverage for m in simulated]), rel=0.02)
     assert expected.kl == pytest.approx(np.mean([m.kl_to_uniform for m in simulated]), rel=0.02)
     assert expected.gini == pytest.approx(np.mean([m.gini for m in simulated]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("entries", "distinct", "draws", "groups"),
+    [(64, 8, 50, 1), (64, 32, 200, 1), (64, 8, 4, 1), (64, 63, 30, 1), (128, 8, 50, 2), (128, 32, 5, 4), (96, 3, 40, 3)],
+)
+def test_even_baselines_of_small_banks_are_those_of_distinct_entries(
+    entries: int, distinct: int, draws: int, groups: int
+) -> None:
+    """Draws of k different entries of a group, simulated; a Poisson law would be up to twice too uneven."""
+    chance, size = np.random.default_rng(0), entries // groups
+    simulated = []
+    for _ in range(200):
+        drawn = chance.random((groups, draws, size)).argsort(2)[..., :distinct] + np.arange(groups)[:, None, None] * size
+        counts = np.bincount(drawn.ravel(), minlength=entries)
+        simulated.append(usage_metrics(counts, int(counts.sum()), distinct, groups))
+    expected = even_selection(entries, draws * distinct * groups, distinct, groups)
+    for name, value in zip(("coverage", "kl_to_uniform", "gini"), expected, strict=True):
+        found = np.array([getattr(metrics, name) for metrics in simulated])
+        assert value == pytest.approx(found.mean(), abs=4 * found.std() / math.sqrt(200) + 1e-12), name
+
+
+@pytest.mark.parametrize(("distinct", "ratio"), [(8, 64 / 56 * 63 / 64), (32, 2 * 63 / 64)])
+def test_independent_selections_look_more_uneven_than_distinct_ones(distinct: int, ratio: float) -> None:
+    """KL is a variance / (2 mean^2) where counts are large: that of k of N is smaller by (N - k) / N."""
+    many = 1_000_000 * distinct
+    assert even_selection(64, many).kl / even_selection(64, many, distinct).kl == pytest.approx(ratio, rel=1e-3)
+
+
+def test_a_gate_that_selects_every_entry_is_perfectly_even() -> None:
+    assert even_selection(16, 16 * 5, 16) == pytest.approx((1, 0, 0), abs=1e-12)
 
 
 def naive_errors(folds: np.ndarray) -> dict[str, float]:
