@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from memscope.errors import InputError
 from memscope.files import make_folder, write_csv
+from memscope.jackknife import Interval, ratio_interval
 from memscope.query import Recording
 
 
@@ -75,13 +76,9 @@ def batches(texts: Sequence[np.ndarray], size: int) -> Iterator[tuple[np.ndarray
         yield numbers, tokens, lengths
 
 
-def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean with its 95% percentile bootstrap interval; NaN where there is nothing."""
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    weights = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), draws)
-    low, high = np.percentile(weights @ values / len(values), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+def mean_interval(values: np.ndarray) -> Interval:
+    """Mean of independent values with its 95% interval; NaN where there is nothing."""
+    return ratio_interval(values, np.ones(len(values))) if len(values) else Interval(np.nan, np.nan, np.nan)
 
 
 def save(out: Path, name: str, table: pd.DataFrame, figure: Figure) -> None:

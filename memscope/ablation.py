@@ -91,7 +91,7 @@ def study_ablation(
         tokens: read about so many, in windows from all over the corpus.
         controls: draws of control entries.
         control: ``usage`` draws entries of nearly equal usage, ``random`` any used ones.
-        seed: of the draws and intervals.
+        seed: of the draws.
 
     Raises:
         InputError: an unknown entry or layer, or too few entries left for controls.
@@ -113,7 +113,7 @@ def study_ablation(
     }
     windows = spread_windows(run, corpus, tokens)
     effects = measure_effects(run, corpus, windows, trials)
-    table = _table(chosen, usage, effects, seed)
+    table = _table(chosen, usage, effects)
     ablated = effects["ablated"]
     summary = {
         "mode": mode,
@@ -158,16 +158,14 @@ def spread_windows(run: LoadedRun, corpus: PackedCorpus, tokens: int | None) -> 
     return [windows[number] for number in np.linspace(0, len(windows) - 1, count).astype(int)]
 
 
-def _table(
-    chosen: dict[str, np.ndarray], usage: np.ndarray, effects: dict[str, pd.DataFrame], seed: int
-) -> pd.DataFrame:
+def _table(chosen: dict[str, np.ndarray], usage: np.ndarray, effects: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for what, taken in chosen.items():
-        changes = {name: mean_change(effects[what], name, seed=seed) for name in MEASURES}
+        changes = {name: mean_change(effects[what], name) for name in MEASURES}
         rows.append({"what": what, "entries": len(taken), "usage": int(usage[taken].sum()), **_columns(changes)})
     controls = [frame for what, frame in effects.items() if what != "ablated"]
     if controls:
-        changes = {name: compare_change(effects["ablated"], controls, name, seed=seed) for name in MEASURES}
+        changes = {name: compare_change(effects["ablated"], controls, name) for name in MEASURES}
         rows.append({"what": "difference", "entries": None, "usage": None, **_columns(changes)})
     return pd.DataFrame(rows).astype({"entries": "Int64", "usage": "Int64"})
 

@@ -89,8 +89,7 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
 
 def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
     """Count all layers; writes ``usage.parquet`` and returns what ``census.json`` holds."""
-    documents = read_parquet(recording / "documents.parquet").to_pandas()
-    strata = divide(documents, token_frequency(recording, info), info.window)
+    strata = _divide(recording, info)
     cells = np.zeros((strata.cells, info.knowledge_num), np.int64)
     weights = np.zeros((len(strata.groups), info.knowledge_num, 3))
     layers: list[LayerCensus] = []
@@ -102,13 +101,16 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
             writer.write(_usage_table(info.layers[len(layers)], layer, strata))
             layers.append(layer._replace(cells=layer.cells.sum(0)))
         writer.close()
-    folds = cells.reshape(len(strata.groups), strata.folds, -1)
+    folds, spread = cells.reshape(len(strata.groups), strata.folds, -1), strata.jackknife()
     return {
         "tokens": info.rows,
         "loss": layers[0].summary["reading"]["loss"],
         "interval_unit": strata.unit,
         "folds": strata.folds,
-        "all_layers": evenness(folds.sum(0), weights.sum(0), info.distinct, info.bank_groups),
+        "critical": spread.critical if spread.known else None,
+        "equal_documents": spread.equal_documents,
+        "longest_document": strata.longest,
+        "all_layers": evenness(folds.sum(0), weights.sum(0), spread, info.distinct, info.bank_groups),
         "overlap": layer_overlap(
             np.stack([one.cells[info.entries_of(layer)] for layer, one in zip(info.layers, layers, strict=True)]),
             info.bank_groups,
@@ -116,7 +118,9 @@ def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
         "layers": [layer.summary for layer in layers],
         "groups": {
             name: {
-                "all_layers": evenness(folds[number], weights[number], info.distinct, info.bank_groups),
+                "all_layers": evenness(
+                    folds[number], weights[number], strata.jackknife(number), info.distinct, info.bank_groups
+                ),
                 "layers": [layer.groups[number] for layer in layers],
             }
             for number, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
@@ -128,14 +132,15 @@ def write_preferences(recording: Path, info: RecordingInfo) -> None:
     """Write ``bias.parquet``: what kind of init sentence each layer prefers, from ``usage.parquet``."""
     usage = read_parquet(recording / "usage.parquet")
     layer, entry, folds = usage["layer"].to_numpy(), usage["entry"].to_numpy(), matrix(usage["folds"])
-    labels = entry_labels(read_parquet(recording / "bank_init.parquet").to_pandas(), token_frequency(recording, info))
+    strata = _divide(recording, info)
+    labels = entry_labels(read_parquet(recording / "bank_init.parquet").to_pandas(), strata.token_frequency)
 
     def prefer(number: int) -> pd.DataFrame:
         here = layer == number
         counts = np.zeros((folds.shape[1], info.knowledge_num), np.int64)
         counts[:, entry[here]] = folds[here].T
         own = info.entries_of(number)
-        return layer_preferences(counts[:, own], labels.among(own), seed=number)
+        return layer_preferences(counts[:, own], labels.among(own), seed=number, spread=strata.jackknife())
 
     tables = dict(zip(info.layers, in_threads(prefer, info.layers), strict=True))
     write_table(recording / "bias.parquet", pa.Table.from_pandas(adjust(tables), preserve_index=False))
@@ -185,8 +190,13 @@ def token_frequency(recording: Path, info: RecordingInfo) -> np.ndarray:
     return np.sum([np.bincount(tokens, minlength=vocab) for tokens in parts], axis=0)
 
 
+def _divide(recording: Path, info: RecordingInfo) -> Strata:
+    documents = read_parquet(recording / "documents.parquet").to_pandas()
+    return divide(documents, token_frequency(recording, info), info.window)
+
+
 def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCensus:
-    counted = count_layer(recording, info, axis, strata)
+    counted, spread = count_layer(recording, info, axis, strata), strata.jackknife()
     counts, sums, k = counted.counts, counted.sums, info.selected
     cells = np.ascontiguousarray(counts[:, : strata.cells].T)
     own = info.entries_of(info.layers[axis])
@@ -197,15 +207,15 @@ def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: St
         "gate_entropy_histogram": counted.entropies.tolist(),
         "margin_histogram": counted.margins.tolist(),
     }
-    reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k) | histograms
+    reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k, spread) | histograms
     summary = {
         "layer": info.layers[axis],
-        **evenness(by_fold.sum(0), weights.sum(0), info.distinct),
+        **evenness(by_fold.sum(0), weights.sum(0), spread, info.distinct),
         "reading": reading,
         "profiles": _profiles(counts[own], sums, strata, k),
     }
     groups = [
-        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g], info.distinct)}
+        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g], strata.jackknife(g), info.distinct)}
         | {"reading": reading_statistics(sums_by_fold[g], k)}
         for g in range(len(strata.groups))
     ]

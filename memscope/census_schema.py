@@ -56,6 +56,8 @@ class Evenness(Documented):
     """Standard error of gini."""
     top50_se: float | None = None
     """Standard error of top50."""
+    kl_to_uniform_few: float | None = None
+    """By how much kl_to_uniform would fall, at least, with many more documents of the same kind, nats."""
 
 
 class Weightings(Documented):

@@ -91,7 +91,7 @@ def ablate(
     show(_table(study.table))
     summary = study.summary
     show(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
-    show(f"{summary['loss_before']:.4f} nats; 95% intervals resample {summary['interval_unit']}; details in {out}")
+    show(f"{summary['loss_before']:.4f} nats; 95% intervals over {summary['interval_unit']}; details in {out}")
 
 
 def facts(

@@ -69,9 +69,10 @@ def _switched(changes: Changes) -> Finding:
 def _evenness(a: Recording, b: Recording, changes: Changes) -> Finding:
     rows = [row for row in changes.evenness if row.metric == "kl_to_uniform" and row.layer is not None]
     known = all(row.change_se is not None for row in rows)
-    up, down = (sum(sign * row.change > 2 * (row.change_se or 0.0) for row in rows) for sign in (1, -1))
+    critical = max(recording.census["critical"] or 0.0 for recording in (a, b))
+    up, down = (sum(sign * row.change > critical * (row.change_se or 0.0) for row in rows) for sign in (1, -1))
     short = f"KL to uniform rose in {up} of {len(rows)} layers (less even) and fell in {down} (more even)"
-    short += ", counting changes of more than two standard errors." if known else "."
+    short += ", counting changes whose 95% interval excludes none." if known else "."
     far = max(rows, key=lambda row: abs(row.change))
     error = f" ± {far.change_se:.3f}" if far.change_se is not None else ""
     covered = [row for row in changes.evenness if row.metric == "coverage" and row.layer is not None]

@@ -25,6 +25,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.errors import InputError
 from memscope.intervene import Entries
+from memscope.jackknife import Interval, ratio_interval
 from memscope.parquet import read_parquet
 from memscope.store import read_info
 from memscope.strata import BLOCK, FEW_DOCUMENTS
@@ -34,7 +35,6 @@ Intervention = Callable[[], AbstractContextManager[None]]
 """Opens the block in which the altered pass runs: ``partial(ablate, model, [3, 5])``."""
 
 _ROWS = 256
-_N_BOOT = 2000
 
 
 class Trial(NamedTuple):
@@ -45,14 +45,6 @@ class Trial(NamedTuple):
     """If the intervention acts only where one of these is selected: windows that select none are not run again."""
     layers: Sequence[int] | None = None
     """Memory layers in which it does so; default all."""
-
-
-class Interval(NamedTuple):
-    """An estimate with its 95% interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def measure_effect(
@@ -149,26 +141,27 @@ def usage_matched(
     return matched
 
 
-def mean_change(effects: pd.DataFrame, column: str = "loss", n_boot: int = _N_BOOT, seed: int = 0) -> Interval:
-    """Mean of ``{column}_after - {column}_before`` per token (``kl``: of itself), percentile bootstrap by document.
+def mean_change(effects: pd.DataFrame, column: str = "loss") -> Interval:
+    """Mean of ``{column}_after - {column}_before`` per token (``kl``: of itself), jackknife by document.
 
-    Of fewer than 10 documents blocks of 256 tokens are resampled instead: the interval then speaks of these documents.
+    Of fewer than 10 documents blocks of 256 tokens take their place: the interval then speaks of these documents.
     """
     sums, counts = _per_unit([effects], column)
-    weights = _resampled(len(counts), n_boot, seed)
-    return _interval(float(sums.sum() / counts.sum()), (weights @ sums[0]) / (weights @ counts))
+    return ratio_interval(sums[0], counts)
 
 
-def compare_change(
-    effects: pd.DataFrame, controls: Sequence[pd.DataFrame], column: str = "loss", n_boot: int = _N_BOOT, seed: int = 0
-) -> Interval:
-    """Mean change of an intervention minus that of its controls; documents and controls are resampled together."""
+def compare_change(effects: pd.DataFrame, controls: Sequence[pd.DataFrame], column: str = "loss") -> Interval:
+    """Mean change of an intervention minus that of its controls.
+
+    The interval is as wide as the hypotenuse of two: that of the difference over documents, and that of the mean of
+    the controls over other draws of them (Student's t; one control alone does not tell).
+    """
     sums, counts = _per_unit([effects, *controls], column)
-    weights = _resampled(len(counts), n_boot, seed)
-    draws = _resampled(len(controls), n_boot, seed + 1) / len(controls)
-    means = (weights @ sums.T) / (weights @ counts)[:, None]  # [boot, 1 + controls]
-    change = sums.sum(1) / counts.sum()
-    return _interval(float(change[0] - change[1:].mean()), means[:, 0] - (draws * means[:, 1:]).sum(1))
+    mean, low, high = ratio_interval(sums[0] - sums[1:].mean(0), counts)
+    drawn = sums[1:].sum(1) / counts.sum()
+    chance = ratio_interval(drawn, np.ones(len(drawn))) if len(drawn) > 1 else Interval(0.0, 0.0, 0.0)
+    half = float(np.hypot((high - low) / 2, (chance.high - chance.low) / 2))
+    return Interval(mean, mean - half, mean + half)
 
 
 def most_changed(
@@ -272,7 +265,7 @@ def _in_order(frames: dict[int, pd.DataFrame]) -> pd.DataFrame:
 
 
 def interval_unit(effects: pd.DataFrame) -> str:
-    """What intervals resample: ``documents``, or ``blocks of 256 tokens`` where documents are few."""
+    """What intervals are over: ``documents``, or ``blocks of 256 tokens`` where documents are few."""
     return "documents" if effects["doc"].nunique() >= FEW_DOCUMENTS else f"blocks of {BLOCK} tokens"
 
 
@@ -288,14 +281,3 @@ def _per_unit(tables: Sequence[pd.DataFrame], column: str) -> tuple[np.ndarray, 
     ]
     sums = [np.bincount(unit, weights=change.to_numpy(np.float64)) for change in changes]
     return np.stack(sums), np.bincount(unit).astype(np.float64)
-
-
-def _resampled(count: int, n_boot: int, seed: int) -> np.ndarray:
-    """How often each of ``count`` things is drawn in each resample, ``[n_boot, count]``."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=n_boot).astype(np.float64)
-
-
-def _interval(estimate: float, resampled: np.ndarray) -> Interval:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(estimate, float(low), float(high))

@@ -92,7 +92,7 @@ def fact_findings(recording: Path) -> Iterator[Finding]:
         yield fact_finding(audit)
 
 
-def _effect(difference: list[float] | None, summary: dict[str, Any]) -> str:
+def _effect(difference: list[Any] | None, summary: dict[str, Any]) -> str:
     ranks = (
         f"Of the {summary['asked']:,} facts found so, {summary['asked_and_read']:,} read what they found. "
         f"The answer's median rank is {summary['median_rank']:,.0f}. "
@@ -100,13 +100,17 @@ def _effect(difference: list[float] | None, summary: dict[str, Any]) -> str:
     if difference is None:
         return f"{ranks}No question selects an entry that states its fact, so none was ablated."
     estimate, low, high = difference
-    # Above a control that raises the logit is not yet needed: the drop itself must be clear as well.
-    needed = low > 0 and summary["drop_own"][1] > 0
-    word = "more than" if needed else "less than" if high < 0 else "not clearly more or less than"
+    if low is None or high is None:
+        word, interval = "(how surely is not known) against", "all of them ablate the same entries"
+    else:
+        # Above a control that raises the logit is not yet needed: the drop itself must be clear as well.
+        needed = low > 0 and summary["drop_own"][1] > 0
+        word = "more than" if needed else "less than" if high < 0 else "not clearly more or less than"
+        interval = f"95% {low:+.4f} to {high:+.4f}"
     return (
         f"{ranks}Ablating the stating entries ({summary['ablated']:,} facts that select them somewhere) lowers the "
         f"answer's logit {word} ablating other entries of the question: by {summary['drop_own'][0]:+.4f}, "
-        f"difference {estimate:+.4f} (95% {low:+.4f} to {high:+.4f})."
+        f"difference {estimate:+.4f} ({interval})."
     )
 
 

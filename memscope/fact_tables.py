@@ -22,6 +22,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from memscope.errors import InputError
+from memscope.jackknife import ratio_interval
 from memscope.parquet import read_parquet, write_table
 from memscope.seals import hashes, read_vouching, write_sealed
 from memscope.sections import reachable_entries
@@ -32,7 +33,6 @@ FORMAT = 2
 N_SHUFFLES = 200
 _TRADES = 50
 """Rounds in which questions trade facts; one or two are enough but for the smallest groups."""
-N_BOOT = 2000
 ANY = -1
 """Stands for any layer in the table of recall."""
 
@@ -119,7 +119,7 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
     Args:
         table: one row a fact with what was asked and ablated (``facts.audit_facts``).
         questions: what the questions selected.
-        seed: of shuffles and bootstrap.
+        seed: of shuffles.
     """
     stated = np.flatnonzero(table["n_entries"].to_numpy() > 0)
     hits = {place: _hits(questions, stated, place) for place in ("asked", "anywhere")}
@@ -135,7 +135,7 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
         table[f"logprob_drop_{name}"] = table["logprob"] - table[f"logprob_{name}"]
     recall = _recall_table(table, questions, stated, seed)
     predicates = _predicate_table(table)
-    return FactAudit(table, recall, predicates, _summary(table, recall, seed))
+    return FactAudit(table, recall, predicates, _summary(table, recall))
 
 
 def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
@@ -311,7 +311,7 @@ def _predicate_table(table: pd.DataFrame) -> pd.DataFrame:
     return frame.reset_index().sort_values("facts", ascending=False, kind="stable", ignore_index=True)
 
 
-def _summary(table: pd.DataFrame, recall: pd.DataFrame, seed: int) -> dict[str, Any]:
+def _summary(table: pd.DataFrame, recall: pd.DataFrame) -> dict[str, Any]:
     both = table.dropna(subset=["drop_own", "drop_control"])
     changes = {
         "drop_own": both["drop_own"],
@@ -335,16 +335,17 @@ def _summary(table: pd.DataFrame, recall: pd.DataFrame, seed: int) -> dict[str, 
         **{f"recall_{place}": float(any_layer.loc[place, "recall"]) for place in ("asked", "anywhere")},
         "asked": len(found),
         "asked_and_read": int((found["read_share"] >= UNREAD_SHARE).sum()),
-        **{name: _bootstrap(values.to_numpy(), group, seed) for name, values in changes.items()},
+        **{name: _grouped_mean(values.to_numpy(), group) for name, values in changes.items()},
     }
 
 
-def _bootstrap(values: np.ndarray, group: pd.Series, seed: int) -> list[float] | None:
-    """Mean and 95% interval; facts that ablate the same entries are drawn together, as they are not independent."""
+def _grouped_mean(values: np.ndarray, group: pd.Series) -> list[float | None] | None:
+    """Mean and 95% interval; facts that ablate the same entries count as one, as they are not independent.
+
+    The interval is none where all facts ablate the same ones.
+    """
     if not len(values):
         return None
-    code, names = pd.factorize(group)
-    sums, counts = np.bincount(code, weights=values), np.bincount(code)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=N_BOOT)
-    low, high = np.percentile((draws @ sums) / (draws @ counts), [2.5, 97.5])
-    return [float(values.mean()), float(low), float(high)]
+    code, _ = pd.factorize(group)
+    interval = ratio_interval(np.bincount(code, weights=values), np.bincount(code))
+    return [None if np.isnan(value) else value for value in interval]

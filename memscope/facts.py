@@ -103,7 +103,7 @@ def audit_facts(
         usage: selections of every entry in a recording, ``[N]``, to match controls by; none takes those counted in
             the questions.
         limit: ask only so many facts, drawn at random.
-        seed: of the draw, the shuffles and the bootstrap.
+        seed: of the draw and the shuffles.
 
     Raises:
         InputError: an FFN baseline, no entry that states any of the facts, a question too long for the model, or no

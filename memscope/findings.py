@@ -3,8 +3,8 @@
     for finding in find(Recording("recordings/demo")):
         print(finding.question, finding.short, finding.answer)
 
-A word like "yes" stands only where the numbers show it: more than two standard errors from even selection, or a
-discovery after correction for all tests.
+A word like "yes" stands only where the numbers show it: even selection lies outside of the 95% interval, or a discovery
+after correction for all tests.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.jackknife import DOMINANT, FEW_DOCUMENTS
 from memscope.query import Recording
 from memscope.store import RecordingInfo
 from memscope.words import plural, selections, span
@@ -35,7 +36,7 @@ def find(recording: Recording) -> list[Finding]:
     """Answers to the standing questions about a memory, most important first."""
     census, info = recording.census, recording.info
     return [
-        _evenness(recording.layer_metrics(), census["all_layers"]["by_count"]),
+        _evenness(recording.layer_metrics(), census),
         find_choice(recording),
         _preferences(recording.preferences(), selections(recording)),
         _dependence(census["layers"], selections(recording)),
@@ -46,10 +47,11 @@ def find(recording: Recording) -> list[Finding]:
     ]
 
 
-def _evenness(layers: pd.DataFrame, everywhere: dict[str, Any]) -> Finding:
+def _evenness(layers: pd.DataFrame, census: dict[str, Any]) -> Finding:
+    everywhere = census["all_layers"]["by_count"]
     worst = layers.loc[layers["kl_to_uniform"].idxmax()]
     n, d = int(worst["entries"]), int(worst["selections"])
-    beyond = _beyond_even(layers)
+    beyond = _beyond_even(layers, census["critical"])
     verdict = (
         "Yes, in every layer. "
         if beyond == len(layers)
@@ -71,10 +73,12 @@ def _evenness(layers: pd.DataFrame, everywhere: dict[str, Any]) -> Finding:
     return Finding("Is the gate biased?", short, answer)
 
 
-def _beyond_even(layers: pd.DataFrame) -> int:
-    """Layers whose KL to uniform lies more than two standard errors above that of even selection."""
-    error = pd.to_numeric(layers["kl_to_uniform_se"])
-    return int((layers["kl_to_uniform"] - 2 * error > layers["even_kl_to_uniform"]).sum())
+def _beyond_even(layers: pd.DataFrame, critical: float | None) -> int:
+    """Layers in which the 95% interval of KL to uniform lies above that of even selection."""
+    if critical is None:
+        return 0
+    half = critical * pd.to_numeric(layers["kl_to_uniform_se"])
+    return int((layers["kl_to_uniform"] - half > layers["even_kl_to_uniform"]).sum())
 
 
 def find_choice(recording: Recording) -> Finding:
@@ -181,19 +185,32 @@ def _certainty(recording: Recording) -> Finding:
             "Standard errors are not known: fewer than two folds hold text.",
             f"D = {selections(recording)} selections a layer; compare numbers only with their even twins.",
         )
-    coverage = pd.to_numeric(layers["coverage_se"])
+    unit, few = census["interval_unit"], pd.to_numeric(layers["kl_to_uniform_few"])
     short = (
-        f"With other {census['interval_unit']} of this kind a layer's KL to uniform would move by about "
-        f"{span(errors, '.3f')} nats and its coverage by {span(coverage, '.2%')} (one standard error)."
+        f"{few_documents(recording)}With other {unit} of this kind, as many and as long, a layer's KL to uniform would "
+        f"move by about {span(errors, '.3f')} nats (one standard error; a 95% interval reaches "
+        f"{census['critical']:.1f} of them to either side)."
     )
     answer = (
-        f"By leaving out one of {census['folds']} folds of {census['interval_unit']} after the other (jackknife), over "
+        f"By leaving out one of {census['folds']} folds of {unit} after the other (jackknife), over "
         f"D = {selections(recording)} selections a layer, {info.rows:,} tokens and {len(recording.documents):,} "
-        f"documents. Even selection would show a KL to uniform of {span(layers['even_kl_to_uniform'], '.3f')} nats at "
-        "this D, which is how much of it a finite sample explains. All of this is about one model: another seed "
-        "may differ by more."
+        f"documents, which tell as much as {census['equal_documents']:.1f} {unit} of equal length. "
+        f"Coverage would move by {span(pd.to_numeric(layers['coverage_se']), '.2%')} at most. Of the KL to uniform "
+        f"even selection would show {span(layers['even_kl_to_uniform'], '.3f')} nats at this D, and {unit} being few "
+        f"explains {span(few, '.3f')}: much more text of this kind would show that much less, or lower still. All of "
+        "this is about one model: another seed may differ by more."
     )
     return Finding(question, short, answer)
+
+
+def few_documents(recording: Recording) -> str:
+    """A warning where the text is too little for firm statements about other text; empty otherwise."""
+    documents, longest = len(recording.documents), recording.census["longest_document"]
+    if documents >= FEW_DOCUMENTS and longest < DOMINANT:
+        return ""
+    count = f"{documents:,} {plural(documents, 'document', 'documents')}"
+    dominated = f", one of which is {longest:.0%} of the text" if longest >= DOMINANT and documents > 1 else ""
+    return f"With care, from {count}{dominated}: intervals are rough, and other text may differ by more. "
 
 
 def _layers(counts: np.ndarray, info: RecordingInfo, overlap: dict[str, Any]) -> Finding:

@@ -137,6 +137,12 @@ class Metrics(Documented):
     """Folds that standard errors and intervals are made from."""
     interval_unit: str
     """What a fold is made of."""
+    critical: float | None
+    """A 95% interval reaches so many standard errors to either side; null with fewer than two folds."""
+    equal_documents: float
+    """Units of equal length that would tell as much; far fewer than there are where some are much longer."""
+    longest_document: float
+    """Share of the text that the longest document holds."""
     all_layers: Weightings
     """Selections of all layers taken together."""
     overlap: Overlap

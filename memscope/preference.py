@@ -30,8 +30,9 @@ import pandas as pd
 from numba import njit
 from scipy.sparse import csr_array
 from scipy.special import expit
-from scipy.stats import false_discovery_control, rankdata, t
+from scipy.stats import false_discovery_control, rankdata
 
+from memscope.jackknife import Jackknife
 from memscope.labels import EntryLabels
 
 MIN_ENTRIES = 5
@@ -45,12 +46,14 @@ CHANCE_DRAWS = 9_999
 """Permutations that ``chance_low`` and ``chance_high`` are quantiles of."""
 
 
-def layer_preferences(counts: np.ndarray, labels: EntryLabels, seed: int, permutations: int = 0) -> pd.DataFrame:
+def layer_preferences(
+    counts: np.ndarray, labels: EntryLabels, seed: int, permutations: int = 0, spread: Jackknife | None = None
+) -> pd.DataFrame:
     """Lift, interval and p-values of every label in one layer; columns are defined in docs/metrics.md.
 
-    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label, with Student's t
-    over the folds that hold selections. (For rare labels log odds are log lift up to a constant; for common ones they
-    keep the share below 1.) It is NaN where all selections with the label, or all without, come from one fold.
+    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label (``jackknife.py``).
+    For rare labels log odds are log lift up to a constant; for common ones they keep the share below 1. It is NaN where
+    all selections with the label, or all without, come from one fold.
 
     p is twice the smaller tail of the label's selections among permutations, ties and the observed labels counted in
     both tails, as in ``scipy.stats.permutation_test``. The upper tail, naively, for integer ``total [entry]``:
@@ -63,11 +66,15 @@ def layer_preferences(counts: np.ndarray, labels: EntryLabels, seed: int, permut
         labels: of the same entries.
         seed: of all shuffling; give every layer its own.
         permutations: how many; 0 = as ``SHUFFLED_ENTRIES`` allows within ``PERMUTATIONS``.
+        spread: of the folds; default: a fold is one document.
     """
+    spread = spread or Jackknife(counts.sum(1))
     if labels.members.shape[1] != counts.shape[1]:
         raise ValueError(f"labels of {labels.members.shape[1]} entries for counts of {counts.shape[1]}")
     rng = np.random.Generator(np.random.SFC64(seed))
-    tables = [_preferences_among(has, rows, counts, labels, rng, permutations) for has, rows in _populations(labels)]
+    tables = [
+        _preferences_among(has, rows, counts, labels, rng, permutations, spread) for has, rows in _populations(labels)
+    ]
     return pd.concat(tables).sort_index().reset_index(drop=True)
 
 
@@ -115,6 +122,7 @@ def _preferences_among(
     labels: EntryLabels,
     rng: np.random.Generator,
     permutations: int,
+    spread: Jackknife,
 ) -> pd.DataFrame:
     """``layer_preferences`` of the labels in ``rows``, among the entries that ``has`` marks."""
     entries, among = np.diff(labels.members.indptr)[rows].astype(np.int64), int(has.sum())
@@ -124,7 +132,7 @@ def _preferences_among(
     in_fold = np.stack([members @ fold.astype(np.int64) for fold in counts], axis=1)  # [label, fold]
     all_in_fold = np.array([fold[has].sum() for fold in counts], np.int64)
     selections, all_selections = in_fold.sum(1), int(all_in_fold.sum()) or np.nan
-    low, high = _jackknife_interval(in_fold, all_in_fold)
+    low, high = _jackknife_interval(in_fold, all_in_fold, spread)
 
     total = counts.sum(0, dtype=np.int64)
     values = np.zeros((len(total), 2), np.int64)
@@ -184,20 +192,17 @@ def _superiority(members: csr_array, doubled_rank: np.ndarray, among: int) -> np
     return np.asarray(0.5 + difference / (2 * among))
 
 
-def _jackknife_interval(selections: np.ndarray, fold_total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _jackknife_interval(
+    selections: np.ndarray, fold_total: np.ndarray, spread: Jackknife
+) -> tuple[np.ndarray, np.ndarray]:
     """95% interval of a label's share of selections; ``[label, fold]`` and ``[fold]`` -> two arrays ``[label]``."""
-    selections, others = selections[:, fold_total > 0], (fold_total - selections)[:, fold_total > 0]
-    n_labels, n_folds = selections.shape
-    low, high = np.full(n_labels, np.nan), np.full(n_labels, np.nan)
-    left, others_left = (values.sum(1, keepdims=True) - values for values in (selections, others))
-    known = ((left > 0) & (others_left > 0)).all(1)
-    if n_folds < 2 or not known.any():
-        return low, high
-    replicate = np.log(left[known] / others_left[known])
-    error = np.sqrt((n_folds - 1) / n_folds * ((replicate - replicate.mean(1, keepdims=True)) ** 2).sum(1))
-    log_odds = np.log(selections[known].sum(1) / others[known].sum(1))
-    half = t.ppf(0.975, n_folds - 1) * error
-    low[known], high[known] = expit(log_odds - half), expit(log_odds + half)
+    low, high = np.full(len(selections), np.nan), np.full(len(selections), np.nan)
+    pairs = np.stack([selections, fold_total - selections]).transpose(2, 0, 1)  # [fold, with or without, label]
+    left = spread.without(pairs)
+    known = (left > 0).all((0, 1)) & spread.known
+    if known.any():
+        odds, odds_left = (np.log(a[..., 0, known] / a[..., 1, known]) for a in (pairs.sum(0), left))
+        low[known], high[known] = map(expit, spread.interval(odds, odds_left))
     return low, high
 
 

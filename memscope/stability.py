@@ -12,6 +12,8 @@ import numpy as np
 from scipy.special import rel_entr
 from scipy.stats import binom, rankdata
 
+from memscope.jackknife import Jackknife
+
 LIVELY = 10
 """An entry died or woke when one recording selected it at least so often and the other never."""
 DRAWS = 20
@@ -140,15 +142,14 @@ class PairedChange(NamedTuple):
 def paired_change(tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedChange:
     """Change of a token mean between two sides of the same documents.
 
-    The error is that of a ratio estimator with documents as the unit: sqrt(n / (n - 1) sum (w_i (d_i - d))^2), w_i
-    being a document's share of the tokens, d_i its change and d the change over all.
+    The error is the jackknife's with documents as the unit (``jackknife.py``).
 
     Args:
         tokens: tokens per document, ``[document]``.
         a: mean per document, ``[document]``.
         b: likewise, of the other side.
     """
-    weight, change = tokens / tokens.sum(), b - a
-    total, n = float((weight * change).sum()), len(tokens)
-    error = float(np.sqrt(n / (n - 1) * ((weight * (change - total)) ** 2).sum())) if n > 1 else None
-    return PairedChange(total, error, int((b < a).sum()))
+    spread, sums = Jackknife(tokens), tokens * (b - a)
+    total, left = sums.sum() / tokens.sum(), spread.without(sums) / spread.without(tokens)
+    error = float(spread.errors(total, left)) if spread.known else None
+    return PairedChange(float(total), error, int((b < a).sum()))

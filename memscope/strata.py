@@ -1,8 +1,7 @@
 """How recorded tokens are told apart when they are counted: document groups, folds, position and frequency classes.
 
 A **fold** is a random-like twentieth of every group's documents. Numbers that differ little when any one fold is left
-out are numbers one can trust: that is where standard errors and intervals come from (delete-a-group jackknife; text
-inside a document is correlated, so documents and not tokens are the unit).
+out are numbers one can trust: that is where standard errors and intervals come from (``jackknife.py``).
 """
 
 import itertools
@@ -10,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from memscope.jackknife import Jackknife
 
 FOLDS = 20
 MAX_GROUPS = 16
@@ -48,6 +49,12 @@ class Strata(NamedTuple):
     """Decades of the token's frequency in the recorded text, per million."""
     token_frequency: np.ndarray
     """Occurrences of every token id in the recording, int64 ``[vocab]``."""
+    cell_tokens: np.ndarray
+    """Tokens of every cell, float64 ``[group, fold]``."""
+    cell_squares: np.ndarray
+    """Sum of the squared lengths of every cell's documents (blocks), likewise."""
+    longest: float
+    """Share of the text that the longest document holds."""
 
     @property
     def cells(self) -> int:
@@ -58,6 +65,11 @@ class Strata(NamedTuple):
     def count_columns(self) -> int:
         """Columns of ``count_classes``' table: cells, then positions and frequencies, each also shuffled."""
         return self.cells + 2 * len(self.positions) + 2 * len(self.frequencies)
+
+    def jackknife(self, group: int | None = None) -> Jackknife:
+        """Errors of numbers over a document group, or over all text."""
+        of = slice(None) if group is None else slice(group, group + 1)
+        return Jackknife(self.cell_tokens[of].sum(0), self.cell_squares[of].sum(0))
 
     def group_of(self, doc: np.ndarray) -> np.ndarray:
         """Document group of every token, int64 ``[token]``."""
@@ -107,6 +119,14 @@ def divide(documents: pd.DataFrame, token_frequency: np.ndarray, window: int) ->
     folds = max(4, min(FOLDS, 64 // len(names)))
     unit = "documents" if len(documents) >= FEW_DOCUMENTS else f"blocks of {BLOCK} tokens"
     folds = min(folds, len(documents)) if unit == "documents" else folds
+    fold = (documents.groupby(group).cumcount() % folds).to_numpy(np.int64)
+    rows = documents["rows"].to_numpy(np.int64)
+    cell, length = group * folds + fold, rows
+    if unit != "documents":
+        block = np.arange(rows.sum()) // BLOCK
+        [of, block], length = np.unique(np.stack([np.repeat(group, rows), block]), axis=1, return_counts=True)
+        cell = of * folds + block % folds
+    cells = [np.bincount(cell, weights=size, minlength=len(names) * folds) for size in (length, length**2)]
     octaves = int(np.log2(window)) + 1
     edges = (0.0, *_PER_MILLION, float("inf"))
     return Strata(
@@ -114,13 +134,16 @@ def divide(documents: pd.DataFrame, token_frequency: np.ndarray, window: int) ->
         folds=folds,
         unit=unit,
         document_group=group,
-        document_fold=(documents.groupby(group).cumcount() % folds).to_numpy(np.int64),
+        document_fold=fold,
         window=window,
         positions=[_octave(o, window) for o in range(octaves)],
         frequencies=[
             TokenClass(_decade(low, high), float(low), float(min(high, 1e6))) for low, high in itertools.pairwise(edges)
         ],
         token_frequency=token_frequency,
+        cell_tokens=cells[0].reshape(len(names), folds),
+        cell_squares=cells[1].reshape(len(names), folds),
+        longest=float(rows.max(initial=0) / max(rows.sum(), 1)),
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.linalg import block_diag
 from scipy.stats import rankdata
 
+from memscope.jackknife import Jackknife
 from memscope.kernels import SUMS
 from memscope.strata import TokenClass
 from memscope.usage import jackknife_errors, usage_metrics
@@ -18,12 +19,15 @@ _MARGIN, _MARGINS, _LOSS, _LOSSES = 10, 11, 12, 13
 _UNREAD_BY_NORM, _SCORE_MARGIN, _BY_SCORE = 14, 15, 16
 
 
-def evenness(folds: np.ndarray, weights: np.ndarray, distinct: int, groups: int = 1) -> dict[str, dict[str, Any]]:
+def evenness(
+    folds: np.ndarray, weights: np.ndarray, spread: Jackknife, distinct: int, groups: int = 1
+) -> dict[str, dict[str, Any]]:
     """Metrics of usage under every weighting, those by count with standard errors.
 
     Args:
         folds: selections per fold and entry, ``[fold, N]``.
         weights: summed gate scores and absolute read weights, the first columns of ``[N, weight]``.
+        spread: of the folds.
         distinct: entries that a gate head selects for a token, all different.
         groups: equal parts of the bank, each for as many layers.
     """
@@ -34,7 +38,7 @@ def evenness(folds: np.ndarray, weights: np.ndarray, distinct: int, groups: int 
         name: usage_metrics(usage, d, distinct, groups).as_dict()
         for name, usage in zip(WEIGHTINGS, columns, strict=True)
     }
-    return {**metrics, "by_count": metrics["by_count"] | _plain(jackknife_errors(folds))}
+    return {**metrics, "by_count": metrics["by_count"] | _plain(jackknife_errors(folds, spread))}
 
 
 def reading_statistics(sums: np.ndarray, selected: int) -> dict[str, Any]:
@@ -59,20 +63,21 @@ def reading_statistics(sums: np.ndarray, selected: int) -> dict[str, Any]:
     )
 
 
-def reading_errors(cells: np.ndarray, selected: int) -> dict[str, float | None]:
+def reading_errors(cells: np.ndarray, selected: int, spread: Jackknife) -> dict[str, float | None]:
     """Standard errors ``{name}_se`` of ``reading_statistics`` by leaving out one fold after the other.
 
     Args:
         cells: ``kernels.SUMS`` per fold, ``[fold, sum]``.
         selected: selections per token (K).
+        spread: of the folds.
     """
-    cells = cells[cells[:, _TOKENS] > 0]
-    left = [reading_statistics(np.delete(cells, fold, 0), selected) for fold in range(len(cells))]
-    errors = {}
-    for name in left[0] if len(cells) > 1 else ():
-        values = np.array([np.nan if one[name] is None else one[name] for one in left])
-        errors[f"{name}_se"] = float(np.sqrt((len(cells) - 1) / len(cells) * ((values - values.mean()) ** 2).sum()))
-    return _plain(errors)
+    if not spread.known:
+        return {}
+    whole = reading_statistics(cells, selected)
+    without = [reading_statistics(sums[None], selected) for sums in spread.without(cells)]
+    value, *left = ([np.nan if one[name] is None else one[name] for name in whole] for one in (whole, *without))
+    errors = spread.errors(np.array(value), np.array(left))
+    return _plain({f"{name}_se": error for name, error in zip(whole, errors, strict=True)})
 
 
 def profile(

@@ -13,6 +13,8 @@ import numpy as np
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
+from memscope.jackknife import Jackknife
+
 HOT_FACTOR = 10
 """An entry is hot when it takes more than this many times the even share."""
 UNREAD_SHARE = 0.01
@@ -126,24 +128,28 @@ JACKKNIFED = ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50
 """Metrics that get a standard error."""
 
 
-def jackknife_errors(folds: np.ndarray) -> dict[str, float]:
+def jackknife_errors(folds: np.ndarray, spread: Jackknife) -> dict[str, float]:
     """Standard errors ``{metric}_se`` of metrics of usage, by leaving out one fold of documents after the other.
 
-    sqrt((F - 1) / F sum (m_i - mean m)^2), the delete-a-group jackknife; NaN with fewer than two folds that have
-    usage. It says how much the numbers would move with other documents of the same kind, not with another model.
-    Coverage and top50 have ceilings and steps, for which the jackknife is too wide: 1.2 to 3 times in simulations.
+    Also ``kl_to_uniform_few``: by how much the KL would fall with many more documents of the same kind. All are NaN
+    with fewer than two folds. They say how far the numbers would move with other documents of the same kind, not with
+    another model. Coverage and top50 have ceilings and steps, for which the jackknife is too wide.
 
     Args:
         folds: usage per fold and entry, ``[F, N]``.
+        spread: of the same folds.
     """
-    folds = folds[folds.sum(1) > 0]
-    if len(folds) < 2:
-        return {f"{name}_se": float("nan") for name in JACKKNIFED}
-    total = folds.sum(0, dtype=np.int64)
-    left = [usage_metrics(total - fold, int(total.sum() - fold.sum())) for fold in folds]
-    values = np.array([[getattr(metrics, name) for name in JACKKNIFED] for metrics in left])
-    errors = np.sqrt((len(folds) - 1) / len(folds) * ((values - values.mean(0)) ** 2).sum(0))
-    return {f"{name}_se": float(error) for name, error in zip(JACKKNIFED, errors, strict=True)}
+    value, left = _jackknifed(folds.sum(0, dtype=np.int64)), np.empty((0, len(JACKKNIFED)))
+    if spread.known:
+        left = np.stack([_jackknifed(usage) for usage in spread.without(folds)])
+    few = spread.excess(value, left)[JACKKNIFED.index("kl_to_uniform")]
+    errors = zip(JACKKNIFED, spread.errors(value, left), strict=True)
+    return {f"{name}_se": float(error) for name, error in errors} | {"kl_to_uniform_few": float(few)}
+
+
+def _jackknifed(usage: np.ndarray) -> np.ndarray:
+    metrics = usage_metrics(usage, int(usage.sum()))
+    return np.array([getattr(metrics, name) for name in JACKKNIFED], np.float64)
 
 
 class EvenSelection(NamedTuple):

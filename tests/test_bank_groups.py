@@ -197,12 +197,12 @@ def test_the_census_measures_a_layer_against_its_own_entries(recording: Recordin
     assert own.shape == (2, 64) and own.sum() == usage.sum()
     metrics = recording.layer_metrics()
     for row, counts in zip(metrics.to_dict("records"), own, strict=True):
-        expected = usage_metrics(counts, d).as_dict()
+        expected = usage_metrics(counts, d, recording.info.distinct).as_dict()
         assert {name: row[name] for name in expected} == expected
     profile = recording.census["layers"][1]["profiles"]["position"]
     assert max(row["coverage"] for row in profile) > 0.5
     everywhere = recording.census["all_layers"]["by_count"]
-    assert everywhere == everywhere | usage_metrics(usage.sum(0), 2 * d).as_dict()
+    assert everywhere == everywhere | usage_metrics(usage.sum(0), 2 * d, recording.info.distinct, 2).as_dict()
 
 
 def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) -> None:

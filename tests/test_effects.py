@@ -25,6 +25,7 @@ from memscope.effects import (
 )
 from memscope.errors import InputError
 from memscope.intervene import ablate, scale
+from memscope.jackknife import ratio_interval
 from memscope.query import Recording
 
 
@@ -126,32 +127,49 @@ def test_controls_of_equal_usage_are_used_about_as_often() -> None:
         usage_matched(usage[:2], [0, 1], seed=0)
 
 
-def test_the_mean_weighs_tokens_and_its_interval_resamples_documents() -> None:
+def test_the_mean_weighs_tokens_and_its_interval_is_over_documents() -> None:
     effects = made_up([[1.0, 1.0, 1.0], [4.0]] * 20)
-    change = mean_change(effects, n_boot=4000)
+    change = mean_change(effects)
     assert change.estimate == pytest.approx(7 / 4)
     assert interval_unit(effects) == "documents"
-    # L of 40 draws are long documents, 20 +- 1.96 * 3.2: the mean is (3 L + 4 (40 - L)) / (3 L + 40 - L)
-    means = [(160 - long) / (40 + 2 * long) for long in (26, 14)]
-    assert (change.low, change.high) == pytest.approx(means, abs=0.06)
+    # residuals of 3 x -0.75 and 1 x 2.25 over 80 tokens, 20 times each
+    error = np.sqrt(40 * 2.25**2) / 80
+    assert (change.low, change.high) == pytest.approx((7 / 4 - 2.05 * error, 7 / 4 + 2.05 * error), abs=0.02)
     assert mean_change(effects, "kl") == mean_change(effects)
 
 
-def test_of_few_documents_blocks_are_resampled() -> None:
+def test_of_few_documents_blocks_take_their_place() -> None:
     effects = made_up([[1.0] * 256 + [2.0] * 256, [3.0] * 100])
     assert interval_unit(effects) == "blocks of 256 tokens"
     change = mean_change(effects)
-    assert (change.low, change.high) == (1.0, 3.0)  # each block alone is drawn in one of 27 resamples
+    assert change == ratio_interval(np.array([256.0, 512.0, 300.0]), np.array([256.0, 256.0, 100.0]))
+    assert change.low < 1.4 and change.high > 2  # three blocks say little
+
+
+def test_one_block_has_no_interval() -> None:
+    change = mean_change(made_up([[1.0, 2.0]]))
+    assert change.estimate == 1.5 and np.isnan([change.low, change.high]).all()
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng = np.random.default_rng(0)
+    lengths = (2, 3, 5, 8, 12, 12, 15, 20, 30, 60, 90)
     covered = 0
-    for draw in range(200):
-        documents = [list(0.3 + rng.normal(0, 1) + rng.normal(0, 1, 5)) for _ in range(40)]
-        change = mean_change(made_up(documents), n_boot=300, seed=draw)
+    for _ in range(400):
+        change = mean_change(made_up([list(0.3 + rng.normal(0, 1) + rng.normal(0, 1, n)) for n in lengths]))
         covered += change.low <= 0.3 <= change.high
-    assert 180 <= covered <= 198
+    assert 0.93 <= covered / 400 <= 0.97
+
+
+def test_a_contrast_covers_other_draws_of_controls() -> None:
+    """Three controls of a spread of 1 leave the mean of controls uncertain, however alike documents are."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        shifts = rng.normal(0, 1, 3)
+        change = compare_change(made_up([[0.0] * 4] * 12), [made_up([[shift] * 4] * 12) for shift in shifts])
+        covered += change.low <= 0 <= change.high
+    assert 0.92 <= covered / 300 <= 0.98
 
 
 def test_a_contrast_is_paired_by_document_and_averages_controls() -> None:

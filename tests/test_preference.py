@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_array
-from scipy.stats import permutation_test, t
+from scipy.stats import permutation_test
 
+from memscope.jackknife import Jackknife
 from memscope.labels import EntryLabels
 from memscope.preference import PERMUTATIONS, adjust, layer_preferences
 
@@ -124,8 +125,8 @@ def test_the_interval_is_a_jackknife_over_folds() -> None:
     for fold in range(7):
         rest = np.delete(counts, fold, axis=0)
         log_odds.append(np.log(rest[:, has].sum() / rest[:, ~has].sum()))
-    error = np.sqrt(6 / 7 * sum((value - np.mean(log_odds)) ** 2 for value in log_odds))
-    odds = counts[:, has].sum() / counts[:, ~has].sum() * np.exp(np.array([-1, 1]) * t.ppf(0.975, 6) * error)
+    value = np.log(counts[:, has].sum() / counts[:, ~has].sum())
+    odds = np.exp(Jackknife(counts.sum(1)).interval(value, np.array(log_odds)))
     row = layer_preferences(counts, labels, 0, permutations=9).iloc[0]
     assert [row.low, row.high] == pytest.approx((odds / (1 + odds) / (15 / 40)).tolist())
 

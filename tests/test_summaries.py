@@ -9,6 +9,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import spearmanr
 from sklearn.metrics import mutual_info_score
 
+from memscope.jackknife import Jackknife
 from memscope.kernels import SUMS
 from memscope.strata import TokenClass
 from memscope.summaries import (
@@ -27,22 +28,26 @@ def test_evenness_is_that_of_counts_and_of_either_weight() -> None:
     chance = np.random.default_rng(0)
     folds, weights = chance.poisson(2, (5, 30)), chance.random((30, 2))
     folds[0, 0] += folds.sum() % 2
-    found = evenness(folds, weights, distinct=2)
+    spread = Jackknife(folds.sum(1))
+    found = evenness(folds, weights, spread, distinct=2)
     assert tuple(found) == WEIGHTINGS
     counts = folds.sum(0)
     total = int(counts.sum())
     by_count = usage_metrics(counts, total, 2).as_dict()
-    assert {name: value for name, value in found["by_count"].items() if not name.endswith("_se")} == by_count
-    assert {name: found["by_count"][name] for name in jackknife_errors(folds)} == jackknife_errors(folds)
+    assert {name: value for name, value in found["by_count"].items() if not name.endswith(("_se", "_few"))} == by_count
+    assert {name: found["by_count"][name] for name in jackknife_errors(folds, spread)} == jackknife_errors(
+        folds, spread
+    )
     assert found["by_gate_score"] == usage_metrics(weights[:, 0], total, 2).as_dict()
     assert found["by_read_weight"] == usage_metrics(weights[:, 1], total, 2).as_dict()
 
 
 def test_evenness_without_an_error_says_none_and_not_nan() -> None:
-    found = evenness(np.ones((1, 4), int), np.ones((4, 2)), distinct=1)
+    found = evenness(np.ones((1, 4), int), np.ones((4, 2)), Jackknife(np.array([4])), distinct=1)
     assert all(found["by_count"][f"{name}_se"] is None for name in JACKKNIFED)
     json.dumps(found, allow_nan=False)
-    json.dumps(evenness(np.zeros((3, 4), int), np.zeros((4, 2)), distinct=1), allow_nan=False)
+    nothing = evenness(np.zeros((3, 4), int), np.zeros((4, 2)), Jackknife(np.zeros(3)), distinct=1)
+    json.dumps(nothing, allow_nan=False)
 
 
 def make_sums(**values: float) -> np.ndarray:
@@ -85,23 +90,23 @@ def some_cells(n_folds: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("n_folds", [2, 7])
 def test_errors_of_reading_equal_a_loop_that_leaves_out_one_fold(n_folds: int) -> None:
     cells = some_cells(n_folds)
-    found = reading_errors(np.concatenate([cells, make_sums()]), selected=4)  # an empty fold changes nothing
+    spread = Jackknife(np.append(cells[:, 0], 0))  # an empty fold changes nothing
+    found = reading_errors(np.concatenate([cells, make_sums()]), 4, spread)
+    whole = reading_statistics(cells, 4)
     left = [reading_statistics(cells[[f for f in range(n_folds) if f != out]], 4) for out in range(n_folds)]
     assert set(found) == {f"{name}_se" for name in left[0]}
     for name in left[0]:
-        values = [one[name] for one in left]
-        mean = sum(values) / n_folds
-        expected = math.sqrt((n_folds - 1) / n_folds * sum((value - mean) ** 2 for value in values))
+        expected = spread.errors(whole[name], np.array([one[name] for one in left]))
         assert found[f"{name}_se"] == pytest.approx(expected), name
 
 
 def test_errors_of_reading_are_unknown_where_the_number_is() -> None:
     cells = some_cells(4)
     cells[:, SUMS.index("margins")] = 0
-    found = reading_errors(cells, selected=4)
+    found = reading_errors(cells, 4, Jackknife(cells[:, 0]))
     assert found["margin_se"] is None
     assert found["loss_se"] is not None
-    assert reading_errors(cells[:1], selected=4) == {}
+    assert reading_errors(cells[:1], 4, Jackknife(cells[:1, 0])) == {}
     json.dumps(found, allow_nan=False)
 
 

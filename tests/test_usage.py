@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
+from memscope.jackknife import Jackknife
 from memscope.usage import HOT_FACTOR, JACKKNIFED, UsageCounts, even_selection, jackknife_errors, usage_metrics
 
 
@@ -136,7 +137,15 @@ def test_even_baselines_agree_with_simulated_even_selection(selections: int) -> 
 
 @pytest.mark.parametrize(
     ("entries", "distinct", "draws", "groups"),
-    [(64, 8, 50, 1), (64, 32, 200, 1), (64, 8, 4, 1), (64, 63, 30, 1), (128, 8, 50, 2), (128, 32, 5, 4), (96, 3, 40, 3)],
+    [
+        (64, 8, 50, 1),
+        (64, 32, 200, 1),
+        (64, 8, 4, 1),
+        (64, 63, 30, 1),
+        (128, 8, 50, 2),
+        (128, 32, 5, 4),
+        (96, 3, 40, 3),
+    ],
 )
 def test_even_baselines_of_small_banks_are_those_of_distinct_entries(
     entries: int, distinct: int, draws: int, groups: int
@@ -145,7 +154,9 @@ def test_even_baselines_of_small_banks_are_those_of_distinct_entries(
     chance, size = np.random.default_rng(0), entries // groups
     simulated = []
     for _ in range(200):
-        drawn = chance.random((groups, draws, size)).argsort(2)[..., :distinct] + np.arange(groups)[:, None, None] * size
+        drawn = (
+            chance.random((groups, draws, size)).argsort(2)[..., :distinct] + np.arange(groups)[:, None, None] * size
+        )
         counts = np.bincount(drawn.ravel(), minlength=entries)
         simulated.append(usage_metrics(counts, int(counts.sum()), distinct, groups))
     expected = even_selection(entries, draws * distinct * groups, distinct, groups)
@@ -165,46 +176,40 @@ def test_a_gate_that_selects_every_entry_is_perfectly_even() -> None:
     assert even_selection(16, 16 * 5, 16) == pytest.approx((1, 0, 0), abs=1e-12)
 
 
-def naive_errors(folds: np.ndarray) -> dict[str, float]:
-    """Leave out one fold after the other, by hand."""
-    left: dict[str, list[float]] = {name: [] for name in JACKKNIFED}
-    for out in range(len(folds)):
-        usage = sum(fold for number, fold in enumerate(folds) if number != out)
-        z = usage / usage.sum()
-        left["coverage"].append(sum(usage > 0) / len(usage))
-        left["kl_to_uniform"].append(math.log(len(z)) - entropy(z))
-        left["relative_perplexity"].append(math.exp(entropy(z)) / len(z))
-        left["gini"].append(naive_gini(usage))
-        left["top50"].append(naive_top(usage, 50))
-    f = len(folds)
-    return {
-        f"{name}_se": math.sqrt((f - 1) / f * sum((value - sum(values) / f) ** 2 for value in values))
-        for name, values in left.items()
-    }
+def naive_metrics(usage: np.ndarray) -> list[float]:
+    """The metrics that have errors, by hand."""
+    z = usage / usage.sum()
+    kl, perplexity = math.log(len(z)) - entropy(z), math.exp(entropy(z)) / len(z)
+    return [sum(usage > 0) / len(usage), kl, perplexity, naive_gini(usage), naive_top(usage, 50)]
 
 
 @pytest.mark.parametrize("n_folds", [2, 3, 20])
 def test_standard_errors_equal_a_loop_that_leaves_out_one_fold(n_folds: int) -> None:
     folds = np.random.default_rng(n_folds).poisson(1.5, (n_folds, 30)) * np.arange(30)
-    assert jackknife_errors(folds) == pytest.approx(naive_errors(folds))
-    assert jackknife_errors(folds.astype(np.int32)) == jackknife_errors(folds)
+    spread = Jackknife(folds.sum(1))
+    left = [naive_metrics(np.delete(folds, out, axis=0).sum(0)) for out in range(n_folds)]
+    expected = spread.errors(np.array(naive_metrics(folds.sum(0))), np.array(left))
+    found = jackknife_errors(folds, spread)
+    assert [found[f"{name}_se"] for name in JACKKNIFED] == pytest.approx(expected.tolist())
+    assert jackknife_errors(folds.astype(np.int32), spread) == found
 
 
 def test_folds_that_are_empty_do_not_count() -> None:
     folds = np.random.default_rng(0).poisson(2, (5, 12))
     padded = np.concatenate([np.zeros((2, 12), int), folds, np.zeros((1, 12), int)])
-    assert jackknife_errors(padded) == jackknife_errors(folds)
+    errors = [jackknife_errors(one, Jackknife(one.sum(1))) for one in (padded, folds)]
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("used_folds", [0, 1])
 def test_one_fold_tells_nothing_about_the_error(used_folds: int) -> None:
     folds = np.zeros((4, 6), int)
     folds[:used_folds] = 3
-    assert all(math.isnan(error) for error in jackknife_errors(folds).values())
+    assert all(math.isnan(error) for error in jackknife_errors(folds, Jackknife(folds.sum(1))).values())
 
 
 def test_equal_folds_have_no_error() -> None:
-    errors = jackknife_errors(np.tile(np.arange(8), (6, 1)))
+    errors = jackknife_errors(np.tile(np.arange(8), (6, 1)), Jackknife(np.ones(6)))
     assert all(error == pytest.approx(0, abs=1e-12) for error in errors.values())
 
 
@@ -225,7 +230,7 @@ def test_standard_errors_are_the_spread_between_corpora_of_the_same_kind(entries
     # counting selections as if they were independent would give a fifth of it.
     corpora = [documents_of_a_kind(seed, entries) for seed in range(150)]
     metrics = [usage_metrics(folds.sum(0), int(folds.sum())).as_dict() for folds in corpora]
-    errors = [jackknife_errors(folds) for folds in corpora]
+    errors = [jackknife_errors(folds, Jackknife(folds.sum(1))) for folds in corpora]
     for name in JACKKNIFED:
         spread = np.std([one[name] for one in metrics], ddof=1)
         ratio = math.sqrt(np.mean([one[f"{name}_se"] ** 2 for one in errors])) / spread

@@ -81,12 +81,13 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
         outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
     loss = changed.loss
-    st.metric(
-        "Loss", f"{loss.estimate:+.4f} nats per token", help=f"95% {loss.low:+.4f} to {loss.high:+.4f}, by document."
+    spread = (
+        "One text: no interval." if np.isnan(loss.low) else f"95% {loss.low:+.4f} to {loss.high:+.4f}, by document."
     )
+    st.metric("Loss", f"{loss.estimate:+.4f} nats per token", help=spread)
     causal_parts.context_table(changed.contexts)
     st.caption(
         f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in the windows that select the "
-        "entries most often. Loss is their mean change; 95% intervals resample documents. One entry alone says little: "
+        "entries most often. Loss is their mean change; 95% intervals are over documents. One entry alone says little: "
         "memscope ablate compares with entries that are used as often."
     )

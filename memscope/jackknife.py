@@ -1,0 +1,146 @@
+"""Standard errors and 95% intervals of numbers over text, from leaving out one fold of documents after the other.
+
+    spread = Jackknife(tokens_of_documents)                       # or of folds, with the squares of their documents
+    spread.errors(mean, means_without)                            # means_without [fold]
+
+Text inside a document is correlated, so documents and not tokens are the unit. They are often few and unequal, and
+then the plain jackknife with Student's t is too narrow: 95% intervals held 93% of 12 documents of the demo's lengths,
+and 89% where one document is 70% of the text. Here the residuals are scaled as in HC2 (MacKinnon and White 1985; Bell
+and McCaffrey 2002 for clusters), and how wide an interval must be is found by simulation: normal documents that differ
+alike, of these very lengths. ``benchmarks/intervals.py`` prints how often such intervals hold.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+FEW_DOCUMENTS = 20
+"""With fewer documents, or as few equal ones, an interval is a rough one and says so."""
+DOMINANT = 0.25
+"""Share of the text from which on one document dominates it."""
+_MOST_FOLDS = 200
+"""More documents than these are dealt into so many folds."""
+_DRAWN = 4_000_000
+"""Normal numbers drawn for the simulation, all folds together."""
+
+
+class _Calibration(NamedTuple):
+    scale: float
+    """What makes the standard error right on average."""
+    critical: float
+    """Standard errors to either side of a number that hold the truth in 95% of draws."""
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval, NaN where that is not known."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> Interval:
+    """A mean over everything, given sums and numbers per document: ``[document]`` each, numbers above 0."""
+    fold = np.arange(len(counts)) % _MOST_FOLDS
+    spread = Jackknife(np.bincount(fold, counts), np.bincount(fold, np.square(counts, dtype=np.float64)))
+    sums, counts = np.bincount(fold, sums), np.bincount(fold, counts)
+    mean = float(sums.sum() / counts.sum())
+    low, high = spread.interval(mean, spread.without(sums) / spread.without(counts)) if spread.known else (np.nan,) * 2
+    return Interval(mean, float(low), float(high))
+
+
+class Jackknife:
+    """How far numbers over some documents would move with other documents of the same kind, as many and as long.
+
+    Args:
+        tokens: of every fold, ``[fold]``; those without any do not count.
+        squares: sum of the squared tokens of each fold's documents; default: a fold is one document.
+    """
+
+    def __init__(self, tokens: np.ndarray, squares: np.ndarray | None = None):
+        tokens = np.asarray(tokens, np.float64)
+        squares = tokens**2 if squares is None else np.asarray(squares, np.float64)
+        self.kept = tokens > 0
+        """Which folds have any text, bool ``[fold]``."""
+        self._share = tokens[self.kept] / max(tokens.sum(), 1)
+        self._squares = squares[self.kept] / max(tokens.sum(), 1) ** 2
+        self.variance = float(self._squares.sum())
+        """Variance of a mean over all tokens, in units of that of a document: 1 / the number of equal documents."""
+
+    @property
+    def known(self) -> bool:
+        """Whether there are two folds at least; all errors are NaN otherwise."""
+        return len(self._share) > 1
+
+    @property
+    def equal_documents(self) -> float:
+        """Documents of equal length that would tell as much (Kish's effective sample size)."""
+        return 1 / self.variance if self.variance > 0 else 0.0
+
+    @property
+    def critical(self) -> float:
+        """How many standard errors a 95% interval reaches to either side; NaN if errors are unknown."""
+        return self._calibration.critical if self.known else float("nan")
+
+    def without(self, sums: np.ndarray) -> np.ndarray:
+        """Totals without one fold after the other, of sums per fold: ``[fold, ...]`` -> ``[kept fold, ...]``."""
+        return np.asarray(sums.sum(0, dtype=sums.dtype if sums.dtype.kind == "f" else np.int64) - sums[self.kept])
+
+    def errors(self, value: np.ndarray | float, left: np.ndarray) -> np.ndarray:
+        """Standard errors of ``value [...]``, given what it is without each kept fold, ``[kept fold, ...]``."""
+        value = np.asarray(value, np.float64)
+        if not self.known:
+            return np.full(value.shape, np.nan)
+        return np.asarray(self._calibration.scale * _raw_errors(self._share, self._squares, value, left))
+
+    def interval(self, value: np.ndarray | float, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """95% interval, of the same arguments."""
+        half = self.critical * self.errors(value, left)
+        return np.asarray(value - half), np.asarray(value + half)
+
+    def excess(self, value: np.ndarray | float, left: np.ndarray) -> np.ndarray:
+        """How much of ``value`` is there because documents are few, of the same arguments.
+
+        The jackknife estimate of bias, to second order. A KL to uniform, for one, is lower for more documents of the
+        same kind by about as much, or by more where documents have little in common.
+        """
+        if not self.known:
+            return np.full(np.shape(value), np.nan)
+        return np.asarray(_bend(self._share, self._squares, np.asarray(value, np.float64), left) * self.variance)
+
+    @property
+    def _calibration(self) -> _Calibration:
+        return _calibrate(tuple(self._share.tolist()), tuple(self._squares.tolist()))
+
+
+@lru_cache(maxsize=256)
+def _calibrate(shares: tuple[float, ...], squared: tuple[float, ...]) -> _Calibration:
+    """Simulate normal documents of these lengths: fold means of variance ``squares / share^2``."""
+    share, squares = np.array(shares), np.array(squared)
+    draws = int(np.clip(_DRAWN // len(share), 4_000, 100_000))
+    means = np.random.default_rng(0).standard_normal((len(share), draws)) * (np.sqrt(squares) / share)[:, None]
+    value = share @ means
+    errors = _raw_errors(share, squares, value, (value - share[:, None] * means) / (1 - share)[:, None])
+    scale = float(np.sqrt(squares.sum()) / errors.mean())
+    return _Calibration(scale, float(np.quantile(np.abs(value) / (scale * errors), 0.95)))
+
+
+def _raw_errors(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Root of the sum of squared residuals, each scaled to its variance if documents differ alike."""
+    shape = (-1, *(1 for _ in value.shape))
+    bend = _bend(share, squares, value, left) * _fewer(share, squares).reshape(shape)
+    residual = (1 - share).reshape(shape) * (value + bend - left)
+    relative = squares / (squares * (1 - 2 * share) + share**2 * squares.sum())
+    return np.asarray(np.sqrt((relative.reshape(shape) * residual**2).sum(0)))
+
+
+def _bend(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """How much a number rises per variance of the mean, from how it rises when a fold is left out."""
+    weight = 1 - share  # under these the residuals of a mean add up to none
+    return np.asarray(np.tensordot(weight, left - value, (0, 0)) / (weight * _fewer(share, squares)).sum())
+
+
+def _fewer(share: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """How much larger the variance of a mean is without each fold, ``[fold]``."""
+    return np.asarray((squares.sum() - squares) / (1 - share) ** 2 - squares.sum())
