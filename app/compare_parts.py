@@ -105,7 +105,7 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
     kept = st.session_state.setdefault("_likeness", {})
     key = (*st.session_state["_open"], name, b.info.fingerprint)
     if key not in kept:
-        st.caption("Divergence, overlap and rank correlation, each beside what two samples of one gate would show.")
+        st.caption("Divergence, overlap and rank correlation, each beside what two halves of one recording show.")
         if not st.button("Measure it", icon=":material/play_arrow:"):
             return
         rows = []
@@ -123,21 +123,23 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
         height="content",
         column_config={
             column: st.column_config.NumberColumn(
-                "by sampling" if column.startswith("sampled") else label, format="%.3f"
+                "two halves of one" if column.startswith("halves") else label, format="%.3f"
             )
             for column, label in {
                 "jensen_shannon": "Jensen-Shannon, nats",
-                "sampled_jensen_shannon": "",
+                "halves_jensen_shannon": "",
                 "jaccard": "Jaccard",
-                "sampled_jaccard": "",
+                "halves_jaccard": "",
                 "rank_correlation": "rank correlation",
-                "sampled_rank_correlation": "",
+                "halves_rank_correlation": "",
             }.items()
         },
         alt="Likeness of usage per layer",
     )
     st.caption(
-        "0 nats, Jaccard 1 and correlation 1 when equal. Died: at least 10 selections in A, none in B; woke: the "
+        "0 nats, Jaccard 1 and correlation 1 when equal. Two halves of the documents of A or B, whichever lie further "
+        "apart, show how far other text moves these numbers under one gate (half the selections each). "
+        "Died: at least 10 selections in A, none in B; woke: the "
         f"other way round. D = {a.info.rows * a.info.selected:,} and {b.info.rows * b.info.selected:,} selections a "
         "layer."
     )

@@ -16,8 +16,9 @@ from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, P
 from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.stability import (
+    Halves,
+    halves,
     independent_jaccard,
-    jensen_shannon,
     likeness,
     paired_change,
     sampled_likeness,
@@ -61,10 +62,10 @@ def find_changes(a: Recording, b: Recording) -> Changes:
     layers: list[LayerLikeness] = []
     switched = [pd.DataFrame(columns=_SWITCHED)]
     if not different:
-        halves = list(zip(*(_halves(recording) for recording in (a, b)), strict=True))
+        split = list(zip(*(_halves(recording) for recording in (a, b)), strict=True))
         for number, (layer, *counts) in enumerate(_each_layer(a.info.layers, usage_a, usage_b)):
             own = slice(None) if layer is None else a.info.entries_of(layer)
-            row, table = _compare_layer(layer, counts[0], counts[1], halves[number], bank_a["sentence"], own)
+            row, table = _compare_layer(layer, counts[0], counts[1], split[number], bank_a["sentence"], own)
             layers.append(row)
             switched.append(table)
     return Changes(
@@ -106,11 +107,12 @@ def _different_entries(a: Recording, b: Recording, sentences_a: pd.Series, sente
     return int(different.sum())
 
 
-def _halves(recording: Recording) -> list[float | None]:
-    """Divergence of usage between both halves of a recording's folds: all layers together first, then each."""
-    folds = recording.usage_folds().astype(np.int64)
-    each = _each_layer(recording.info.layers, folds[::2].sum(0), folds[1::2].sum(0))
-    return [jensen_shannon(one, other) if one.any() and other.any() else None for _, one, other in each]
+def _halves(recording: Recording) -> list[Halves | None]:
+    """Halves of a recording's documents: all layers together first, then each over the entries that it can select."""
+    folds, info = recording.usage_folds(), recording.info
+    together = [folds.sum(1)] if len(info.layers) > 1 else []
+    each = [folds[:, axis, info.entries_of(layer)] for axis, layer in enumerate(info.layers)]
+    return [halves(counts, SEED) for counts in (*together, *each)]
 
 
 def _each_layer(
@@ -126,13 +128,14 @@ def _compare_layer(
     layer: int | None,
     a: np.ndarray,
     b: np.ndarray,
-    halves: tuple[float | None, ...],
+    split: tuple[Halves | None, ...],
     sentences: pd.Series,
     own: slice,
 ) -> tuple[LayerLikeness, pd.DataFrame]:
     """One row of measures, over the entries ``own`` that the layer can select, and the entries that died or woke."""
     a, b = a[own], b[own]
     now, sampled, moved = likeness(a, b), sampled_likeness(a, b, SEED), switches(a, b)
+    known = [half for half in split if half is not None]
     row = LayerLikeness(
         layer=layer,
         selections_a=int(a.sum()),
@@ -143,11 +146,16 @@ def _compare_layer(
         used_by_both=int(((a > 0) & (b > 0)).sum()),
         jensen_shannon=now.jensen_shannon,
         sampled_jensen_shannon=sampled.jensen_shannon,
-        halves_jensen_shannon_a=halves[0],
-        halves_jensen_shannon_b=halves[1],
+        halves_jensen_shannon_a=split[0] and split[0].jensen_shannon,
+        halves_jensen_shannon_b=split[1] and split[1].jensen_shannon,
         jaccard=now.jaccard,
         independent_jaccard=independent_jaccard(a, b),
         sampled_jaccard=sampled.jaccard,
+        halves_jaccard=min((half.jaccard for half in known), default=None),
+        halves_rank_correlation=min(
+            (half.rank_correlation for half in known if half.rank_correlation is not None), default=None
+        ),
+        halves_switched=max((half.switched for half in known), default=None),
         died=len(moved.died),
         died_by_sampling=moved.died_by_sampling,
         woke=len(moved.woke),

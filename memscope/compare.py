@@ -31,18 +31,19 @@ _SHOWN_SWITCHES = 30
 _LIKENESS = {
     "layer": Column("Layer"),
     "jensen_shannon": Column("Jensen-Shannon, nats", ".4f"),
-    "sampled_jensen_shannon": Column("sampling", ".5f"),
     "halves_jensen_shannon_a": Column("halves of A", ".4f"),
     "halves_jensen_shannon_b": Column("halves of B", ".4f"),
+    "sampled_jensen_shannon": Column("sampling", ".5f"),
     "rank_correlation": Column("Rank corr.", "+.3f"),
-    "sampled_rank_correlation": Column("sampling", "+.3f"),
+    "halves_rank_correlation": Column("halves", "+.3f"),
     "jaccard": Column("Jaccard", ".3f"),
     "independent_jaccard": Column("independent", ".3f"),
-    "sampled_jaccard": Column("sampling", ".3f"),
+    "halves_jaccard": Column("halves", ".3f"),
     "died": Column("Died", ",d"),
     "died_by_sampling": Column("sampling", ",.1f"),
     "woke": Column("Woke", ",d"),
     "woke_by_sampling": Column("sampling", ",.1f"),
+    "halves_switched": Column("halves, each way", ",.1f"),
 }
 _EVENNESS = {
     "layer": Column("Layer"),
@@ -183,8 +184,8 @@ def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFig
         yield ReportFigure(
             "divergence",
             "Divergence of usage",
-            "Jensen-Shannon divergence between the usage of A and B; dark lines are what two samples of one gate "
-            "would show, orange ones two halves of the documents of A, the dotted one no entry in common. "
+            "Jensen-Shannon divergence between the usage of A and B; orange lines are what two halves of the documents "
+            "of A show under one gate, dark ones those of B, D/2 each; the dotted one is no entry in common. "
             f"{d}.",
             compare_plots.divergence_dots(rows),
         )
@@ -192,7 +193,7 @@ def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFig
             "overlap",
             "Overlap of used entries",
             "Jaccard index of the sets of entries that A and B use; lines show independent sets of these sizes and two "
-            f"samples of one gate. {d}.",
+            f"halves of the documents of one recording. {d}.",
             compare_plots.overlap_bars(rows),
         )
         yield ReportFigure(
@@ -229,8 +230,9 @@ def _tables(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportTabl
         rows["layer"] = ["all" if row.layer is None else str(row.layer) for row in changes.layers]
         yield make_table(
             "Likeness",
-            "Columns headed “sampling” give what two samples of independent selections from the pooled distribution "
-            f"show, “halves” the divergence between two halves of the documents under one gate. {d}.",
+            "Columns headed “halves” give what two halves of one recording's documents show under one gate, D/2 each: "
+            "A and B differ where they lie further apart. “Sampling” is what two samples of independent selections "
+            f"from the pooled distribution show, a lower bound. {d}.",
             rows,
             _LIKENESS,
         )
@@ -284,12 +286,10 @@ _METHOD = (
     "by both / entries used by either. Rank correlation is Spearman's, ties at their mean rank; over all entries it "
     "counts the unused ones as tied, over those that both use it leaves them out.",
     f"Sampling: {DRAWS} pairs of multinomial samples as large as A and B are drawn from the pooled distribution "
-    f"(seed {SEED}) and compared like the recordings; their mean is shown. It answers what two samples of independent "
-    "selections by one gate would show. The selections of a token exclude one another and the tokens of a document "
-    "resemble each other, so recordings of different text differ by more than that even when the gate is the same: the "
-    "divergence between the folds of documents of even and of odd number within one recording (D/2 each) shows by how "
-    "much. "
-    "Where A and B recorded the same text, differences of text play no part.",
+    f"(seed {SEED}) and compared like the recordings; their mean is shown. The tokens of a document resemble each "
+    "other, so recordings of different text differ by several times that even when the gate is the same. Halves: one "
+    f"recording's folds of documents are split in two at random, {DRAWS} times, and the halves (D/2 each) compared "
+    "alike; two whole texts would lie closer. Where A and B recorded the same text, differences of text play no part.",
     f"Died: at least {LIVELY} selections in A and none in B; woke: the other way round. The expected number by "
     f"sampling is the sum over entries of P(X ≥ {LIVELY}) P(Y = 0), X and Y binomial with the entry's share of the "
     "pooled selections. Independent sets: the Jaccard index that two random sets of these sizes would have.",

@@ -1,8 +1,8 @@
-"""A comparison of two recordings in words, each sentence with its numbers and what sampling alone would show."""
+"""A comparison of two recordings in words, each sentence with its numbers and what other text alone would show."""
 
 from memscope.changes import Changes
 from memscope.compare_schema import LayerLikeness
-from memscope.findings import Finding
+from memscope.findings import Finding, few_documents
 from memscope.query import Recording
 from memscope.stability import LIVELY
 from memscope.words import plural, selections, span
@@ -10,8 +10,11 @@ from memscope.words import plural, selections, span
 
 def describe(a: Recording, b: Recording, changes: Changes) -> list[Finding]:
     """Answers to the standing questions about two recordings, most important first."""
-    findings = [_same_entries(changes), _switched(changes)] if changes.layers else [_other_bank(a, changes)]
-    return [*findings, _evenness(a, b, changes), _predicates(a, b, changes), _loss(a, b, changes)]
+    unit = a.census["interval_unit"]
+    same = (
+        [_same_entries(a, b, changes, unit), _switched(changes, unit)] if changes.layers else [_other_bank(a, changes)]
+    )
+    return [*same, _evenness(a, b, changes), _predicates(a, b, changes), _loss(a, b, changes)]
 
 
 def _other_bank(a: Recording, changes: Changes) -> Finding:
@@ -24,42 +27,43 @@ def _other_bank(a: Recording, changes: Changes) -> Finding:
     )
 
 
-def _same_entries(changes: Changes) -> Finding:
+def _same_entries(a: Recording, b: Recording, changes: Changes, unit: str) -> Finding:
     layers = [row for row in changes.layers if row.layer is not None]
-    short = (
-        f"Usage per layer lies {span([row.jensen_shannon for row in layers], '.3f')} nats apart (Jensen-Shannon "
-        f"divergence; 0 = equal, 0.693 = no entry in common); two samples of one gate would lie "
-        f"{max(row.sampled_jensen_shannon for row in layers):.2g} apart at most."
-    )
+    short = f"{_care(a, b)}Usage per layer lies {span([row.jensen_shannon for row in layers], '.3f')} nats apart "
+    short += "(Jensen-Shannon divergence; 0 = equal, 0.693 = no entry in common)"
+    apart = [row.halves_jensen_shannon_a for row in layers] + [row.halves_jensen_shannon_b for row in layers]
+    known = [value for value in apart if value is not None]
+    short += f"; two halves of one recording's {unit} lie {span(known, '.3f')} apart." if known else "."
     far = max(layers, key=lambda row: row.jensen_shannon)
     answer = (
         f"Most in layer {far.layer}: {far.jensen_shannon:.3f} nats over D = {far.selections_a:,} (A) and "
-        f"{far.selections_b:,} (B) selections (sampling alone: {far.sampled_jensen_shannon:.2g}{_halves(far)}). The "
-        f"sets of entries used there have a Jaccard index of {far.jaccard:.2f}; independent sets of these sizes "
-        f"would have {far.independent_jaccard:.2f}, two samples of one gate {far.sampled_jaccard:.2f}. Over layers "
-        f"the Jaccard index is {span([row.jaccard for row in layers], '.2f')}"
+        f"{far.selections_b:,} (B) selections{_halves(far, unit)}. The sets of entries used there have a Jaccard index "
+        f"of {far.jaccard:.2f}; independent sets of these sizes would have {far.independent_jaccard:.2f}"
+        f"{'' if far.halves_jaccard is None else f', two such halves {far.halves_jaccard:.2f}'}. Over layers the "
+        f"Jaccard index is {span([row.jaccard for row in layers], '.2f')}"
     )
     rho = [row.rank_correlation for row in layers if row.rank_correlation is not None]
     answer += f", the rank correlation of usage over all entries {span(rho, '+.2f')}." if rho else "."
     return Finding("Do both select the same entries?", short, answer)
 
 
-def _switched(changes: Changes) -> Finding:
+def _switched(changes: Changes, unit: str) -> Finding:
     layers = [row for row in changes.layers if row.layer is not None]
     died, woke = sum(row.died for row in layers), sum(row.woke for row in layers)
+    short = f"{died:,} {plural(died, 'entry', 'entries')} died in a layer and {woke:,} woke"
+    switched = [row.halves_switched for row in layers if row.halves_switched is not None]
+    short += f"; between two halves of one recording's {unit} {sum(switched):,.1f} do." if switched else "."
     by_chance = sum(row.died_by_sampling for row in layers), sum(row.woke_by_sampling for row in layers)
-    short = (
-        f"{died:,} {plural(died, 'entry', 'entries')} died in a layer and {woke:,} woke; sampling alone would show "
-        f"{by_chance[0]:,.1f} and {by_chance[1]:,.1f}."
-    )
     answer = (
         f"Died: selected at least {LIVELY} times in A and never in B, over D = {layers[0].selections_a:,} and "
         f"{layers[0].selections_b:,} selections a layer. Woke: the other way round. An entry counts once per layer. "
+        f"Samples of independent selections would show {by_chance[0]:,.1f} and {by_chance[1]:,.1f}, and other text of "
+        "the same kind more than that. "
     )
     for row in changes.layers:
         if row.layer is None:
             answer += (
-                f"With all layers taken together {row.died:,} died and {row.woke:,} woke (sampling alone: "
+                f"With all layers taken together {row.died:,} died and {row.woke:,} woke (independent selections: "
                 f"{row.died_by_sampling:,.1f} and {row.woke_by_sampling:,.1f}, D = {row.selections_a:,} and "
                 f"{row.selections_b:,}). "
             )
@@ -123,10 +127,16 @@ def _loss(a: Recording, b: Recording, changes: Changes) -> Finding:
     return Finding("Has the loss changed?", short, answer)
 
 
-def _halves(row: LayerLikeness) -> str:
+def _halves(row: LayerLikeness, unit: str) -> str:
     if row.halves_jensen_shannon_a is None or row.halves_jensen_shannon_b is None:
         return ""
     return (
-        f"; two halves of the documents under one gate: {row.halves_jensen_shannon_a:.4f} in A, "
-        f"{row.halves_jensen_shannon_b:.4f} in B"
+        f" (two halves of the {unit} under one gate, D/2 each: {row.halves_jensen_shannon_a:.4f} in A, "
+        f"{row.halves_jensen_shannon_b:.4f} in B; whole texts would lie closer, independent selections "
+        f"{row.sampled_jensen_shannon:.2g} apart)"
     )
+
+
+def _care(a: Recording, b: Recording) -> str:
+    """A warning where one of the texts is too little."""
+    return few_documents(min((a, b), key=lambda recording: recording.census["equal_documents"]))

@@ -16,10 +16,10 @@ _LEAST = 1e-7
 
 
 def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
-    """Jensen-Shannon divergence per layer on a logarithmic axis, with what sampling alone and other text would show.
+    """Jensen-Shannon divergence per layer on a logarithmic axis, with what other text alone would show.
 
     Args:
-        layers: ``layer jensen_shannon sampled_jensen_shannon halves_jensen_shannon_a``.
+        layers: ``layer jensen_shannon halves_jensen_shannon_a halves_jensen_shannon_b``.
         dark: for a dark page.
     """
     figure, axes = panel(dark)
@@ -29,9 +29,10 @@ def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     for x, y, shown in zip(place, values, layers["jensen_shannon"], strict=True) if len(layers) <= LABELLED else ():
         label = axes.annotate(f"{shown:.2g}", (x, y), (0, -14), textcoords="offset points", ha="center", fontsize=8)
         label.set_color(ink(dark))
-    _ticks(axes, place, layers["sampled_jensen_shannon"].clip(lower=_LEAST), ink(dark), "two samples of one gate")
-    if layers["halves_jensen_shannon_a"].notna().all():
-        _ticks(axes, place, layers["halves_jensen_shannon_a"].clip(lower=_LEAST), ORANGE, "two halves of A")
+    for side, color in (("A", ORANGE), ("B", ink(dark))):
+        apart = layers[f"halves_jensen_shannon_{side.lower()}"]
+        if apart.notna().all():
+            _ticks(axes, place, apart.clip(lower=_LEAST), color, f"two halves of {side}")
     axes.axhline(np.log(2), color=ink(dark), linestyle=":", linewidth=1, label="no entry in common (ln 2)")
     axes.set(yscale="log", ylim=(None, 2), xlabel="layer", ylabel="Jensen-Shannon divergence (nats)")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])
@@ -44,7 +45,7 @@ def overlap_bars(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     """Jaccard index of used entries per layer, with both ends of what chance could give.
 
     Args:
-        layers: ``layer jaccard independent_jaccard sampled_jaccard``.
+        layers: ``layer jaccard independent_jaccard halves_jaccard``.
         dark: for a dark page.
     """
     figure, axes = panel(dark)
@@ -52,7 +53,8 @@ def overlap_bars(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     bars = axes.bar(place, layers["jaccard"], 0.6, color=blue(dark), label="A against B")
     if len(layers) <= LABELLED:
         axes.bar_label(bars, fmt="%.2f", fontsize=8, label_type="center", color=_page(dark))
-    _ticks(axes, place, layers["sampled_jaccard"], ink(dark), "two samples of one gate")
+    if layers["halves_jaccard"].notna().all():
+        _ticks(axes, place, layers["halves_jaccard"], ink(dark), "two halves of one")
     _ticks(axes, place, layers["independent_jaccard"], ORANGE, "independent sets")
     axes.set(ylim=(0, 1.15), xlabel="layer", ylabel="entries used by both / by either")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])

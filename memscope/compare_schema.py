@@ -16,8 +16,9 @@ class Side(Documented):
 class LayerLikeness(Documented):
     """How alike both recordings use the bank, in one layer or (``layer`` null) in all layers taken together.
 
-    ``sampled_*`` is the same measure between two samples of independent selections, as many as recorded, from the
-    pooled distribution: what to expect if nothing but chance differed.
+    ``halves_*`` is the same measure between two halves of one recording's documents, D/2 each, mean of random splits:
+    what other text of the same kind shows under one gate. ``sampled_*`` is that between two samples of independent
+    selections, as many as recorded, from the pooled distribution: a lower bound, since a document repeats itself.
     """
 
     layer: int | None
@@ -39,7 +40,7 @@ class LayerLikeness(Documented):
     sampled_jensen_shannon: float
     """The same for samples."""
     halves_jensen_shannon_a: float | None
-    """Divergence between two halves of A's folds of documents, D/2 each; null where one half is empty."""
+    """Divergence between two halves of A's documents; null where that is unknown."""
     halves_jensen_shannon_b: float | None
     """The same within B."""
     jaccard: float
@@ -48,6 +49,12 @@ class LayerLikeness(Documented):
     """The same for two independent random sets of these sizes."""
     sampled_jaccard: float
     """The same for samples."""
+    halves_jaccard: float | None
+    """The same for halves, the lower one of A's and B's."""
+    halves_rank_correlation: float | None
+    """Rank correlation between halves, likewise."""
+    halves_switched: float | None
+    """Entries with at least ``lively`` selections in one half and none in the other, the higher one of A's and B's."""
     died: int
     """Entries with at least ``lively`` selections in A and none in B."""
     died_by_sampling: float
@@ -133,7 +140,7 @@ class Comparison(Documented):
     lively: int
     """Selections from which on an entry counts as died or woke when the other recording never selects it."""
     draws: int
-    """Pairs of samples that the ``sampled_*`` numbers are the mean of."""
+    """Pairs that the ``sampled_*`` and ``halves_*`` numbers are the mean of."""
     seed: int
     """Of these samples."""
     layers: tuple[LayerLikeness, ...]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
-from memscope.stability import likeness, sampled_likeness, switches
+from memscope.stability import halves, likeness, switches
 
 
 def paired_metrics(a: Recording, b: Recording, metrics: Sequence[str]) -> pd.DataFrame:
@@ -55,18 +55,22 @@ def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 
 
 
 def likeness_by_layer(a: Recording, b: Recording) -> Iterator[dict[str, Any]]:
-    """How alike two recordings use the bank, beside what sampling alone shows; one row per layer, as it is found."""
+    """How alike two recordings use the bank, beside what two halves of one show; a row per layer, as it is found."""
     counts_a, counts_b = a.reachable_usage(), b.reachable_usage()
-    for layer, one, other in zip(a.info.layers, counts_a, counts_b, strict=True):
-        now, sampled, moved = likeness(one, other), sampled_likeness(one, other), switches(one, other)
+    folds = [recording.usage_folds() for recording in (a, b)]
+    for axis, (layer, one, other) in enumerate(zip(a.info.layers, counts_a, counts_b, strict=True)):
+        now, moved = likeness(one, other), switches(one, other)
+        split = [halves(counts[:, axis, a.info.entries_of(layer)]) for counts in folds]
+        known = [half for half in split if half is not None]
+        correlations = [half.rank_correlation for half in known if half.rank_correlation is not None]
         yield {
             "layer": layer,
             "jensen_shannon": now.jensen_shannon,
-            "sampled_jensen_shannon": sampled.jensen_shannon,
+            "halves_jensen_shannon": max((half.jensen_shannon for half in known), default=None),
             "jaccard": now.jaccard,
-            "sampled_jaccard": sampled.jaccard,
+            "halves_jaccard": min((half.jaccard for half in known), default=None),
             "rank_correlation": now.rank_correlation,
-            "sampled_rank_correlation": sampled.rank_correlation,
+            "halves_rank_correlation": min(correlations, default=None),
             "died": len(moved.died),
             "woke": len(moved.woke),
         }

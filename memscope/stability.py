@@ -1,9 +1,9 @@
-"""How alike two usage distributions are, beside what sampling alone would show. numpy and scipy only.
+"""How alike two usage distributions are, beside what other text alone would show. numpy and scipy only.
 
 Two recordings never show the same counts, even of the same gate on other text of the same kind. Every measure
-therefore comes with a yardstick: what two samples of independent selections, as large as the two recordings, show when
-both are drawn from the pooled distribution. Selections of one document resemble each other, so other text moves the
-measures by more than that: by how much, one recording's two halves of documents show.
+therefore comes with a yardstick: what two halves of one recording's documents show, under one gate. Samples of
+independent selections, drawn from the pooled distribution, are a second one and a lower bound: selections of one
+document resemble each other, so other text moves the measures by several times as much.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from memscope.jackknife import Jackknife
 LIVELY = 10
 """An entry died or woke when one recording selected it at least so often and the other never."""
 DRAWS = 20
-"""Pairs of samples that a yardstick is the mean of."""
+"""Pairs of samples, or of halves, that a yardstick is the mean of."""
 
 
 class Likeness(NamedTuple):
@@ -128,6 +128,39 @@ def switches(a: np.ndarray, b: np.ndarray) -> Switches:
     )
 
 
+class Halves(NamedTuple):
+    """How alike two halves of the documents of one recording are, D/2 each: other text, same gate."""
+
+    jensen_shannon: float
+    jaccard: float
+    rank_correlation: float | None
+    switched: float
+    """Entries with at least ``LIVELY`` selections in one half and none in the other, per direction."""
+
+
+def halves(folds: np.ndarray, seed: int = 0) -> Halves | None:
+    """Mean over ``DRAWS`` random splits of the folds in two; none where fewer than two have usage.
+
+    Args:
+        folds: selections per fold of documents and entry, ``[fold, N]``.
+        seed: of the splits.
+    """
+    folds = folds[folds.any(1)].astype(np.int64)
+    if len(folds) < 2:
+        return None
+    chance, total, found = np.random.default_rng(seed), folds.sum(0), []
+    for _ in range(DRAWS):
+        one = folds[chance.permutation(len(folds))[: len(folds) // 2]].sum(0)
+        other = total - one
+        lost = [np.count_nonzero((a >= LIVELY) & (b == 0)) for a, b in ((one, other), (other, one))]
+        rho = rank_correlation(one, other)
+        found.append(
+            (jensen_shannon(one, other), jaccard(one, other), np.nan if rho is None else rho, float(np.mean(lost)))
+        )
+    divergence, index, rho, lost = np.mean(found, axis=0).tolist()
+    return Halves(divergence, index, None if np.isnan(rho) else rho, lost)
+
+
 class PairedChange(NamedTuple):
     """Change of a mean over text that both sides share."""
 
@@ -150,6 +183,7 @@ def paired_change(tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedCha
         b: likewise, of the other side.
     """
     spread, sums = Jackknife(tokens), tokens * (b - a)
-    total, left = sums.sum() / tokens.sum(), spread.without(sums) / spread.without(tokens)
-    error = float(spread.errors(total, left)) if spread.known else None
-    return PairedChange(float(total), error, int((b < a).sum()))
+    total, error = float(sums.sum() / tokens.sum()), None
+    if spread.known:
+        error = float(spread.errors(total, spread.without(sums) / spread.without(tokens)))
+    return PairedChange(total, error, int((b < a).sum()))

@@ -21,6 +21,7 @@ from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.stability import (
     LIVELY,
+    halves,
     independent_jaccard,
     jaccard,
     jensen_shannon,
@@ -194,8 +195,33 @@ def test_changes_of_two_recordings_are_those_of_their_usage(start: Recording, ti
         assert names == expected
         assert row.died + row.woke == len(expected)
     folds = tiny_recording.usage_folds().astype(int)
-    halves = naive_divergence(folds[::2, 1].sum(0), folds[1::2, 1].sum(0))
-    assert changes.layers[2].halves_jensen_shannon_b == pytest.approx(halves)
+    split = halves(folds[:, 1])
+    assert split is not None and changes.layers[2].halves_jensen_shannon_b == split.jensen_shannon
+
+
+def test_halves_of_one_text_lie_as_far_apart_as_texts_of_that_size() -> None:
+    """Documents have tastes of their own, so that independent samples would claim several times too little."""
+    chance = np.random.default_rng(0)
+    source = 1 / np.arange(1, 401)
+
+    def documents() -> np.ndarray:
+        tastes = [chance.dirichlet(source / source.sum() * 100 + 1e-9) for _ in range(20)]
+        return np.stack([chance.multinomial(2000, taste) for taste in tastes])
+
+    text = documents()
+    others = [(documents()[:10].sum(0), documents()[:10].sum(0)) for _ in range(20)]
+    found = halves(text)
+    assert found is not None
+    assert found.jensen_shannon == pytest.approx(np.mean([naive_divergence(*pair) for pair in others]), rel=0.2)
+    assert found.jaccard == pytest.approx(np.mean([jaccard(*pair) for pair in others]), abs=0.05)
+    assert found.rank_correlation == pytest.approx(np.mean([rank_correlation(*pair) for pair in others]), abs=0.05)
+    switched = [len(one) for pair in others for one in switches(*pair)[:2]]
+    assert found.switched == pytest.approx(np.mean(switched), rel=0.3)
+    assert found.jensen_shannon > 3 * sampled_likeness(text.sum(0), documents().sum(0)).jensen_shannon
+
+
+def test_one_fold_cannot_be_halved() -> None:
+    assert halves(np.array([[0, 0], [3, 4], [0, 0]])) is None
 
 
 def test_changes_of_evenness_are_differences_of_the_census(start: Recording, tiny_recording: Recording) -> None:

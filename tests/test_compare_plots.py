@@ -20,11 +20,11 @@ def figures(dark: bool) -> dict[str, Figure]:
         {
             "layer": LAYERS,
             "jensen_shannon": [0.1, 0.02],
-            "sampled_jensen_shannon": [0.01, 0.001],
+            "halves_jensen_shannon_b": [0.01, 0.001],
             "halves_jensen_shannon_a": [0.03, 0.004],
             "jaccard": [0.5, 0.8],
             "independent_jaccard": [0.3, 0.3],
-            "sampled_jaccard": [0.9, 0.9],
+            "halves_jaccard": [0.9, 0.9],
         }
     )
     metrics = [(layer, metric) for layer in (None, *LAYERS) for metric in ("coverage", "kl_to_uniform")]

@@ -176,7 +176,7 @@ def test_a_contrast_is_paired_by_document_and_averages_controls() -> None:
     rng = np.random.default_rng(0)
     level = rng.normal(0, 5, 30)  # documents differ much more than the contrast
     effects = made_up([[value + 1.0] * 4 for value in level])
-    controls = [made_up([[value + shift] * 4 for value in level]) for shift in (-0.1, 0.1)]
+    controls = [made_up([[value + shift] * 4 for value in level]) for shift in (-0.1, 0.1) * 4]
     contrast = compare_change(effects, controls)
     assert contrast.estimate == pytest.approx(1.0)
     assert 0.85 < contrast.low < contrast.high < 1.15

@@ -205,17 +205,17 @@ def test_divergence_stands_among_its_yardsticks() -> None:
         {
             "layer": [0],
             "jensen_shannon": [0.3],
-            "sampled_jensen_shannon": [0.001],
+            "halves_jensen_shannon_b": [0.001],
             "halves_jensen_shannon_a": [0.01],
             "jaccard": [0.5],
             "independent_jaccard": [0.1],
-            "sampled_jaccard": [0.9],
+            "halves_jaccard": [0.9],
         }
     )
     axes = compare_plots.divergence_dots(layers).axes[0]
     assert axes.lines[0].get_ydata().tolist() == [0.3]
     names = {text.get_text() for text in axes.get_legend().get_texts()}
-    assert {"A against B", "two samples of one gate", "two halves of A", "no entry in common (ln 2)"} == names
+    assert {"A against B", "two halves of A", "two halves of B", "no entry in common (ln 2)"} == names
     assert [bar.get_height() for bar in compare_plots.overlap_bars(layers).axes[0].patches] == [0.5]
     unknown = layers.assign(halves_jensen_shannon_a=None, jensen_shannon=0.0)
     compare_plots.divergence_dots(unknown).savefig("/dev/null", format="png")
