@@ -137,17 +137,17 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
         information,
         hide_index=True,
         height="content",
-        column_order=["layer", *(f"{even}{kind}" for kind in _INFORMATION for even in ("", "even_"))],
+        column_order=["layer", *(f"{kind}_held_out{end}" for kind in _INFORMATION for end in ("", "_se"))],
         column_config={
-            name: st.column_config.NumberColumn("by chance" if name.startswith("even") else name, format="%.4f")
-            for name in information
-            if name != "layer"
+            f"{kind}_held_out{end}": st.column_config.NumberColumn("± error" if end else kind, format="%.4f")
+            for kind in _INFORMATION
+            for end in ("", "_se")
         },
         alt="Mutual information of the selected entry and the reading token, per layer",
     )
     st.caption(
-        "Mutual information in nats between the selected entry and the reading token itself, the token before it, its "
-        f"frequency class and its position; beside each, what shuffled tokens show. {d}"
+        "Mutual information in nats, at least, between the selected entry and the reading token itself, the token "
+        f"before it, its frequency class and its position: what other documents foretell, with its standard error. {d}"
     )
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from memscope.aggregate_schema import check_sources, list_files
 from memscope.files import atomic_path, write_json
 from memscope.firing import write_firing
+from memscope.information import held_out_information
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
 from memscope.labels import entry_labels
 from memscope.neighbours import write_neighbours
@@ -81,8 +82,9 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     write_preferences(recording, info)
     information = write_firing(recording, info)
     write_neighbours(recording, info)
-    for layer, numbers in zip(census["layers"], information, strict=True):
-        layer["profiles"]["information"] |= numbers
+    held_out = held_out_information(recording, info, _divide(recording, info))
+    for layer, counted, asked in zip(census["layers"], information, held_out, strict=True):
+        layer["profiles"]["information"].update(counted, **asked)
     write_json(recording / "census.json", census)
     write_info(recording, list_files(recording, info))
 

@@ -164,7 +164,12 @@ class ClassProfile(TokenMeans):
 
 
 class Information(Documented):
-    """Mutual information of entry and class of a selection, nats; a finite D shows some even in shuffled tokens."""
+    """Mutual information of entry and class of a selection, nats.
+
+    ``*_held_out`` is what the other documents foretell of a document, a lower bound with its standard error; null with
+    fewer than two folds. The rest is counted from one table, which shows some even in shuffled tokens: too high alone,
+    and too low less that of shuffled tokens.
+    """
 
     position: float
     """Entry and octave of the position in the window."""
@@ -182,6 +187,22 @@ class Information(Documented):
     """Entry and the token before, where the model saw one."""
     even_previous: float
     """The same for shuffled tokens."""
+    position_held_out: float | None
+    """Of the octave of the position, at least."""
+    position_held_out_se: float | None
+    """Its standard error over documents."""
+    frequency_held_out: float | None
+    """Of the decade of the input token's frequency, at least."""
+    frequency_held_out_se: float | None
+    """Its standard error."""
+    token_held_out: float | None
+    """Of the input token, at least."""
+    token_held_out_se: float | None
+    """Its standard error."""
+    previous_held_out: float | None
+    """Of the token before, at least."""
+    previous_held_out_se: float | None
+    """Its standard error."""
 
 
 class Profiles(Documented):

@@ -340,10 +340,7 @@ def _summary(table: pd.DataFrame, recall: pd.DataFrame) -> dict[str, Any]:
 
 
 def _grouped_mean(values: np.ndarray, group: pd.Series) -> list[float | None] | None:
-    """Mean and 95% interval; facts that ablate the same entries count as one, as they are not independent.
-
-    The interval is none where all facts ablate the same ones.
-    """
+    """Mean and 95% interval, none where all facts ablate the same entries: those that do are not independent."""
     if not len(values):
         return None
     code, _ = pd.factorize(group)

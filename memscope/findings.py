@@ -7,7 +7,6 @@ A word like "yes" stands only where the numbers show it: even selection lies out
 after correction for all tests.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,12 @@ from memscope.words import plural, selections, span
 
 _NAMED = 3
 """Preferred labels that a sentence names."""
+_KINDS = {
+    "token": "input token",
+    "previous": "token before it",
+    "frequency": "frequency of the input token",
+    "position": "position in the window",
+}
 
 
 class Finding(NamedTuple):
@@ -39,7 +44,7 @@ def find(recording: Recording) -> list[Finding]:
         _evenness(recording.layer_metrics(), census),
         find_choice(recording),
         _preferences(recording.preferences(), selections(recording)),
-        _dependence(census["layers"], selections(recording)),
+        _dependence(census, selections(recording)),
         _certainty(recording),
         _layers(recording.usage(), info, census["overlap"]),
         _reading(recording.reading_metrics(), info),
@@ -148,31 +153,39 @@ def _preference(row: dict[str, Any]) -> str:
     )
 
 
-def _dependence(layers: Sequence[dict[str, Any]], d: str) -> Finding:
+def _dependence(census: dict[str, Any], d: str) -> Finding:
     """What the choice goes by on the side of the reading token."""
-    information = {layer["layer"]: layer["profiles"]["information"] for layer in layers}
-    kinds = {
-        "token": "input token",
-        "previous": "token before it",
-        "frequency": "frequency of the input token",
-        "position": "position in the window",
-    }
-    beyond = {kind: [i[kind] - i[f"even_{kind}"] for i in information.values()] for kind in kinds}
-    best = max(kinds, key=lambda kind: float(np.mean(beyond[kind])))
-    short = (
-        f"Of what was measured the choice goes most by the {kinds[best]}: "
-        f"{span(beyond[best], '.2f')} nats of information a layer, beyond chance."
-    )
+    question = "What does the choice of entries go by?"
+    information = [layer["profiles"]["information"] for layer in census["layers"]]
+    if census["critical"] is None:
+        return Finding(
+            question, "That is not known: fewer than two folds hold text.", f"Nothing can be held out. D = {d}."
+        )
+    nats = {kind: [one[f"{kind}_held_out"] for one in information] for kind in _KINDS}
+    mean = {kind: float(np.mean(values)) for kind, values in nats.items()}
+    error = {kind: float(np.mean([one[f"{kind}_held_out_se"] for one in information])) for kind in _KINDS}
+    best, *others = sorted(_KINDS, key=lambda kind: -mean[kind])
+    ties = [k for k in others if mean[best] - mean[k] <= census["critical"] * np.hypot(error[best], error[k])]
+    least = f"at least {span(nats[best], '.2f')} nats of information a layer"
+    if mean[best] <= census["critical"] * error[best]:
+        short = "Not shown: nothing that was measured foretells entries in other documents."
+    elif ties:
+        equal = " and ".join(f"the {_KINDS[kind]} ({span(nats[kind], '.2f')})" for kind in ties)
+        short = (
+            f"The choice goes by the {_KINDS[best]}, {least}, and about as much by {equal}: too close to tell apart."
+        )
+    else:
+        short = f"Of what was measured the choice goes most by the {_KINDS[best]}: {least}."
     parts = [
-        f"{name} {span([i[kind] for i in information.values()], '.3f')} nats (shuffled tokens: "
-        f"{span([i[f'even_{kind}'] for i in information.values()], '.3f')})"
-        for kind, name in kinds.items()
+        f"{name} {span(nats[kind], '.3f')} ± {span([one[f'{kind}_held_out_se'] for one in information], '.3f')} nats"
+        for kind, name in _KINDS.items()
     ]
     answer = (
-        f"Mutual information between the selected entry and a property of the token, over D = {d} selections a layer: "
-        f"{'; '.join(parts)}. A finite D shows some information even in shuffled tokens, so the difference counts."
+        f"Mutual information between the selected entry and a property of the token, over D = {d} selections a layer, "
+        f"as the other {census['interval_unit']} foretell it (± one standard error): {'; '.join(parts)}. These are "
+        "lower bounds: what is too rare to be learned does not count, which concerns tokens more than classes."
     )
-    return Finding("What does the choice of entries go by?", short, answer)
+    return Finding(question, short, answer)
 
 
 def _certainty(recording: Recording) -> Finding:
