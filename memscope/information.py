@@ -20,7 +20,8 @@ from numba import njit
 
 from memscope.jackknife import Jackknife
 from memscope.parquet import read_parquet
-from memscope.store import RecordingInfo, SelectionReader, tokens_path
+from memscope.part_reader import SelectionReader
+from memscope.store import RecordingInfo, tokens_path
 from memscope.strata import Strata
 from memscope.threads import in_threads
 
