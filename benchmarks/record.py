@@ -74,6 +74,9 @@ class Work:
         keep_freed_memory()
         self.config = config
         self.model = MemoryTransformer(config).eval()
+        for balance in self.model.balances:
+            if balance.bias is not None:  # as far from zero as scores are, so that it changes what is selected
+                balance.bias.normal_(generator=torch.Generator().manual_seed(0))
         tokens = np.random.default_rng(0).integers(3, config.model.vocab_size, n_tokens, dtype=np.uint16)
         self.corpus = PackedCorpus(tokens, np.array([0, len(tokens)]), ["random"], path="random", sha256="")
         self.info = RecordingInfo(
@@ -90,6 +93,8 @@ class Work:
             window=config.model.max_seq_len,
             dtype=config.train.dtype,
             score_bits=6,
+            selection_bias=config.memory.balance_bias > 0,
+            signed_reads=config.memory.read_fn == "gelu",
             part_tokens=32768,
             total_tokens=n_tokens,
         )

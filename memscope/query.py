@@ -320,10 +320,11 @@ class Recording:
 
 _ENTRY_NUMBERS = """
     SELECT entry, drift, kept, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
-           coalesce(read_sum, 0) AS read_sum, coalesce(layers_used, 0)::BIGINT AS layers_used
+           coalesce(read_sum, 0) AS read_sum, coalesce(signed, 0) AS read_signed_sum,
+           coalesce(layers_used, 0)::BIGINT AS layers_used
     FROM decodings LEFT JOIN (
         SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
-               count(*) AS layers_used
+               sum(read_signed_sum) AS signed, count(*) AS layers_used
         FROM usage GROUP BY entry) USING (entry)"""
 
 

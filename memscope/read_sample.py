@@ -32,21 +32,30 @@ class ReadSample(NamedTuple):
     """Gate shares: gate scores over their token's sum, float32 ``[token, K]``."""
     read: np.ndarray
     """Read shares: absolute read weights over their token's sum, float32 ``[token, K]``."""
+    norm: np.ndarray
+    """The same of norms, in which read heads of different signs do not cancel, float32 ``[token, K]``."""
 
 
 def read_sample(recording: Recording, layer: int) -> ReadSample:
     """Gate and read shares in one memory layer."""
     axis = recording.info.layers.index(layer)
     rows = list(_sampled(recording))
-    gate, read = (np.concatenate([_shares(getattr(part, name)[:, axis]) for part in rows]) for name in ("gate", "read"))
-    return ReadSample(len(gate), np.concatenate([part.indices[:, axis] for part in rows]), gate, read)
+    names = ("gate", "read", "read_norm" if recording.info.signed_reads else "read")
+    shares = [np.concatenate([_shares(getattr(part, name)[:, axis]) for part in rows]) for name in names]
+    return ReadSample(len(shares[0]), np.concatenate([part.indices[:, axis] for part in rows]), *shares)
 
 
 def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:
-    """Entries with most unread selections in a sample: ``entry selections unread unread_share sentence``."""
-    unread = sample.read < UNREAD_SHARE
-    selected = np.bincount(sample.entries.ravel(), minlength=recording.info.knowledge_num)
-    missed = np.bincount(sample.entries[unread], minlength=recording.info.knowledge_num)
+    """Entries with most unread selections in a sample.
+
+    Returns ``entry selections unread unread_by_norm unread_share sentence``; the share is that of ``unread``.
+    """
+
+    def count(chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(sample.entries[chosen], minlength=recording.info.knowledge_num)
+
+    selected, missed = count(np.ones(sample.entries.shape, bool)), count(sample.read < UNREAD_SHARE)
+    missed_by_norm = count(sample.norm < UNREAD_SHARE)
     top = np.argsort(-missed, kind="stable")[:limit]
     top = top[missed[top] > 0]
     sentences = recording.sentences(top.tolist())
@@ -55,6 +64,7 @@ def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) ->
             "entry": top,
             "selections": selected[top],
             "unread": missed[top],
+            "unread_by_norm": missed_by_norm[top],
             "unread_share": missed[top] / np.maximum(1, selected[top]),
             "sentence": [sentences[int(entry)] for entry in top],
         }

@@ -117,6 +117,7 @@ def test_the_table_counts_what_the_parts_hold(tiny_recording: Recording, tiny_re
         assert frame["count"][entry] == at.sum()
         assert frame["gate_sum"][entry] == pytest.approx(gates[at].astype(float).sum())
         assert frame["read_sum"][entry] == pytest.approx(np.abs(reads[at].astype(float)).sum())
+        assert frame["read_signed_sum"][entry] == pytest.approx(reads[at].astype(float).sum())
         assert frame["layers_used"][entry] == at.any((0, 2)).sum()
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from synthetic import make_rows
 
+from memscope import read_sample as read_sample_module
 from memscope.checkpoint import LoadedRun
 from memscope.query import Recording
 from memscope.read_sample import head_shares, read_sample, unread_entries
@@ -28,6 +30,22 @@ def test_unread_entries_are_counted(tiny_recording: Recording) -> None:
     assert table["unread"].is_monotonic_decreasing
     assert table["unread"].sum() == (sample.read < UNREAD_SHARE).sum()
     assert (table["selections"] >= table["unread"]).all()
+
+
+def test_an_entry_that_heads_read_with_both_signs_is_unread_but_not_by_norm(
+    tiny_recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows([50], entries=64, beside=True)
+    assert rows.read_norm is not None
+    rows.read[:, 1, 2] = 0  # what the heads add they subtract
+    rows.read_norm[:, 1, 2] = 1
+    monkeypatch.setattr(read_sample_module, "read_rows", lambda *_: rows)
+    monkeypatch.setattr(tiny_recording, "info", tiny_recording.info.model_copy(update={"signed_reads": True}))
+    sample = read_sample(tiny_recording, 1)
+    np.testing.assert_allclose(sample.norm.sum(-1), 1, atol=1e-3)
+    table = unread_entries(tiny_recording, sample, limit=64)
+    assert table["unread"].sum() == (sample.read < UNREAD_SHARE).sum() >= 50
+    assert table["unread_by_norm"].sum() <= (sample.norm < UNREAD_SHARE).sum() < table["unread"].sum()
 
 
 def test_heads_are_counted_where_they_were_recorded(

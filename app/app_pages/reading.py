@@ -107,8 +107,8 @@ elif part == "heads":
 elif part == "unread entries":
     sample = state.sample(layer)
     table = unread_entries(recording, sample)
-    share = float((sample.read < UNREAD_SHARE).mean())
-    st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread.**")
+    share, by_norm = (float((shares < UNREAD_SHARE).mean()) for shares in (sample.read, sample.norm))
+    st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread, {by_norm:.1%} by norm.**")
     st.session_state["_unread"] = table["entry"].tolist()
 
     def open_row() -> None:
@@ -127,14 +127,16 @@ elif part == "unread entries":
         | {
             "selections": st.column_config.NumberColumn(format="localized"),
             "unread": st.column_config.NumberColumn("of them unread", format="localized"),
+            "unread_by_norm": st.column_config.NumberColumn("by norm", format="localized"),
             "unread_share": st.column_config.ProgressColumn("unread", format="percent", min_value=0, max_value=1),
         },
         alt="Entries that are selected but not read",
     )
     st.caption(
         "Entries whose selections most often get less than 1% of their token's read: the gate takes them, the "
-        f"attention passes over them. Counted on {sample.tokens:,} tokens, {sample.gate.size:,} selections of layer "
-        f"{layer}, spread through the recording. Select a row to open its entry."
+        "attention passes over them; or read heads that add and read heads that subtract cancel, where it is more "
+        f"than by norm. Counted on {sample.tokens:,} tokens, {sample.gate.size:,} selections of layer {layer}, "
+        "spread through the recording. Select a row to open its entry."
     )
 
 else:
