@@ -97,6 +97,8 @@ class Work:
             signed_reads=config.memory.read_fn == "gelu",
             part_tokens=32768,
             total_tokens=n_tokens,
+            documents=1,
+            vocab_size=config.model.vocab_size,
         )
         self.bytes_per_token = 0.0
 
