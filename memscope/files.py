@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from memscope.errors import InputError
+from memscope.printable import printable, printable_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +71,8 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON, atomically; what is unseen in its texts is written as escape sequences."""
+    write_text(target, printable_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_csv(target: Path, frame: "pd.DataFrame") -> None:
@@ -80,7 +81,10 @@ def write_csv(target: Path, frame: "pd.DataFrame") -> None:
 
 
 def csv_text(frame: "pd.DataFrame") -> str:
-    """A table as CSV in which no text cell can be taken for a formula by a spreadsheet (it then starts with ')."""
+    """A table as CSV, with signs for what is unseen (``printable``).
+
+    No text cell can be taken for a formula by a spreadsheet; one that could starts with '.
+    """
     text = frame.select_dtypes(include=["object", "string"]).columns
     safe = frame.assign(**{column: frame[column].map(_unformula) for column in text})
     return str(safe.to_csv(index=False))
@@ -102,6 +106,8 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: not UTF-8 text; a JSON file was expected") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); is the file truncated?") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON that can be read ({error})") from error
     except RecursionError as error:
         raise InputError(f"{path}: JSON nested too deeply") from error
 
@@ -124,6 +130,7 @@ def sha256_file(path: Path) -> str:
 def _unformula(value: Any) -> Any:
     if hasattr(value, "tolist"):  # a list column of Parquet
         value = "; ".join(str(item) for item in value.tolist())
+    value = printable(value) if isinstance(value, str) else value
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 

@@ -19,6 +19,8 @@ from app.outside import printable_frame
 from memscope.bias_plots import class_divergence, preference_forest
 from memscope.compare_plots import predicate_changes
 from memscope.document import escape_markdown, shown
+from memscope.errors import InputError
+from memscope.files import csv_text, read_json, write_json
 from memscope.plot_style import plain_label
 from memscope.printable import one_line, printable, printable_json, printable_values
 from memscope.words import visible
@@ -89,6 +91,24 @@ def test_labels_of_figures_are_drawn_as_they_are(tmp_path: Path, kind: str) -> N
         figure.savefig(tmp_path / f"{number}.{kind}")
     assert len(list(tmp_path.iterdir())) == len(drawn)
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", "".join(path.read_text() for path in tmp_path.glob("*.svg")))
+
+
+def test_files_hold_signs_and_json_means_the_same(tmp_path: Path) -> None:
+    value = {"\u202etext": ["\x00", "\x1b", "\udcff", "漢字"]}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value
+    raw = (tmp_path / "file.json").read_text(encoding="utf-8")
+    assert printable(raw) == raw and "漢字" in raw
+    (tmp_path / "long.json").write_text(f'{{"n": {"9" * 5000}}}')
+    with pytest.raises(InputError, match=r"long\.json: not JSON that can be read"):
+        read_json(tmp_path / "long.json")
+    cells = pd.DataFrame({"text": ["\x00a", "=1\x1b", "\r=1", None], "list": [np.array(["\u202e", "b"])] * 4})
+    assert csv_text(cells).splitlines()[1:] == [
+        r"\x00a,\u202e; b",
+        r"'=1\x1b,\u202e; b",
+        r"\x0d=1,\u202e; b",
+        r",\u202e; b",
+    ]
 
 
 def test_a_label_is_one_short_line() -> None:
