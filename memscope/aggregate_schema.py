@@ -21,7 +21,7 @@ _TOKENS = "_token:[int] ", "_lift:[number] ", "_count:[int] "
 COLUMNS = {
     "documents": "doc:int title:text group:text first_row:int rows:int",
     "bank_init": "entry:int sentence:text token_ids:[int] uuid:[text] subject:[text] predicate:[text] object:[text]",
-    "usage": "layer:int entry:int count:int gate_sum:number read_sum:number folds:[int]",
+    "usage": "layer:int entry:int count:int gate_sum:number read_sum:number read_signed_sum:number folds:[int]",
     "bias": "layer:int attribute:text label:text entries:int selections:int lift:number low:number high:number p:number"
     " significant:bool",
     "contexts": "layer:int entry:int kind:text rank:int row:int gate:number read:number",
