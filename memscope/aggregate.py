@@ -15,11 +15,13 @@ import pandas as pd
 import pyarrow as pa
 
 from memscope.aggregate_schema import check_sources, list_files
+from memscope.entry_anomalies import layer_anomalies
 from memscope.files import atomic_path, write_json
 from memscope.firing import write_firing
 from memscope.information import held_out_information
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
 from memscope.labels import entry_labels
+from memscope.looks import row_text
 from memscope.neighbours import write_neighbours
 from memscope.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.part_reader import read_columns
@@ -36,6 +38,14 @@ from memscope.summaries import (
 )
 from memscope.threads import in_threads
 from memscope.tokenizer import Tokenizer
+
+ANOMALIES = pa.schema(
+    [
+        *(("kind", pa.string()), ("layer", pa.int32()), ("entry", pa.int64()), ("other", pa.int64())),
+        *(("label", pa.string()), ("effect", pa.float64()), ("p", pa.float64()), ("tokens", pa.int64())),
+    ]
+)
+"""Columns of ``anomalies.parquet``."""
 
 
 class LayerCounts(NamedTuple):
@@ -71,8 +81,8 @@ class LayerCensus(NamedTuple):
 def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     """Write all aggregates of a recording whose parts are finished.
 
-    These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles`` and ``neighbours`` as Parquet, and
-    ``census.json``; their hashes go to ``recording.json``.
+    These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles``, ``neighbours`` and ``anomalies`` as Parquet,
+    and ``census.json``; their hashes go to ``recording.json``.
 
     Raises:
         InputError: a part or another file is missing, damaged, or not of this recording.
@@ -81,7 +91,7 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     census = write_census(recording, info)
     write_preferences(recording, info)
     information = write_firing(recording, info)
-    write_neighbours(recording, info)
+    write_anomalies(recording, info, write_neighbours(recording, info))
     held_out = held_out_information(recording, info, _divide(recording, info))
     for layer, counted, asked in zip(census["layers"], information, held_out, strict=True):
         layer["profiles"]["information"].update(counted, **asked)
@@ -146,6 +156,22 @@ def write_preferences(recording: Path, info: RecordingInfo) -> None:
 
     tables = dict(zip(info.layers, in_threads(prefer, info.layers), strict=True))
     write_table(recording / "bias.parquet", pa.Table.from_pandas(adjust(tables), preserve_index=False))
+
+
+def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame) -> None:
+    """Write ``anomalies.parquet``: what may stand out, by how far and by what chance; ``anomalies.py`` decides.
+
+    Args:
+        recording: its folder.
+        info: its description.
+        pairs: of ``write_neighbours``.
+    """
+    text, tokenizer = row_text(recording, info), Tokenizer.load(recording / "tokenizer.json")
+    found = [*in_threads(lambda layer: layer_anomalies(recording, info, layer, text, tokenizer), info.layers), pairs]
+    rows = [row for table in found for row in table.to_dict("records")]
+    blank = {"entry": -1, "other": -1, "label": ""}
+    table = pa.Table.from_pylist([blank | row for row in rows], schema=ANOMALIES)
+    write_table(recording / "anomalies.parquet", table.sort_by([(name, "ascending") for name in ANOMALIES.names[:4]]))
 
 
 def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCounts:

@@ -28,6 +28,7 @@ COLUMNS = {
     "firing": "layer:int entry:int count:int docs:int position_mean:number gate_deciles:[number] "
     + "".join(kind + end for kind in ("input", "previous", "predicted", "next") for end in _TOKENS),
     "neighbours": "layer:int entry:int rank:int other:int together:int npmi:number tokens:int",
+    "anomalies": "kind:text layer:int entry:int other:int label:text effect:number p:number tokens:int",
     "titles": "entry:int title:text",
     "decodings": "entry:int drift:number nearest:[int] nearest_cosine:[number] kept:number kept_at_init:number "
     "slot_drift:[number]",

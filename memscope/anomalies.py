@@ -1,113 +1,134 @@
-"""What stands out in a recording, at a stated error rate: dead sets, decoys, duplicates, detectors, preferences.
+"""What stands out in a recording, at a stated error rate: which entries and layers do something out of the ordinary.
 
     find_anomalies(Recording("recordings/demo"))    # one row each, strongest evidence first; empty = nothing found
 
-An anomaly needs both an effect worth naming (constants below) and, where chance could make one, a p-value that
-survives correction for everything looked at: in a recording without any effect the chance of a single false one is at
-most ``error_rate``. ``testing.py`` plants each kind, so that each is known to be found.
+An anomaly needs both an effect worth naming and, where chance could make one, a p-value that survives correction for
+everything looked at: in a recording without any effect the chance of a single false one is at most ``error_rate``. No
+effect means that the gate is blind to text and to what else it selects, and usage to labels. Entries may be used as
+unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts (``looks.py``).
+
+The census writes what has the effect (``entry_anomalies.py``, ``pair_anomalies.py``); here the rest is added and the
+error rate applied. ``testing_anomalies.py`` plants each kind, so that each is known to be found.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, poisson
+from scipy.stats import poisson
 
 from memscope.query import Recording
-from memscope.usage import UNREAD_SHARE
+from memscope.words import visible
 
-MIN_COUNT = 20
-"""Selections that an entry needs to be named."""
+ERROR_RATE = 0.05
+"""Chance of a single false anomaly in a recording without any effect."""
 DEAD_EXCESS = 0.1
-"""Dead entries beyond those of even selection, as a share of the bank."""
-TOGETHER = 0.95
-"""Share of the tokens that select either of two duplicates that must select both."""
-EXACT = 0.95
-"""Precision and recall of a detector: of its selections on the token, and of the token's occurrences it is selected
-at."""
-COLUMNS = ("kind", "layer", "entry", "other", "label", "effect", "p")
-_ERROR_SHARES = {"dead": 0.1, "unread": 0.0, "duplicate": 0.1, "detector": 0.1, "preference": 0.7}
-"""How the error rate is shared out; most goes to preferences, whose permutation p-values cannot get as small."""
+"""Dead entries beyond those that chance leaves out, as a share of the bank."""
+COLUMNS = ("kind", "layer", "entry", "other", "label", "effect", "p", "tokens")
 
 
-def find_anomalies(recording: Recording, error_rate: float = 0.05) -> pd.DataFrame:
-    """All anomalies of a recording.
+class Kind(NamedTuple):
+    """A kind of anomaly."""
 
-    Columns: ``kind`` (``dead``, ``unread``, ``duplicate``, ``detector``, ``preference``), ``layer``, ``entry`` and
-    ``other`` (-1 where none), ``label`` (a token's text, or attribute and label of the init sentence), ``effect`` and
-    ``p``, corrected for everything that this kind looked at:
+    error_share: float
+    """Its part of the error rate; 0 where chance can make none. Most goes to preferences, whose permutation p-values
+    cannot get as small as the others."""
+    words: str
+    """What a row of ``find_anomalies`` says."""
+    fault: str = ""
+    """What several are called where entries are wasted; empty for kinds that are ways to use entries."""
 
-    ==============  ==========================================================  ==================================
-    kind            effect                                                      chance
-    ==============  ==========================================================  ==================================
-    ``dead``        dead entries as a share of the bank                         even selection: Poisson, binomial
-    ``unread``      read weight per gate score, against the whole layer's       none: p = 0
-    ``duplicate``   tokens that select both / either                            independent selection: Poisson
-    ``detector``    smaller one of precision and recall on ``label``            selection blind to tokens: binomial
-    ``preference``  lift                                                        labels shuffled (preference.py)
-    ==============  ==========================================================  ==================================
+
+_EXACTLY = "; the lower one of precision and recall is {effect:.1%}"
+KINDS = {
+    "dead": Kind(0.03, "never selects {effect:.0%} of its entries", "layers that leave entries out"),
+    "unread": Kind(0.0, "selected, and read with {effect:.2%} of the layer's weight", "entries selected and not read"),
+    "duplicate": Kind(0.03, "selected with entry {other} at {effect:.0%} of their tokens", "pairs that go together"),
+    "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens", "entries that every token selects"),
+    "document": Kind(0.03, "{effect:.0%} of its tokens are in “{label}”", "entries of one document only"),
+    "uniform": Kind(0.0, "its {label} weighs all selected entries alike", "layers that read all alike"),
+    "negative": Kind(0.02, "read with a negative weight at {effect:.0%} of its tokens"),
+    "exclusive": Kind(0.02, "takes turns with entry {other} on the same tokens, hardly ever both"),
+    "token": Kind(0.03, "selected at “{label}”" + _EXACTLY),
+    "previous": Kind(0.03, "selected after “{label}”" + _EXACTLY),
+    "bigram": Kind(0.03, "selected at “{label}”" + _EXACTLY),
+    "start": Kind(0.03, "{effect:.0%} of its tokens start a window"),
+    "class": Kind(0.02, "{effect:.0%} of its tokens are {label}"),
+    "preference": Kind(0.7, "selects entries of “{label}” {effect:.2g} times their share"),
+}
+"""Every kind by name, faults first: the order in which they are shown."""
+
+
+def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.DataFrame:
+    """All anomalies of a recording, by rising ``p``.
+
+    Columns: ``kind`` (of ``KINDS``), ``layer``, ``entry`` and ``other`` (-1 where none), ``label`` (text of a token or
+    two, a class of tokens, a document's title, what is uniform, or attribute and label of a preference), ``effect``,
+    ``p``, corrected for everything that this kind looked at, and ``tokens`` (those that select the entry, or either of
+    two; of a layer all that were counted):
+
+    ==============  =============================================================  =================================
+    kind            effect                                                         chance
+    ==============  =============================================================  =================================
+    ``dead``        dead entries as a share of the bank                            as many as are rare: Poisson
+    ``unread``      read weight per gate score, against the whole layer's          none: p = 0
+    ``duplicate``   tokens that select both / either                               looks: binomial, inside documents
+    ``exclusive``   tokens that select both / expected of the same two tokens      likewise
+    ``token``       smaller one of precision and recall of the input token         likewise
+    ``previous``    the same of the token before                                   likewise
+    ``bigram``      the same of both tokens, where neither is enough               likewise
+    ``start``       share of its tokens that start a window                        likewise
+    ``class``       share of its tokens in a class: digits, punctuation, capitals  likewise
+    ``document``    share of its tokens in one document                            looks: binomial, by length
+    ``negative``    share of its tokens at which the read weight is negative       looks: binomial, by the layer's
+    ``everywhere``  share of all tokens that select it                             none: p = 0
+    ``uniform``     exp(entropy) of read shares / their number, mean over tokens   none: p = 0
+    ``preference``  lift                                                           labels shuffled (preference.py)
+    ==============  =============================================================  =================================
     """
-    found = [_dead(recording), _unread(recording), _duplicates(recording), _detectors(recording)]
-    table = pd.concat([*found, _preferences(recording)], ignore_index=True)[list(COLUMNS)]
-    table = table[table["p"] <= error_rate * table["kind"].map(_ERROR_SHARES)]
-    return table.sort_values(["p", "kind", "layer", "entry"], ignore_index=True)
+    counted = recording.sql("SELECT * FROM anomalies")
+    titles = recording.documents["title"]
+    in_document = counted["kind"] == "document"
+    counted.loc[in_document, "label"] = [str(titles[int(doc)]) for doc in counted.loc[in_document, "label"]]
+    alike = (counted["kind"] == "uniform") & (counted["label"] == "attention")
+    if alike.sum() == len(recording.info.layers):  # that is how the model is built, and no layer stands out
+        counted = counted[~alike]
+    table = pd.concat([_dead(recording), counted, _preferences(recording)], ignore_index=True)
+    shares = table["kind"].map({name: kind.error_share for name, kind in KINDS.items()}).astype(float)
+    table = table[table["p"].astype(float) <= error_rate * shares][list(COLUMNS)]
+    return table.sort_values(["p", "kind", "layer", "entry", "other"], ignore_index=True)
+
+
+def anomalies_in_words(recording: Recording, error_rate: float = ERROR_RATE) -> pd.DataFrame:
+    """``find_anomalies`` with a column ``text`` that says each in words, faults first and then kind by kind."""
+    table = find_anomalies(recording, error_rate)
+    order = {name: number for number, name in enumerate(KINDS)}
+    rows = table.assign(label=table["label"].map(visible)).to_dict("records")
+    table = table.assign(text=[KINDS[row["kind"]].words.format(**row) for row in rows])
+    return table.sort_values("kind", key=lambda kind: kind.map(order), kind="stable", ignore_index=True)
 
 
 def _dead(recording: Recording) -> pd.DataFrame:
-    layers = recording.layer_metrics()
-    n = layers["entries"]
-    effect = layers["dead"] / n
-    alone = poisson.pmf(0, layers["selections"] / n)  # that even selection leaves an entry out
-    p = np.minimum(1, binom.sf(layers["dead"] - 1, n, alone) * len(layers))
-    table = _table("dead", layers["layer"], effect=effect, p=p)
-    return table[(effect - (1 - layers["even_coverage"]) >= DEAD_EXCESS).to_numpy()]
+    """Layers that never select a part of their entries, where it is more than they select hardly ever.
 
-
-def _unread(recording: Recording) -> pd.DataFrame:
-    usage = recording.usage_table()
-    layer = usage.groupby("layer")[["read_sum", "gate_sum"]].transform("sum")
-    effect = (usage["read_sum"] / usage["gate_sum"]) / (layer["read_sum"] / layer["gate_sum"])
-    table = _table("unread", usage["layer"], entry=usage["entry"], effect=effect, p=0.0)
-    return table[((usage["count"] >= MIN_COUNT) & (effect < UNREAD_SHARE)).to_numpy()]
-
-
-def _duplicates(recording: Recording) -> pd.DataFrame:
-    pairs = recording.sql(
-        """SELECT n.layer, n.entry, n.other, n.together, n.tokens, a.count AS a, b.count AS b
-           FROM neighbours n JOIN usage a ON a.layer = n.layer AND a.entry = n.entry
-                             JOIN usage b ON b.layer = n.layer AND b.entry = n.other
-           WHERE n.entry < n.other"""
-    )
-    # Entries are counted over all tokens, pairs over those that were looked at.
-    share = pairs["tokens"] / recording.info.rows
-    either = (pairs["a"] + pairs["b"]) * share - pairs["together"]
-    effect = pairs["together"] / either
-    expected = pairs["a"] * pairs["b"] * share / recording.info.rows
-    looked_at = len(recording.info.layers) * recording.info.group_size**2 / 2
-    p = np.minimum(1, poisson.sf(pairs["together"] - 1, expected) * looked_at)
-    table = _table("duplicate", pairs["layer"], entry=pairs["entry"], other=pairs["other"], effect=effect, p=p)
-    return table[((pairs["together"] >= MIN_COUNT) & (effect >= TOGETHER)).to_numpy()]
-
-
-def _detectors(recording: Recording) -> pd.DataFrame:
-    top = recording.sql(
-        """SELECT layer, entry, count, input_token[1] AS token, input_count[1] AS hits, input_lift[1] AS lift
-           FROM firing WHERE input_token[1] >= 0 AND count >= ?""",
-        [MIN_COUNT],
-    )
-    precision = top["hits"] / top["count"]
-    share = precision / top["lift"]  # of the token among all tokens
-    effect = np.minimum(precision, top["hits"] / (share * recording.info.rows))
-    texts = recording.tokenizer.token_texts
-    looked_at = len(recording.usage_table()) * len(texts)
-    p = np.minimum(1, binom.sf(top["hits"] - 1, top["count"], share) * looked_at)
-    label = [texts[token] for token in top["token"]]
-    table = _table("detector", top["layer"], entry=top["entry"], label=label, effect=effect, p=p)
-    return table[(effect >= EXACT).to_numpy()]
+    Chance leaves out as many as even selection would, or as were seen in one fold of documents only: the first-order
+    jackknife's estimate of how many more are alive and rare (Burnham and Overton 1978, "Estimation of the size of a
+    closed population when capture probabilities vary among animals").
+    """
+    layers, n = recording.layer_metrics(), recording.info.group_size
+    even = n * (1 - layers["even_coverage"].to_numpy())
+    rare = ((recording.usage_folds() > 0).sum(0) == 1).sum(1)
+    dead, by_chance = layers["dead"].to_numpy(), np.maximum(even, rare)
+    p = np.minimum(1, poisson.sf(dead - 1, by_chance) * len(layers))
+    table = _table("dead", layers["layer"], effect=dead / n, p=p, tokens=recording.info.rows)
+    return table[(dead - by_chance) / n >= DEAD_EXCESS]
 
 
 def _preferences(recording: Recording) -> pd.DataFrame:
     found = recording.preferences()
     label = found["attribute"] + ": " + found["label"]
-    return _table("preference", found["layer"], label=label, effect=found["lift"], p=found[["q", "rank_q"]].min(axis=1))
+    p = found[["q", "rank_q"]].min(axis=1)
+    return _table("preference", found["layer"], label=label, effect=found["lift"], p=p, tokens=recording.info.rows)
 
 
 def _table(kind: str, layer: pd.Series, **columns: object) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memscope.anomalies import ERROR_RATE, KINDS, find_anomalies
 from memscope.query import Recording
 
 
@@ -16,7 +17,7 @@ class Flag(NamedTuple):
 
 
 def health(recording: Recording) -> list[Flag]:
-    """What a glance should tell: dead entries, concentration, unread selections, silence, drift."""
+    """What a glance should tell: dead entries, concentration, unread selections, silence, drift, wasted entries."""
     info, layers, reading = recording.info, recording.layer_metrics(), recording.reading_metrics()
     d = info.rows * info.selected
     n = info.group_size  # entries that a layer can select
@@ -90,7 +91,17 @@ def health(recording: Recording) -> list[Flag]:
             ),
         )
     )
-    return flags
+    return [*flags, _anomalies(recording)]
+
+
+def _anomalies(recording: Recording) -> Flag:
+    """How many faults stand out; that an entry answers one token or class, say, is no fault."""
+    kinds = find_anomalies(recording)["kind"].value_counts()
+    faults = [f"{kinds[name]:,} {kind.fault}" for name, kind in KINDS.items() if kind.fault and name in kinds]
+    rate = f"The chance of a false one is {ERROR_RATE:.0%}"
+    if not faults:
+        return Flag("good", f"No entry or layer stands out as a fault. {rate} in all.")
+    return Flag("watch", f"Faults that stand out: {', '.join(faults)}. {rate} in all; Gate bias, Anomalies lists them.")
 
 
 def telling_entry(recording: Recording) -> tuple[int, int] | None:

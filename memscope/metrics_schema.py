@@ -98,6 +98,28 @@ class Preference(Documented):
     """Likewise for ranks."""
 
 
+class Anomaly(Documented):
+    """Something that stands out (``memscope.anomalies``)."""
+
+    kind: str
+    """One of dead, unread, duplicate, everywhere, document, uniform, negative, exclusive, token, previous, bigram,
+    start, class, preference; docs/metrics.md defines them."""
+    layer: int
+    """Number of the layer."""
+    entry: int
+    """Entry; -1 for kinds of a whole layer."""
+    other: int
+    """The other entry of a pair; -1 elsewhere."""
+    label: str
+    """Text of a token or two, a class of tokens, a document's title, what is uniform or preferred; may be empty."""
+    effect: float
+    """Its size, as the kind defines it."""
+    p: float
+    """Chance of such an effect at one of all places looked at, where there is none; 0 where chance makes none."""
+    tokens: int
+    """Tokens that select the entry, or either of two; of a layer all that were counted."""
+
+
 class Drift(Documented):
     """1 - cosine between an entry at initialisation and now; null where there is no such entry."""
 
@@ -153,6 +175,8 @@ class Metrics(Documented):
     """By group of documents; empty where the corpus has no groups."""
     preferences: tuple[Preference, ...]
     """One row per layer, attribute and label; empty where sentences have no labels."""
+    anomalies: tuple[Anomaly, ...]
+    """What stands out, at an error rate of 5% for the whole list."""
     drift: Drift
     """How far entries moved from where they started."""
     findings: tuple[Answer, ...]

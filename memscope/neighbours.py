@@ -4,15 +4,20 @@ For two entries a and b of a layer, p(a, b) is the share of tokens that select b
 Their normalised pointwise mutual information, ln(p(a, b) / p(a) p(b)) / -ln p(a, b), is 1 for entries always selected
 together and 0 for independent ones (Bouma 2009, "Normalized (pointwise) mutual information in collocation
 extraction"). Only positive ones are kept, of pairs seen ``MIN_TOGETHER`` times at least.
+
+The same pass over pairs finds those that are always or never selected together (``pair_anomalies.py``).
 """
 
 from pathlib import Path
 from typing import Any, no_type_check
 
 import numpy as np
+import pandas as pd
 from numba import njit
 
 from memscope.files import atomic_path
+from memscope.looks import first_indices, row_text, stretch_length
+from memscope.pair_anomalies import N_APART, CoSelection, most_frequent_apart, pair_anomalies
 from memscope.parquet import TableWriter, matrix
 from memscope.part_reader import read_columns
 from memscope.store import RecordingInfo
@@ -26,38 +31,70 @@ MAX_SELECTIONS = 1 << 24
 """Selections of a layer held in memory; likewise."""
 
 
-def write_neighbours(recording: Path, info: RecordingInfo) -> None:
+def write_neighbours(recording: Path, info: RecordingInfo) -> pd.DataFrame:
     """Write ``layer entry rank other together npmi tokens``, sorted by layer, entry and rank.
 
-    ``together`` counts tokens, ``tokens`` is the number of tokens that were looked at.
+    ``together`` counts tokens, ``tokens`` is the number of tokens that were looked at. Returns pairs that are always or
+    never selected together, as ``pair_anomalies`` gives them.
     """
+    text, pairs = row_text(recording, info), []
+
+    def of_layer(layer: int) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+        found = co_selection(recording, info, layer)
+        stretch = stretch_length(first_indices(recording, info, layer), text)
+        return neighbour_columns(found, layer), pair_anomalies(found, info, layer, text, stretch)
+
     with atomic_path(recording / "neighbours.parquet") as temporary:
         writer = TableWriter(temporary)
-        for table in in_threads(lambda layer: layer_neighbours(recording, info, layer), info.layers):
+        for table, anomalies in in_threads(of_layer, info.layers):
             writer.write(table)
+            pairs.append(anomalies)
         writer.close()
+    return pd.concat(pairs, ignore_index=True)
 
 
 def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[str, np.ndarray]:
     """The neighbours of one layer's entries, as columns."""
-    name = f"l{layer}_indices"
-    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
-    indices = np.concatenate([matrix(read_columns(recording, info, part, [name])[name])[::step] for part in info.parts])
-    starts, tokens = _tokens_of_entries(indices, info.knowledge_num)
-    other = np.full((info.knowledge_num, N_NEIGHBOURS), -1, np.int64)
-    together = np.zeros((info.knowledge_num, N_NEIGHBOURS), np.int64)
-    npmi = np.zeros((info.knowledge_num, N_NEIGHBOURS), np.float32)
-    _neighbours(indices, starts, tokens, MIN_TOGETHER, other, together, npmi)
-    entry, rank = np.nonzero(other >= 0)
+    return neighbour_columns(co_selection(recording, info, layer), layer)
+
+
+def neighbour_columns(found: CoSelection, layer: int) -> dict[str, np.ndarray]:
+    """Columns of ``neighbours.parquet`` for one layer."""
+    entry, rank = np.nonzero(found.other >= 0)
     return {
         "layer": np.full(len(entry), layer, np.uint16),
         "entry": entry.astype(np.uint32),
         "rank": rank.astype(np.uint8),
-        "other": other[entry, rank].astype(np.uint32),
-        "together": together[entry, rank],
-        "npmi": npmi[entry, rank],
-        "tokens": np.full(len(entry), len(indices)),
+        "other": found.other[entry, rank].astype(np.uint32),
+        "together": found.together[entry, rank],
+        "npmi": found.npmi[entry, rank],
+        "tokens": np.full(len(entry), len(found.rows)),
     }
+
+
+def co_selection(recording: Path, info: RecordingInfo, layer: int) -> CoSelection:
+    """Which entries of a layer are selected together, and which are not."""
+    name = f"l{layer}_indices"
+    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
+    indices = np.concatenate([matrix(read_columns(recording, info, part, [name])[name])[::step] for part in info.parts])
+    rows = [
+        np.arange(first, first + part.rows)[::step] for part, first in zip(info.parts, info.first_rows(), strict=True)
+    ]
+    starts, tokens = _tokens_of_entries(indices, info.knowledge_num)
+    n = info.knowledge_num
+    found = CoSelection(
+        rows=np.concatenate(rows),
+        starts=starts,
+        tokens=tokens,
+        other=np.full((n, N_NEIGHBOURS), -1, np.int64),
+        together=np.zeros((n, N_NEIGHBOURS), np.int64),
+        npmi=np.zeros((n, N_NEIGHBOURS), np.float32),
+        # A head that selects one entry never selects two, whatever they are.
+        apart=np.full((n, N_APART if info.selected > info.gate_heads else 0), -1, np.int64),
+    )
+    by_count = np.argsort(-np.diff(starts), kind="stable")
+    _neighbours(indices, starts, tokens, by_count, MIN_TOGETHER, found.other, found.together, found.npmi, found.apart)
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -88,7 +125,15 @@ def _tokens_of_entries(indices: Any, n_entries: int) -> Any:
 @njit(nogil=True, cache=True)
 @no_type_check
 def _neighbours(
-    indices: Any, starts: Any, tokens: Any, min_together: int, other: Any, together: Any, npmi: Any
+    indices: Any,
+    starts: Any,
+    tokens: Any,
+    by_count: Any,
+    min_together: int,
+    other: Any,
+    together: Any,
+    npmi: Any,
+    apart: Any,
 ) -> None:
     n_tokens, k = indices.shape
     keep = other.shape[1]
@@ -110,6 +155,8 @@ def _neighbours(
                         touched[n_touched] = o
                         n_touched += 1
                     counts[o] += 1
+        if apart.shape[1]:
+            most_frequent_apart(e, starts, counts, by_count, n_tokens, apart[e])
         for i in range(n_touched):
             o = touched[i]
             seen[o] = -1

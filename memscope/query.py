@@ -36,6 +36,7 @@ SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "laye
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}
 _VIEWS = {"usage": "usage", "bias": "bias", "contexts": "contexts", "firing": "firing", "neighbours": "neighbours"}
 _VIEWS |= {"titles": "titles", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
+_VIEWS["anomalies"] = "anomalies"
 
 
 class Recording:
@@ -306,7 +307,7 @@ class Recording:
         return np.concatenate([part["token"].to_numpy() for part in parts])
 
     def sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
-        """Answer a question in SQL; views are ``usage bias contexts firing neighbours titles decodings bank docs``."""
+        """Answer SQL on ``usage bias contexts firing neighbours anomalies titles decodings bank docs``."""
         # A cursor per question: one recording serves many threads.
         frame: pd.DataFrame = self._run(self._db.cursor(), query, values or []).df()
         return frame

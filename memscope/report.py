@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memscope.anomalies import anomalies_in_words, find_anomalies
 from memscope.document import write_document
 from memscope.files import atomic_path, make_folder, write_csv, write_json
 from memscope.findings import Finding, find
@@ -63,6 +64,7 @@ def tables(recording: Recording) -> dict[str, pd.DataFrame]:
         "entries": recording.entries(limit=recording.info.knowledge_num),
         "layers": merged,
         "preferences": recording.preferences(),
+        "anomalies": anomalies_in_words(recording),
     }
 
 
@@ -76,6 +78,7 @@ def metrics(recording: Recording, findings: list[Finding]) -> Metrics:
             "run": recording.run_summary,
             "drift": drift,
             "preferences": _without_nan(recording.preferences()),
+            "anomalies": find_anomalies(recording).to_dict("records"),
             "findings": [finding._asdict() for finding in findings],
             **census,
         }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from memscope import bias_plots, plots
+from memscope.anomaly_report import METHOD, anomaly_table
 from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
 from memscope.fact_report import fact_figures, fact_findings, fact_tables
 from memscope.findings import Finding, find_choice
@@ -99,12 +100,13 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         facts=facts,
         findings=[*findings, *fact_findings(recording.path)],
         figures=[*_figures(recording), *fact_figures(recording.path)],
-        tables=[*_tables(recording), *fact_tables(recording.path)],
-        method=_method(recording),
+        tables=[*_tables(recording), anomaly_table(recording), *fact_tables(recording.path)],
+        method=[*_method(recording), METHOD],
         files={
             "metrics.json": "every number of this report; metrics.schema.json describes its fields",
             "layers.csv, .parquet": "the evenness and reading metrics of each layer, for three weightings of usage",
             "preferences.csv, .parquet": "lift of every label in every layer, with intervals, chance and tests",
+            "anomalies.csv, .parquet": "what stands out, each with its effect, its chance and the tokens it is over",
             "usage.csv, .parquet": "selections, summed gate scores and read weights of every used (layer, entry)",
             "entries.csv, .parquet": "every entry with its init sentence, triples, drift and usage",
             "figures/": "the figures as PNG and SVG",
@@ -338,12 +340,11 @@ def _method(recording: Recording) -> list[str]:
         "tokens at random. Overlap of layers: Jaccard index = entries used by both / by either, chance = independent "
         "sets of these sizes; Jensen-Shannon divergence of usage, natural logarithm.",
         "A token's gate shares and read shares are its gate scores and absolute read weights divided by their sums. "
-        "Effective entries = exp(entropy of read shares). Unread = less than 1% of the token's read; by norm: of "
-        "the mean over read heads of absolute weights, in which heads that add and heads that subtract do not "
-        "cancel. The rank correlation of gate and attention takes the attention alone (read weight / gate score), "
-        "since the read weight contains the gate score. Selection margin = raw score, plus the selection bias where "
-        "there is one, of the weakest selected entry minus that of the best rejected one; in raw scores = lowest "
-        "raw score of the selected minus highest of the rejected entries. By scores alone = share of selections "
-        "that are among their gate head's best by raw score. Drift = 1 − cosine between an entry at initialisation "
-        "and now.",
+        "Effective entries = exp(entropy of read shares). Unread = less than 1% of the token's read; by norm: of the "
+        "mean over read heads of absolute weights, in which heads that add and heads that subtract do not cancel. The "
+        "rank correlation of gate and attention takes the attention alone (read weight / gate score), since the read "
+        "weight contains the gate score. Selection margin = raw score, plus the selection bias where there is one, of "
+        "the weakest selected entry minus that of the best rejected one; in raw scores = lowest raw score of the "
+        "selected minus highest of the rejected entries. By scores alone = share of selections that are among their "
+        "gate head's best by raw score. Drift = 1 − cosine between an entry at initialisation and now.",
     ]

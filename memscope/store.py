@@ -39,7 +39,7 @@ SELECTION_ROW_GROUP = 32768
 """Selections per row group of entry-major parts; a row group never spans two layers."""
 AGGREGATES = (
     *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
-    *("decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json", "config.yaml"),
+    *("anomalies.parquet", "decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json", "config.yaml"),
 )
 """Files that a finished recording has beside its parts."""
 COPIES = (ROLES_FILE, "run.json", "metrics.jsonl")

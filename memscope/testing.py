@@ -111,7 +111,7 @@ def plant_recording(path: Path, seed: int, effects: Collection[Effect] = EFFECTS
     info = write_recording(path, rows, layers=(0, PLANTED_LAYER), knowledge_num=_N, window=_WINDOW, score_bits=10)
     ids = [chance.choice(np.arange(len(SPECIAL), _VOCAB), chance.integers(5, 13), replace=False) for _ in range(_N)]
     write_bank(path / "bank_init.parquet", [one.tolist() for one in ids], predicates)
-    _write_decodings(path / "decodings.parquet", [one.tolist() for one in ids], chance)
+    write_decodings(path / "decodings.parquet", [one.tolist() for one in ids], (0, PLANTED_LAYER), chance)
     shape = {"vocab_size": _VOCAB, "n_layers": 2, "max_seq_len": _WINDOW}
     config = {"model": shape, "memory": {"knowledge_num": _N, "num_selected": _K}}
     write_text(path / "config.yaml", dump_config(validate_config(config, source="planted")))
@@ -291,8 +291,10 @@ def write_bank(path: Path, token_ids: Sequence[list[int] | None], predicates: Se
     )
 
 
-def _write_decodings(path: Path, token_ids: Sequence[list[int]], chance: np.random.Generator) -> None:
-    """Decodings of entries that moved a little and still say their sentence; there is no model for a logit lens."""
+def write_decodings(
+    path: Path, token_ids: Sequence[list[int]], layers: Sequence[int], chance: np.random.Generator
+) -> None:
+    """Write decodings of entries that moved a little and still say their sentence; no model, so no logit lens."""
     n = len(token_ids)
     lens = pa.array([None] * n, pa.list_(pa.uint32()))
     drift = chance.uniform(0.005, 0.05, n).astype(np.float32)
@@ -306,6 +308,6 @@ def _write_decodings(path: Path, token_ids: Sequence[list[int]], chance: np.rand
             "kept": np.ones(n, np.float32),
             "kept_at_init": np.ones(n, np.float32),
             "slot_drift": pa.array(drift[:, None].tolist(), pa.list_(pa.float32())),
-            **{f"l{layer}_{end}": lens for layer in (0, PLANTED_LAYER) for end in ("top", "bottom")},
+            **{f"l{layer}_{end}": lens for layer in layers for end in ("top", "bottom")},
         },
     )

@@ -13,14 +13,16 @@ from app_folder import make_folder
 from streamlit.testing.v1 import AppTest
 
 import app
-from app import address, prompt_parts, report_file
+from app import address, anomaly_parts, prompt_parts, report_file
 from app.components import color_levels, color_range
 from memscope import map_points
+from memscope.anomalies import anomalies_in_words
 from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.store import read_info, write_info
+from memscope.testing_anomalies import plant_anomalies
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -28,7 +30,7 @@ PARTS = {
     "prompts": ("",),
     "entries": ("",),
     "map": ("",),
-    "gate_bias": ("evenness", "concentration", "preferences", "profiles", "layers", "report"),
+    "gate_bias": ("evenness", "concentration", "preferences", "profiles", "layers", "anomalies", "report"),
     "reading": ("shares", "gate against read", "heads", "unread entries", "certainty"),
     "compare": ("metrics", "entries", "prompt"),
 }
@@ -307,6 +309,22 @@ def test_the_way_to_draw_is_in_the_address(part: str, field: str, value: str) ->
     test = open_page("gate_bias", part=part, **{field: value})
     assert not test.exception and not test.warning
     assert test.session_state[f"gate_bias.{field}"] == value and asked(test, field) == value
+
+
+def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = plant_anomalies(tmp_path / "planted", seed=0)
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
+    test = open_page("gate_bias", recording="planted", part="anomalies")
+    assert not test.exception
+    every = anomalies_in_words(Recording(planted.path))
+    assert test.dataframe[0].value["text"].tolist() == every["text"].tolist()
+    test.get_by_key("gate_bias.kind").set_value("exclusive").run()
+    [row] = test.dataframe[0].value.itertuples()
+    assert row.text.startswith("takes turns with entry") and asked(test, "kind") == "exclusive"
+    monkeypatch.setattr(anomaly_parts, "anomalies_in_words", lambda _: every[:0])
+    st.cache_data.clear()
+    none = open_page("gate_bias", recording="planted", part="anomalies")
+    assert not none.exception and none.success[0].value.startswith("Nothing stands out")
 
 
 def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:

@@ -24,7 +24,7 @@ from memscope.seals import read_sealed
 from memscope.store import finished_parts, read_info
 
 Cli = Callable[..., CliResult]
-AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours")
+AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours", "anomalies")
 COMMANDS = sorted(typer.main.get_command(command_line.app).commands)  # type: ignore[attr-defined]
 
 

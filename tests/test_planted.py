@@ -25,7 +25,7 @@ Row = tuple[str, int, int, int, str]
 
 def expected(truth: Planted) -> set[Row]:
     """The anomalies that were planted in a recording, as ``found`` gives them."""
-    rows: set[Row] = {("detector", PLANTED_LAYER, entry, -1, f" w{token}") for entry, token in truth.detectors.items()}
+    rows: set[Row] = {("token", PLANTED_LAYER, entry, -1, f" w{token}") for entry, token in truth.detectors.items()}
     rows |= {("unread", PLANTED_LAYER, entry, -1, "") for entry in truth.decoys}
     if truth.duplicates:
         rows.add(("duplicate", PLANTED_LAYER, min(truth.duplicates), max(truth.duplicates), ""))
@@ -87,7 +87,7 @@ def test_each_effect_alone_is_found_and_nothing_else(effect: Effect, seed: int, 
 def test_all_effects_together_are_found(seed: int, tmp_path: Path) -> None:
     truth = plant_recording(tmp_path / "all", seed)
     assert found(Recording(truth.path)) == expected(truth)
-    assert {row[0] for row in expected(truth)} == {"detector", "unread", "duplicate", "dead", "preference"}
+    assert {row[0] for row in expected(truth)} == {"token", "unread", "duplicate", "dead", "preference"}
 
 
 def test_a_smaller_error_rate_asks_for_stronger_evidence(recording: Recording) -> None:

@@ -3,13 +3,13 @@
 import numpy as np
 import streamlit as st
 
-from app import address, bias_parts, columns, figures, outside, state
+from app import address, anomaly_parts, bias_parts, columns, figures, outside, state
 from app.address import choice, several
 from memscope import plots
 
 WEIGHTINGS = {"count": "by_count", "gate score": "by_gate_score", "read weight": "by_read_weight"}
 DRAWN = ("by rank", "histogram, log", "histogram, linear")
-PARTS = ("evenness", "concentration", "preferences", "profiles", "layers", "report")
+PARTS = ("evenness", "concentration", "preferences", "profiles", "layers", "anomalies", "report")
 
 recording = state.recording()
 info = recording.info
@@ -112,6 +112,9 @@ if part == "profiles":
 
 if part == "layers":
     bias_parts.overlap(recording, d)
+
+if part == "anomalies":
+    anomaly_parts.anomalies(view, recording)
 
 if part == "report":
     bias_parts.report(recording)

@@ -1,0 +1,65 @@
+"""What stands out in a recording, as a table: the part of the gate-bias page that lists anomalies."""
+
+import streamlit as st
+
+from app import address, state
+from app.address import View, choice
+from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
+from memscope.query import Recording
+
+_ALL = "all"
+
+
+def anomalies(view: View, recording: Recording) -> None:
+    """Every anomaly in words; a row opens its entry."""
+    found = state.answer(anomalies_in_words)
+    counts = found["kind"].value_counts(sort=False)
+    kinds = [_ALL, *counts.index]
+    kind = view.field("kind", choice(kinds, name="kind of anomaly"))
+    view.write()
+    st.caption(
+        "Entries and layers that do something out of the ordinary, faults first. In a recording without any effect the "
+        f"chance of a single row here is {ERROR_RATE:.0%}, whatever was looked at. {recording.info.rows:,} tokens."
+    )
+    if found.empty:
+        st.success(f"Nothing stands out. Looked for: {', '.join(KINDS)}.", icon=":material/check_circle:")
+        return
+    st.pills(
+        "Kind",
+        kinds,
+        required=True,
+        format_func=lambda name: f"{name} {len(found) if name == _ALL else counts[name]:,}",
+        **view.widget("kind"),
+    )
+    shown = found if kind == _ALL else found[found["kind"] == kind]
+    st.session_state["_anomalies"] = list(zip(shown["entry"].tolist(), shown["layer"].tolist(), strict=True))
+
+    def open_row() -> None:
+        rows = st.session_state["anomalies"].selection.rows
+        if rows:
+            entry, layer = st.session_state["_anomalies"][rows[0]]
+            if entry >= 0:
+                address.go("entries", entry=entry, layer=layer)
+
+    st.dataframe(
+        shown.assign(entry=shown["entry"].where(shown["entry"] >= 0)),
+        hide_index=True,
+        height="content" if len(shown) <= 15 else 560,
+        key="anomalies",
+        on_select=open_row,
+        selection_mode="single-row",
+        column_order=["kind", "layer", "entry", "text", "tokens", "p"],
+        column_config={
+            "kind": st.column_config.TextColumn(width=90),
+            "layer": st.column_config.NumberColumn(format="%d", width=60),
+            "entry": st.column_config.NumberColumn(format="%d", width=80),
+            "text": st.column_config.TextColumn("what stands out", width=520),
+            "tokens": st.column_config.NumberColumn(format="localized", help="Tokens that select the entry."),
+            "p": st.column_config.NumberColumn(
+                "p, corrected", format="%.1e", help="Times everything looked at; 0 where no chance makes such a thing."
+            ),
+        },
+        alt="Anomalies of the recording",
+    )
+    st.caption("Select a row to open its entry. docs/metrics.md says what each kind needs to be named.")
+    state.download("Anomalies as CSV", lambda: found, "anomalies")

@@ -1,0 +1,50 @@
+"""Does ``find_anomalies`` find what is planted, and nothing else? Many recordings with all kinds, and with none.
+
+    python -m benchmarks.anomalies --seeds 50
+
+prints for each length of bursts (correlation of neighbouring tokens' selections): how many of the planted rows were
+found, how many rows were false, and how many clean recordings had any false row; then, of the clean ones, how many
+rows had an effect worth naming and were held back by their chance alone.
+"""
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from memscope.anomalies import COLUMNS, find_anomalies
+from memscope.query import Recording
+from memscope.testing_anomalies import KINDS, PlantedText, plant_anomalies
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--bursts", type=float, nargs="+", default=[0.0, 0.5, 0.8, 0.95, 0.99])
+    arguments = parser.parse_args()
+    print("burst  planted  found  false rows  |  clean recordings  with a false row  held back")
+    for burst in arguments.bursts:
+        planted = [_rows(seed, burst, KINDS) for seed in range(arguments.seeds)]
+        clean = [_rows(1000 + seed, burst, ()) for seed in range(arguments.seeds)]
+        truth = sum(len(one.rows) for one, _, _ in planted)
+        hits = sum(len(one.rows & found) for one, found, _ in planted)
+        false = sum(len(found - one.rows) for one, found, _ in planted)
+        wrong = sum(bool(found) for _, found, _ in clean)
+        held_back = sum(held for _, _, held in clean)
+        print(
+            f"{burst:5.2f}  {truth:7d}  {hits:5d}  {false:10d}  |  {len(clean):16d}  {wrong:16d}  {held_back:9d}",
+            flush=True,
+        )
+
+
+def _rows(seed: int, burst: float, kinds: tuple[str, ...]) -> tuple[PlantedText, set[tuple[object, ...]], int]:
+    with TemporaryDirectory() as folder:
+        planted = plant_anomalies(Path(folder) / "recording", seed, kinds, burst)
+        recording = Recording(planted.path)
+        found = find_anomalies(recording)[list(COLUMNS[:5])].itertuples(index=False, name=None)
+        named = {tuple(row) for row in found}
+        return planted, named, len(find_anomalies(recording, 1e9)) - len(named)
+
+
+if __name__ == "__main__":
+    main()
