@@ -48,7 +48,8 @@ def _line(name: str, what: str, sums: np.ndarray, lengths: np.ndarray, log_odds:
     """Coverage for sums ``[document, corpus]``; of log odds if their truth is given, else of a mean of 0."""
 
     def number(total: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        return total / tokens if log_odds is None else np.log(total / (tokens - total))
+        made: np.ndarray = total / tokens if log_odds is None else np.log(total / (tokens - total))
+        return made
 
     spread, truth = Jackknife(lengths), log_odds or 0.0
     value = number(sums.sum(0), np.array(lengths.sum()))

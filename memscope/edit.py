@@ -36,7 +36,8 @@ from memscope import bank_init
 from memscope.attribution import gradient_attribution
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
-from memscope.facts import Fact, answerable, ask, pad_rows, tokenize_facts
+from memscope.fact_files import Fact
+from memscope.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.files import write_json
 from memscope.intervene import rewrite
 from memscope.model import MemoryTransformer
