@@ -18,7 +18,8 @@ from memscope.checkpoint import LoadedRun, load_run
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.edit import encode_sentence, locate_entry
 from memscope.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
-from memscope.facts import Fact, audit_facts
+from memscope.fact_files import Fact
+from memscope.facts import audit_facts
 from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.project import entry_values, read_outputs
 from memscope.query import Recording

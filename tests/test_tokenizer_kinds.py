@@ -19,7 +19,8 @@ from memscope.corpus import pack_corpus
 from memscope.edit import plan_edits
 from memscope.errors import InputError
 from memscope.evaluate import check_generation, evaluate
-from memscope.facts import Fact, answerable, audit_facts, tokenize_facts
+from memscope.fact_files import Fact
+from memscope.facts import answerable, audit_facts, tokenize_facts
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.tokenizer import Tokenizer
