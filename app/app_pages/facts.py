@@ -61,7 +61,7 @@ elif part == "ablation":
     st.caption(
         f"{summary['ablated']:,} facts select an entry that states them somewhere in the question. It is ablated "
         "everywhere; the control is another entry of the same question, selected there and elsewhere about as often. "
-        "Intervals resample groups of facts that share their entries."
+        "Intervals are over groups of facts that share their entries."
     )
 elif part == "predicates":
     outside.table(
