@@ -1,4 +1,4 @@
-"""``python -m app run SCRIPT ...``: Streamlit's command line, as ``memscope.serve`` starts it, with a plain ending.
+"""``python -m app HOST PORT``: the app's web server, as ``memscope.serve`` starts it, with a plain ending.
 
 When Python unloads DuckDB and torch in turn, their threads trip over each other now and then: leak reports, even an
 abort. All that the app holds is read-only, so it leaves without that once the server has stopped.
@@ -8,18 +8,23 @@ import os
 import sys
 import traceback
 
-from streamlit.web.cli import main
+from memscope.stop import leave, stop_on_signals, stopped, tidy_up
 
 code = 0
 try:
-    main(prog_name="streamlit")
+    stop_on_signals()
+    from app.server import serve
+
+    serve(sys.argv[1], int(sys.argv[2]))
 except SystemExit as stop:
     code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 except BaseException:  # nothing is swallowed: os._exit skips Python's own report, so it is made here
-    traceback.print_exc()
-    code = 1
-if "app.report_file" in sys.modules:
-    sys.modules["app.report_file"].drop_reports()
+    if not stopped():
+        traceback.print_exc()
+        code = 1
+if stopped():
+    leave()
+tidy_up()
 sys.stdout.flush()
 sys.stderr.flush()
 os._exit(code)

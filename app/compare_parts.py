@@ -44,7 +44,7 @@ def open_other(name: str) -> Recording:
     """The recording to compare with; stops the page where it cannot be opened."""
     try:
         return state.recording(name)
-    except InputError as error:
+    except (InputError, OSError) as error:
         st.error("The other recording cannot be opened.", icon=":material/error:")
         outside.code(str(error), language=None, wrap_lines=True)
         st.stop()

@@ -126,7 +126,7 @@ def gate_over_time(curve: pd.DataFrame) -> None:
 def all_recordings() -> None:
     """Every recording in the folder, and runs beside it that were not recorded."""
     found = state.find_recordings(state.root())
-    table = recordings_table(found)
+    table = recordings_table(found, state.root())
     st.session_state["_all"] = table["recording"].tolist()
 
     def open_row() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memscope.query import Recording
+from memscope.stop import at_end
 
 
 def report_file(recording: Recording) -> Path | None:
@@ -31,6 +32,7 @@ def make_report(recording: Recording) -> Iterator[str]:
         packed.replace(_path(recording))
 
 
+@at_end
 def drop_reports() -> None:
     """Forget all reports; called when the server stops."""
     if _folder.cache_info().currsize:

@@ -5,7 +5,8 @@ Everything cached is read-only and belongs to the server; what a reader chose is
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from app import address, outside
 from memscope import bank_table, map_points
 from memscope.catalog import find_recordings as find
+from memscope.catalog import open_recording, trouble
 from memscope.errors import InputError
 from memscope.files import csv_text
 from memscope.printable import printable
@@ -37,7 +39,7 @@ def choose_recording() -> None:
         st.write("A recording holds what a trained model's gate selected on a corpus. Make one, then reload this page:")
         outside.code(RECORD, language="bash")
         st.stop()
-    name, missing = address.choose(list(found))
+    name, missing = address.choose(usable_first())
     if missing:
         st.warning("There is no such recording as the address asks for; this is another one.")
     st.session_state["_recording"] = st.session_state["chosen"] = name
@@ -51,11 +53,21 @@ def choose_recording() -> None:
             help=f"{len(found):,} found in {root().name}/ and the folders in it.",
         )
     st.session_state["_open"] = _version(found[name])
-    try:
+    with say_what_is_wrong():
         recording()
-    except InputError as error:
+
+
+@contextmanager
+def say_what_is_wrong() -> Iterator[None]:
+    """Stop the page with a sentence, and with all recordings to choose from, where the open one cannot be read."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        from app.overview_parts import all_recordings
+
         st.error("This recording cannot be opened.", icon=":material/error:")
         outside.code(str(error), language=None, wrap_lines=True)
+        all_recordings()
         st.stop()
 
 
@@ -73,6 +85,17 @@ def root() -> Path:
 def find_recordings(folder: Path) -> dict[str, Path]:
     """``catalog.find_recordings``, looked up again after five seconds."""
     return find(folder)
+
+
+def usable_first() -> list[str]:
+    """Names of all recordings, those that cannot be used last."""
+    found, wrong = find_recordings(root()), _in_trouble(root())
+    return sorted(found, key=lambda name: name in wrong)
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def _in_trouble(folder: Path) -> set[str]:
+    return {name for name, path in find_recordings(folder).items() if trouble(path, folder)}
 
 
 def recording(name: str | None = None) -> Recording:
@@ -173,7 +196,7 @@ def _version(path: Path) -> tuple[Path, int]:
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the recording ...")
 def _open(path: Path, modified: int) -> Recording:
-    return Recording(path)
+    return open_recording(path, root())
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

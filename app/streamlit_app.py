@@ -39,4 +39,5 @@ page = st.navigation(
     ]
 )
 state.choose_recording()
-page.run()
+with state.say_what_is_wrong():
+    page.run()

@@ -1,5 +1,19 @@
-"""``python -m memscope``."""
+"""The command ``memscope``, and ``python -m memscope``."""
 
-from memscope.cli import main
+from memscope.stop import leave, stop_on_signals, stopped
 
-main()
+
+def main() -> None:
+    """Run the command line; a signal stops it from the first import on."""
+    try:
+        stop_on_signals()
+        from memscope.cli import main as run
+
+        run()
+    finally:
+        if stopped():  # whatever came out of the interruption
+            leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,18 +1,22 @@
 """Which recordings and runs are in a folder, and which documents in a recording.
 
-for name, path in find_recordings(Path("recordings")).items(): ...
-recordings_table(find_recordings(Path("recordings")))
+root = Path("recordings")
+for name, path in find_recordings(root).items(): ...
+recordings_table(find_recordings(root), root)
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from memscope.aggregate_schema import check_census
 from memscope.errors import InputError
 from memscope.files import read_json
-from memscope.store import INFO, read_info
+from memscope.query import Recording
+from memscope.store import AGGREGATES, INFO, RecordingInfo, read_info
 
 DEPTH = 3
 """Folders below the given one in which recordings are found."""
@@ -26,13 +30,55 @@ def find_recordings(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(found)}
 
 
-def recordings_table(found: dict[str, Path]) -> pd.DataFrame:
-    """What each recording is of: ``recording run step corpus tokens selections entries loss map state``.
+def open_recording(path: Path, root: Path) -> Recording:
+    """A recording that lies in the folder ``root``, or is it.
+
+    Raises:
+        InputError: it cannot be used (see ``Recording``), or links lead out of ``root``.
+    """
+    check_inside(path, root)
+    recording = Recording(path)
+    _ = recording.census
+    return recording
+
+
+def check_inside(path: Path, root: Path) -> None:
+    """Refuse a recording that is reached by a link out of ``root``, or has one.
+
+    Raises:
+        InputError: for it.
+    """
+    root = root.resolve()
+    for one in [path, *path.rglob("*")]:
+        if (one == path or one.is_symlink()) and not Path(os.path.realpath(one)).is_relative_to(root):
+            raise InputError(f"{one}: a link that leads out of {root}; open what it leads to by itself")
+
+
+def trouble(path: Path, root: Path) -> str | None:
+    """Why a recording cannot be used, found without opening its tables; none if nothing is wrong."""
+    try:
+        check_inside(path, root)
+        info = read_info(path)
+        if not info.complete:
+            return "unfinished: run the same command again"
+        if missing := [name for name in AGGREGATES if not (path / name).is_file()]:
+            return f"{missing[0]}: missing; record again"
+        _loss(path, info)
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")
+    except OSError as error:  # without permission, say
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def recordings_table(found: dict[str, Path], root: Path) -> pd.DataFrame:
+    """What each recording in ``root`` is of: ``recording run step corpus tokens selections entries loss map state``.
 
     ``state`` says what is wrong with those that cannot be read or are unfinished; columns without any value are left
     out.
     """
-    return pd.DataFrame([{"recording": name, **_row(path)} for name, path in found.items()]).dropna(axis=1, how="all")
+    rows = [{"recording": name, **_row(path, root)} for name, path in found.items()]
+    return pd.DataFrame(rows).dropna(axis=1, how="all")
 
 
 def runs_without_recording(folder: Path, found: dict[str, Path]) -> list[Path]:
@@ -41,7 +87,7 @@ def runs_without_recording(folder: Path, found: dict[str, Path]) -> list[Path]:
     for path in found.values():
         try:
             recorded.add(Path(read_info(path).run).resolve())
-        except InputError:
+        except (InputError, OSError):
             continue  # the table of recordings says what is wrong with it
     configs = [config for place in (folder, folder.parent / "runs") for config in place.glob("*/config.yaml")]
     runs = {path.parent for path in configs if (path.parent / "metrics.jsonl").is_file()}
@@ -62,12 +108,13 @@ def find_documents(titles: pd.Series, search: str, limit: int) -> list[int]:
     return found
 
 
-def _row(path: Path) -> dict[str, Any]:
+def _row(path: Path, root: Path) -> dict[str, Any]:
+    wrong = trouble(path, root)
     try:
         info = read_info(path)
-    except InputError as error:
-        return {"state": str(error).split(": ", 1)[-1]}
-    census = path / "census.json"
+        loss = None if wrong else _loss(path, info)
+    except (InputError, OSError):
+        return {"state": wrong}
     return {
         "run": info.run_name,
         "step": "newest" if info.step is None else f"{info.step:,}",
@@ -75,7 +122,11 @@ def _row(path: Path) -> dict[str, Any]:
         "tokens": info.rows,
         "selections": info.rows * info.selected * len(info.layers),
         "entries": info.knowledge_num,
-        "loss": read_json(census)["loss"] if info.complete and census.is_file() else None,
+        "loss": loss,
         "map": (path / "map.parquet").is_file(),
-        "state": "whole" if info.complete else "unfinished: run the same command again",
+        "state": wrong or "whole",
     }
+
+
+def _loss(path: Path, info: RecordingInfo) -> float:
+    return float(check_census(path / "census.json", read_json(path / "census.json"), info)["loss"])

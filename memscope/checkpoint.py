@@ -20,19 +20,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from memscope.config import Config, load_config
+from memscope.config import Config
 from memscope.errors import DamageError, InputError
 from memscope.files import atomic_path, disk_errors, sha256_file
 from memscope.model import MemoryTransformer
+from memscope.run_folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
 from memscope.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
-from memscope.special_tokens import ROLES_FILE
 from memscope.tokenizer import Tokenizer
 
-MODEL = "model.safetensors"
+__all__ = ["MODEL", "SETTINGS", "list_checkpoints"]
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
-SETTINGS = ("config.yaml", "tokenizer.json", ROLES_FILE)
-_ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
 _ADVICE = "restore it, or go on from an older checkpoint with 'memscope train --resume'"
 
 
@@ -59,12 +57,7 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     """
     run = Path(run)
     before = _known_hashes(run, checkpoint)
-    if not (run / "config.yaml").is_file():
-        raise InputError(f"{run}: not a run folder (no config.yaml); train one with 'memscope train'")
-    weights = (checkpoint or run) / MODEL
-    if not weights.is_file():
-        raise InputError(f"{weights.parent}: no {MODEL}; the run has not saved a checkpoint yet")
-    config = load_config(run / "config.yaml")
+    config, weights = check_run(run, checkpoint), (checkpoint or run) / MODEL
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     if tokenizer.vocab_size != config.model.vocab_size:
         raise InputError(
@@ -132,7 +125,7 @@ def save_checkpoint(run: Path, step: int, state: TrainingState, keep: int) -> No
 def publish_newest(run: Path, keep: int) -> None:
     """Make ``run/model.safetensors`` the newest checkpoint's model and drop all but the newest ``keep`` checkpoints.
 
-    The model is a hard link where the file system has them. What a killed process left half-written goes too.
+    The model is a hard link where the file system has them.
     """
     checkpoints = list_checkpoints(run)
     others = listed(run, _ADVICE)
@@ -143,17 +136,15 @@ def publish_newest(run: Path, keep: int) -> None:
         except OSError:
             shutil.copyfile(checkpoints[-1] / MODEL, temporary)
     published = _known_hashes(run, checkpoints[-1]).get(MODEL) or sha256_file(run / MODEL)
-    others = others or hashes(run, (*SETTINGS, *_ORIGIN))
+    others = others or hashes(run, (*SETTINGS, *ORIGIN))
     write_sealed(run / LIST, {"files": others | {MODEL: published}})
-    for folder in [*checkpoints[:-keep], *(run / "checkpoints").glob(".step-*")]:
+    for folder in checkpoints[:-keep]:
         shutil.rmtree(folder)
-    for file in run.glob(f".{MODEL}.*"):
-        file.unlink()
 
 
 def list_files(run: Path) -> None:
     """Write ``files.json`` of a run whose settings and bank were just laid down."""
-    write_sealed(run / LIST, {"files": hashes(run, (*SETTINGS, *_ORIGIN, MODEL))})
+    write_sealed(run / LIST, {"files": hashes(run, (*SETTINGS, *ORIGIN, MODEL))})
 
 
 def set_aside_damaged(run: Path) -> None:
@@ -187,11 +178,6 @@ def _known_hashes(run: Path, checkpoint: Path | None) -> dict[str, str]:
         return {}
     known: dict[str, str] = read_sealed(checkpoint / _STATE, _ADVICE, required=False).get("files", {})
     return known
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoint folders, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
 
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:

@@ -1,17 +1,17 @@
 """The command line: every command parses, calls one function and prints its result.
 
 Results go to standard output, progress and messages to standard error. Exit status 0, or 2 with one line for bad
-input. Heavy imports happen inside the commands, so that ``--help`` answers at once.
+input, or 130 and 143 when stopped (``stop.py``). Heavy imports happen inside the commands, so that ``--help`` answers
+at once.
 """
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from memscope import cli_causal
+from memscope import cli_causal, cli_share
 from memscope.cli_options import (
     CorpusOption,
     DeviceOption,
@@ -20,6 +20,7 @@ from memscope.cli_options import (
     RunArgument,
     SeedOption,
     TokensOption,
+    check,
     check_streams,
     fail,
     fail_without_memory,
@@ -29,6 +30,7 @@ from memscope.cli_options import (
     show,
 )
 from memscope.errors import InputError
+from memscope.lock import one_writer
 from memscope.printable import one_line
 
 app = typer.Typer(
@@ -64,7 +66,8 @@ def corpus(
     """Write the default corpus: Wikipedia articles from the gensim package, and their sentences."""
     from memscope.wiki import write_wiki
 
-    show(*write_wiki(out))
+    with one_writer(out):
+        show(*write_wiki(out))
 
 
 @app.command()
@@ -86,12 +89,17 @@ def train(
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     settings = load_config(config, overrides)
 
-    from memscope.runtime import keep_freed_memory
-    from memscope.train import train as run_training
-
-    keep_freed_memory()
     run = out or Path("runs") / config.stem
-    summary = run_training(settings, run, resume=resume, device=device)
+    with one_writer(run):
+        from memscope.run_folder import check_run_folder
+
+        check_run_folder(settings, run, resume)
+
+        from memscope.runtime import keep_freed_memory
+        from memscope.train import train as run_training
+
+        keep_freed_memory()
+        summary = run_training(settings, run, resume=resume, device=device)
     if os.environ.get("RANK", "0") != "0":  # under torchrun the main process speaks for all
         return
     print_json(summary)
@@ -110,6 +118,8 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Loss, perplexity and bits per byte on a corpus, and the experiment's generation check, as JSON."""
+    check(run, corpus=corpus)
+
     from memscope.corpus import pack_corpus
     from memscope.evaluate import check_generation
     from memscope.evaluate import evaluate as evaluate_loss
@@ -120,8 +130,8 @@ def evaluate(
     result, _ = evaluate_loss(loaded.model, packed, loaded.tokenizer, tokens, train_config.dtype)
     report: dict[str, Any] = result.as_dict()
     if generation:
-        check, texts = check_generation(loaded.model, packed, loaded.tokenizer, train_config.dtype, seed=seed)
-        report["generation"] = check.as_dict()
+        continued, texts = check_generation(loaded.model, packed, loaded.tokenizer, train_config.dtype, seed=seed)
+        report["generation"] = continued.as_dict()
         report["samples"] = [{"prompt": prompt, "text": text} for prompt, text in texts]
     print_json(report)
 
@@ -136,6 +146,8 @@ def generate(
     device: DeviceOption = "auto",
 ) -> None:
     """Continue a text."""
+    check(run)
+
     from memscope.generate import generate as sample
     from memscope.runtime import autocast
 
@@ -168,21 +180,27 @@ def record(
 
     Under torchrun every process records its own parts.
     """
-    from memscope.record import RecordOptions
-    from memscope.record import record as run_recording
-    from memscope.runtime import keep_freed_memory, peak_rss_bytes
-    from memscope.store import part_bytes
-
     if checkpoints not in ("newest", "all"):
         raise InputError(f"--checkpoints {checkpoints}: choose newest or all")
-    keep_freed_memory()
-    options = RecordOptions(tokens, part_tokens, score_bits, per_head, per_slot)
-    if checkpoints == "all":
-        from memscope.history import record_checkpoints
+    from memscope.run_folder import check_no_run
 
-        print_json({"history": str(record_checkpoints(run, corpus, out, options, device))})
-        return
-    info = run_recording(load(run, device), corpus, out, options)
+    if not check(run, corpus=corpus).model.memory_layers:
+        raise InputError(f"{run}: an FFN baseline has no memory to record")
+    check_no_run(out)
+    with one_writer(out):
+        from memscope.record import RecordOptions
+        from memscope.record import record as run_recording
+        from memscope.runtime import keep_freed_memory, peak_rss_bytes
+        from memscope.store import part_bytes
+
+        keep_freed_memory()
+        options = RecordOptions(tokens, part_tokens, score_bits, per_head, per_slot)
+        if checkpoints == "all":
+            from memscope.history import record_checkpoints
+
+            print_json({"history": str(record_checkpoints(run, corpus, out, options, device))})
+            return
+        info = run_recording(load(run, device), corpus, out, options)
     if info is None:  # under torchrun the main process speaks for all
         return
     print_json(
@@ -207,7 +225,8 @@ def census(recording: RecordingArgument) -> None:
     info = read_info(recording)
     if not info.parts:
         raise InputError(f"{recording}: holds no finished part; record first")
-    write_aggregates(recording, info)
+    with one_writer(recording):
+        write_aggregates(recording, info)
     show(recording / "census.json")
 
 
@@ -220,6 +239,8 @@ def trace(
     device: DeviceOption = "auto",
 ) -> None:
     """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
+    check(run)
+
     from memscope.trace import describe_trace, trace_text
 
     loaded = load(run, device)
@@ -250,87 +271,14 @@ def map_entries(
     seed: SeedOption = 0,
 ) -> None:
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""
-    from memscope.project import write_map
+    check(run, recording=recording)
+    with one_writer(recording):
+        from memscope.project import write_map
 
-    print_json(write_map(load(run, "cpu"), recording, feature, seed, layer=layer))
-
-
-@app.command()
-def report(
-    recording: RecordingArgument,
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.")] = None,
-    against: Annotated[
-        Path | None, typer.Option("--against", metavar="REC", help="Compare with this recording instead.")
-    ] = None,
-    static: Annotated[
-        Path | None, typer.Option("--static", metavar="DIR", help="Write pages of all used entries, for any browser.")
-    ] = None,
-) -> None:
-    """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
-    from memscope.query import Recording
-
-    if out is None and (static is None or against is not None):
-        raise InputError("report: where to? Give --out DIR, or --static DIR for the site alone")
-    opened = Recording(recording)
-    if out is not None:
-        if against is None:
-            from memscope.report import write_report
-
-            written = write_report(opened, out)
-        else:
-            from memscope.compare import write_comparison
-
-            written = write_comparison(opened, Recording(against), out)
-        for path in written:
-            show(path)
-    if static is not None:
-        from memscope.static_site import write_static
-
-        show(write_static(opened, static).home)
+        print_json(write_map(load(run, "cpu"), recording, feature, seed, layer=layer))
 
 
-@app.command()
-def export(
-    recording: RecordingArgument,
-    to: Annotated[str, typer.Option("--to", help="delphi (sparse safetensors) or neuronpedia (JSON lines).")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
-    splits: Annotated[int, typer.Option(min=1, help="delphi: shards per layer.")] = 5,
-    sequence_tokens: Annotated[int, typer.Option(min=1, help="delphi: tokens per sequence.")] = 32,
-    limit: Annotated[int, typer.Option(min=1, help="neuronpedia: so many entries, most used first.")] = 1000,
-) -> None:
-    """Export a recording for other tools."""
-    from memscope.query import Recording
-
-    match to:
-        case "delphi":
-            from memscope.export_delphi import export_delphi
-
-            export_delphi(Recording(recording), out, splits, sequence_tokens)
-        case "neuronpedia":
-            from memscope.export_neuronpedia import export_neuronpedia
-
-            export_neuronpedia(Recording(recording), out, limit=limit)
-        case _:
-            raise InputError(f"--to {to}: choose delphi or neuronpedia")
-    show(out)
-
-
-@app.command("app")
-def run_app(
-    recording: Annotated[
-        Path | None, typer.Argument(metavar="[REC]", help="Recording to open; default: all under recordings/.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to listen on; all who reach it can read.")] = "127.0.0.1",
-) -> None:
-    """Browse recordings in a web page on this machine."""
-    from memscope.serve import serve_app
-
-    if host != "127.0.0.1":
-        print(f"memscope: listening on {host}: other machines may reach this page", file=sys.stderr)
-    serve_app(recording, host, port)
-
-
+cli_share.register(app)
 cli_causal.register(app)
 
 
@@ -345,6 +293,3 @@ def main() -> None:
         fail(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
     except (MemoryError, RuntimeError) as error:
         fail_without_memory(error)
-    except KeyboardInterrupt:
-        print("memscope: stopped", file=sys.stderr)
-        sys.exit(130)

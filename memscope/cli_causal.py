@@ -11,11 +11,13 @@ from memscope.cli_options import (
     RecordingArgument,
     RunArgument,
     SeedOption,
+    check,
     load,
     print_json,
     show,
 )
 from memscope.errors import InputError
+from memscope.lock import one_writer
 
 FactsArgument = Annotated[
     Path,
@@ -64,14 +66,14 @@ def ablate(
     _choose("--control", control, ("usage", "random"))
     chosen_layers = None if layers is None else _numbers("--layers", layers)
 
+    check(run, corpus=corpus, recording=recording)
+
     from memscope.ablation import recorded_corpus, study_ablation, write_study
     from memscope.corpus import pack_corpus
     from memscope.effects import entry_usage, top_entries
-    from memscope.files import make_folder
     from memscope.query import Recording
 
     loaded, opened = load(run, device), Recording(recording)
-    _same_model(loaded, opened)
     usage = entry_usage(recording, chosen_layers)
     text = (
         recorded_corpus(opened)
@@ -79,12 +81,12 @@ def ablate(
         else pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
     )
     taken = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
-    make_folder(out)
     options: dict[str, Any] = {"mode": mode, "control": control}
-    study = study_ablation(
-        loaded, text, taken, usage, layers=chosen_layers, tokens=tokens, controls=controls, seed=seed, **options
-    )
-    write_study(study, out)
+    with one_writer(out):
+        study = study_ablation(
+            loaded, text, taken, usage, layers=chosen_layers, tokens=tokens, controls=controls, seed=seed, **options
+        )
+        write_study(study, out)
     if as_json:
         print_json(study.summary)
         return
@@ -114,20 +116,18 @@ def facts(
     if folder is None:
         raise InputError("facts: where to? Give --recording REC, or --out DIR")
 
+    check(run, facts=facts, recording=recording)
+
     from memscope.effects import entry_usage
     from memscope.fact_files import read_facts
     from memscope.fact_tables import write_audit
     from memscope.facts import audit_facts
-    from memscope.files import make_folder
-    from memscope.query import Recording
 
     asked, loaded = read_facts(facts), load(run, device)
-    if recording is not None:
-        _same_model(loaded, Recording(recording))
-    make_folder(folder)
     usage = None if recording is None else entry_usage(recording)
-    audit = audit_facts(loaded, asked, usage, limit, seed)
-    written = write_audit(audit, folder)
+    with one_writer(folder):
+        audit = audit_facts(loaded, asked, usage, limit, seed)
+        written = write_audit(audit, folder)
     if as_json:
         print_json(audit.summary)
         return
@@ -154,23 +154,16 @@ def edit(
     """Edit facts by rewriting one entry; prints efficacy, generalisation and specificity as JSON."""
     _choose("--method", method, ("sentence", "row"))
 
+    check(run, facts=facts)
+
     from memscope.edit import edit_facts, write_edits
     from memscope.fact_files import read_facts
-    from memscope.files import make_folder
 
     known, loaded = read_facts(facts), load(run, device)
-    make_folder(out)
-    result = edit_facts(loaded, known, count, method, steps, rate, seed)  # type: ignore[arg-type]
-    write_edits(result, out)
+    with one_writer(out):
+        result = edit_facts(loaded, known, count, method, steps, rate, seed)  # type: ignore[arg-type]
+        write_edits(result, out)
     print_json(result.summary)
-
-
-def _same_model(loaded: Any, recording: Any) -> None:
-    if loaded.fingerprint != recording.info.fingerprint:
-        raise InputError(
-            f"{recording.path}: was recorded of another model than {loaded.path} holds now; record again, "
-            "or give the run it was recorded of"
-        )
 
 
 def _choose(option: str, value: str, known: tuple[str, ...]) -> None:

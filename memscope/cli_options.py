@@ -5,7 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +14,9 @@ from memscope.printable import one_line, printable, printable_json
 
 _LONGEST = 2000
 """Characters of an error that are printed; a file may be quoted in it."""
+
+if TYPE_CHECKING:
+    from memscope.config import Config
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
 RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]
@@ -27,6 +30,31 @@ SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random in this command.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def check(
+    run: Path, *, corpus: Path | None = None, facts: Path | None = None, recording: Path | None = None
+) -> "Config":
+    """The config of a run, once it is known that what a command is to read is there: loading torch takes seconds.
+
+    Raises:
+        InputError: it is not, or the recording is of another model than the run holds now.
+    """
+    from memscope.files import expect_file, sha256_file
+    from memscope.run_folder import MODEL, check_run
+    from memscope.store import read_info
+
+    config = check_run(run)
+    if corpus is not None:
+        expect_file(corpus, "corpus file")
+    if facts is not None:
+        expect_file(facts, "file of facts")
+    if recording is not None and read_info(recording).fingerprint != sha256_file(run / MODEL):
+        raise InputError(
+            f"{recording}: was recorded of another model than {run} holds now; record again, or give the run it was "
+            "recorded of"
+        )
+    return config
 
 
 def load(run: Path, device: str) -> Any:

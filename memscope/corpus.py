@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from memscope.errors import DamageError, InputError
 from memscope.files import atomic_path, sha256_file
 from memscope.inputs import Skipped, read_rows
+from memscope.lock import one_maker
 from memscope.seals import hashes, read_sealed, read_vouching, write_sealed
 from memscope.tokenizer import Tokenizer
 
@@ -101,10 +102,13 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
     key = hashlib.sha256((_CACHE_FORMAT + corpus_hash + tokenizer.identity).encode()).hexdigest()[:16]
     folder = cache_dir / key
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
-    if not _is_whole(folder):
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            _pack_into(temporary, path, tokenizer, dtype)
+    damaged = folder.is_dir() and not _is_whole(folder)
+    if damaged or not folder.is_dir():
+        with one_maker(folder, waits=True):
+            if damaged or not folder.is_dir():  # else another process has made it meanwhile
+                with atomic_path(folder) as temporary:
+                    temporary.mkdir()
+                    _pack_into(temporary, path, tokenizer, dtype)
     meta = read_sealed(folder / "meta.json", _REMOVE)
     Skipped(**meta["skipped"]).say()  # also of a corpus that was packed before
     documents = pq.read_table(folder / "documents.parquet")
@@ -217,8 +221,6 @@ def _batch(documents: Iterator[Document]) -> Iterator[Document]:
 
 def _is_whole(folder: Path) -> bool:
     """Whether an earlier call left a packed corpus that is still what it wrote; else it is packed again."""
-    if not folder.is_dir():
-        return False
     try:
         read_vouching(folder / "meta.json", _REMOVE)
     except DamageError as error:

@@ -5,12 +5,14 @@ full disk or a killed process never leaves half a file under a name that somethi
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,15 @@ from safetensors import SafetensorError
 
 from memscope.errors import InputError
 from memscope.printable import printable, printable_json
+from memscope.stop import at_end
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_SUFFIX = ".unfinished"
+_mine: set[Path] = set()
+"""What this process has not finished writing."""
 
 
 @contextmanager
@@ -35,22 +43,37 @@ def atomic_path(target: Path) -> Iterator[Path]:
         InputError: the parent folder cannot be created or written.
     """
     make_folder(target.parent)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    _remove(temporary)
+    name = f".{target.name}.{secrets.token_hex(4)}"  # not the process's number: other machines may write there too
+    temporary = target.with_name(name + _SUFFIX)
     try:
+        _mine.add(temporary)
         yield temporary
         for path in (temporary, *temporary.rglob("*")):
             _fsync(path)
         if temporary.is_dir() and target.exists():
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            old = target.with_name(f"{name}.old{_SUFFIX}")
             target.rename(old)
-            temporary.rename(target)
+            try:
+                temporary.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
             _remove(old)
         else:
             temporary.replace(target)
         _fsync(target.parent)
     finally:
         _remove(temporary)
+        _mine.discard(temporary)
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what a killed process left half-written in ``folder``, of the target ``name`` if one is given.
+
+    Only for who writes there alone (``lock.py``).
+    """
+    for path in folder.glob(f".{glob.escape(name) or '*'}.*{_SUFFIX}"):
+        _remove(path)
 
 
 def make_folder(path: Path) -> Path:
@@ -62,6 +85,17 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK):
         raise InputError(f"{path}: this folder is not writable; choose another one or change its permissions")
     return path
+
+
+def expect_file(path: Path, kind: str) -> None:
+    """Check that ``path`` is a file; ``kind`` says what for.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not path.is_file():
+        what = "this is a folder, not a" if path.is_dir() else "no such"
+        raise InputError(f"{path}: {what} {kind}")
 
 
 def write_text(target: Path, text: str) -> None:
@@ -141,6 +175,14 @@ def _fsync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@at_end
+def _remove_mine() -> None:
+    for path in list(_mine):
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def _remove(path: Path) -> None:

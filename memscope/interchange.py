@@ -13,6 +13,7 @@ import numpy as np
 
 from memscope.errors import InputError
 from memscope.files import atomic_path
+from memscope.lock import one_maker
 from memscope.part_reader import SelectionReader
 
 MOST_SELECTIONS = 1 << 21
@@ -72,8 +73,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         InputError: ``out`` exists; an export never replaces what somebody else may have put there.
     """
-    if out.exists():
-        raise InputError(f"{out}: already exists; remove it or choose another folder")
-    with atomic_path(out) as temporary:
-        temporary.mkdir()
-        yield temporary
+    with one_maker(out):
+        if out.exists():
+            raise InputError(f"{out}: already exists; remove it or choose another folder")
+        with atomic_path(out) as temporary:
+            temporary.mkdir()
+            yield temporary

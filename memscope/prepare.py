@@ -1,20 +1,18 @@
-"""What stands before the first training step: run folder, tokenizer, packed corpora, model and its bank."""
+"""What stands before the first training step: tokenizer, packed corpora, model and its bank."""
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from memscope import bank_init
-from memscope.checkpoint import SETTINGS, list_checkpoints, load_run
-from memscope.config import Config, load_config
+from memscope.checkpoint import load_run
+from memscope.config import Config
 from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.errors import InputError
-from memscope.files import make_folder
 from memscope.model import MemoryTransformer
-from memscope.seals import check_listed
+from memscope.run_folder import list_checkpoints
 from memscope.sentences import choose_sentences, read_sentences
 from memscope.special_tokens import Roles
 from memscope.tokenizer import Tokenizer
@@ -27,30 +25,6 @@ class Prepared(NamedTuple):
     train_corpus: PackedCorpus
     valid_corpus: PackedCorpus
     model: MemoryTransformer
-
-
-def check_run_folder(config: Config, run: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, or to resume one under another config.
-
-    Raises:
-        InputError: for either, for missing corpora, and for a tracker that is not installed.
-    """
-    saved = run / "config.yaml"
-    if saved.is_file():
-        check_listed(run, SETTINGS, "restore it")
-        if not resume:
-            raise InputError(f"{run}: holds a run already; add --resume to go on with it, or choose another --out")
-        if (old := load_config(saved)) != config:
-            raise InputError(f"{run}: was started with another config ({_first_difference(old, config)})")
-    make_folder(run)
-    for key, value in (("train_path", config.data.train_path), ("valid_path", config.data.valid_path)):
-        if not value:
-            raise InputError(f"data.{key} is empty; set it to a corpus ('memscope corpus' writes one)")
-        if not Path(value).is_file():
-            raise InputError(f"{value}: no such corpus file (data.{key}); 'memscope corpus' writes the default one")
-    tracker = config.train.tracker
-    if tracker != "none" and find_spec(tracker) is None:
-        raise InputError(f"train.tracker={tracker} is not installed: pip install {tracker}, or set it to none")
 
 
 def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
@@ -75,7 +49,7 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     train_corpus = pack_corpus(Path(config.data.train_path), tokenizer, cache)
     valid_corpus = pack_corpus(Path(config.data.valid_path), tokenizer, cache)
     model = MemoryTransformer(config, seed=config.train.seed)
-    if model.bank is not None:
+    if model.bank is not None and not list_checkpoints(run):  # a checkpoint has its entries, the run their starts
         _fill_bank(model, config, run, tokenizer, write)
     return Prepared(tokenizer, train_corpus, valid_corpus, model)
 
@@ -135,21 +109,9 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     )
     model.bank.start(torch.arange(memory.knowledge_num), torch.from_numpy(init.entries))
     init = init._replace(entries=model.bank.entries.float().numpy())  # as they are kept, which may be rounded
-    if config.train.revive_after and list_checkpoints(run):
-        return  # what its models say of revived entries is about the files that are there
     if write:
         started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)
         bank_init.save_bank_init(run, init, started, token_ids, space)
         if config.train.revive_after:
             spare_ids = bank_init.encode_sentences(spare, tokenizer, memory.knowledge_length)
             bank_init.save_spare(run, spare, spare_ids)
-
-
-def _first_difference(old: Config, new: Config) -> str:
-    before, after = old.model_dump(), new.model_dump()
-    return next(
-        f"{section}.{key} was {value!r}, is {after[section][key]!r}"
-        for section, values in before.items()
-        for key, value in values.items()
-        if value != after[section][key]
-    )

@@ -26,11 +26,13 @@ from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.decode import write_decodings
 from memscope.errors import DamageError, InputError
-from memscope.files import atomic_path, make_folder
+from memscope.files import atomic_path
+from memscope.lock import one_writer
 from memscope.model import MemoryTransformer
 from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
+from memscope.run_folder import check_no_run
 from memscope.runtime import processes, return_freed_memory
 from memscope.store import (
     AGGREGATES,
@@ -88,11 +90,18 @@ def record(
         options: how to record.
 
     Raises:
-        InputError: a baseline model, an unusable corpus, or a folder with a recording of something else.
+        InputError: a baseline model, an unusable corpus, a folder with a recording of something else, or one in which
+            another process writes.
     """
     options = options or RecordOptions()
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no memory to record")
+    check_no_run(recording)
+    with one_writer(recording):
+        return _record(run, corpus_path, recording, options)
+
+
+def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordOptions) -> RecordingInfo | None:
     group = processes()
     if not group.is_main:
         group.wait()  # the main process packs the corpus and lays the folder first
@@ -243,11 +252,7 @@ def _open_recording(recording: Path, info: RecordingInfo) -> None:
         write_info(recording, earlier.model_copy(update={"parts": parts, "complete": complete}))
         drop_progress(recording)
     else:
-        make_folder(recording)
         write_info(recording, info)
-    for folder in (recording, recording / "tokens", recording / "selections"):
-        for stale in make_folder(folder).glob(".*.tmp"):  # of a killed process
-            stale.unlink()
 
 
 def _earlier(recording: Path) -> RecordingInfo | None:

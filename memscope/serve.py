@@ -1,19 +1,22 @@
 """Start the app (``app/streamlit_app.py``) as a local web page.
 
-The page is served by ``python -m app``, Streamlit's own command line, which takes this process over: signals and the
-exit status are its own, and nothing is left behind when it is stopped. Streamlit is imported by the app alone.
+The page is served by ``python -m app``, which takes this process over, so that nothing is left behind when it is
+stopped. Streamlit is imported by the app alone.
 """
 
 import errno
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 import memscope
 from memscope.errors import InputError
+from memscope.stop import hold_signals
 from memscope.store import INFO, read_info
 
 RECORDINGS = "MEMSCOPE_RECORDINGS"
@@ -36,13 +39,17 @@ def serve_app(recording: Path | None, host: str, port: int) -> None:
         check_recordings(recording)
     check_address(host, port)
     package = Path(memscope.__file__).resolve().parent.parent
-    command = streamlit_command(package / "app" / "streamlit_app.py", host, port)
+    command = [sys.executable, "-P", "-m", "app", host, str(port)]  # -P: not the app/ of the current folder
     opened = recording or Path(os.environ.get(RECORDINGS) or "recordings")
     search = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, RECORDINGS: str(opened.resolve()), "PYTHONPATH": os.pathsep.join(search)}
     shown = "localhost" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
     print(f"memscope: http://{shown}:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)
-    os.execve(command[0], command, environment)
+    heard = hold_signals()  # until the next program listens to them
+    try:
+        os.execve(command[0], command, environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 def check_recordings(path: Path) -> None:
@@ -84,26 +91,26 @@ def check_address(host: str, port: int) -> None:
             raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
 
 
-def streamlit_command(script: Path, host: str, port: int) -> list[str]:
-    """The command line that serves ``script`` to this machine alone, unless ``host`` says otherwise.
+def server_options(host: str, port: int) -> dict[str, Any]:
+    """Streamlit's options for serving the app to this machine alone, unless ``host`` says otherwise.
 
-    Options given here win over any Streamlit config file of the user.
+    They win over any Streamlit config file of the user.
     """
-    options = {
+    return {
         "server.address": host,
         "server.port": port,
-        "server.headless": "true",  # no browser is opened, no e-mail address asked for
+        "server.headless": True,  # no browser is opened, no e-mail address asked for
         "server.fileWatcherType": "none",
-        "server.enableCORS": "true",
-        "server.enableXsrfProtection": "true",
-        "browser.gatherUsageStats": "false",
+        "server.enableCORS": True,
+        "server.enableXsrfProtection": True,
+        "server.enableAgentApi": False,
+        "server.allowedHosts": allowed_hosts(host),
+        "browser.gatherUsageStats": False,
+        "client.showErrorDetails": "none",  # what went wrong is for the terminal
         "client.toolbarMode": "viewer",
-        "logger.hideWelcomeMessage": "true",
+        "logger.hideWelcomeMessage": True,
         "logger.level": "warning",
     }
-    command = [sys.executable, "-P", "-m", "app", "run", str(script)]  # -P: not the app/ of the current folder
-    command += [f"--{name}={value}" for name, value in options.items()]
-    return command + [f"--server.allowedHosts={name}" for name in allowed_hosts(host)]
 
 
 def allowed_hosts(host: str) -> list[str]:

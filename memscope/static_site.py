@@ -22,6 +22,7 @@ from memscope.document import shown
 from memscope.entry_pages import EntryCard
 from memscope.errors import InputError
 from memscope.files import atomic_path
+from memscope.lock import one_maker
 from memscope.printable import printable
 from memscope.query import Recording
 from memscope.words import model_name, selections, visible
@@ -57,6 +58,11 @@ def write_static(recording: Recording, out: Path) -> StaticSite:
     """
     started = time.perf_counter()
     out = out.absolute()
+    with one_maker(out):
+        return _write_site(recording, out, started)
+
+
+def _write_site(recording: Recording, out: Path, started: float) -> StaticSite:
     _check_target(out)
     table = recording.entries(sort="count", limit=recording.info.knowledge_num)
     used = table[table["count"] > 0].reset_index(drop=True)

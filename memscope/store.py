@@ -26,13 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from memscope.errors import DamageError, InputError
 from memscope.files import atomic_path, sha256_file
 from memscope.parquet import part_writer
+from memscope.run_folder import INFO as INFO
 from memscope.seals import SEAL, check_file, read_own_json, read_sealed, unseal, write_sealed
 from memscope.sections import reachable_entries
 from memscope.special_tokens import ROLES_FILE
 from memscope.token_rows import KINDS, TokenRows, to_table
 
 FORMAT_VERSION = 4
-INFO = "recording.json"
 ROW_GROUP = 8192
 """Tokens per row group of token-major parts: what one look-up decompresses."""
 SELECTION_ROW_GROUP = 32768
@@ -181,7 +181,9 @@ def read_info(recording: Path) -> RecordingInfo:
         InputError: not a recording, or one of another format version.
     """
     if not (recording / INFO).is_file():
-        raise InputError(f"{recording}: not a recording (no {INFO}); make one with 'memscope record'")
+        is_run = (recording / "config.yaml").is_file() and not (recording / INFO).exists()
+        what = "a run" if is_run else f"not a recording (no {INFO})"
+        raise InputError(f"{recording}: {what}; make a recording with 'memscope record'")
     raw = read_own_json(recording / INFO)
     if isinstance(raw, dict) and SEAL in raw:
         unseal(raw, recording / INFO, _AGAIN)  # before anything of it is believed

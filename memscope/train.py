@@ -35,12 +35,14 @@ from memscope.errors import InputError
 from memscope.evaluate import evaluate
 from memscope.files import write_text
 from memscope.generate import generate
+from memscope.lock import one_writer
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import native
 from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
-from memscope.prepare import check_run_folder, prepare_run
+from memscope.prepare import prepare_run
 from memscope.revive import Reviver
+from memscope.run_folder import check_run_folder, check_steps, write_start
 from memscope.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.seals import LIST, write_sealed
 from memscope.timing import StepClock, Throughput
@@ -54,12 +56,18 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     """Train a model into the folder ``run`` and return its summary (also in ``run/run.json``).
 
     Raises:
-        InputError: bad paths or data; a run folder that exists without ``resume``, or has another config with it.
+        InputError: bad paths or data; a run folder that exists without ``resume``, has another config with it, or is
+            written by another process.
     """
     check_strategy(config)
     if config.train.compile and pick_device(device).type == "cpu" and native() is None:
         raise InputError("train.compile=true needs a C++ compiler: install g++, or set compile=false")
-    check_run_folder(config, run, resume)
+    with one_writer(run):
+        check_run_folder(config, run, resume)
+        return _train(config, run, device)
+
+
+def _train(config: Config, run: Path, device: str) -> dict[str, Any]:
     started = time.perf_counter()
     settings = config.train
     accelerator = make_accelerator(settings, run, device)
@@ -68,10 +76,6 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
             set_aside_damaged(run)
             (run / LIST).unlink(missing_ok=True)
         tokenizer, train_corpus, valid_corpus, net = prepare_run(config, run, write=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        write_text(run / "config.yaml", dump_config(config))
-        list_files(run)
-
     checkpoints, first_step = list_checkpoints(run), 0
     if checkpoints:
         load_weights(net, checkpoints[-1] / MODEL)
@@ -93,6 +97,12 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     micro_samples = settings.batch_size * accelerator.num_processes
     step_samples = micro_samples * settings.accumulation_steps
     n_steps = settings.steps or max(1, settings.epochs * order.n_windows // step_samples)
+    check_steps(run, first_step, n_steps)
+    if accelerator.is_main_process:
+        write_start(config, run, step_samples)
+        (run / LIST).unlink(missing_ok=True)
+        write_text(run / "config.yaml", dump_config(config))
+        list_files(run)
     speed = Throughput(step_samples * config.model.max_seq_len)
     log = MetricsLog(run / "metrics.jsonl", first_step, accelerator)
     progress = _progress_bar(first_step, n_steps, accelerator)

@@ -399,6 +399,10 @@ def test_a_broken_recording_beside_a_whole_one_is_named(
     (broken / "usage.parquet").unlink()
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
     test = AppTest.from_file(str(FRAME), default_timeout=60).run()
+    assert not test.exception
+    assert test.title[0].value == "Overview" and asked(test, "recording") == "whole"
+    test.selectbox(key="chosen").select("broken").run()
+    assert not test.exception
     assert "usage.parquet" in test.code[0].value
     test.selectbox(key="chosen").select("whole").run()
     assert not test.exception

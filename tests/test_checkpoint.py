@@ -80,7 +80,7 @@ def test_publishing_works_without_hard_links(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_temporary_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / ".step-00000005.77.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step-00000005.12345678.unfinished").mkdir(parents=True)
     assert list_checkpoints(tmp_path) == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memscope.errors import InputError
-from memscope.files import atomic_path, make_folder, read_json, sha256_file, write_json, write_text
+from memscope.files import atomic_path, make_folder, read_json, sha256_file, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -59,12 +59,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary(tmp_path: Path, monkey
         write_json(target, {"version": 2})
     assert read_json(target) == {"version": 1}
     assert names(tmp_path) == ["file.json"]
-
-
-def test_a_stale_temporary_of_the_same_process_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / f".file.{os.getpid()}.tmp").mkdir()
-    write_text(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_text() == "text"
 
 
 def test_a_folder_under_a_file_cannot_be_made(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ WITH_TORCH = {
     # experiments on a model, and models whose answer is known
     *("intervene", "effects", "ablation", "attribution", "facts", "edit", "what_if", "testing_models"),
     # commands import what they need when they run
-    *("cli", "cli_options", "cli_causal", "__main__"),
+    *("cli", "cli_options", "cli_causal", "cli_share", "__main__"),
 }
 """Modules below ``memscope`` that may import torch, themselves or by way of others; no new one gets in unnoticed."""
 

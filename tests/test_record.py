@@ -326,7 +326,7 @@ def test_an_interrupted_recording_is_completed_to_the_same_bytes(
 
     def failing(folder: Path, number: int, *rest: Any) -> Any:
         if number == stop_after:
-            (folder / "tokens" / ".part-000099.parquet.1.tmp").write_bytes(b"half a part")
+            (folder / "tokens" / ".part-000099.parquet.12345678.unfinished").write_bytes(b"half a part")
             raise KeyboardInterrupt
         return write_part(folder, number, *rest)
 

@@ -171,7 +171,7 @@ def test_a_torn_last_line_and_a_stale_temporary_folder_do_no_harm(
 ) -> None:
     with (half_run / "metrics.jsonl").open("ab") as file:
         file.write(torn)
-    stale = half_run / "checkpoints" / ".step-00000099.12345.tmp"
+    stale = half_run / "checkpoints" / ".step-00000099.12345678.unfinished"
     stale.mkdir()
     (stale / "model.safetensors").write_bytes(b"half a file")
     finish(make_config(corpus_dir), half_run)

@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.server import HEADERS
 from memscope.errors import InputError
-from memscope.serve import allowed_hosts, check_address, check_recordings, serve_app, streamlit_command
+from memscope.serve import allowed_hosts, check_address, check_recordings, serve_app, server_options
 from memscope.store import read_info, write_info
 
 
@@ -65,6 +66,14 @@ def _open_session(port: int, host: str, origin: str) -> int:
     return status
 
 
+def _get(port: int, path: str, origin: str | None = None) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path, headers={} if origin is None else {"Origin": origin})
+    answer = connection.getresponse()
+    answer.read()
+    return answer
+
+
 def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_on_ctrl_c(
     server: tuple[subprocess.Popen[str], int],
 ) -> None:
@@ -75,13 +84,36 @@ def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_o
     assert psutil.Process(process.pid).children(recursive=True) == []
     own = f"127.0.0.1:{port}"
     assert _open_session(port, own, f"http://{own}") == 101
-    assert _open_session(port, own, "http://elsewhere.example") == 403
-    assert _open_session(port, f"elsewhere.example:{port}", f"http://elsewhere.example:{port}") == 403
+    assert _open_session(port, f"localhost:{port}", f"http://localhost:{port}") == 101
+    other_port, elsewhere = f"127.0.0.1:{port + 1}", f"elsewhere.example:{port}"
+    for origin in ("http://elsewhere.example", f"http://{other_port}", "http://localhost", f"http://localhost:{port}"):
+        assert _open_session(port, own, origin) == 403, origin
+    for origin in ("null", f"http://{own}.example", f"http://{own}@{other_port}", "file://"):
+        assert _open_session(port, own, origin) == 403, origin
+    assert _open_session(port, elsewhere, f"http://{elsewhere}") == 403
+    for path in ("/", "/_stcore/health", "/no/such/page", "/media/none.csv"):
+        assert _get(port, path, f"http://{other_port}").status == 403
+        for name, value in HEADERS.items():
+            assert _get(port, path).headers[name] == value
+    assert "frame-ancestors 'none'" in HEADERS["Content-Security-Policy"]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert f"http://127.0.0.1:{port}" in errors
+    assert process.returncode == 130
+    assert f"http://127.0.0.1:{port}" in errors.splitlines()[0]
+    assert errors.splitlines()[-1] == "memscope: stopped"
     assert "Traceback" not in errors
+
+
+def test_the_server_can_be_stopped_while_a_session_waits_and_before_it_serves(tiny_recording_path: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "memscope", "app", str(tiny_recording_path), "--port", str(port)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "Ctrl-C stops it" in process.stderr.readline()  # the next program is loaded now
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[1].splitlines()[-1:] == ["memscope: stopped by SIGTERM"]
+    assert process.returncode == 143
 
 
 def test_a_folder_that_is_no_recording_is_refused(tmp_path: Path) -> None:
@@ -130,13 +162,11 @@ def test_the_recording_goes_by_environment_variable(
 
 
 def test_protections_are_on_whatever_the_users_streamlit_config_says() -> None:
-    command = streamlit_command(Path("app.py"), "127.0.0.1", 8501)
-    for option in ("server.enableCORS=true", "server.enableXsrfProtection=true", "browser.gatherUsageStats=false"):
-        assert f"--{option}" in command
-    assert [word for word in command if "allowedHosts" in word] == [
-        "--server.allowedHosts=localhost",
-        "--server.allowedHosts=127.0.0.1",
-    ]
+    options = server_options("127.0.0.1", 8501)
+    assert options["server.enableCORS"] and options["server.enableXsrfProtection"]
+    assert not options["browser.gatherUsageStats"] and not options["server.enableAgentApi"]
+    assert options["client.showErrorDetails"] == "none"
+    assert options["server.allowedHosts"] == ["localhost", "127.0.0.1"]
 
 
 def test_listening_everywhere_still_asks_for_this_machine_by_name() -> None:

@@ -191,8 +191,8 @@ def test_an_existing_run_is_not_overwritten_and_not_resumed_under_another_config
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"holds a run already; add --resume"):
         train(short(corpus_dir), run, device="cpu")
-    with pytest.raises(InputError, match=r"another config \(train\.steps was 3, is 4\)"):
-        train(short(corpus_dir, steps=4), run, resume=True, device="cpu")
+    with pytest.raises(InputError, match=r"another config \(train\.seed was 1337, is 4\)"):
+        train(short(corpus_dir, seed=4), run, resume=True, device="cpu")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -17,7 +17,7 @@ SHOWN = {
 
 a = state.recording()
 info = a.info
-names = [name for name in state.find_recordings(state.root()) if name != st.session_state["_recording"]]
+names = [name for name in state.usable_first() if name != st.session_state["_recording"]]
 
 st.title("Compare")
 if not names:

@@ -112,10 +112,9 @@ left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
 left.markdown(
     f"**{len(chosen):,} entries** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
 )
+numbers = state.numbers()  # a download is made outside of the session
 with right:
-    state.download(
-        "Save as CSV", lambda: entry_rows(recording, state.numbers(), chosen[:10_000].tolist()), "map-entries"
-    )
+    state.download("Save as CSV", lambda: entry_rows(recording, numbers, chosen[:10_000].tolist()), "map-entries")
 if lasso:
     clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
 if not len(chosen):

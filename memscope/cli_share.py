@@ -1,0 +1,93 @@
+"""Commands that show a recording: ``report``, ``export`` and ``app``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memscope.cli_options import RecordingArgument, show
+from memscope.errors import InputError
+from memscope.lock import one_writer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(report)
+    app.command()(export)
+    app.command("app")(run_app)
+
+
+def report(
+    recording: RecordingArgument,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.")] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="REC", help="Compare with this recording instead.")
+    ] = None,
+    static: Annotated[
+        Path | None, typer.Option("--static", metavar="DIR", help="Write pages of all used entries, for any browser.")
+    ] = None,
+) -> None:
+    """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
+    from memscope.query import Recording
+
+    if out is None and (static is None or against is not None):
+        raise InputError("report: where to? Give --out DIR, or --static DIR for the site alone")
+    opened = Recording(recording)
+    if out is not None:
+        other = None if against is None else Recording(against)
+        with one_writer(out):
+            if other is None:
+                from memscope.report import write_report
+
+                written = write_report(opened, out)
+            else:
+                from memscope.compare import write_comparison
+
+                written = write_comparison(opened, other, out)
+            for path in written:
+                show(path)
+    if static is not None:
+        from memscope.static_site import write_static
+
+        show(write_static(opened, static).home)
+
+
+def export(
+    recording: RecordingArgument,
+    to: Annotated[str, typer.Option("--to", help="delphi (sparse safetensors) or neuronpedia (JSON lines).")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
+    splits: Annotated[int, typer.Option(min=1, help="delphi: shards per layer.")] = 5,
+    sequence_tokens: Annotated[int, typer.Option(min=1, help="delphi: tokens per sequence.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="neuronpedia: so many entries, most used first.")] = 1000,
+) -> None:
+    """Export a recording for other tools."""
+    from memscope.query import Recording
+
+    match to:
+        case "delphi":
+            from memscope.export_delphi import export_delphi
+
+            export_delphi(Recording(recording), out, splits, sequence_tokens)
+        case "neuronpedia":
+            from memscope.export_neuronpedia import export_neuronpedia
+
+            export_neuronpedia(Recording(recording), out, limit=limit)
+        case _:
+            raise InputError(f"--to {to}: choose delphi or neuronpedia")
+    show(out)
+
+
+def run_app(
+    recording: Annotated[
+        Path | None, typer.Argument(metavar="[REC]", help="Recording to open; default: all under recordings/.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    host: Annotated[str, typer.Option(help="Address to listen on; all who reach it can read.")] = "127.0.0.1",
+) -> None:
+    """Browse recordings in a web page on this machine."""
+    from memscope.serve import serve_app
+
+    if host != "127.0.0.1":
+        print(f"memscope: listening on {host}: other machines may reach this page", file=sys.stderr)
+    serve_app(recording, host, port)

@@ -1,0 +1,186 @@
+"""What a run folder holds and whether it can be used or gone on with, without loading the model: torch stays out.
+
+check_run(Path("runs/demo"))                           # a trained run, or an InputError at once
+check_run_folder(config, Path("runs/demo"), resume=True)
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from memscope.config import Config, load_config
+from memscope.errors import InputError
+from memscope.files import expect_file, read_json, sha256_file, write_json
+from memscope.seals import check_listed
+from memscope.special_tokens import ROLES_FILE
+
+CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
+SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
+ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
+"""What a run is, and what its entries started from."""
+INFO = "recording.json"
+"""What a recording has and a run has not."""
+MAY_CHANGE = frozenset(
+    {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
+    | {f"train.{kind}_interval" for kind in ("log", "eval", "save", "sample", "profile")}
+    | {"train.compile", "train.gradient_checkpointing"}
+)
+"""Keys that a run may go on with other values of: how long and how it is trained and watched, not what it learns."""
+_CORPORA = {"data.train_path", "data.valid_path"}
+_STARTS = {"data.tokenizer_path", "memory.database_init_path", "memory.embedding_init_path"}
+"""Files that a run is made of; they are not read again once it has a checkpoint."""
+_BATCH = {"train.batch_size", "train.accumulation_steps"}
+
+
+def check_run(run: Path, checkpoint: Path | None = None) -> Config:
+    """The config of a trained run; for what reads one, before torch is loaded.
+
+    Raises:
+        InputError: not a run folder, one without a model yet, or a config that cannot be read.
+    """
+    if not run.is_dir():
+        what = "this is a file; a run is a folder" if run.exists() else "no such folder"
+        raise InputError(f"{run}: {what}; train a run with 'memscope train'")
+    if (run / INFO).is_file():
+        raise InputError(f"{run}: this is a recording; give the run that it was made of")
+    if not (run / CONFIG).is_file():
+        raise InputError(f"{run}: not a run folder (no {CONFIG}); train one with 'memscope train'")
+    weights = (checkpoint or run) / MODEL
+    if not weights.is_file():
+        raise InputError(f"{weights.parent}: no {MODEL}; the run has not saved a checkpoint yet")
+    return load_config(run / CONFIG)
+
+
+def check_no_run(folder: Path) -> None:
+    """Refuse a run's folder for what would be written among its files.
+
+    Raises:
+        InputError: for it.
+    """
+    if (folder / CONFIG).is_file() and not (folder / INFO).is_file():
+        raise InputError(f"{folder}: this is a run; choose another --out for its recording")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def check_run_folder(config: Config, run: Path, resume: bool) -> None:
+    """Refuse to overwrite a run, or to go on with one under another config or on other data.
+
+    Raises:
+        InputError: for either, for missing files, and for a tracker that is not installed.
+    """
+    if (run / INFO).is_file():
+        raise InputError(f"{run}: this is a recording; choose another --out for the run")
+    started = (run / CONFIG).is_file()
+    if started and not resume:
+        raise InputError(f"{run}: holds a run already; add --resume to go on with it, or choose another --out")
+    for key in sorted(_CORPORA):
+        if not (value := _value(config, key)):
+            raise InputError(f"{key} is empty; set it to a corpus ('memscope corpus' writes one)")
+        expect_file(Path(value), f"corpus file ({key}); 'memscope corpus' writes the default one")
+    if started:
+        check_listed(run, (*SETTINGS, *ORIGIN), "restore it")
+        _check_same(load_config(run / CONFIG), config, run)
+    if not list_checkpoints(run):
+        _check_starts(config, run)
+    tracker = config.train.tracker
+    if tracker != "none" and find_spec(tracker) is None:
+        raise InputError(f"train.tracker={tracker} is not installed: pip install {tracker}, or set it to none")
+
+
+def write_start(config: Config, run: Path, samples: int) -> None:
+    """Note in ``start.json`` what a run was started with, unless it stands there: hashes of its files, by key, and
+    the sequences of one optimiser step over all processes.
+    """
+    if not (run / START).is_file():
+        hashes = {key: _hash(config, key) for key in sorted(_CORPORA | _STARTS) if _readable(config, key)}
+        write_json(run / START, {"sha256": hashes, "sequences_per_step": samples})
+
+
+def check_steps(run: Path, done: int, asked: int) -> None:
+    """Refuse fewer steps than a run has done.
+
+    Raises:
+        InputError: for it.
+    """
+    if asked < done:
+        raise InputError(f"{run}: has done {done} steps, and train.steps or train.epochs ask for {asked}; give more")
+
+
+def _check_same(old: Config, new: Config, run: Path) -> None:
+    """Refuse a config that is not the run's, but for what may change."""
+    start: dict[str, Any] = read_json(run / START) if (run / START).is_file() else {}
+    known = start.get("sha256", {})
+    for key in sorted(_CORPORA | (_STARTS if not list_checkpoints(run) else set())):
+        if key in known and _readable(new, key) and _hash(new, key) != known[key]:
+            was = f"was {_value(old, key)!r}, " if _value(old, key) != _value(new, key) else ""
+            raise InputError(
+                f"{run}: {key} {was}is {_value(new, key)!r}, which holds other bytes than the run was started with"
+            )
+    changed = [
+        f"{section}.{key}"
+        for section, values in old.model_dump().items()
+        for key in values
+        if _value(old, f"{section}.{key}") != _value(new, f"{section}.{key}")
+    ]
+    refused = [key for key in changed if key not in MAY_CHANGE and not _is_moved(old, new, key, known)]
+    if set(refused) <= _BATCH and _sequences(new) == start.get("sequences_per_step"):
+        refused = []  # on another number of processes
+    if refused:
+        said = "; ".join(f"{key} was {_value(old, key)!r}, is {_value(new, key)!r}" for key in refused[:3])
+        more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
+        raise InputError(f"{run}: was started with another config ({said}{more}); see docs/training.md, Going on")
+    if (was := start.get("sequences_per_step", _sequences(new))) != _sequences(new):
+        raise InputError(
+            f"{run}: a step had {was} sequences, and batch_size x accumulation_steps x processes are "
+            f"{_sequences(new)} now; set train.batch_size or train.accumulation_steps so that they are the same"
+        )
+
+
+def _is_moved(old: Config, new: Config, key: str, known: dict[str, str]) -> bool:
+    """Whether a file of the run lies elsewhere now and has the same bytes."""
+    if key not in _CORPORA | _STARTS or not (_readable(new, key)):
+        return False
+    was = known.get(key) or (_hash(old, key) if _readable(old, key) else None)
+    return _hash(new, key) == was
+
+
+def _check_starts(config: Config, run: Path) -> None:
+    """Name a missing file that a new run is made of."""
+    for key in sorted(_STARTS):
+        value = _value(config, key)
+        if not value or (key == "data.tokenizer_path" and (run / "tokenizer.json").is_file()):
+            continue
+        if key.startswith("memory.") and not config.model.memory_layers:
+            continue
+        if key == "memory.embedding_init_path":
+            check_run(Path(value))
+        else:
+            expect_file(Path(value), f"file ({key})")
+
+
+def _sequences(config: Config) -> int:
+    """Sequences of one optimiser step over all processes, of which the launcher has told each."""
+    return config.train.batch_size * config.train.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _file(config: Config, key: str) -> Path:
+    path = Path(_value(config, key) or "")
+    return path / MODEL if key == "memory.embedding_init_path" else path
+
+
+def _readable(config: Config, key: str) -> bool:
+    return bool(_value(config, key)) and _file(config, key).is_file()
+
+
+def _hash(config: Config, key: str) -> str:
+    return sha256_file(_file(config, key))
