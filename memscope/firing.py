@@ -4,8 +4,8 @@
     firing.parquet     one row per used (layer, entry): documents, position, deciles of gate scores, typical tokens
     titles.parquet     entry title                           the words that set an entry apart, by TF-IDF
 
-A layer's entries are taken in blocks of at most ``BLOCK`` selections. What every row is about stays in memory: 36 bytes a
-token, and for a while more of the kind; this is the part of the census whose memory grows with the recording.
+A layer's entries are taken in blocks of at most ``BLOCK`` selections. What every row is about stays in memory: 36 bytes
+a token, and for a while more of the kind; this is the part of the census whose memory grows with the recording.
 """
 
 from collections.abc import Iterator
