@@ -78,7 +78,10 @@ ENTRY = {
     "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),
     "sentence": st.column_config.TextColumn("init sentence", width=330),
     "decoded": st.column_config.TextColumn("says now", help="Nearest tokens.", width=180),
-    "title": st.column_config.TextColumn("fires on", help="Words that set it apart, by TF-IDF.", width=180),
+    "title": st.column_config.TextColumn(
+        "fires on", help="The tokens it fires on most often, in the layer where it fires most.", width=260
+    ),
+    "words": st.column_config.TextColumn("set apart by", help="Words of highest TF-IDF that it fires in.", width=150),
 }
 """Columns of tables of entries."""
 

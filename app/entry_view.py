@@ -12,7 +12,7 @@ from memscope.query import Recording
 from memscope.usage import HOT_FACTOR
 from memscope.words import visible
 
-KINDS = {"top": "Highest gate scores", "quantile": "From every fifth of its gate scores, highest first"}
+KINDS = {"top": "Highest gate scores", "quantile": "Middles of the fifths of its gate scores, highest first"}
 
 
 def header(recording: Recording, card: EntryCard) -> None:
@@ -27,7 +27,13 @@ def header(recording: Recording, card: EntryCard) -> None:
     else:
         outside.text(card.sentence)
     if card.title:
-        outside.text(f"Fires on: {card.title}", help="Words that set the entry apart from others, by TF-IDF.")
+        outside.text(
+            f"Fires on: {card.title}",
+            help="The tokens it fires on most often in the layer where it fires most, with their shares of its firings "
+            "there; in brackets how much of a share comes after one token, where that says more.",
+        )
+    if card.words:
+        outside.text(f"Words that set it apart: {card.words}", help="Of highest TF-IDF among the words it fires in.")
     with st.container(horizontal=True):
         _metric(
             "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
@@ -156,7 +162,8 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
     d = recording.info.rows * recording.info.selected
     st.caption(
         f"{len(order)} of its selections, out of D = {d:,} a layer: the tokens with the highest gate scores, and the "
-        "middle of every fifth of the rest. Click one to see all that the token selected."
+        "middles of the fifths of all its scores that are not among them. Text before the window that the model saw is "
+        "left out. Click one to see all that the token selected."
     )
 
 
@@ -169,9 +176,10 @@ def firing(recording: Recording, entry: int) -> None:
     shown = {
         "layer": found["layer"],
         "selections": found["count"],
+        "fires on": found["fires_on"],
         "documents": found["docs"],
         "after": _tokens(found, "previous"),
-        "fires on": _tokens(found, "input"),
+        "on the token": _tokens(found, "input"),
         "model predicts next": _tokens(found, "predicted"),
         "comes next": _tokens(found, "next"),
     }
@@ -182,7 +190,10 @@ def firing(recording: Recording, entry: int) -> None:
         column_config={"layer": st.column_config.NumberColumn(width=55)},
         alt="Tokens typical of this entry",
     )
-    st.caption("Tokens that are more frequent at its selections than elsewhere, with how many times more (lift).")
+    st.caption(
+        "Fires on: its most frequent tokens in that layer, with shares. The other columns: tokens that are more "
+        "frequent at its selections than elsewhere, with how many times more (lift)."
+    )
 
 
 def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: str) -> None:

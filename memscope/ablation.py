@@ -127,7 +127,7 @@ def study_ablation(
         "reached_tokens": int(ablated["reached"].sum()),
         "table": table.astype(object).where(table.notna(), None).to_dict("records"),
     }
-    return AblationStudy(table, ablated, most_changed(ablated, corpus, run.tokenizer), summary)
+    return AblationStudy(table, ablated, most_changed(ablated, corpus, windows, run.tokenizer), summary)
 
 
 def write_study(study: AblationStudy, folder: Path) -> list[Path]:

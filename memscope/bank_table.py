@@ -21,15 +21,16 @@ from memscope.usage import HOT_FACTOR
 
 SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")
 """Columns that the table of entries sorts by."""
-FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded tokens", "title")
+FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded tokens", "fires on")
 """Fields that a search looks in."""
 STATES = ("all", "used", "never selected", "hot")
 """States of entries; hot ones have more than ``HOT_FACTOR`` times the even share of selections."""
 _LISTS = {name: f"array_to_string({name}, ' ')" for name in ("subject", "predicate", "object")}
+_FIRES_ON = {"titles": "concat_ws(' ', title, words)"}
 _TEXTS = {
-    "everything": {"bank": f"concat_ws(' ', sentence, {', '.join(_LISTS.values())})", "titles": "title"},
+    "everything": {"bank": f"concat_ws(' ', sentence, {', '.join(_LISTS.values())})", **_FIRES_ON},
     "sentence": {"bank": "sentence"},
-    "title": {"titles": "title"},
+    "fires on": _FIRES_ON,
     **{name: {"bank": text} for name, text in _LISTS.items()},
 }
 """SQL of the text that a field searches, by view."""
@@ -132,7 +133,7 @@ def select_entries(
 
 
 def entry_rows(recording: Recording, numbers: pd.DataFrame, entries: Iterable[int]) -> pd.DataFrame:
-    """Rows of the table of entries, in the order given: the numbers with ``title sentence predicate decoded``."""
+    """Rows of the table of entries, in the order given: the numbers with ``title words sentence predicate decoded``."""
     asked = [int(entry) for entry in entries]
     words = words_of(recording, asked)
     texts = [words[entry] for entry in asked]
@@ -141,6 +142,7 @@ def entry_rows(recording: Recording, numbers: pd.DataFrame, entries: Iterable[in
         .reset_index(drop=True)
         .assign(
             title=[one.title for one in texts],
+            words=[one.words for one in texts],
             sentence=[one.text for one in texts],
             predicate=[", ".join(one.predicates) or None for one in texts],
             decoded=[" ".join(token.strip() for token, _ in one.decoded[:_DECODED]) for one in texts],
@@ -156,7 +158,9 @@ class Words(NamedTuple):
     decoded: list[tuple[str, bool]]
     """Nearest tokens now, nearest first, with whether each stands in the sentence."""
     title: str | None
-    """Words that its contexts have in common, where it fires often enough to have some."""
+    """The tokens it fires on most often, with their shares; none for an entry never selected."""
+    words: str | None
+    """Words that set it apart, by TF-IDF."""
     text: str | None
     """The init sentence."""
     predicates: list[str]
@@ -164,9 +168,9 @@ class Words(NamedTuple):
 
 
 def words_of(recording: Recording, entries: Iterable[int]) -> dict[int, Words]:
-    """Sentence tokens, nearest tokens and titles of entries."""
+    """Sentence tokens, nearest tokens, and what entries fire on."""
     frame = recording.sql(
-        """SELECT bank.entry, token_ids, nearest, title, sentence, list_distinct(predicate) AS predicates
+        """SELECT bank.entry, token_ids, nearest, title, words, sentence, list_distinct(predicate) AS predicates
            FROM bank JOIN decodings USING (entry) LEFT JOIN titles USING (entry)
            WHERE bank.entry IN (SELECT unnest(?))""",
         [sorted({int(entry) for entry in entries})],
@@ -182,6 +186,7 @@ def words_of(recording: Recording, entries: Iterable[int]) -> dict[int, Words]:
             [texts[i] for i in ids],
             [(texts[i], i in own) for i in row.nearest.tolist()],
             row.title if isinstance(row.title, str) else None,
+            row.words if isinstance(row.words, str) else None,
             row.sentence if isinstance(row.sentence, str) else None,
             [name for name in relations if name],
         )

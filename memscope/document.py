@@ -4,7 +4,7 @@
         print(path)
 
 writes ``gate_bias.html`` (self-contained, runs no script, loads nothing), ``gate_bias.md``, and every figure as PNG
-and SVG under ``figures/``. Sentences, titles and contexts are text of a corpus: they are escaped for the format they
+and SVG under ``figures/``. Sentences, tokens and contexts are text of a corpus: they are escaped for the format they
 land in.
 """
 
@@ -87,6 +87,10 @@ class EntryNote(NamedTuple):
 
     title: str
     about: str
+    fires_on: str | None
+    """The tokens it fires on most often, with their shares; none for an entry never selected."""
+    words: str | None
+    """Words that set it apart, by TF-IDF."""
     sentence: str | None
     """Init sentence; none when the entry started random."""
     nearest: list[tuple[str, bool]]

@@ -165,15 +165,21 @@ def compare_change(effects: pd.DataFrame, controls: Sequence[pd.DataFrame], colu
 
 
 def most_changed(
-    effects: pd.DataFrame, corpus: PackedCorpus, tokenizer: Tokenizer, limit: int = 20, before: int = 16
+    effects: pd.DataFrame,
+    corpus: PackedCorpus,
+    windows: Sequence[DocumentWindow],
+    tokenizer: Tokenizer,
+    limit: int = 20,
+    before: int = 16,
 ) -> pd.DataFrame:
-    """The tokens whose prediction changed most by KL, with the text that leads to them.
+    """The tokens whose prediction changed most by KL, with the text that led to them in the ``windows`` that were read.
 
     Columns of ``effects`` and ``title before token_text target_text``.
     """
     shown = effects.nlargest(limit, "kl").reset_index(drop=True)
     start = corpus.starts[shown["doc"]] + shown["pos"].to_numpy()
-    left = np.maximum(start - before, corpus.starts[shown["doc"]])
+    seen = np.sort([window.start for window in windows])
+    left = np.maximum(start - before, seen[np.searchsorted(seen, start, side="right") - 1])
     texts = [
         tokenizer.decode(corpus.tokens[a:b].tolist(), after=corpus.tokens[max(a - 1, first) : a].tolist())
         for first, a, b in zip(corpus.starts[shown["doc"]], left, start, strict=True)

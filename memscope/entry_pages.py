@@ -24,7 +24,9 @@ class EntryCard(NamedTuple):
 
     entry: int
     title: str | None
-    """Words that set apart what it fires on; none for an entry never selected."""
+    """What it fires on most often, where it fires most (``fires_on.py``); none for an entry never selected."""
+    words: str | None
+    """Words that set it apart, by TF-IDF; none where it fires in no word more than once."""
     sentence: str | None
     """Init sentence; none when the entry started random."""
     triples: pd.DataFrame
@@ -54,9 +56,9 @@ def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]
         usage = recording.rows_of("usage", chunk, ["entry", "layer", "count", *sums])
         usages = dict(list(usage.groupby("entry")))
         for entry in chunk:
-            title = titles["title"].get(entry)
+            fires_on = titles["title"].get(entry), titles["words"].get(entry)
             yield _card(
-                recording, entry, title, bank.loc[entry], decodings.loc[entry], usages.get(entry, usage.iloc[:0])
+                recording, entry, fires_on, bank.loc[entry], decodings.loc[entry], usages.get(entry, usage.iloc[:0])
             )
 
 
@@ -93,7 +95,12 @@ def neighbours(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
 
 
 def _card(
-    recording: "Recording", entry: int, title: Any, bank: pd.Series, decoding: pd.Series, usage: pd.DataFrame
+    recording: "Recording",
+    entry: int,
+    fires_on: tuple[Any, Any],
+    bank: pd.Series,
+    decoding: pd.Series,
+    usage: pd.DataFrame,
 ) -> EntryCard:
     info = recording.info
     usage = usage.drop(columns="entry").set_index("layer").reindex(list(info.layers), fill_value=0).reset_index()
@@ -108,7 +115,8 @@ def _card(
     ]
     return EntryCard(
         entry=entry,
-        title=title if isinstance(title, str) else None,
+        title=fires_on[0] if isinstance(fires_on[0], str) else None,
+        words=fires_on[1] if isinstance(fires_on[1], str) else None,
         sentence=bank["sentence"] if has_sentence else None,
         triples=pd.DataFrame(
             {key: bank[key] if has_sentence else [] for key in ("subject", "predicate", "object", "uuid")}
@@ -136,22 +144,24 @@ def _known(recording: "Recording", entry: int) -> int:
 
 
 def _around(recording: "Recording", rows: list[int], before: int, after: int) -> pd.DataFrame:
-    """Document, position and surrounding text of rows."""
+    """Document, position and surrounding text of rows; text before the window that the model saw is left out."""
     documents = recording.documents
     docs = np.searchsorted(documents["first_row"].to_numpy(), rows, side="right") - 1
-    starts = documents["first_row"].to_numpy()[docs].tolist()
+    starts = documents["first_row"].to_numpy()[docs]
+    window = recording.info.window
+    seen = (starts + (np.asarray(rows, np.int64) - starts) // window * window).tolist()
     ends = (documents["first_row"] + documents["rows"]).to_numpy()[docs].tolist()
     ids, decode = recording.token_ids, recording.tokenizer.decode
     stretches = [
-        (start, max(start, row - before), row, row + 1, min(end, row + after + 1))
-        for row, start, end in zip(rows, starts, ends, strict=True)
+        (start, max(first, row - before), row, row + 1, min(end, row + after + 1))
+        for row, start, first, end in zip(rows, starts.tolist(), seen, ends, strict=True)
     ]
     texts = [
         tuple(decode(ids[a:b].tolist(), after=ids[max(start, a - 1) : a].tolist()) for a, b in pairwise(places))
         for start, *places in stretches
     ]
     place = pd.DataFrame({"doc": docs, "title": documents["title"].to_numpy()[docs]})
-    place["pos"] = np.array(rows, np.int64) - np.array(starts, np.int64)
+    place["pos"] = np.array(rows, np.int64) - starts
     return pd.concat([place, pd.DataFrame(texts, columns=["before", "token", "after"])], axis=1)
 
 

@@ -5,7 +5,7 @@
     exports/neuronpedia/demo/0-memory/model.jsonl  sourceset.jsonl  source.jsonl      one line each
     exports/neuronpedia/demo/0-memory/features/batch-0.jsonl.gz                       one line per entry
     exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
-    exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   init sentences and titles
+    exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   what it started as and fires on
 
 A source is a memory layer, a feature an entry that the layer selected; ``neuronpedia_rows.py`` has what is on a line.
 """

@@ -1,8 +1,10 @@
 """On what entries fire: top and quantile contexts, tokens, words; from the entry-major parts of a recording.
 
     contexts.parquet   layer entry kind rank row gate read   sorted by layer and entry
-    firing.parquet     one row per used (layer, entry): documents, position, deciles of gate scores, typical tokens
-    titles.parquet     entry title                           the words that set an entry apart, by TF-IDF
+    firing.parquet     one row per used (layer, entry): what it fires on, documents, position, deciles of gate scores,
+                       typical tokens
+    titles.parquet     entry title firings words             the tokens it fires on most often (fires_on.py), and the
+                                                             words that set it apart, by TF-IDF
 
 A layer's entries are taken in blocks of at most ``BLOCK`` selections. What every row is about stays in memory: 36 bytes
 a token, and for a while more of the kind; this is the part of the census whose memory grows with the recording.
@@ -19,6 +21,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 
 from memscope.errors import InputError
 from memscope.files import atomic_path
+from memscope.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
 from memscope.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.part_reader import SelectionReader, read_columns
@@ -34,8 +37,9 @@ N_QUANTILES = 5
 N_TOKENS = 5
 """Typical tokens kept per kind: those that add most to KL(tokens the entry fires on || all tokens)."""
 N_WORDS = 8
-"""Typical words per layer and entry that titles are made from."""
-TITLE_WORDS = 3
+"""Typical words per layer and entry that the words which set it apart are chosen from."""
+APART = 3
+"""Words that set an entry apart."""
 BLOCK = 1 << 21
 KINDS = ("input", "previous", "predicted", "next")
 INFORMATION = ("token", "even_token", "previous", "even_previous")
@@ -66,52 +70,61 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
     rows = _row_tokens(recording, info, documents["first_row"].to_numpy(), documents["rows"].to_numpy())
     tokenizer = Tokenizer.load(recording / "tokenizer.json")
     words = words_of_rows(rows.tokens[0], documents["first_row"].to_numpy(), tokenizer)
+    before = np.where(rows.tokens[1] >= 0, rows.tokens[1], len(tokenizer.token_texts)).astype(np.int32)
+    pairs = RowPairs(rows.tokens[0], before, tokenizer.token_texts)
     reader = SelectionReader(recording, info)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry", "count"]).to_pandas()
 
     def describe(layer: int) -> "_LayerFiring":
         used = usage[usage["layer"] == layer]
         blocks = list(_blocks(used["entry"].to_numpy(), used["count"].to_numpy()))
-        found = [_describe_block(reader, info, layer, entries, rows, words) for entries in blocks]
+        found = [_describe_block(reader, layer, entries, rows, pairs, words) for entries in blocks]
         return _with_read_weights(recording, info, layer, _join(found))
 
     selections = np.maximum((rows.shuffled >= 0).sum(1, keepdims=True), 1) * info.selected  # of known tokens
-    information, counted = [], []
+    information, counted, titled = [], [], Titles(info.knowledge_num)
     with (
         atomic_path(recording / "contexts.parquet") as contexts_path,
         atomic_path(recording / "firing.parquet") as firing_path,
     ):
         contexts, firing = TableWriter(contexts_path), TableWriter(firing_path, ENTRY_ROW_GROUP)
-        for found in in_threads(describe, info.layers):
+        for layer, found in zip(info.layers, in_threads(describe, info.layers), strict=True):
             contexts.write(found.contexts)
             firing.write(found.firing)
             nats = found.information / selections
             information.append(dict(zip(INFORMATION, nats.ravel().tolist(), strict=True)))
             counted.append(found.words)
+            titled.add(layer, *(found.firing[name] for name in ("entry", "firings", "fires_on")))
         contexts.close()
         firing.close()
-    named = titles(np.concatenate(counted), words.texts, info.knowledge_num)
+    named = titled.table()
+    named["words"] = words_apart(np.concatenate(counted), words.texts, named["entry"])
     write_table(recording / "titles.parquet", named, ENTRY_ROW_GROUP)
     return information
 
 
-def titles(counted: np.ndarray, words: list[str], n_entries: int) -> dict[str, Any]:
-    """Titles of entries: the ``TITLE_WORDS`` words of highest TF-IDF among those an entry fires in (scikit-learn's).
+def words_apart(counted: np.ndarray, words: list[str], entries: np.ndarray) -> pa.Array:
+    """Words that set entries apart: the ``APART`` of highest TF-IDF among those an entry fires in (scikit-learn's).
 
     Args:
         counted: ``entry word count`` in rows, int32 ``[row, 3]``; the same pair may come from several layers.
         words: texts of the words.
-        n_entries: size of the bank.
+        entries: used entries, rising.
+
+    Returns:
+        A text for each of ``entries``, null for those that fire in no word more than once.
     """
     entry, word, count = counted.T
-    together = coo_matrix((count, (entry, word)), shape=(n_entries, max(len(words), 1))).tocsr()
-    used = np.flatnonzero(np.diff(together.indptr))
-    if not len(used):
-        return {"entry": np.zeros(0, np.uint32), "title": pa.array([], pa.string())}
-    weight = TfidfTransformer(sublinear_tf=True).fit_transform(together[used])
-    best = best_of_rows(weight.indptr, weight.indices, weight.data, TITLE_WORDS)
-    found = [" · ".join(words[word] for word in row if word >= 0) for row in best.tolist()]
-    return {"entry": used.astype(np.uint32), "title": pa.array(found, pa.string())}
+    together = coo_matrix((count, (np.searchsorted(entries, entry), word)), shape=(len(entries), max(len(words), 1)))
+    together = together.tocsr()
+    if not together.nnz:
+        return pa.nulls(len(entries), pa.string())
+    has = np.diff(together.indptr) > 0
+    weight = TfidfTransformer(sublinear_tf=True).fit_transform(together[has])
+    best = best_of_rows(weight.indptr, weight.indices, weight.data, APART)
+    found = np.full(len(entries), None, object)
+    found[has] = [" · ".join(words[word] for word in row if word >= 0) for row in best.tolist()]
+    return pa.array(found, pa.string())
 
 
 class _LayerFiring(NamedTuple):
@@ -157,7 +170,7 @@ def _blocks(entries: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _describe_block(
-    reader: SelectionReader, info: RecordingInfo, layer: int, entries: np.ndarray, rows: RowTokens, words: RowWords
+    reader: SelectionReader, layer: int, entries: np.ndarray, rows: RowTokens, pairs: RowPairs, words: RowWords
 ) -> _LayerFiring:
     entry, row, gate = reader.read(layer, int(entries[0]), int(entries[-1]))
     if not np.array_equal(np.flatnonzero(np.bincount(entry - entries[0])), entries - entries[0]):
@@ -187,6 +200,7 @@ def _describe_block(
     firing = {
         "entry": entries.astype(np.uint32),
         "count": found.count,
+        **headlines(count_firings(entries, entry, row, pairs), pairs),
         "docs": found.docs,
         "position_mean": found.position.astype(np.float32),
         "gate_deciles": fixed_lists(found.deciles, pa.float16()),

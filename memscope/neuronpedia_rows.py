@@ -67,9 +67,10 @@ def entry_rows(source: Source, batch: list[int]) -> Iterator[Rows]:
     )
     by_entry = dict(iter(contexts.groupby("entry")))
     decodings = recording.sql(
-        """SELECT d.*, sentence, title FROM decodings d JOIN bank USING (entry) LEFT JOIN titles t ON t.entry = d.entry
+        """SELECT d.*, sentence, fires_on, words FROM decodings d JOIN bank USING (entry)
+           LEFT JOIN titles t ON t.entry = d.entry LEFT JOIN firing f ON f.entry = d.entry AND f.layer = ?
            WHERE d.entry IN (SELECT unnest(?))""",
-        [batch],
+        [layer, batch],
     ).set_index("entry")
     for number, (begin, end) in zip(batch, bounds, strict=True):
         mine = order[begin:end]
@@ -156,11 +157,12 @@ def _activations(
 
 
 def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[str, Any]]:
-    """The entry's init sentence and its title, as far as it has them; neither comes from a model that explains."""
-    sentence, title = decoding["sentence"], decoding["title"]
+    """What the entry started from and fires on, as far as it has them; none comes from a model that explains."""
+    sentence, fires_on, words = decoding["sentence"], decoding["fires_on"], decoding["words"]
     known = [
         (sentence, f"Init sentence: {sentence}", "What the entry started from, not a description of what it does now."),
-        (title, title, "Words that set apart the texts it fires on, by TF-IDF."),
+        (fires_on, f"Fires on: {fires_on}", "Its most frequent tokens in this layer, with their shares."),
+        (words, f"Words that set it apart: {words}", "Of highest TF-IDF among the words it fires in."),
     ]
     return [
         {

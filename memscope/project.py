@@ -219,10 +219,10 @@ def _usage_features(run: LoadedRun, recording: Path, info: RecordingInfo, layers
 
 
 def _entry_texts(recording: Path, n_entries: int) -> list[str]:
-    """Init sentence and title of every entry; empty for entries without either."""
+    """Init sentence and the words that set every entry apart; empty for entries without either."""
     texts = [text or "" for text in read_parquet(recording / "bank_init.parquet", ["sentence"])["sentence"].to_pylist()]
-    titles = read_parquet(recording / "titles.parquet").to_pydict()
-    for entry, title in zip(titles["entry"], titles["title"], strict=True):
-        texts[entry] += f" {title}"
+    apart = read_parquet(recording / "titles.parquet", ["entry", "words"]).to_pydict()
+    for entry, words in zip(apart["entry"], apart["words"], strict=True):
+        texts[entry] += f" {words or ''}"
     assert len(texts) == n_entries
     return texts

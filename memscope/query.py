@@ -158,7 +158,8 @@ class Recording:
         """A page of the table of entries.
 
         Args:
-            search: an entry number, or words that must all occur in sentence, title, subject, predicate or object.
+            search: an entry number, or words that must all occur in sentence, subject, predicate, object, what it
+                fires on or the words that set it apart.
             sort: one of ``SORT_COLUMNS``.
             descending: largest first.
             limit: rows of the page.
@@ -174,7 +175,7 @@ class Recording:
         page = self.sql(f"{_ENTRY_NUMBERS} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])
         bank = self.rows_of("bank", page["entry"].tolist(), ["entry", "sentence", "subject", "predicate", "object"])
         titles = self.rows_of("titles", page["entry"].tolist())
-        texts = bank.merge(titles, on="entry", how="left")[["entry", "title", *bank.columns[1:]]]
+        texts = bank.merge(titles, on="entry", how="left")[["entry", "title", "words", *bank.columns[1:]]]
         return page[["entry"]].merge(texts, on="entry").merge(page, on="entry")
 
     def count_entries(self, search: str = "") -> int:
@@ -212,16 +213,17 @@ class Recording:
         """Contexts of entries: their top ones and samples from every fifth of their gate scores.
 
         Returns ``entry layer kind rank row gate read doc title pos before token after``, by entry, kind (``top``
-        first) and falling gate score; ``before`` and ``after`` are the text around the token inside its document.
+        first) and falling gate score; ``before`` is the text before the token in the window that the model saw,
+        ``after`` what follows in its document.
         """
         return entry_pages.contexts(self, entries, before, after)
 
     def firing_of(self, entries: Iterable[int]) -> pd.DataFrame:
         """What entries fire on in each layer that uses them.
 
-        Returns ``entry layer count docs position_mean gate_deciles`` and, for ``input``, ``previous``, ``predicted``
-        and ``next`` tokens, ``{kind}_tokens``, ``{kind}_lift`` and ``{kind}_count``: lists of texts and numbers, most
-        typical first.
+        Returns ``entry layer count firings fires_on docs position_mean gate_deciles``, what the headline is made of
+        and, for ``input``, ``previous``, ``predicted`` and ``next`` tokens, ``{kind}_tokens``, ``{kind}_lift`` and
+        ``{kind}_count``: lists of texts and numbers, most typical first.
         """
         return entry_pages.firing(self, entries)
 
@@ -335,7 +337,7 @@ def _search_condition(search: str) -> tuple[str, list[Any]]:
     if not words:
         return "TRUE", []
     parts = [f"array_to_string({column}, ' ')" for column in ("subject", "predicate", "object")]
-    text = f"concat_ws(' ', sentence, title, {', '.join(parts)})"
+    text = f"concat_ws(' ', sentence, title, words, {', '.join(parts)})"
     found = " AND ".join([f"{text} ILIKE ? ESCAPE '\\'"] * len(words))
     condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
     values: list[Any] = [f"%{_escape_like(word)}%" for word in words]

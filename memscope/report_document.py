@@ -305,6 +305,8 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
                 title=f"Entry {card.entry}",
                 about=f"{int(card.usage['count'].sum()):,} selections, most in layer {int(most['layer'])} "
                 f"({most['share']:.1%} of its selections); drift {max(0.0, card.drift):.3f}",
+                fires_on=card.title,
+                words=card.words,
                 sentence=card.sentence,
                 nearest=list(zip(card.nearest["token"], card.nearest["in_sentence"], strict=True)),
                 contexts=contexts,

@@ -3,7 +3,7 @@
     memscope report recordings/demo --static site/demo
 
 ``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``), and every one of them
-has a page under ``entries/``. Sentences, titles and contexts are text of a corpus: they are escaped in pages and set
+has a page under ``entries/``. Sentences, tokens and contexts are text of a corpus: they are escaped in pages and set
 as text by the script, and a content security policy allows no other script, style or address.
 """
 
@@ -114,6 +114,7 @@ def _write_data(recording: Recording, used: pd.DataFrame, folder: Path) -> Itera
             int(row["layers_used"]),
             int(layers[usage[:, row["entry"]].argmax()]),
             _text(row["title"]),
+            _text(row["words"]),
             _text(row["sentence"]),
             _triple_text(row),
         ]
@@ -204,6 +205,7 @@ def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: l
     return {
         "number": firing["layer"],
         "count": firing["count"],
+        "fires_on": firing["fires_on"],
         "docs": firing["docs"],
         "gates": list(firing["gate_deciles"]),
         "typical": [(name, found) for name, found in typical if found],

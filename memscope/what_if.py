@@ -119,7 +119,7 @@ def changed_contexts(run: LoadedRun, recording: Recording, change: Change, limit
     windows = _windows(recording, change)
     corpus = recorded_corpus(recording)
     effects = measure_effects(run, corpus, windows, {"": Trial(partial(open_change, run, change))})[""]
-    contexts = most_changed(effects, corpus, run.tokenizer, limit)
+    contexts = most_changed(effects, corpus, windows, run.tokenizer, limit)
     return Changed(mean_change(effects), len(effects), contexts)
 
 

@@ -27,10 +27,12 @@ def holds(recording: Recording, field: str, words: list[str]) -> list[int]:
     texts = recording.tokenizer.token_texts
     found = []
     for row in recording.sql(query).itertuples():
-        parts = {name: [text] if isinstance(text := getattr(row, name), str) else [] for name in ("sentence", "title")}
+        texts_of = {name: [getattr(row, name)] for name in ("sentence", "title", "words")}
+        parts = {name: [text for text in found_in if isinstance(text, str)] for name, found_in in texts_of.items()}
         for name in ("subject", "predicate", "object"):
             parts[name] = list(getattr(row, name)) if isinstance(getattr(row, name), np.ndarray) else []
         parts["everything"] = [text for values in parts.values() for text in values]
+        parts["fires on"] = parts["title"] + parts["words"]
         parts["decoded tokens"] = [texts[token] for token in row.nearest]
         if all(any(word in text.lower() for text in parts[field]) for word in words):
             found.append(int(row.entry))

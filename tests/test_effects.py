@@ -186,11 +186,12 @@ def test_a_contrast_is_paired_by_document_and_averages_controls() -> None:
 def test_contexts_most_changed_come_with_their_text(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     windows = document_windows(tiny_corpus, 64, 300)
     effects = measure_effect(tiny_run, tiny_corpus, windows, partial(scale, tiny_run.model, 0.0))
-    shown = most_changed(effects, tiny_corpus, tiny_run.tokenizer, limit=5, before=8)
+    shown = most_changed(effects, tiny_corpus, windows, tiny_run.tokenizer, limit=5, before=100)
     assert shown["kl"].tolist() == sorted(effects["kl"], reverse=True)[:5]
     for row in shown.itertuples():
         at = tiny_corpus.starts[row.doc] + row.pos
         assert tiny_run.tokenizer.token_texts[tiny_corpus.tokens[at]] == row.token_text
         assert tiny_run.tokenizer.token_texts[tiny_corpus.tokens[at + 1]] == row.target_text
-        text = tiny_run.tokenizer.decode(tiny_corpus.tokens[max(tiny_corpus.starts[row.doc], at - 8) : at].tolist())
+        window = tiny_corpus.starts[row.doc] + row.pos // 64 * 64  # what the model saw
+        text = tiny_run.tokenizer.decode(tiny_corpus.tokens[max(window, at - 100) : at].tolist())
         assert row.before == text

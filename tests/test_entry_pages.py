@@ -46,7 +46,7 @@ def test_a_card_holds_sentence_triples_usage_and_decodings(tiny_recording: Recor
     assert card.triples[["subject", "predicate", "object"]].to_numpy().tolist() == [
         ["Ada Holm", "place of birth", "Aston"]
     ]
-    assert card.title == table["title"][entry]
+    assert (card.title, card.words) == (table["title"][entry], table["words"][entry])
     assert card.drift == pytest.approx(table["drift"][entry])
     assert card.slot_drift == [pytest.approx(card.drift)]  # one slot
     assert card.usage["layer"].tolist() == [0, 1]
@@ -73,7 +73,7 @@ def test_an_entry_that_started_random_has_no_sentence(tiny_recording: Recording)
 def test_an_entry_that_nothing_selects_has_a_card_of_zeros(short_recording: Recording) -> None:
     unused = int(short_recording.entries(sort="count", descending=False, limit=1)["entry"][0])
     card = short_recording.entry(unused)
-    assert card.title is None
+    assert (card.title, card.words) == (None, None)
     assert card.usage["count"].tolist() == [0, 0]
     assert len(card.lens) == 0
     for found in (short_recording.contexts(unused), short_recording.firing_of([unused])):
@@ -135,16 +135,21 @@ def test_contexts_show_the_token_in_its_document(
         assert (fired["gate"].tolist(), fired["read"].tolist()) == ([row.gate], [row.read])
 
 
-def test_contexts_end_with_their_document(tiny_recording: Recording, tiny_corpus: PackedCorpus) -> None:
+def test_contexts_begin_with_a_window_and_end_with_a_document(
+    tiny_recording: Recording, tiny_corpus: PackedCorpus
+) -> None:
     frame = tiny_recording.contexts_of(range(64), before=3, after=2)
     ids = [tiny_recording.tokenizer.token_texts[token] for token in tiny_corpus.tokens]
     lengths = np.diff(tiny_corpus.starts)
+    window = tiny_recording.info.window
     for row in frame.itertuples():
         start, end = int(tiny_corpus.starts[row.doc]), int(tiny_corpus.starts[row.doc + 1])
+        start += row.pos // window * window  # what the model saw begins with its window
         if not any("\ufffd" in text for text in ids[max(start, row.row - 3) : row.row + 3]):
             assert row.before == "".join(ids[max(start, row.row - 3) : row.row])
             assert row.after == "".join(ids[row.row + 1 : min(end, row.row + 3)])
     assert (frame["pos"] == 0).any()  # nothing before
+    assert ((frame["pos"] > 0) & (frame["pos"] % window == 0) & (frame["before"] == "")).any()
     assert (frame["pos"].to_numpy() == lengths[frame["doc"]] - 1).any()  # nothing behind
 
 

@@ -14,7 +14,7 @@ from synthetic import SPECIAL, make_rows, selections_of, write_recording
 
 from memscope import firing
 from memscope.aggregate import write_census
-from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, titles, write_firing
+from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
 from memscope.firing_kernels import sort_keys
 from memscope.row_words import words_of_rows
 from memscope.store import RecordingInfo
@@ -190,7 +190,7 @@ def test_an_entry_that_stands_for_the_token_before_is_known_by_it(tmp_path: Path
         assert row["previous_lift"][0] == pytest.approx(1 / share[entry])
 
 
-def naive_titles(rows: TokenRows, folder: Path) -> dict[int, list[str]]:
+def naive_words(rows: TokenRows, folder: Path) -> dict[int, list[str]]:
     starts = np.cumsum([0, *LENGTHS[:-1]])
     words = words_of_rows(rows.token.astype(np.int32), starts, Tokenizer.load(folder / "tokenizer.json"))
     share = shares(words.of_row)
@@ -210,31 +210,29 @@ def naive_titles(rows: TokenRows, folder: Path) -> dict[int, list[str]]:
     return found
 
 
-def test_titles_are_the_words_of_highest_tf_idf(rows: TokenRows, written: Any, tmp_path: Path) -> None:
+def test_words_apart_are_those_of_highest_tf_idf(rows: TokenRows, written: Any, tmp_path: Path) -> None:
     info = write_recording(tmp_path, rows)
-    table = written[2]["titles.parquet"]
-    found = {entry: title.split(" · ") for entry, title in zip(table["entry"], table["title"], strict=True)}
-    assert found == naive_titles(rows, tmp_path)
+    table = written[2]["titles.parquet"].dropna(subset="words")
+    found = {entry: words.split(" · ") for entry, words in zip(table["entry"], table["words"], strict=True)}
+    assert found == naive_words(rows, tmp_path)
     assert 30 < len(found) <= info.knowledge_num
 
 
-def test_titles_add_up_layers_and_keep_any_text() -> None:
+def test_words_apart_add_up_layers_and_keep_any_text() -> None:
     words = ["<b>bold</b>", "=HYPERLINK(1)", "a · b", "漢字", "plain"]
     counted = np.array(
         [[5, 0, 3], [5, 0, 4], [5, 1, 2], [2, 3, 9], [7, 4, 1], [7, 2, 6], [7, 1, 1], [7, 0, 1]], np.int32
     )
-    table = titles(counted, words, n_entries=9)
-    assert table["entry"].tolist() == [2, 5, 7]
+    table = words_apart(counted, words, np.array([0, 2, 5, 7]))
     # idf: words 0 and 1 stand in two of three entries, the others in one; tf is 1 + ln count
     weight = {2: 1 + math.log(6), 4: 1.0}
     rare, common = math.log(4 / 2) + 1, math.log(4 / 3) + 1
     assert weight[2] * rare > weight[4] * rare > common
-    assert table["title"].to_pylist() == ["漢字", "<b>bold</b> · =HYPERLINK(1)", "a · b · plain · <b>bold</b>"]
+    assert table.to_pylist() == [None, "漢字", "<b>bold</b> · =HYPERLINK(1)", "a · b · plain · <b>bold</b>"]
 
 
-def test_no_words_give_no_titles() -> None:
-    table = titles(np.zeros((0, 3), np.int32), [], n_entries=4)
-    assert (len(table["entry"]), len(table["title"])) == (0, 0)
+def test_without_words_nothing_is_set_apart() -> None:
+    assert words_apart(np.zeros((0, 3), np.int32), [], np.arange(4)).to_pylist() == [None] * 4
 
 
 def test_hostile_words_of_a_text_come_out_as_they_are(tmp_path: Path) -> None:
@@ -243,7 +241,9 @@ def test_hostile_words_of_a_text_come_out_as_they_are(tmp_path: Path) -> None:
     rows.token[:] = rows.predicted[:] = 3 + np.arange(80) % 6
     rows.indices[:, 0, 0] = np.arange(80) % 6
     tables = write_all(tmp_path, rows, texts=texts, knowledge_num=6)[2]
-    assert tables["titles.parquet"]["title"].tolist() == [
+    title = tables["titles.parquet"]["title"]
+    assert title[0] == "“␣<script>alert(1)</script>” 100% of 14 firings"
+    assert tables["titles.parquet"]["words"].tolist() == [
         "script>alert(1)</script",
         "cmd|'/C",
         "o'clock",

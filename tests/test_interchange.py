@@ -278,14 +278,17 @@ def test_neuronpedia_takes_the_most_used_entries(tiny_recording: Recording, trut
     assert {f["index"] for s in chosen.iterdir() for f in lines(s / "features")} == set(map(str, sorted(found)[:2]))
 
 
-def test_neuronpedia_explains_with_init_sentence_and_title(tiny_recording: Recording, tmp_path: Path):
+def test_neuronpedia_explains_with_init_sentence_and_what_it_fires_on(tiny_recording: Recording, tmp_path: Path):
     result = export_neuronpedia(tiny_recording, tmp_path / "out", limit=None)
-    titles = tiny_recording.sql("SELECT * FROM titles").set_index("entry")["title"]
+    words = tiny_recording.sql("SELECT entry, words FROM titles").set_index("entry")["words"].dropna()
     for source in result.folder.iterdir():
         entries = [int(feature["index"]) for feature in lines(source / "features")]
         sentences = tiny_recording.sentences(entries)
         expected = Counter(f"Init sentence: {s}" for s in sentences.values() if s is not None)
-        expected += Counter(titles[entry] for entry in entries if entry in titles.index)
+        expected += Counter(f"Words that set it apart: {words[entry]}" for entry in entries if entry in words.index)
+        firing = tiny_recording.firing_of(entries)
+        layer = int(source.name.split("-")[0])
+        expected += Counter(f"Fires on: {text}" for text in firing[firing["layer"] == layer]["fires_on"])
         assert Counter(line["description"] for line in lines(source / "explanations")) == expected
 
 

@@ -107,7 +107,7 @@ def test_a_detector_is_known_by_its_token_in_every_view(recording: Recording, tr
     rows = recording.selections(entry, PLANTED_LAYER)["row"]
     assert np.array_equal(rows, np.flatnonzero(recording.token_ids == token))
     card = recording.entry(entry)
-    assert card.title is not None and f"w{token}" in card.title
+    assert card.title == f"“␣w{token}” 100%"
     assert card.usage.set_index("layer")["count"][PLANTED_LAYER] == occurrences
 
 

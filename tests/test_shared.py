@@ -91,7 +91,7 @@ def test_a_tiny_model_trains_on_real_text_and_is_recorded(tmp_path: Path) -> Non
     assert recording.usage().sum() == 3000 * 2 * 4
     predicates = recording.preferences().query("attribute == 'predicate'")
     assert len(set(predicates["label"])) > 10
-    words = set(recording.sql("SELECT title FROM titles")["title"].str.split(" · ").explode())
+    words = set(recording.sql("SELECT words FROM titles")["words"].dropna().str.split(" · ").explode())
     text = next(read_documents(SHARED / "corpus" / "valid.jsonl")).text
     assert len([word for word in words if word in text]) > 20  # real words, whole
     card = recording.entry(int(recording.entries(limit=1)["entry"][0]))

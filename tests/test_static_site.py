@@ -104,7 +104,7 @@ def test_hostile_text_is_escaped_in_pages_and_data(site: StaticSite, hostile_ent
             assert "<script>window" not in text and "<img src=x" not in text
     assert "&lt;script&gt;window.hacked = true&lt;/script&gt;" in page_of(site, hostile_entry)
     [row] = [row for row in rows_of(site) if row[0] == hostile_entry]
-    assert row[6] == HOSTILE.strip()
+    assert row[7] == HOSTILE.strip()
 
 
 def test_json_in_a_script_ends_neither_the_script_nor_a_line() -> None:

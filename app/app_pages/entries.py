@@ -80,6 +80,7 @@ if entry is None:
             "sentence",
             "decoded",
             "title",
+            "words",
             "predicate",
         ],
         column_config=columns.ENTRY,

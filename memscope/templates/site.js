@@ -1,5 +1,5 @@
 // The index of entries: searches, sorts and pages rows that the files in data/ hand over through memscope.add().
-// Rows are [entry, selections, drift, layers, main layer, title, sentence, triples]. Texts are set as textContent.
+// Rows are [entry, selections, drift, layers, main layer, title, words, sentence, triples]. Texts are set as textContent.
 "use strict";
 const memscope = (() => {
   const PAGE = 100;
@@ -58,8 +58,8 @@ const memscope = (() => {
       text.append(title);
     }
     const sentence = document.createElement("span");
-    sentence.className = row[6] === null ? "sentence soft" : "sentence";
-    sentence.textContent = row[6] === null ? "started random" : row[6];
+    sentence.className = row[7] === null ? "sentence soft" : "sentence";
+    sentence.textContent = row[7] === null ? "started random" : row[7];
     text.append(sentence);
     const drift = row[2] === null ? "" : row[2].toFixed(3);
     made.append(number, cell("n", row[1].toLocaleString("en")), cell("n hide", row[4] + (row[3] > 1 ? " +" + (row[3] - 1) : "")), cell("n", drift), text);
@@ -122,7 +122,7 @@ const memscope = (() => {
     path: entry => `entries/${String(Math.floor(entry / 1000)).padStart(3, "0")}/${entry}.html`,
     add(more) {
       for (const row of more) {
-        row.text = [row[5], row[6], row[7]].join(" ").toLowerCase();
+        row.text = [row[5], row[6], row[7], row[8]].join(" ").toLowerCase();
         rows.push(row);
       }
       if (!waiting && document.readyState !== "loading") {
