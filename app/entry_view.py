@@ -249,6 +249,8 @@ def place(recording: Recording, entry: int) -> None:
     if entry not in places["entry"].to_numpy():
         st.caption("The map leaves this entry out.")
         return
+    if not recording.map_info["trusted"]:
+        st.caption("This map is not trusted; its page says why.")
     state.show_figure(figures.place_on_map, coordinates, entry, alt="Where this entry lies among all")
     if st.button("Show on the map", icon=":material/scatter_plot:"):
         address.go("map", entry=entry)

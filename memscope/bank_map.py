@@ -1,11 +1,15 @@
 """Entries on a plane: vectors -> places, clusters, names, and how far the map may be believed. No torch.
 
-    vectors [N, F] --exact nearest neighbours--> UMAP --> places [N, 2] --k-means--> clusters --TF-IDF--> names
+    vectors [N, F] --exact nearest neighbours--> UMAP --> places [N, 2] --k-means--> clusters (named in map_names.py)
 
 UMAP (McInnes et al., arXiv 1802.03426) by cosine, seeded, from a PCA plane (as good a start as the spectral one for
 global structure, Kobak and Linderman 2021, and it cannot hang on a graph in pieces). A bank of more than ``fit_on``
 entries is laid out on a sample, and the others are placed by UMAP's transform. Neighbours are exact: descent found
 75% of them in a bank of sentences, whose vectors fill nearly all of their dimensions.
+
+UMAP draws neat islands of anything, so a map is checked. ``try_map`` maps a sample of entries, and the same sample with
+every principal component shuffled over the entries: vectors that vary as much in every direction and have no structure
+beyond that (as in parallel analysis, Horn 1965). ``why_not_trusted`` names what speaks against a map.
 
 Clusters are regions of the map, k-means on the places, and not groups found in the data. In a bank of 65,536 sentences
 they kept more of an entry's neighbours together than k-means on the vectors (0.51 against 0.39, 48 clusters) and
@@ -21,7 +25,6 @@ import numpy as np
 from scipy import sparse
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
@@ -31,9 +34,15 @@ MIN_ENTRIES = 10
 """Fewer make no map."""
 _JUDGED = 4096
 """Entries that the quality of a map is measured on; the cost grows with the square."""
+_TRIED = 2048
+"""Entries that a space is tried on."""
+LEAST_KEPT = 0.05
+"""Share of nearest neighbours that a trusted map keeps beyond chance, at least."""
+LEAST_GAIN = 0.03
+"""What a trusted map's trustworthiness in the trial is above that of shuffled vectors, at least; maps of random vectors
+differed by up to 0.02 (300 to 4,000 entries, 8 to 64 columns)."""
 _CHUNK = 8192
 """Entries placed at a time; up to 10,000 UMAP's transform takes 100 epochs, for more only 30."""
-_WORDS = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class MapQuality(NamedTuple):
 
     sample: int
     """Entries measured on."""
+    apart: bool
+    """Whether none of them was in the trial."""
     k: int
     """Neighbours of each."""
     trustworthiness: dict[str, float]
@@ -72,6 +83,31 @@ class MapQuality(NamedTuple):
     is one among the vectors, about 0.5 = chance)."""
     neighbours_kept: dict[str, float]
     """Likewise: share of the k nearest of all entries that are among the k nearest on the map."""
+
+
+class Trial(NamedTuple):
+    """How well a sample of entries maps."""
+
+    rows: np.ndarray
+    """The sample, rising."""
+    trustworthiness: dict[str, float]
+    """Of ``map``, ``pca`` and ``shuffled``, the map of vectors without structure; within the sample."""
+    neighbours_kept: dict[str, float]
+    """Likewise."""
+
+    @property
+    def gain(self) -> float:
+        """Trustworthiness of the map above the better one of a PCA plane and of a map of shuffled vectors."""
+        return self.trustworthiness["map"] - max(self.trustworthiness["pca"], self.trustworthiness["shuffled"])
+
+    def said(self) -> dict[str, Any]:
+        """As ``map.json`` has it."""
+        return {
+            "entries": len(self.rows),
+            "trustworthiness": self.trustworthiness,
+            "neighbours_kept": self.neighbours_kept,
+            "gain": self.gain,
+        }
 
 
 class BankMap(NamedTuple):
@@ -86,22 +122,70 @@ class BankMap(NamedTuple):
     quality: MapQuality
 
 
-def make_map(vectors: np.ndarray, settings: MapSettings) -> BankMap:
+def try_map(vectors: np.ndarray, settings: MapSettings) -> Trial:
+    """Map a seeded sample of entries, at most half of them where that is enough, and the same without structure.
+
+    Raises:
+        InputError: as ``make_map``.
+    """
+    unit = _checked(vectors)
+    chance = np.random.default_rng(settings.seed)
+    size = min(_TRIED, max(len(unit) // 2, min(len(unit), _TRIED // 8)))
+    rows = np.sort(chance.choice(len(unit), size, replace=False))
+    trust: dict[str, float] = {}
+    kept: dict[str, float] = {}
+    for name, sample in (("map", unit[rows]), ("shuffled", _without_structure(unit[rows], chance))):
+        everyone = np.arange(size)
+        plane = _plane(sample)
+        quality = _judge(sample, _place(sample, everyone, plane, settings), plane, settings.seed, everyone)
+        layouts = {"map": "map", "pca": "pca"} if name == "map" else {"shuffled": "map"}
+        trust |= {new: quality.trustworthiness[old] for new, old in layouts.items()}
+        kept |= {new: quality.neighbours_kept[old] for new, old in layouts.items()}
+    return Trial(rows, trust, kept)
+
+
+def why_not_trusted(quality: MapQuality, trial: Trial) -> list[str]:
+    """What speaks against believing a map, as sentences; nothing for a map to trust."""
+    trust, kept = quality.trustworthiness, quality.neighbours_kept
+    reasons = []
+    if trust["map"] <= trust["pca"]:
+        reasons.append(
+            f"It shows neighbourhoods no better than a plane of two principal components: trustworthiness "
+            f"{trust['map']:.3f} against {trust['pca']:.3f}."
+        )
+    if kept["map"] - kept["random"] < LEAST_KEPT:
+        reasons.append(
+            f"It keeps next to nothing of the true neighbours: {kept['map']:.1%} of them (by chance "
+            f"{kept['random']:.1%})."
+        )
+    if trial.trustworthiness["map"] - trial.trustworthiness["shuffled"] < LEAST_GAIN:
+        reasons.append(
+            f"Vectors without any structure map as well: trustworthiness {trial.trustworthiness['map']:.3f} of "
+            f"{len(trial.rows):,} entries, {trial.trustworthiness['shuffled']:.3f} of the same ones shuffled."
+        )
+    return reasons
+
+
+def make_map(vectors: np.ndarray, settings: MapSettings, tried: np.ndarray | None = None) -> BankMap:
     """Lay out entries by the cosine of their vectors ``[N, F]``.
+
+    Args:
+        vectors: of the entries.
+        settings: how.
+        tried: entries that a trial was made on; quality is measured on others where at least as many are left.
 
     Raises:
         InputError: fewer than ``MIN_ENTRIES`` entries, or vectors that are not finite.
     """
-    n = len(vectors)
-    if n < MIN_ENTRIES:
-        raise InputError(f"{n} entries are too few for a map; it takes at least {MIN_ENTRIES}")
-    unit = _unit_rows(vectors)
+    unit, n = _checked(vectors), len(vectors)
     chance = np.random.default_rng(settings.seed)
     fitted = np.arange(n) if n <= settings.fit_on else np.sort(chance.choice(n, settings.fit_on, replace=False))
-    with np.errstate(invalid="ignore"):  # entries that are all alike have no variance to explain
-        plane = PCA(2, svd_solver="covariance_eigh").fit(unit[fitted])
+    plane = _plane(unit[fitted])
     places = _draw_in(_place(unit, fitted, plane, settings))
-    return BankMap(places, _cluster(places, settings), len(fitted), _judge(unit, places, plane, settings.seed))
+    others = np.setdiff1d(np.arange(n), [] if tried is None else tried, assume_unique=True)
+    apart = tried is not None and len(others) >= len(tried)
+    quality = _judge(unit, places, plane, settings.seed, others if apart else np.arange(n))
+    return BankMap(places, _cluster(places, settings), len(fitted), quality._replace(apart=apart))
 
 
 def place_apart(places: np.ndarray, count: int) -> np.ndarray:
@@ -117,46 +201,22 @@ def place_apart(places: np.ndarray, count: int) -> np.ndarray:
     return (center + distance[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)).astype(np.float32)
 
 
-def text_weights(texts: list[str]) -> tuple[sparse.csr_matrix, list[str]]:
-    """TF-IDF of words in texts: weights ``[entry, word]`` and the words; no word at all gives no column.
-
-    Words are 3 to 24 letters, without English function words; the 50,000 most frequent are kept.
-    """
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True,
-        stop_words="english",
-        token_pattern=r"(?u)\b[^\W\d_]{3,24}\b",
-        max_features=50_000,
-        dtype=np.float32,
-    )
-    try:
-        weights = vectorizer.fit_transform(texts)
-    except ValueError:  # "empty vocabulary": entries that started random have no sentence
-        return sparse.csr_matrix((len(texts), 0), dtype=np.float32), []
-    return weights, vectorizer.get_feature_names_out().tolist()
+def _checked(vectors: np.ndarray) -> np.ndarray:
+    if len(vectors) < MIN_ENTRIES:
+        raise InputError(f"{len(vectors)} entries are too few for a map; it takes at least {MIN_ENTRIES}")
+    return _unit_rows(vectors)
 
 
-def name_clusters(cluster: np.ndarray, weights: sparse.csr_matrix, terms: list[str]) -> list[str]:
-    """Name every cluster by the terms whose mean weight in it lies furthest above the mean of all entries.
+def _plane(unit: np.ndarray) -> Any:
+    with np.errstate(invalid="ignore"):  # entries that are all alike have no variance to explain
+        return PCA(2, svd_solver="covariance_eigh").fit(unit)
 
-    Args:
-        cluster: cluster of every entry, ``[N]``.
-        weights: weight of every term in every entry, ``[N, term]``.
-        terms: their texts.
 
-    Returns:
-        A name per cluster: up to three terms, or "cluster 7" where none stands out.
-    """
-    count = int(cluster.max()) + 1
-    sizes = np.maximum(np.bincount(cluster, minlength=count), 1)
-    member = sparse.csr_matrix((np.ones(len(cluster), np.float32), (cluster, np.arange(len(cluster)))))
-    means = np.asarray((member @ weights).todense()) / sizes[:, None]
-    excess = means - np.asarray(weights.mean(0)).reshape(1, -1)
-    names = []
-    for number, row in enumerate(excess):
-        best = [terms[term] for term in np.argsort(-row, kind="stable")[: 4 * _WORDS] if row[term] > 0]
-        names.append(", ".join(list(dict.fromkeys(filter(None, best)))[:_WORDS]) or f"cluster {number}")
-    return names
+def _without_structure(unit: np.ndarray, chance: np.random.Generator) -> np.ndarray:
+    """The same vectors with each principal component shuffled over them, as unit rows."""
+    with np.errstate(invalid="ignore"):
+        turn = PCA(svd_solver="covariance_eigh" if unit.shape[1] < len(unit) else "full").fit(unit)
+    return _unit_rows(turn.inverse_transform(chance.permuted(turn.transform(unit), axis=0)))
 
 
 def _unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -234,11 +294,11 @@ def _cluster(places: np.ndarray, settings: MapSettings) -> np.ndarray:
     return number[found]
 
 
-def _judge(unit: np.ndarray, places: np.ndarray, plane: Any, seed: int) -> MapQuality:
-    """Compare neighbours among the vectors with those on the map, on a seeded sample."""
+def _judge(unit: np.ndarray, places: np.ndarray, plane: Any, seed: int, among: np.ndarray) -> MapQuality:
+    """Compare neighbours among the vectors with those on the map, on a seeded sample of the entries ``among``."""
     chance = np.random.default_rng(seed)
     n = len(unit)
-    sample = chance.choice(n, min(n, _JUDGED), replace=False)
+    sample = chance.choice(among, min(len(among), _JUDGED), replace=False)
     k = min(15, (len(sample) - 1) // 2)  # trustworthiness is defined for k < n / 2
     layouts = {"map": places, "pca": plane.transform(unit), "random": chance.random((n, 2))}
     true = _nearest_others(unit, sample, k, "brute")
@@ -247,7 +307,7 @@ def _judge(unit: np.ndarray, places: np.ndarray, plane: Any, seed: int) -> MapQu
         trust[name] = float(trustworthiness(unit[sample], layout[sample], n_neighbors=k))
         near = _nearest_others(layout, sample, k, "kd_tree")
         kept[name] = float((true[:, :, None] == near[:, None, :]).any(2).mean())
-    return MapQuality(len(sample), k, trust, kept)
+    return MapQuality(len(sample), False, k, trust, kept)
 
 
 def _nearest_others(points: np.ndarray, rows: np.ndarray, k: int, algorithm: str) -> np.ndarray:

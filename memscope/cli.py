@@ -264,10 +264,9 @@ def map_entries(
     run: RunArgument,
     recording: RecordingArgument,
     feature: Annotated[
-        str,
-        typer.Option(help="values (the entries themselves), usage (who is selected with whom) or read (what it adds)."),
-    ] = "values",
-    layer: Annotated[int | None, typer.Option(help="For usage and read: this memory layer alone.")] = None,
+        str, typer.Option(help="values, usage, read, contexts, coselection or keys; best tries all of them.")
+    ] = "best",
+    layer: Annotated[int | None, typer.Option(help="This memory layer alone; not for values.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""

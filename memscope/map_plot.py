@@ -22,6 +22,7 @@ MOST_POINTS = 20_000
 """Entries drawn as points; more become pixels."""
 LISTED = 26
 """Clusters that the list names."""
+NOT_TRUSTED = "This map is not to be believed: near entries are not alike, and groups on it mean nothing."
 _PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 _GREY = "#8A8F98"
 _PIXELS = 400
@@ -33,7 +34,7 @@ def bank_map(points: pd.DataFrame, info: dict[str, Any], color: str = "cluster",
 
     Args:
         points: ``entry x y cluster`` of every entry and, to colour by it, another numeric column.
-        info: what ``map.json`` says.
+        info: what ``map.json`` says; of a map that is not trusted, that comes first and no cluster has a colour.
         color: ``cluster``, or the column to colour by. Entries with none of a count (whole numbers) or without a
             number are grey; numbers that span more than two orders of magnitude have logarithmic colours.
         dark: for a dark page.
@@ -43,11 +44,15 @@ def bank_map(points: pd.DataFrame, info: dict[str, Any], color: str = "cluster",
     axes = figure.add_subplot()
     axes.patch.set_alpha(0.0)
     axes.spines[:].set_visible(False)
-    if color == "cluster":
+    if color == "cluster" and not info["trusted"]:
+        _draw_grey(axes, _Raster(points), np.ones(len(points), bool))
+    elif color == "cluster":
         _draw_clusters(axes, points, info, dark)
     else:
         _draw_numbers(axes, points, color, dark)
     axes.set(xticks=[], yticks=[], aspect="equal")
+    if not info["trusted"]:
+        figure.suptitle("\n".join([NOT_TRUSTED, *info["why_not"]]), fontsize=8, color=ink(dark))
     figure.supxlabel(_caption(info), fontsize=8, color=ink(dark))
     return figure
 
@@ -162,6 +167,16 @@ def _spread_colors(places: np.ndarray, dark: bool) -> np.ndarray:
     return np.asarray(palette[chosen])
 
 
+def chosen(info: dict[str, Any]) -> str:
+    """Of how many spaces the map's was chosen, as words to go on with; nothing where it was asked for."""
+    tried = [one["feature"] for one in info["chosen_among"] if "gain" in one]
+    if not tried:
+        return ""
+    apart = info["measured_on"]["apart_from_trial"]
+    measured = "numbers are of other entries than the choice's" if apart else "numbers are of the choice's own entries"
+    return f", the best of {len(tried)} spaces ({', '.join(tried)}; {measured})"
+
+
 def _size(count: int) -> float:
     """Area of a point in square points: all points together cover about as much at any number."""
     return float(np.clip(20_000 / max(1, count), 2.5, 12))
@@ -170,7 +185,7 @@ def _size(count: int) -> float:
 def _caption(info: dict[str, Any]) -> str:
     pca, random = info["yardstick"]["pca"], info["yardstick"]["random"]
     return (
-        f"UMAP of {info['feature']} by {info['metric']} similarity; the axes have no unit.\n"
+        f"UMAP of {info['feature']} by {info['metric']} similarity{chosen(info)}; the axes have no unit.\n"
         f"Nearest neighbours kept: {info['neighbours_kept']:.1%} (on a PCA plane {pca['neighbours_kept']:.1%}, "
         f"by chance {random['neighbours_kept']:.2%}).\nTrustworthiness: {info['trustworthiness']:.2f} (on a PCA plane "
         f"{pca['trustworthiness']:.2f}, by chance {random['trustworthiness']:.2f})."

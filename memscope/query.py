@@ -244,15 +244,21 @@ class Recording:
         return self.sql("SELECT * FROM bias")
 
     def map(self) -> pd.DataFrame | None:
-        """Places of entries on the map, ``entry x y cluster``; none before ``memscope map``."""
+        """Places of entries on the map, ``entry x y cluster``; none before ``memscope map``.
+
+        On a map that is not trusted all entries are in cluster -1.
+        """
         return read_parquet(self.path / "map.parquet").to_pandas() if self.map_info else None
 
     @cached_property
     def map_info(self) -> dict[str, Any]:
-        """How the map was made, its trustworthiness and clusters (``map.json``); empty before ``memscope map``."""
+        """How the map was made, how far to trust it, and its clusters (``map.json``).
+
+        Empty before ``memscope map``, and for a map that an earlier memscope made without asking if it can be trusted.
+        """
         path = self.path / "map.json"
         info: dict[str, Any] = read_vouching(path, "map again") if path.is_file() else {}
-        return info
+        return info if "trusted" in info else {}
 
     def document_losses(self) -> pd.DataFrame:
         """Mean loss of documents in nats, over tokens that have a successor: ``doc title group tokens loss``."""

@@ -25,6 +25,9 @@ def make_folder(recording: Path, folder: Path) -> Path:
     pq.write_table(pa.table(columns), tiny / "map.parquet")
     names = [HOSTILE_CLUSTER, "born, town"]
     clusters = [{"cluster": number, "size": entries // 2, "name": name} for number, name in enumerate(names)]
-    said = {"feature": "values", "trustworthiness": 0.9, "clusters": clusters}
+    worth = {"trustworthiness": 0.7, "neighbours_kept": 0.1}
+    said = {"trusted": True, "why_not": [], "feature": "values", "chosen_among": [], "clusters": clusters}
+    said |= {"trustworthiness": 0.9, "neighbours_kept": 0.4, "yardstick": {"pca": worth, "random": worth}}
+    said |= {"measured_on": {"apart_from_trial": True}}
     write_sealed(tiny / "map.json", said | {"files": hashes(tiny, ["map.parquet"])})
     return folder

@@ -1,5 +1,7 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -288,6 +290,25 @@ def test_many_points_stand_behind_a_switch(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_recording_without_a_map_names_the_command() -> None:
     test = open_page("map", recording="deeper/twin")
     assert test.code[0].value.startswith("memscope map")
+
+
+def test_a_map_that_is_not_trusted_says_so_first_and_colours_no_clusters(folder: Path) -> None:
+    path = folder / "tiny" / "map.json"
+    said = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(said) | {"trusted": False, "why_not": ["It keeps too little."]}))
+        os.utime(folder / "tiny" / "map.parquet")  # what caches look at
+        test = open_page("map")
+        assert not test.exception
+        assert "not to be believed" in test.warning[0].value and "It keeps too little." in test.warning[0].value
+        assert "Cluster" not in test.selectbox(key="map.by").options
+        assert open_page("map", by="cluster").selectbox(key="map.by").value == "usage"
+        path.write_text(json.dumps({"feature": "values"}))  # made before maps were checked
+        os.utime(folder / "tiny" / "map.parquet")
+        assert open_page("map").code[0].value.startswith("memscope map")
+    finally:
+        path.write_text(said)
+        os.utime(folder / "tiny" / "map.parquet")
 
 
 @pytest.mark.parametrize("by", ["count", "gate score", "read weight"])

@@ -37,7 +37,7 @@ WITH_TORCH = {
     ),
     *("timing", "evaluate", "generate"),
     # recording and decoding; rows are made of captured tensors
-    *("record", "rows", "decode", "trace", "history", "project"),
+    *("record", "rows", "decode", "trace", "history", "project", "map_spaces"),
     # experiments on a model, and models whose answer is known
     *("intervene", "effects", "ablation", "attribution", "facts", "edit", "what_if", "testing_models"),
     # commands import what they need when they run

@@ -15,13 +15,27 @@ from matplotlib.colors import to_rgba
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
-from memscope import map_plot
-from memscope.bank_map import BankMap, MapSettings, make_map, name_clusters, place_apart, text_weights
+from memscope import map_plot, project
+from memscope.bank_map import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
 from memscope.checkpoint import LoadedRun
 from memscope.errors import InputError
-from memscope.map_plot import bank_map
+from memscope.map_names import name_clusters, text_weights
+from memscope.map_plot import NOT_TRUSTED, bank_map
+from memscope.map_spaces import (
+    BEFORE,
+    OF_USAGE,
+    SPACES,
+    Space,
+    context_counts,
+    coselection_profiles,
+    entry_keys,
+    entry_values,
+    read_outputs,
+    token_counts,
+    usage_profiles,
+)
 from memscope.part_reader import read_part
-from memscope.project import FEATURES, entry_values, read_outputs, token_counts, usage_profiles, write_map
+from memscope.project import BEST, FEATURES, write_map
 from memscope.store import read_info, write_info
 
 
@@ -42,6 +56,70 @@ def planted() -> tuple[np.ndarray, np.ndarray, BankMap]:
 def recording(tiny_recording_path: Path, tmp_path: Path) -> Path:
     """The tiny recording as a copy that a test may write into."""
     return Path(shutil.copytree(tiny_recording_path, tmp_path / "recording"))
+
+
+@pytest.fixture
+def believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every map is trusted, so that clusters of a bank of 64 entries can be looked at."""
+    monkeypatch.setattr(project, "why_not_trusted", lambda quality, trial: [])
+
+
+def verdict(vectors: np.ndarray, seed: int = 0) -> list[str]:
+    trial = try_map(vectors, MapSettings(seed=seed))
+    return why_not_trusted(make_map(vectors, MapSettings(seed=seed), trial.rows).quality, trial)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(400, 4), (1200, 8)])
+def test_a_map_of_entries_in_clear_groups_is_trusted(n: int, groups: int) -> None:
+    assert verdict(blobs(n, groups)[0]) == []
+
+
+@pytest.mark.parametrize(("n", "width"), [(300, 8), (1000, 32), (600, 64)])
+def test_a_map_of_random_entries_is_not_trusted_and_says_so(n: int, width: int) -> None:
+    reasons = verdict(np.random.default_rng(n).standard_normal((n, width)))
+    assert any(reason.startswith("Vectors without any structure map as well") for reason in reasons)
+
+
+def test_directions_of_unequal_length_are_no_structure() -> None:
+    assert verdict(np.random.default_rng(0).standard_normal((600, 16)) * 0.8 ** np.arange(16))
+
+
+def test_quality_is_measured_on_other_entries_than_the_trial() -> None:
+    vectors = blobs(600, 4)[0]
+    trial = try_map(vectors, MapSettings())
+    assert len(trial.rows) == 300
+    assert make_map(vectors, MapSettings(), trial.rows).quality[:2] == (300, True)
+    assert make_map(vectors, MapSettings()).quality[:2] == (600, False)
+
+
+def test_the_space_with_structure_is_chosen_and_all_are_told(
+    tiny_run: LoadedRun, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance, names = np.random.default_rng(5), sparse.csr_matrix((300, 0), dtype=np.float32)
+    spaces = {name: chance.standard_normal((300, 32)) for name in SPACES} | {"contexts": blobs(300, 4)[0]}
+    monkeypatch.setattr(
+        project, "make_space", lambda run, path, info, name, *_: Space(np.arange(300), spaces[name], names, [])
+    )
+    monkeypatch.setattr(project, "read_info", lambda path: read_info(path).model_copy(update={"knowledge_num": 300}))
+    said = write_map(tiny_run, recording)
+    assert (said["feature"], said["trusted"]) == ("contexts", True)
+    assert [one["feature"] for one in said["chosen_among"]] == list(SPACES)
+    assert max(said["chosen_among"], key=lambda one: one["gain"])["feature"] == "contexts"
+    assert len(said["clusters"]) == 24
+
+
+def test_a_map_that_is_not_trusted_has_no_clusters_and_its_figure_says_so_first(
+    tiny_run: LoadedRun, recording: Path
+) -> None:
+    said = write_map(tiny_run, recording, "values")
+    assert not said["trusted"] and said["why_not"] and said["clusters"] == []
+    frame = pd.read_parquet(recording / "map.parquet")
+    assert (frame["cluster"] == -1).all()
+    figure = bank_map(frame, said)
+    assert figure.get_suptitle().splitlines() == [NOT_TRUSTED, *said["why_not"]]
+    assert figure.axes[0].get_legend() is None and not figure.axes[0].collections
+    pixels = np.asarray(figure.axes[0].images[0].get_array())[..., :3]
+    assert (pixels == np.array(to_rgba(map_plot._GREY)[:3])).all()
 
 
 def test_planted_blobs_come_out_as_the_clusters(planted: tuple[np.ndarray, np.ndarray, BankMap]) -> None:
@@ -163,19 +241,23 @@ def test_entries_without_the_feature_fill_a_disc_below_the_map() -> None:
 @pytest.mark.parametrize("feature", FEATURES)
 def test_every_entry_of_the_bank_is_on_the_map(feature: str, tiny_run: LoadedRun, recording: Path) -> None:
     said = write_map(tiny_run, recording, feature, seed=5)
+    assert (said["chosen_among"] != []) == (feature == BEST)
+    feature = said["feature"]
     frame = pd.read_parquet(recording / "map.parquet")
     assert frame.columns.tolist() == ["entry", "x", "y", "cluster"]
     assert frame["entry"].tolist() == list(range(64))
     assert np.isfinite(frame[["x", "y"]].to_numpy()).all()
     assert json.loads((recording / "map.json").read_text()).items() >= said.items()
     assert (said["feature"], said["seed"], said["entries"], said["metric"]) == (feature, 5, 64, "cosine")
-    sizes = frame["cluster"].value_counts()
+    sizes = frame["cluster"][frame["cluster"] >= 0].value_counts()
+    assert (len(sizes) > 0) == said["trusted"]
     assert [(told["cluster"], told["size"]) for told in said["clusters"]] == list(enumerate(sizes.sort_index()))
     assert all(told["name"] for told in said["clusters"])
     used = pd.read_parquet(recording / "usage.parquet")["entry"].nunique()
-    assert said["placed"] == (used if feature == "usage" else 64)
+    assert said["placed"] == (used if feature in OF_USAGE else 64)
 
 
+@pytest.mark.usefixtures("believed")
 def test_entries_never_selected_form_the_last_cluster_of_a_map_of_usage(tiny_run: LoadedRun, recording: Path) -> None:
     usage = pd.read_parquet(recording / "usage.parquet")
     layer = min((0, 1), key=lambda number: int((usage["layer"] == number).sum()))
@@ -196,9 +278,10 @@ def test_equal_seeds_write_equal_maps(tiny_run: LoadedRun, recording: Path) -> N
     assert written[0] == written[1]
 
 
+@pytest.mark.usefixtures("believed")
 def test_settings_are_kept_and_the_seed_comes_from_the_call(tiny_run: LoadedRun, recording: Path) -> None:
     settings = MapSettings(seed=1, n_neighbors=5, min_dist=0.3, n_clusters=3, fit_on=40)
-    said = write_map(tiny_run, recording, seed=9, settings=settings)
+    said = write_map(tiny_run, recording, "values", seed=9, settings=settings)
     assert [said[name] for name in ("seed", "n_neighbors", "min_dist", "fitted_on")] == [9, 5, 0.3, 40]
     assert len(said["clusters"]) == 3
 
@@ -239,6 +322,44 @@ def test_token_counts_equal_a_loop_over_recorded_tokens(tiny_run: LoadedRun, rec
     assert both.sum() == info.rows * info.selected * 2
 
 
+def test_context_counts_equal_a_loop_over_recorded_tokens(tiny_run: LoadedRun, recording: Path) -> None:
+    info = read_info(recording)
+    expected = np.zeros((64, 320))
+    for part in info.parts:
+        rows = read_part(recording, part, info)
+        for row in range(len(rows.token)):
+            for back in range(1, BEFORE + 1):
+                if rows.pos[row] % info.window >= back and row >= back:
+                    for entry in rows.indices[row, 1]:
+                        expected[entry, rows.token[row - back]] += 1
+    np.testing.assert_array_equal(context_counts(recording, info, [1], 320).toarray(), expected)
+
+
+def test_entries_selected_together_lie_together(tiny_run: LoadedRun, recording: Path) -> None:
+    info = read_info(recording)
+    selects = np.zeros((64, info.rows))
+    first = 0
+    for part in info.parts:
+        rows = read_part(recording, part, info)
+        for entries in rows.indices[:, 0].T:
+            selects[entries, first + np.arange(len(entries))] = 1
+        first += len(rows.token)
+    unit = selects / np.sqrt(np.maximum(selects.sum(1, keepdims=True), 1))
+    found = coselection_profiles(recording, info, [0], seed=0)
+    np.testing.assert_allclose(found @ found.T, unit @ unit.T, atol=0.02)  # 63 of 64 singular vectors
+
+
+def test_keys_are_those_that_the_gate_scores(tiny_run: LoadedRun) -> None:
+    gate, keys = tiny_run.model.blocks[1].memory.gate, entry_keys(tiny_run, [0, 1])
+    half = keys.shape[1] // 2
+    query = torch.randn(1, 1, gate.heads, tiny_run.config.memory.key_dim)
+    scores = np.einsum("hq,nhq->nh", query[0, 0].numpy(), keys[:, half:].reshape(64, gate.heads, -1))
+    with torch.no_grad():
+        chosen = gate.select(query).indices[0, 0].reshape(gate.heads, -1).numpy()
+    for head in range(gate.heads):
+        assert set(chosen[head]) == set(np.argsort(-scores[:, head])[: chosen.shape[1]].tolist())
+
+
 def test_entries_selected_on_the_same_tokens_have_like_profiles_however_often() -> None:
     chance = np.random.default_rng(0)
     counts = np.zeros((40, 30), np.float32)
@@ -258,7 +379,7 @@ def test_another_run_than_was_recorded_is_refused_before_anything_is_written(
     slot_run: LoadedRun, recording: Path
 ) -> None:
     with pytest.raises(InputError, match="recording of another model"):
-        write_map(slot_run, recording)
+        write_map(slot_run, recording, "values")
     assert not (recording / "map.parquet").exists()
 
 
@@ -271,7 +392,11 @@ def test_an_unfinished_recording_is_refused(tiny_run: LoadedRun, recording: Path
 @pytest.mark.parametrize(
     ("feature", "layer", "message"),
     [
-        ("meaning", None, "unknown feature 'meaning'; known are values, usage, read"),
+        (
+            "meaning",
+            None,
+            f"unknown feature 'meaning'; known are best, {', '.join(SPACES)}",
+        ),
         ("values", 1, "belong to no layer"),
         ("read", 7, "layer 7 has no memory; memory layers are 0, 1"),
     ],
@@ -296,7 +421,7 @@ def test_a_bank_that_diverged_writes_nothing(tiny_run: LoadedRun, recording: Pat
         entries[0, 0, 0] = torch.inf
     try:
         with pytest.raises(InputError, match="not finite"):
-            write_map(replace(tiny_run), recording)
+            write_map(replace(tiny_run), recording, "values")
     finally:
         with torch.no_grad():
             entries.copy_(before)
@@ -314,7 +439,10 @@ def drawable(n: int, groups: int = 3, apart: int = 0) -> tuple[pd.DataFrame, dic
     sizes = np.bincount(cluster, minlength=groups)
     worth = {"trustworthiness": 0.5, "neighbours_kept": 0.01}
     return points, {
+        "trusted": True,
+        "why_not": [],
         "feature": "values",
+        "chosen_among": [],
         "metric": "cosine",
         "entries": n,
         "placed": n - apart,

@@ -7,6 +7,7 @@ from app import address, columns, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
 from memscope.bank_table import entry_rows
+from memscope.map_plot import NOT_TRUSTED, chosen
 from memscope.map_points import COLORS, DENSE, inside
 
 SHOWN = ("all", "used", "never selected")
@@ -24,7 +25,9 @@ if places is None:
 assert places is not None
 
 view = address.View("map")
-by = view.field("by", choice(COLORS, name="colour"))
+said = recording.map_info
+colors = [one for one in COLORS if said["trusted"] or one != "cluster"]
+by = view.field("by", choice(colors, name="colour"))
 search = view.field("q", words())
 shown = view.field("show", choice(SHOWN, name="kind"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
@@ -53,9 +56,12 @@ def open_row() -> None:
         address.go("entries", entry=int(st.session_state["_inside"][rows[0]]))
 
 
+if not said["trusted"]:
+    st.warning(f"{NOT_TRUSTED} " + " ".join(said["why_not"]), icon=":material/warning:")
+
 box, color, which, number = st.columns([3, 2, 1.7, 1.4], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
-color.selectbox("Colour by", COLORS, format_func=str.capitalize, **view.widget("by"))
+color.selectbox("Colour by", colors, format_func=str.capitalize, **view.widget("by"))
 which.selectbox("Show", SHOWN, **view.widget("show"))
 number.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
 
@@ -84,11 +90,12 @@ if len(places) >= DENSE:
         "stronger the more there are. Search, lasso and the table always mean all entries. Drawing every point takes "
         "some seconds without a graphics card."
     )
-said = recording.map_info
+pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point an entry, {len(places):,} in all; near means alike in {said.get('feature', 'the mapped feature')}"
-    + (f" (trustworthiness {said['trustworthiness']:.2f}; a random map has 0.50)" if "trustworthiness" in said else "")
-    + ". Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
+    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{chosen(said)}. Trustworthiness "
+    f"{said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
+    f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
+    "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
     f"click for one entry. Usage is over D = {info.rows * len(info.layers) * info.selected:,} selections."
 )
 

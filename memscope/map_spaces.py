@@ -1,0 +1,203 @@
+"""What entries of a bank can be compared by: spaces for its map.
+
+``values``       the entry itself, mean over its slots: flattened, two sentences would be alike only where the same word
+                 stands in the same slot
+``read``         what reading the entry adds to the residual stream, W_O W_V mean-slot as in the logit lens
+``keys``         the gate's keys of the entry, heads side by side; under a product gate its two half keys
+``usage``        the tokens on which the entry is selected: positive pointwise mutual information (PPMI) of entry and
+                 token, its leading singular vectors (latent semantic analysis)
+``contexts``     the ``BEFORE`` tokens before those, likewise
+``coselection``  which entries are selected together: the tokens of the text that select the entry, each in each layer,
+                 divided by the root of the entry's selections (cosines are then shares of common tokens), likewise
+
+All but ``values`` are about one memory layer or all side by side. Selections per layer would be no profile where most
+entries are used by one layer alone: all entries of a layer would lie in one point. Entries that were never selected
+have none of the last three.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+
+from memscope.bank_map import MIN_ENTRIES
+from memscope.checkpoint import LoadedRun
+from memscope.errors import InputError
+from memscope.map_names import text_weights
+from memscope.parquet import matrix, read_parquet
+from memscope.part_reader import read_columns
+from memscope.store import RecordingInfo
+
+SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")
+OF_USAGE = ("usage", "contexts", "coselection")
+"""Spaces that only entries in use have."""
+BEFORE = 4
+"""Tokens of a context."""
+_WIDTH = 64
+"""Singular vectors of a usage profile."""
+_MOST = 1 << 25
+"""Pairs of entry and token counted; of more, evenly spread tokens are taken."""
+
+
+class Space(NamedTuple):
+    """What entries are compared by, and what their clusters are named by."""
+
+    entries: np.ndarray
+    """Entries that have the feature, rising, ``[M]``."""
+    vectors: np.ndarray
+    """float32 ``[M, F]``."""
+    weights: sparse.csr_matrix
+    """Weight of every term in every entry, ``[M, term]``."""
+    terms: list[str]
+
+
+def make_space(
+    run: LoadedRun, recording: Path, info: RecordingInfo, name: str, layers: Sequence[int], seed: int
+) -> Space:
+    """One of ``SPACES``; clusters of usage are named by tokens, since entries used alike need not start alike.
+
+    Raises:
+        InputError: fewer than ten entries have the feature.
+    """
+    if name not in OF_USAGE:
+        made = {"values": entry_values, "read": read_outputs, "keys": entry_keys}[name]
+        vectors = made(run, layers)
+        return Space(np.arange(len(vectors)), vectors, *text_weights(_entry_texts(recording, info.knowledge_num)))
+    counts = token_counts(recording, info, layers, run.tokenizer.vocab_size)
+    used = np.flatnonzero(np.diff(counts.indptr))
+    if len(used) < MIN_ENTRIES:
+        raise InputError(
+            f"{recording}: only {len(used)} entries were selected, too few for a map of usage; map 'values' instead"
+        )
+    weights, vectors = usage_profiles(counts[used], seed)
+    if name == "contexts":
+        _, vectors = usage_profiles(context_counts(recording, info, layers, run.tokenizer.vocab_size)[used], seed)
+    elif name == "coselection":
+        vectors = coselection_profiles(recording, info, layers, seed)[used]
+    # A token may be a space, or a part of a character that has no text of its own: no name can be made of those.
+    terms = ["" if "\N{REPLACEMENT CHARACTER}" in text else text.strip() for text in run.tokenizer.token_texts]
+    return Space(used, vectors, weights, terms)
+
+
+def entry_values(run: LoadedRun, layers: Sequence[int] = ()) -> np.ndarray:
+    """Entries now, mean over their slots, float32 ``[N, D]``; they belong to no layer."""
+    assert run.model.bank is not None
+    values: np.ndarray = run.model.bank.entries.detach().float().mean(1).cpu().numpy()
+    return values
+
+
+def read_outputs(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
+    """Vectors with the inner products of what reading an entry adds in ``layers``, side by side: ``[N, D]``.
+
+    The outputs are ``A e`` with A the stacked W_O W_V ``[layers * dim, D]``; with A = QR they have the lengths and
+    angles of ``R e``, so that the wide vectors are never made.
+    """
+    maps = []
+    for layer in layers:
+        maps.append(run.model.memory_layer(layer).read.write_matrix.detach().float().cpu().numpy())
+    return np.asarray(entry_values(run) @ np.linalg.qr(np.concatenate(maps)).R.T)
+
+
+def entry_keys(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
+    """The gate's keys of every entry in the layers that can select it, heads and layers side by side, ``[N, F]``."""
+    config = run.config.memory
+    columns: dict[int, list[np.ndarray]] = {}
+    for layer in layers:
+        gate = run.model.memory_layer(layer).gate
+        keys = gate.keys.detach().float().cpu().numpy()  # [H, n, q], or [H, 2, side, q / 2] of a product gate
+        if config.gate == "product":
+            row, column = np.divmod(np.arange(config.group_size), keys.shape[2])
+            keys = np.concatenate([keys[:, 0, row], keys[:, 1, column]], -1)
+        columns.setdefault(gate.first, []).append(keys.transpose(1, 0, 2).reshape(config.group_size, -1))
+    found = np.zeros((config.knowledge_num, max(sum(k.shape[1] for k in one) for one in columns.values())), np.float32)
+    for first, one in columns.items():
+        side_by_side = np.concatenate(one, 1)
+        found[first : first + config.group_size, : side_by_side.shape[1]] = side_by_side
+    return found
+
+
+def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
+    """How often every entry was selected on every token of the vocabulary in ``layers``, float32 ``[N, vocab]``."""
+    counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
+    names = [f"l{layer}_indices" for layer in layers]
+    for part in info.parts:
+        table = read_columns(recording, info, part, ["token", *names])
+        token = np.repeat(table["token"].to_numpy().astype(np.int64), info.selected)
+        for name in names:
+            entry = matrix(table[name]).ravel().astype(np.int64)
+            pair, count = np.unique(entry * vocab_size + token, return_counts=True)
+            place = (pair // vocab_size, pair % vocab_size)
+            counts = counts + sparse.csr_matrix((count.astype(np.float32), place), shape=counts.shape)
+    return counts
+
+
+def usage_profiles(counts: sparse.csr_matrix, seed: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Positive pointwise mutual information of the rows and columns of ``counts``, and its leading singular vectors.
+
+    ``max(0, ln(n_et n / (n_e n_t)))`` takes out how often an entry is selected and how common a token is (Bullinaria
+    and Levy 2007). Vectors are float32 ``[M, 64]``, fewer where the counts are smaller.
+    """
+    pairs = counts.tocoo()
+    by_entry, by_token = np.asarray(counts.sum(1)).ravel(), np.asarray(counts.sum(0)).ravel()
+    ratio = pairs.data * (by_entry.sum() / by_entry[pairs.row] / by_token[pairs.col])
+    weights = sparse.csr_matrix((np.log(np.maximum(ratio, 1)), (pairs.row, pairs.col)), shape=counts.shape)
+    weights.eliminate_zeros()
+    width = min(_WIDTH, *(side - 1 for side in counts.shape))
+    return weights, TruncatedSVD(width, random_state=seed).fit_transform(weights).astype(np.float32)
+
+
+def context_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
+    """How often every token stood within ``BEFORE`` before a selection of every entry, float32 ``[N, vocab]``."""
+    counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
+    step = max(1, -(-info.rows * info.selected * len(layers) * BEFORE // _MOST))
+    for token, pos, indices in _selections(recording, info, layers):
+        for back in range(1, BEFORE + 1):
+            row = np.arange(back, len(token))[::step]
+            row = row[pos[row] % info.window >= back]
+            for here in indices:
+                place = (here[row].ravel(), np.repeat(token[row - back], info.selected))
+                counts = counts + sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), shape=counts.shape)
+    return counts
+
+
+def coselection_profiles(recording: Path, info: RecordingInfo, layers: Sequence[int], seed: int) -> np.ndarray:
+    """Leading singular vectors of entries by the tokens that select them in each layer, float32 ``[N, 64]``."""
+    step = max(1, -(-info.rows * info.selected * len(layers) // _MOST))
+    entries, columns, n = [], [], 0
+    for _, _, indices in _selections(recording, info, layers):
+        for here in indices:
+            chosen = here[::step]
+            entries.append(chosen.ravel())
+            columns.append(np.repeat(n + np.arange(len(chosen)), info.selected))
+            n += len(chosen)
+    place = np.concatenate(entries), np.concatenate(columns)
+    selects = sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), shape=(info.knowledge_num, n))
+    selects.data[:] = 1  # two heads on one entry are one token
+    count = np.maximum(np.diff(selects.indptr), 1)
+    weights = sparse.diags(1 / np.sqrt(count)) @ selects
+    width = min(_WIDTH, *(side - 1 for side in weights.shape))
+    return np.asarray(TruncatedSVD(width, random_state=seed).fit_transform(weights), np.float32)
+
+
+def _selections(
+    recording: Path, info: RecordingInfo, layers: Sequence[int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]:
+    """Tokens, positions in their documents and each layer's entries ``[token, K]``, int64, part by part."""
+    names = [f"l{layer}_indices" for layer in layers]
+    for part in info.parts:
+        table = read_columns(recording, info, part, ["token", "pos", *names])
+        token, pos = (table[name].to_numpy().astype(np.int64) for name in ("token", "pos"))
+        yield token, pos, [matrix(table[name]).astype(np.int64) for name in names]
+
+
+def _entry_texts(recording: Path, n_entries: int) -> list[str]:
+    """Init sentence and the words that set every entry apart; empty for entries without either."""
+    texts = [text or "" for text in read_parquet(recording / "bank_init.parquet", ["sentence"])["sentence"].to_pylist()]
+    apart = read_parquet(recording / "titles.parquet", ["entry", "words"]).to_pydict()
+    for entry, words in zip(apart["entry"], apart["words"], strict=True):
+        texts[entry] += f" {words or ''}"
+    assert len(texts) == n_entries
+    return texts
