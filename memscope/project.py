@@ -8,8 +8,8 @@ a ``feature`` the one whose trial ranks first is mapped, and the numbers in ``ma
 the trial's wherever there are enough of them. Entries that were never selected have no usage to be compared by; they
 stand apart in a disc.
 
-A map is trusted when it keeps neighbours, keeps them better than a PCA plane, and does so better than for vectors that
-have no structure but their covariance. Where it is not, it has no clusters and ``why_not`` says why.
+A map is trusted when it keeps neighbours, keeps them better than a PCA plane, and does so better than for vectors
+whose columns have nothing in common. Where it is not, it has no clusters and ``why_not`` says why.
 """
 
 from pathlib import Path

@@ -98,6 +98,7 @@ def test_what_a_selection_bias_chose_and_is_worth_is_found(biased: Biased, world
 def arguments_of(script: str, world: World, product: Recording, runs: list[Path], biased: Biased) -> list[Path]:
     """What a script is called with; by default a run and its recording."""
     special = {
+        "headline_coverage": [world.recording.path],
         "lookup_context": [product.path],
         "product_key_rows": [world.recording.path],
         "sentence_initialisation": runs,
@@ -129,7 +130,11 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) -> None:
-    given = 1 if script.stem in ("lookup_context", "product_key_rows", "sentence_initialisation") else 2
+    given = (
+        1
+        if script.stem in ("headline_coverage", "lookup_context", "product_key_rows", "sentence_initialisation")
+        else 2
+    )
     arguments = [tmp_path / f"none-{number}" for number in range(given)]
     done = subprocess.run(
         [sys.executable, script, *arguments, "--out", tmp_path / "out"], capture_output=True, text=True, check=False

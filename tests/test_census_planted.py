@@ -150,7 +150,7 @@ def test_margins_follow_the_law_that_they_were_drawn_from(planted: Planted) -> N
 
 def test_detectors_are_found_with_their_tokens(planted: Planted) -> None:
     firing = planted.table("firing").set_index(["layer", "entry"])
-    titles = planted.table("titles").set_index("entry")
+    words = planted.table("titles").set_index("entry")["words"]
     share = np.bincount(planted.rows.token, minlength=VOCAB) / TOKENS
     for token, entry in DETECTED.items():
         row = firing.loc[DETECTOR, entry]
@@ -164,8 +164,8 @@ def test_detectors_are_found_with_their_tokens(planted: Planted) -> None:
         assert (others < 4).all()  # what follows is chance
         spread = math.sqrt((WINDOW**2 - 1) / 12 / row["count"])
         assert abs(row["position_mean"] - (WINDOW - 1) / 2) < 5 * spread
-        assert titles["title"][entry] == f"“␣{word(token)}” 100%"
-        assert titles["words"][entry] == word(token)
+        assert row["fires_on"] == f"“␣{word(token)}” 100%"
+        assert words[entry].split(" · ")[0] == word(token)
 
 
 def test_detectors_are_the_only_layer_with_information_about_tokens(planted: Planted) -> None:

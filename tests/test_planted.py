@@ -101,13 +101,14 @@ def test_a_detector_is_known_by_its_token_in_every_view(recording: Recording, tr
     [(entry, token)] = truth.detectors.items()
     occurrences = int((recording.token_ids == token).sum())
     firing = recording.firing_of([entry]).set_index("layer").loc[PLANTED_LAYER]
+    assert firing["fires_on"] == f"“␣w{token}” 100%"
     assert (firing["count"], firing["input_tokens"]) == (occurrences, [f" w{token}"])
     assert firing["input_lift"] == pytest.approx([recording.info.rows / occurrences])
     assert set(recording.contexts(entry, PLANTED_LAYER)["token"]) == {f" w{token}"}
     rows = recording.selections(entry, PLANTED_LAYER)["row"]
     assert np.array_equal(rows, np.flatnonzero(recording.token_ids == token))
     card = recording.entry(entry)
-    assert card.title == f"“␣w{token}” 100%"
+    assert card.title is not None and card.title.startswith(f"“␣w{token}” 100%")
     assert card.usage.set_index("layer")["count"][PLANTED_LAYER] == occurrences
 
 
