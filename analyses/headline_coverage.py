@@ -21,7 +21,7 @@ SHARES = ("headline", "headline, clear pattern", "words that set it apart")
 
 
 def study(recording: Recording) -> pd.DataFrame:
-    """One row per layer: ``layer contexts clear`` (share of contexts of entries with a clear pattern) and ``SHARES``."""
+    """One row per layer: ``layer contexts``, the share of them whose entry has a ``clear`` pattern, and ``SHARES``."""
     ids, documents = recording.token_ids.astype(np.int64), recording.documents
     starts = documents["first_row"].to_numpy()
     words = words_of_rows(ids.astype(np.int32), starts, recording.tokenizer)
@@ -66,11 +66,12 @@ def main() -> None:
     def over_all(name: str, weight: pd.Series) -> str:
         return f"{(table[name] * weight).sum() / weight.sum():.1%}"
 
+    headline, clear, apart = SHARES
     print(
-        f"{over_all(SHARES[0], table['contexts'])} of {total:,} top contexts fire on what the headline names, "
-        f"{over_all(SHARES[1], table['contexts'] * table['clear'])} where it shows a clear pattern "
-        f"({over_all('clear', table['contexts'])} of them), {over_all(SHARES[2], table['contexts'])} on a word that sets "
-        "the entry apart"
+        f"{over_all(headline, table['contexts'])} of {total:,} top contexts fire on what the headline names; "
+        f"{over_all(clear, table['contexts'] * table['clear'])} where it shows a clear pattern, as for "
+        f"{over_all('clear', table['contexts'])} of them; {over_all(apart, table['contexts'])} on a word that sets the "
+        "entry apart"
     )
     print(table.to_string(index=False, float_format="{:.3f}".format))
     save(arguments.out, "headline_coverage", table, draw(table))
