@@ -94,6 +94,25 @@ def neighbours(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
     return found[["entry", "layer", "rank", "other", "together", "npmi", "sentence", "title"]]
 
 
+def search_condition(search: str) -> tuple[str, list[Any]]:
+    """SQL condition on a column ``entry``, and its values; every word must occur."""
+    words = search.split()
+    if not words:
+        return "TRUE", []
+    parts = [f"array_to_string({column}, ' ')" for column in ("subject", "predicate", "object")]
+    text = f"concat_ws(' ', sentence, title, words, {', '.join(parts)})"
+    found = " AND ".join([f"{text} ILIKE ? ESCAPE '\\'"] * len(words))
+    condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
+    values: list[Any] = [f"%{_escape_like(word)}%" for word in words]
+    if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:  # fits the column's type
+        return f"(entry = ? OR {condition})", [int(words[0]), *values]
+    return condition, values
+
+
+def _escape_like(word: str) -> str:
+    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
 def _card(
     recording: "Recording",
     entry: int,

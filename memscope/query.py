@@ -170,7 +170,7 @@ class Recording:
         """
         if sort not in SORT_COLUMNS:
             raise InputError(f"cannot sort by '{sort}'; known are {', '.join(SORT_COLUMNS)}")
-        where, values = _search_condition(search)
+        where, values = entry_pages.search_condition(search)
         order = f"{sort} {'DESC' if descending else 'ASC'} NULLS LAST, entry"
         page = self.sql(f"{_ENTRY_NUMBERS} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])
         bank = self.rows_of("bank", page["entry"].tolist(), ["entry", "sentence", "subject", "predicate", "object"])
@@ -180,7 +180,7 @@ class Recording:
 
     def count_entries(self, search: str = "") -> int:
         """Number of entries that a search finds."""
-        where, values = _search_condition(search)
+        where, values = entry_pages.search_condition(search)
         return int(self.sql(f"SELECT count(*) AS n FROM bank WHERE {where}", values)["n"][0])
 
     def sentences(self, entries: Iterable[int]) -> dict[int, str | None]:
@@ -335,22 +335,3 @@ _ENTRY_NUMBERS = """
         SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                sum(read_signed_sum) AS signed, count(*) AS layers_used
         FROM usage GROUP BY entry) USING (entry)"""
-
-
-def _search_condition(search: str) -> tuple[str, list[Any]]:
-    """SQL condition on a column ``entry``, and its values; every word must occur."""
-    words = search.split()
-    if not words:
-        return "TRUE", []
-    parts = [f"array_to_string({column}, ' ')" for column in ("subject", "predicate", "object")]
-    text = f"concat_ws(' ', sentence, title, words, {', '.join(parts)})"
-    found = " AND ".join([f"{text} ILIKE ? ESCAPE '\\'"] * len(words))
-    condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
-    values: list[Any] = [f"%{_escape_like(word)}%" for word in words]
-    if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:  # fits the column's type
-        return f"(entry = ? OR {condition})", [int(words[0]), *values]
-    return condition, values
-
-
-def _escape_like(word: str) -> str:
-    return word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,6 +1,5 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.seals import read_sealed, write_sealed
 from memscope.store import read_info, write_info
 from memscope.testing_anomalies import plant_anomalies
 
@@ -294,20 +294,21 @@ def test_a_recording_without_a_map_names_the_command() -> None:
 
 def test_a_map_that_is_not_trusted_says_so_first_and_colours_no_clusters(folder: Path) -> None:
     path = folder / "tiny" / "map.json"
-    said = path.read_text()
+    before, said = path.read_bytes(), read_sealed(path, "")
     try:
-        path.write_text(json.dumps(json.loads(said) | {"trusted": False, "why_not": ["It keeps too little."]}))
+        write_sealed(path, said | {"trusted": False, "why_not": ["It keeps too little."]})
         os.utime(folder / "tiny" / "map.parquet")  # what caches look at
         test = open_page("map")
         assert not test.exception
         assert "not to be believed" in test.warning[0].value and "It keeps too little." in test.warning[0].value
         assert "Cluster" not in test.selectbox(key="map.by").options
         assert open_page("map", by="cluster").selectbox(key="map.by").value == "usage"
-        path.write_text(json.dumps({"feature": "values"}))  # made before maps were checked
+        del said["trusted"]  # made before maps were checked
+        write_sealed(path, said)
         os.utime(folder / "tiny" / "map.parquet")
         assert open_page("map").code[0].value.startswith("memscope map")
     finally:
-        path.write_text(said)
+        path.write_bytes(before)
         os.utime(folder / "tiny" / "map.parquet")
 
 
