@@ -294,9 +294,7 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
         contexts = [
             Context(
                 f"layer {c['layer']}, gate {c['gate']:.3f}{', ' + c['title'] if c['title'] else ''}",
-                c["before"],
-                c["token"],
-                c["after"],
+                *(c[part] for part in ("before", "token", "after")),
             )
             for c in recording.contexts(card.entry).head(_SHOWN_CONTEXTS).to_dict("records")
         ]
