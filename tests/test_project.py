@@ -96,7 +96,7 @@ def test_the_space_with_structure_is_chosen_and_all_are_told(
     tiny_run: LoadedRun, recording: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chance, names = np.random.default_rng(5), sparse.csr_matrix((300, 0), dtype=np.float32)
-    spaces = {name: chance.standard_normal((300, 32)) for name in SPACES} | {"contexts": blobs(300, 4)[0]}
+    spaces = {name: chance.standard_normal((300, 32)) for name in SPACES} | {"contexts": blobs(300, 24)[0]}
     monkeypatch.setattr(
         project, "make_space", lambda run, path, info, name, *_: Space(np.arange(300), spaces[name], names, [])
     )
