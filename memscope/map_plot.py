@@ -167,7 +167,7 @@ def _spread_colors(places: np.ndarray, dark: bool) -> np.ndarray:
     return np.asarray(palette[chosen])
 
 
-def chosen(info: dict[str, Any]) -> str:
+def choice_in_words(info: dict[str, Any]) -> str:
     """Of how many spaces the map's was chosen, as words to go on with; nothing where it was asked for."""
     tried = [one["feature"] for one in info["chosen_among"] if "gain" in one]
     if not tried:
@@ -185,7 +185,7 @@ def _size(count: int) -> float:
 def _caption(info: dict[str, Any]) -> str:
     pca, random = info["yardstick"]["pca"], info["yardstick"]["random"]
     return (
-        f"UMAP of {info['feature']} by {info['metric']} similarity{chosen(info)}; the axes have no unit.\n"
+        f"UMAP of {info['feature']} by {info['metric']} similarity{choice_in_words(info)}; the axes have no unit.\n"
         f"Nearest neighbours kept: {info['neighbours_kept']:.1%} (on a PCA plane {pca['neighbours_kept']:.1%}, "
         f"by chance {random['neighbours_kept']:.2%}).\nTrustworthiness: {info['trustworthiness']:.2f} (on a PCA plane "
         f"{pca['trustworthiness']:.2f}, by chance {random['trustworthiness']:.2f})."

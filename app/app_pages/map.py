@@ -7,7 +7,7 @@ from app import address, columns, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
 from memscope.bank_table import entry_rows
-from memscope.map_plot import NOT_TRUSTED, chosen
+from memscope.map_plot import NOT_TRUSTED, choice_in_words
 from memscope.map_points import COLORS, DENSE, inside
 
 SHOWN = ("all", "used", "never selected")
@@ -92,7 +92,7 @@ if len(places) >= DENSE:
     )
 pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{chosen(said)}. Trustworthiness "
+    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words(said)}. Trustworthiness "
     f"{said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
     f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
