@@ -92,8 +92,8 @@ if len(places) >= DENSE:
     )
 pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words(said)}. Trustworthiness "
-    f"{said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
+    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words(said)}. "
+    f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
     f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
     f"click for one entry. Usage is over D = {info.rows * len(info.layers) * info.selected:,} selections."
