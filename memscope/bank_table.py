@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.entry_pages import FIRES_ON
 from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.usage import HOT_FACTOR
@@ -26,7 +27,7 @@ FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded t
 STATES = ("all", "used", "never selected", "hot")
 """States of entries; hot ones have more than ``HOT_FACTOR`` times the even share of selections."""
 _LISTS = {name: f"array_to_string({name}, ' ')" for name in ("subject", "predicate", "object")}
-_FIRES_ON = {"titles": "concat_ws(' ', title, words)"}
+_FIRES_ON = {"titles": f"concat_ws(' ', {FIRES_ON})"}
 _TEXTS = {
     "everything": {"bank": f"concat_ws(' ', sentence, {', '.join(_LISTS.values())})", **_FIRES_ON},
     "sentence": {"bank": "sentence"},

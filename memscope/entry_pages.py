@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from memscope.query import Recording
 
 _CHUNK = 1024
+FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"
+"""SQL of what a search looks at in a headline: its tokens, not the numbers and words around them."""
 _KINDS = ("input", "previous", "predicted", "next")
 
 
@@ -100,7 +102,7 @@ def search_condition(search: str) -> tuple[str, list[Any]]:
     if not words:
         return "TRUE", []
     parts = [f"array_to_string({column}, ' ')" for column in ("subject", "predicate", "object")]
-    text = f"concat_ws(' ', sentence, title, words, {', '.join(parts)})"
+    text = f"concat_ws(' ', sentence, {FIRES_ON}, {', '.join(parts)})"
     found = " AND ".join([f"{text} ILIKE ? ESCAPE '\\'"] * len(words))
     condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
     values: list[Any] = [f"%{_escape_like(word)}%" for word in words]

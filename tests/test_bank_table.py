@@ -1,5 +1,7 @@
 """Searches, orders and rows of the bank, against loops over its entries."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,7 @@ def holds(recording: Recording, field: str, words: list[str]) -> list[int]:
     for row in recording.sql(query).itertuples():
         texts_of = {name: [getattr(row, name)] for name in ("sentence", "title", "words")}
         parts = {name: [text for text in found_in if isinstance(text, str)] for name, found_in in texts_of.items()}
+        parts["title"] = re.findall("“(.*?)”", " ".join(parts["title"]))  # tokens, without numbers and words around
         for name in ("subject", "predicate", "object"):
             parts[name] = list(getattr(row, name)) if isinstance(getattr(row, name), np.ndarray) else []
         parts["everything"] = [text for values in parts.values() for text in values]

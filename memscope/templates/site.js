@@ -122,7 +122,8 @@ const memscope = (() => {
     path: entry => `entries/${String(Math.floor(entry / 1000)).padStart(3, "0")}/${entry}.html`,
     add(more) {
       for (const row of more) {
-        row.text = [row[5], row[6], row[7], row[8]].join(" ").toLowerCase();
+        const tokens = (row[5] || "").match(/“.*?”/g) || [];  // not the numbers and words around them
+        row.text = [...tokens, row[6], row[7], row[8]].join(" ").toLowerCase();
         rows.push(row);
       }
       if (!waiting && document.readyState !== "loading") {
