@@ -21,7 +21,7 @@ from memscope.effects import compare_change, entry_usage, mean_change, measure_e
 from memscope.fact_files import Fact
 from memscope.facts import audit_facts
 from memscope.intervene import ablate, force, rewrite, scale, swap
-from memscope.project import entry_values, read_outputs
+from memscope.map_spaces import entry_values, read_outputs
 from memscope.query import Recording
 from memscope.record import record
 from memscope.testing import FACTOR, PLANTED_LAYER
