@@ -20,6 +20,7 @@ from numba import njit
 from scipy.stats import binom
 
 from memscope.parquet import fixed_lists
+from memscope.row_columns import distinct_pairs, tally
 from memscope.words import visible
 
 SHOWN = 3
@@ -59,17 +60,17 @@ class RowPairs:
     @cached_property
     def token_share(self) -> np.ndarray:
         """Share of every token among rows, ``[vocab + 1]``."""
-        return np.bincount(self.token, minlength=self.vocab + 1) / max(len(self.token), 1)
+        return tally(self.token, self.vocab + 1) / max(len(self.token), 1)
 
     @cached_property
     def before_share(self) -> np.ndarray:
         """The same of tokens before, the start of a window last."""
-        return np.bincount(self.before, minlength=self.vocab + 1) / max(len(self.before), 1)
+        return tally(self.before, self.vocab + 1) / max(len(self.before), 1)
 
     @cached_property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Every pair in the text as ``token * (vocab + 1) + before``, rising, and how often it occurs."""
-        return np.unique(self.token.astype(np.int64) * (self.vocab + 1) + self.before, return_counts=True)
+        return distinct_pairs(self.token, self.before, self.vocab + 1)
 
     @cached_property
     def named(self) -> list[str]:

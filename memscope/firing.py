@@ -25,6 +25,7 @@ from memscope.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
 from memscope.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.part_reader import SelectionReader, read_columns
+from memscope.row_columns import disk_array, pieces, row_columns, tally
 from memscope.row_words import RowWords, words_of_rows
 from memscope.store import RecordingInfo
 from memscope.threads import in_threads
@@ -49,13 +50,15 @@ INFORMATION = ("token", "even_token", "previous", "even_previous")
 class RowTokens(NamedTuple):
     """What every recorded row is about, ``[token]`` each; kinds in the order of ``KINDS``."""
 
-    tokens: np.ndarray
-    """Input token, the one before, predicted and true next one, int32 ``[kind, token]``.
+    tokens: tuple[np.ndarray, ...]
+    """Input token, the one before, predicted and true next one, int32.
 
     -1 where the model saw none before, at the start of a window, and where a document ends.
     """
-    shuffled: np.ndarray
+    shuffled: tuple[np.ndarray, ...]
     """Input token and the one before, each in random order: what information about them looks like if there is none."""
+    known: np.ndarray
+    """Rows that have a token, ``[kind]``."""
     share: np.ndarray
     """Share of every token id among rows, float64 ``[kind, vocab]``."""
     doc: np.ndarray
@@ -66,12 +69,14 @@ class RowTokens(NamedTuple):
 
 def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]:
     """Write the three files; returns per layer ``INFORMATION`` in nats."""
-    documents = read_parquet(recording / "documents.parquet")
-    rows = _row_tokens(recording, info, documents["first_row"].to_numpy(), documents["rows"].to_numpy())
+    first_rows = read_parquet(recording / "documents.parquet", ["first_row"])["first_row"].to_numpy()
     tokenizer = Tokenizer.load(recording / "tokenizer.json")
-    words = words_of_rows(rows.tokens[0], documents["first_row"].to_numpy(), tokenizer)
-    before = np.where(rows.tokens[1] >= 0, rows.tokens[1], len(tokenizer.token_texts)).astype(np.int32)
-    pairs = RowPairs(rows.tokens[0], before, tokenizer.token_texts)
+    rows = _row_tokens(recording, info)
+    token, before = rows.tokens[0], disk_array(recording, info.rows)
+    for piece in pieces(info.rows):
+        before[piece] = np.where(rows.tokens[1][piece] >= 0, rows.tokens[1][piece], len(tokenizer.token_texts))
+    words = words_of_rows(token, first_rows, tokenizer, disk_array(recording, info.rows))
+    pairs = RowPairs(token, before, tokenizer.token_texts)
     reader = SelectionReader(recording, info)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry", "count"]).to_pandas()
 
@@ -81,7 +86,7 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         found = [_describe_block(reader, layer, entries, rows, pairs, words) for entries in blocks]
         return _with_read_weights(recording, info, layer, _join(found))
 
-    selections = np.maximum((rows.shuffled >= 0).sum(1, keepdims=True), 1) * info.selected  # of known tokens
+    selections = np.maximum(rows.known[: len(rows.shuffled), None], 1) * info.selected  # of known tokens
     information, counted, titled = [], [], Titles(info.knowledge_num)
     with (
         atomic_path(recording / "contexts.parquet") as contexts_path,
@@ -135,26 +140,20 @@ class _LayerFiring(NamedTuple):
     """``EntryFiring.information``, sums over selections."""
 
 
-def _row_tokens(recording: Path, info: RecordingInfo, first_rows: np.ndarray, lengths: np.ndarray) -> RowTokens:
-    parts = [read_columns(recording, info, part, ["token", "predicted", "pos"]) for part in info.parts]
-    token, predicted, pos = (
-        np.concatenate([part[name].to_numpy() for part in parts]).astype(np.int32)
-        for name in ("token", "predicted", "pos")
-    )
-    following = np.append(token[1:], -1).astype(np.int32)
-    following[first_rows + lengths - 1] = -1
-    position = pos % info.window
-    previous = np.where(position > 0, np.roll(token, 1), -1).astype(np.int32)
-    tokens = np.stack([token, previous, predicted, following])
-    vocab = int(tokens.max()) + 1
-    share = np.stack([np.bincount(kind[kind >= 0], minlength=vocab) / max((kind >= 0).sum(), 1) for kind in tokens])
-    return RowTokens(
-        tokens=tokens,
-        shuffled=np.stack([np.random.default_rng(0).permutation(kind) for kind in tokens[:2]]),
-        share=share,
-        doc=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
-        position=position,
-    )
+def _row_tokens(recording: Path, info: RecordingInfo) -> RowTokens:
+    columns = row_columns(recording, info, ["token", "previous", "predicted", "following", "doc", "position"])
+    tokens = tuple(columns[name] for name in ("token", "previous", "predicted", "following"))
+    vocab = max(int(kind.max(initial=-1)) for kind in tokens) + 1
+    counts = np.stack([tally(kind, vocab) for kind in tokens])
+    known = counts.sum(1)
+    shuffled = []
+    for kind in tokens[: len(INFORMATION) // 2]:
+        mixed = disk_array(recording, info.rows)
+        mixed[:] = kind
+        np.random.default_rng(0).shuffle(mixed)
+        shuffled.append(mixed)
+    share = counts / np.maximum(known, 1)[:, None]
+    return RowTokens(tokens, tuple(shuffled), known, share, columns["doc"], columns["position"])
 
 
 def _blocks(entries: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:

@@ -53,8 +53,8 @@ def _gates(keys: np.ndarray) -> np.ndarray:
 def describe_entries(
     keys: np.ndarray,
     entries: np.ndarray,
-    tokens: np.ndarray,
-    shuffled: np.ndarray,
+    tokens: tuple[np.ndarray, ...],
+    shuffled: tuple[np.ndarray, ...],
     share: np.ndarray,
     doc: np.ndarray,
     position: np.ndarray,
@@ -67,8 +67,8 @@ def describe_entries(
     Args:
         keys: sorted ``sort_keys`` of all selections of the entries.
         entries: the entries, as in the keys, rising, int64.
-        tokens: input token, the one before, predicted and next one of every row, int32 ``[kind, row]``, -1 for none.
-        shuffled: the first kinds in random order, int32 ``[kind, row]``.
+        tokens: input token, the one before, predicted and next one of every row, int32 ``[row]`` each, -1 for none.
+        shuffled: the first kinds in random order, int32 ``[row]`` each.
         share: share of every token among rows, float64 ``[kind, vocab]``.
         doc: document of every row, int32.
         position: position in the window of every row, int32.

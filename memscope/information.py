@@ -20,8 +20,9 @@ from numba import njit
 
 from memscope.jackknife import Jackknife
 from memscope.parquet import read_parquet
-from memscope.part_reader import SelectionReader
-from memscope.store import RecordingInfo, tokens_path
+from memscope.part_reader import SelectionReader, read_columns
+from memscope.row_columns import disk_array, pieces, row_columns
+from memscope.store import RecordingInfo
 from memscope.strata import Strata
 from memscope.threads import in_threads
 
@@ -68,10 +69,11 @@ class HeldOut:
     """
 
     def __init__(self, label: np.ndarray, fold: np.ndarray, folds: int):
-        self._label, self._fold = label.astype(np.int32), fold.astype(np.int32)
-        known = label >= 0
+        self._label, self._fold = np.asarray(label, np.int32), np.asarray(fold, np.int32)
         self._rows = np.zeros((int(label.max(initial=0)) + 1, folds), np.int64)
-        np.add.at(self._rows, (label[known], fold[known]), 1)
+        for piece in pieces(len(label)):
+            known = label[piece] >= 0
+            np.add.at(self._rows, (label[piece][known], fold[piece][known]), 1)
         self._hits = np.zeros((folds, _OCTAVES, _STEPS))
         self._even = np.zeros_like(self._hits)
         self._missed = np.zeros((folds, _OCTAVES, _OCTAVES))  # pairs that the other folds never saw
@@ -114,16 +116,17 @@ def _divergence(hits: np.ndarray, even: np.ndarray) -> float:
 
 def _labels(recording: Path, info: RecordingInfo, strata: Strata) -> tuple[list[np.ndarray], np.ndarray]:
     """Labels of every row in the order of ``KINDS``, and its fold."""
-    found: list[tuple[np.ndarray, ...]] = []
-    for part, first_row in zip(info.parts, info.first_rows(), strict=True):
-        table = read_parquet(tokens_path(recording, part), ["doc", "pos", "token"])
+    columns = row_columns(recording, info, ["token", "previous"])
+    position, frequency, fold = (disk_array(recording, info.rows) for _ in range(3))
+    for part, first in zip(info.parts, info.first_rows(), strict=True):
+        table = read_columns(recording, info, part, ["doc", "pos", "token"])
         doc, pos, token = (table[name].to_numpy() for name in ("doc", "pos", "token"))
-        cell, position, frequency = strata.sum_classes(doc, pos, token, first_row).T
-        parts = (position - strata.cells, frequency - strata.cells - len(strata.positions), token, pos, cell)
-        found.append(tuple(one.astype(np.int32) for one in parts))
-    position, frequency, token, pos, cell = (np.concatenate(column) for column in zip(*found, strict=True))
-    previous = np.where(pos % info.window > 0, np.roll(token, 1), -1).astype(np.int32)
-    return [position, frequency, token, previous], cell % strata.folds
+        cell, of_position, of_frequency = strata.sum_classes(doc, pos, token, first).T
+        here = slice(first, first + part.rows)
+        position[here] = of_position - strata.cells
+        frequency[here] = of_frequency - strata.cells - len(strata.positions)
+        fold[here] = cell % strata.folds
+    return [position, frequency, columns["token"], columns["previous"]], fold
 
 
 def _octaves(values: np.ndarray) -> np.ndarray:

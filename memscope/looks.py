@@ -19,6 +19,7 @@ from scipy.stats import binom
 
 from memscope.parquet import matrix, read_parquet
 from memscope.part_reader import read_columns
+from memscope.row_columns import disk_array, pieces, row_columns
 from memscope.store import RecordingInfo
 
 SHORTEST = 8
@@ -65,15 +66,15 @@ class RowText(NamedTuple):
 def row_text(recording: Path, info: RecordingInfo) -> RowText:
     """Read what the rows of a recording are about."""
     documents = read_parquet(recording / "documents.parquet", ["first_row", "rows"])
-    parts = [read_columns(recording, info, part, ["token", "doc", "pos"]) for part in info.parts]
-    token, doc, position = (
-        np.concatenate([part[name].to_numpy() for part in parts]).astype(np.int32) for name in ("token", "doc", "pos")
-    )
-    position %= info.window
-    previous = np.where(position > 0, np.roll(token, 1), -1).astype(np.int32)
-    _, bigram = np.unique(token.astype(np.int64) << 32 | (previous + 1), return_inverse=True)
+    columns = row_columns(recording, info, ["token", "previous", "doc"])
+    token, previous, wide = columns["token"], columns["previous"], info.vocab_size + 1
+    keys, bigram = np.empty(0, np.int64), disk_array(recording, info.rows)
+    for piece in pieces(info.rows):
+        keys = np.union1d(keys, token[piece].astype(np.int64) * wide + previous[piece] + 1)
+    for piece in pieces(info.rows):
+        bigram[piece] = np.searchsorted(keys, token[piece].astype(np.int64) * wide + previous[piece] + 1)
     first_row, length = (documents[name].to_numpy().astype(np.int64) for name in ("first_row", "rows"))
-    return RowText(token, previous, bigram.astype(np.int32), doc, first_row, length)
+    return RowText(token, previous, bigram, columns["doc"], first_row, length)
 
 
 def first_indices(recording: Path, info: RecordingInfo, layer: int) -> np.ndarray:

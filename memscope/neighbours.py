@@ -76,9 +76,10 @@ def co_selection(recording: Path, info: RecordingInfo, layer: int) -> CoSelectio
     """Which entries of a layer are selected together, and which are not."""
     name = f"l{layer}_indices"
     step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
-    indices = np.concatenate([matrix(read_columns(recording, info, part, [name])[name])[::step] for part in info.parts])
+    parts = (matrix(read_columns(recording, info, part, [name])[name]) for part in info.parts)
+    indices = np.concatenate([part[::step].copy() for part in parts])  # a view would keep all of its part
     rows = [
-        np.arange(first, first + part.rows)[::step] for part, first in zip(info.parts, info.first_rows(), strict=True)
+        np.arange(first, first + part.rows, step) for part, first in zip(info.parts, info.first_rows(), strict=True)
     ]
     starts, tokens = _tokens_of_entries(indices, info.knowledge_num)
     n = info.knowledge_num

@@ -1,10 +1,12 @@
 """Words of recorded text: which whole word every token belongs to, for titles that a person can read."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
 
+from memscope.row_columns import PIECE, tally
 from memscope.tokenizer import Tokenizer
 
 LONGEST = 24
@@ -22,35 +24,67 @@ class RowWords(NamedTuple):
     """Share of every word among the rows that are in one, float64."""
 
 
-def words_of_rows(tokens: np.ndarray, first_rows: np.ndarray, tokenizer: Tokenizer) -> RowWords:
+def words_of_rows(
+    tokens: np.ndarray, first_rows: np.ndarray, tokenizer: Tokenizer, out: np.ndarray | None = None
+) -> RowWords:
     """Group tokens to words: a word starts at white space, after punctuation, or at a document's start.
 
     Args:
         tokens: token ids of all rows, ``[token]``.
-        first_rows: rows at which documents start.
+        first_rows: rows at which documents start, rising.
         tokenizer: theirs.
+        out: where ``of_row`` goes, int32 ``[token]``; default a new array.
     """
+    of_row = np.empty(len(tokens), np.int32) if out is None else out
+    vocabulary: dict[str, int] = {}
+    by_hash: dict[int, int] = {}
+    openings = _openings(tokenizer)
+    control = list(tokenizer.control)
+    for start, end in pairwise(_cuts(first_rows, len(tokens))):
+        chunk = tokens[start:end]
+        begin = _word_starts(chunk, first_rows[(first_rows >= start) & (first_rows < end)] - start, openings)
+        stop = np.append(begin[1:], len(chunk))
+        hashes, first, inverse = np.unique(_hash_groups(chunk, begin), return_index=True, return_inverse=True)
+        for value, group in zip(hashes.tolist(), first.tolist(), strict=True):
+            if value not in by_hash:
+                word = _clean(tokenizer.decode(chunk[begin[group] : stop[group]].tolist()))
+                by_hash[value] = vocabulary.setdefault(word, len(vocabulary)) if word else -1
+        number = np.array([by_hash[value] for value in hashes.tolist()], np.int32)
+        words = np.repeat(number[inverse], stop - begin)
+        words[np.isin(chunk, control)] = -1
+        of_row[start:end] = words
+    count = tally(of_row, max(len(vocabulary), 1))
+    return RowWords(of_row, list(vocabulary), count / max(count.sum(), 1))
+
+
+def _openings(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens open a word, and behind which ones a word opens, bool ``[vocab]``."""
     texts = tokenizer.token_texts
     # " word", "." and "<s>" open a word; a lone byte of a longer character (shown as U+FFFD) goes on with one.
     opens = np.array([not (text[:1].isalnum() or text[:1] == "\ufffd") for text in texts])
     spaced = np.array([text[:1].isspace() for text in texts])
     closes = (opens & ~spaced) | np.array([text[:1].isalnum() and text[-1:].isspace() for text in texts])
+    return opens, closes
+
+
+def _cuts(first_rows: np.ndarray, n_rows: int) -> list[int]:
+    """Rows that cut a recording at starts of documents into stretches of ``PIECE`` rows or so."""
+    if not n_rows:
+        return []
+    wanted = np.arange(PIECE, n_rows, PIECE)
+    at = np.searchsorted(first_rows, wanted)
+    return [0, *np.unique(first_rows[at[at < len(first_rows)]]).tolist(), n_rows]
+
+
+def _word_starts(tokens: np.ndarray, first_rows: np.ndarray, openings: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    opens, closes = openings
     starts = opens[tokens]
     starts[1:] |= closes[tokens[:-1]]
     starts[first_rows] = starts[np.minimum(first_rows + 1, len(tokens) - 1)] = True  # the first token is bos
     begin = np.flatnonzero(starts)
     length = np.diff(np.append(begin, len(tokens)))
     starts |= np.repeat(length > LONGEST, length)
-    begin = np.flatnonzero(starts)
-    end = np.append(begin[1:], len(tokens))
-    _, first, inverse = np.unique(_hash_groups(tokens, begin), return_index=True, return_inverse=True)
-    spelled = [_clean(tokenizer.decode(tokens[begin[g] : end[g]].tolist())) for g in first]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(word for word in spelled if word))}
-    number = np.array([vocabulary.get(word, -1) for word in spelled], np.int32)
-    of_row = np.repeat(number[inverse], end - begin)
-    of_row[np.isin(tokens, list(tokenizer.control))] = -1
-    count = np.bincount(of_row[of_row >= 0], minlength=max(len(vocabulary), 1))
-    return RowWords(of_row, list(vocabulary), count / max(count.sum(), 1))
+    return np.flatnonzero(starts)
 
 
 def _clean(text: str) -> str:

@@ -1,0 +1,98 @@
+"""What every recorded row is about, as whole columns: they lie on disk, so that memory does not grow with a recording.
+
+    columns = row_columns(recording, info, ["token", "previous"])         # int32 [token] each
+    counts = tally(columns["token"], info.vocab_size)                     # piece by piece
+
+Aggregates look single rows up at random, so they need columns whole. Each is an array over a file that has no name any
+more: the kernel keeps of it in memory what there is room for, and nothing is left behind when a process is killed.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from memscope.part_reader import read_columns
+from memscope.store import RecordingInfo
+
+PIECE = 1 << 20
+"""Rows that are worked on at once."""
+_READ = {
+    **{name: (name,) for name in ("token", "predicted", "doc")},
+    **{"position": ("pos",), "previous": ("token", "pos"), "following": ("token", "doc")},
+}
+
+
+def disk_array(folder: Path, rows: int, dtype: type[np.generic] = np.int32) -> np.ndarray:
+    """Zeros, ``[rows]``, over a nameless file in ``folder``; all of its room is taken at once.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, max(rows, 1) * np.dtype(dtype).itemsize)
+        return np.memmap(file, dtype, "r+", shape=(max(rows, 1),)).view(np.ndarray)[:rows]
+
+
+def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of all rows, int32 ``[token]``.
+
+    ``token``, ``predicted`` and ``doc`` are those of the parts; ``position`` is that in the window, ``previous`` the
+    token before, -1 at the start of a window; ``following`` is the next token, -1 at the end of a document.
+
+    Raises:
+        InputError: see ``part_reader.read_columns``.
+    """
+    wanted = list(dict.fromkeys(column for name in names for column in _READ[name]))
+    columns = {name: disk_array(recording, info.rows) for name in names}
+    last_doc = last_token = -1
+    for part, first in zip(info.parts, info.first_rows(), strict=True):
+        table = read_columns(recording, info, part, wanted)
+        found = {name: table[name].to_numpy().astype(np.int32) for name in wanted}
+        here = slice(first, first + part.rows)
+        for name in names:
+            match name:
+                case "position":
+                    columns[name][here] = found["pos"] % info.window
+                case "previous":
+                    before = np.append(last_token, found["token"][:-1])
+                    columns[name][here] = np.where(found["pos"] % info.window > 0, before, -1)
+                    last_token = int(found["token"][-1])
+                case "following":
+                    same = found["doc"][1:] == found["doc"][:-1]
+                    columns[name][here] = np.append(np.where(same, found["token"][1:], -1), -1)
+                    if first and found["doc"][0] == last_doc:  # a document that goes on from the part before
+                        columns[name][first - 1] = found["token"][0]
+                    last_doc = int(found["doc"][-1])
+                case _:
+                    columns[name][here] = found[name]
+    return columns
+
+
+def pieces(rows: int) -> Iterator[slice]:
+    """All of so many rows, ``PIECE`` at a time."""
+    for start in range(0, rows, PIECE):
+        yield slice(start, min(start + PIECE, rows))
+
+
+def tally(labels: np.ndarray, size: int) -> np.ndarray:
+    """How often each of ``size`` labels occurs among ``[row]``, int64 ``[size]``; negative ones do not count."""
+    counts = np.zeros(size, np.int64)
+    for piece in pieces(len(labels)):
+        known = labels[piece]
+        counts += np.bincount(known[known >= 0], minlength=size)
+    return counts
+
+
+def distinct_pairs(high: np.ndarray, low: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that occur as ``high * wide + low``, rising, and how often each does; ``low`` is from 0 to ``wide``."""
+    keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for piece in pieces(len(high)):
+        new, times = np.unique(high[piece].astype(np.int64) * wide + low[piece], return_counts=True)
+        together, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
+        total = np.zeros(len(together), np.int64)
+        np.add.at(total, place, np.concatenate([counts, times]))
+        keys, counts = together, total
+    return keys, counts
