@@ -206,11 +206,16 @@ def test_resuming_a_finished_run_changes_nothing(corpus_dir: Path, reference: Pa
 
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json", "model.safetensors"])
-def test_a_damaged_checkpoint_is_named(corpus_dir: Path, half_run: Path, name: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    corpus_dir: Path, reference: Path, half_run: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     damaged = list_checkpoints(half_run)[-1] / name
     damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    with pytest.raises(InputError, match=f"step-00000006/{name}"):
-        train(make_config(corpus_dir), half_run, resume=True, device="cpu")
+    train(make_config(corpus_dir), half_run, resume=True, device="cpu")
+    told = capsys.readouterr().err
+    assert f"step-00000006/{name}" in told and "going on from an older checkpoint" in told
+    assert_same_run(half_run, reference)
+    assert (half_run / "checkpoints" / "damaged-step-00000006" / name).is_file()
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
