@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, state
+from app import address, outside, state
 from app.address import View, choice
 from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
 from memscope.query import Recording
@@ -41,7 +41,7 @@ def anomalies(view: View, recording: Recording) -> None:
             if entry >= 0:
                 address.go("entries", entry=entry, layer=layer)
 
-    st.dataframe(
+    outside.table(
         shown.assign(entry=shown["entry"].where(shown["entry"] >= 0)),
         hide_index=True,
         height="content" if len(shown) <= 15 else 560,

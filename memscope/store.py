@@ -181,7 +181,8 @@ def read_info(recording: Path) -> RecordingInfo:
         InputError: not a recording, or one of another format version.
     """
     if not (recording / INFO).is_file():
-        is_run = (recording / "config.yaml").is_file() and not (recording / INFO).exists()
+        parts = any((recording / name).exists() for name in (INFO, "tokens"))
+        is_run = (recording / "config.yaml").is_file() and not parts
         what = "a run" if is_run else f"not a recording (no {INFO})"
         raise InputError(f"{recording}: {what}; make a recording with 'memscope record'")
     raw = read_own_json(recording / INFO)

@@ -173,7 +173,7 @@ def torchrun(tmp_path: Path) -> Callable[..., Any]:
         train = [*program, "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
         command = [sys.executable, "-m", *map(str, [*launcher, *train])]
         environment = os.environ | variables
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
 
     return call
 

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -336,10 +337,19 @@ def test_the_way_to_draw_is_in_the_address(part: str, field: str, value: str) ->
 def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = plant_anomalies(tmp_path / "planted", seed=0)
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
+    offered: dict[str, Callable[[], str]] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(st, "download_button", lambda label, data, name, *_, **__: offered.update({name: data}))
+        assert not open_page("gate_bias", recording="planted", part="anomalies").exception
+    made: list[str] = []
+    thread = threading.Thread(target=lambda: made.append(offered["planted-anomalies.csv"]()))  # knows of no session
+    thread.start()
+    thread.join()
     test = open_page("gate_bias", recording="planted", part="anomalies")
     assert not test.exception
     every = anomalies_in_words(Recording(planted.path))
     assert test.dataframe[0].value["text"].tolist() == every["text"].tolist()
+    assert len(made[0].splitlines()) == len(every) + 1
     test.get_by_key("gate_bias.kind").set_value("exclusive").run()
     [row] = test.dataframe[0].value.itertuples()
     assert row.text.startswith("takes turns with entry") and asked(test, "kind") == "exclusive"

@@ -32,7 +32,7 @@ def test_recordings_are_named_by_their_path(folder: Path) -> None:
 
 def test_the_table_says_what_each_is_and_what_is_wrong(folder: Path) -> None:
     recording = Recording(folder / "whole")
-    table = recordings_table(find_recordings(folder)).set_index("recording")
+    table = recordings_table(find_recordings(folder), folder).set_index("recording")
     whole = table.loc["whole"]
     assert whole["tokens"] == recording.info.rows and whole["run"] == recording.info.run_name
     assert whole["selections"] == recording.usage().sum()

@@ -202,7 +202,7 @@ def test_of_two_records_into_one_folder_one_is_made_and_one_is_told(
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 2
     assert told.stderr.startswith(f"memscope: {out}: process {first.pid} on ") and told.stderr.count("\n") == 1
-    assert first.wait(timeout=120) == 0
+    assert first.wait(timeout=600) == 0
     assert read_info(out).complete
     assert list(out.rglob(".*")) == []
 

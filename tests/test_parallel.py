@@ -51,7 +51,7 @@ def launch(tmp_path: Path) -> Launch:
         launcher = ["accelerate.commands.launch", "--config_file", FOLDER / f"{how}.yaml", "--main_process_port", 0]
         train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
         command = [sys.executable, "-m", *map(str, [*launcher, *train])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("step 4: validation loss") == 1  # one process speaks
         summary: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])  # DeepSpeed prints before it
@@ -159,6 +159,7 @@ def rewound(run: Path, copy: Path, config: Config) -> Path:
     shutil.copytree(run, copy)
     shutil.rmtree(list_checkpoints(copy)[-1])
     (copy / "config.yaml").write_text(dump_config(config))
+    (copy / "files.json").unlink()  # that of the config as it was
     return copy
 
 

@@ -516,7 +516,7 @@ def test_each_process_records_and_lists_its_own_parts(
     for rank in range(3):
         made = record_as(rank, 3, monkeypatch, lambda: record_tiny(tiny_run, corpus_dir, tmp_path / "recording"))
         assert [number % 3 for number in made] == [rank] * len(made)
-        listed = read_json(tmp_path / "recording" / f"progress-{rank:05d}.json")
+        listed = read_json(tmp_path / "recording" / f"progress-{rank:05d}.json")["parts"]
         assert [part["name"] for part in listed] == [f"part-{number:06d}.parquet" for number in made]
 
 

@@ -229,5 +229,5 @@ def test_a_foreign_recording_json_is_refused(tmp_path: Path, content: object, me
 
 
 def test_a_folder_without_recording_json_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="make one with 'memscope record'"):
+    with pytest.raises(InputError, match="make a recording with 'memscope record'"):
         read_info(tmp_path)

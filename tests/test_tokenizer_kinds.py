@@ -259,8 +259,8 @@ def test_a_recording_can_be_read_without_the_run(kind: str, world: World) -> Non
     ids = tokenizer.encode(world.documents[0])[:59]
     assert trace["token"].tolist()[1:] == ids
     assert tokenizer.decode(trace["token"].tolist()[1:]) == tokenizer.decode(ids)
-    titles = world.recording.sql("SELECT title FROM titles")["title"]
-    words = {word for title in titles for word in title.split(" · ")}
+    apart = world.recording.sql("SELECT words FROM titles WHERE words IS NOT NULL")["words"]
+    words = {word for words in apart for word in words.split(" · ")}
     text = " ".join(world.documents).lower()
     assert words and all(word.lower() in text for word in words)
     assert all(word.split() == [word] for word in words)  # none is glued to the next

@@ -13,7 +13,7 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from memscope import parallel, prepare
+from memscope import parallel, run_folder
 from memscope.checkpoint import load_run
 from memscope.config import Config, TrainConfig
 from memscope.errors import InputError
@@ -70,7 +70,7 @@ def test_a_run_holds_checkpoints_and_no_pickle(tiny_run_path: Path) -> None:
     names = {path.name for path in tiny_run_path.rglob("*") if path.is_file()}
     tensors = {"model.safetensors", "optimizer.safetensors", "bank_init.safetensors", "bank_init.parquet"}
     texts = {"config.yaml", "tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "run.json"}
-    assert names == tensors | texts | {"state.json", "files.json"}
+    assert names == tensors | texts | {"state.json", "files.json", "start.json"}
     kept = sorted(folder.name for folder in (tiny_run_path / "checkpoints").iterdir())
     assert kept == ["step-00000010", "step-00000020"]
 
@@ -207,11 +207,11 @@ def test_a_run_that_diverges_stops_and_says_so(corpus_dir: Path, tmp_path: Path)
     [
         ({"data": {"train_path": ""}}, "data.train_path is empty"),
         ({"data": {"valid_path": "nowhere.jsonl"}}, r"nowhere.jsonl: no such corpus file \(data.valid_path\)"),
-        ({"data": {"tokenizer_path": "nowhere.json"}}, "nowhere.json: no such tokenizer file"),
+        ({"data": {"tokenizer_path": "nowhere.json"}}, r"nowhere.json: no such file \(data.tokenizer_path\)"),
         ({"model": {"vocab_size": 5000}}, "too small for a vocabulary of 5000"),
         ({"model": {"max_seq_len": 20_000}}, "do not fill one window of 20000"),
-        ({"memory": {"database_init_path": "nowhere.json"}}, "nowhere.json: no such sentence file"),
-        ({"memory": {"embedding_init_path": "nowhere"}}, "nowhere: not a run folder"),
+        ({"memory": {"database_init_path": "nowhere.json"}}, r"nowhere.json: no such file \(memory.database_init_path\)"),
+        ({"memory": {"embedding_init_path": "nowhere"}}, "nowhere: no such folder"),
         ({"train": {"tracker": "swanlab"}}, "train.tracker=swanlab is not installed: pip install swanlab"),
     ],
 )
@@ -222,7 +222,7 @@ def test_unusable_inputs_are_refused(
     change: dict[str, dict[str, object]],
     message: str,
 ) -> None:
-    monkeypatch.setattr(prepare, "find_spec", lambda name: None)  # no tracker is installed
+    monkeypatch.setattr(run_folder, "find_spec", lambda name: None)  # no tracker is installed
     with pytest.raises(InputError, match=message):
         train(tiny_config(corpus_dir, **change), tmp_path / "run", device="cpu")
 
