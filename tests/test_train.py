@@ -210,7 +210,7 @@ def test_a_run_that_diverges_stops_and_says_so(corpus_dir: Path, tmp_path: Path)
         ({"data": {"tokenizer_path": "nowhere.json"}}, r"nowhere.json: no such file \(data.tokenizer_path\)"),
         ({"model": {"vocab_size": 5000}}, "too small for a vocabulary of 5000"),
         ({"model": {"max_seq_len": 20_000}}, "do not fill one window of 20000"),
-        ({"memory": {"database_init_path": "nowhere.json"}}, r"nowhere.json: no such file \(memory.database_init_path\)"),
+        ({"memory": {"database_init_path": "nowhere.json"}}, r"no such file \(memory.database_init_path\)"),
         ({"memory": {"embedding_init_path": "nowhere"}}, "nowhere: no such folder"),
         ({"train": {"tracker": "swanlab"}}, "train.tracker=swanlab is not installed: pip install swanlab"),
     ],
