@@ -1,6 +1,7 @@
 """How long do the aggregates of a large recording take, and do they find what was planted?
 
     python benchmarks/census.py --entries 65536 --entries 1048576 --selections 100000000
+    python benchmarks/census.py --selections 32000000 --selections 128000000 --selections 320000000
 
 Writes a synthetic recording with a known distribution (synthetic.py), makes every aggregate, prints seconds and peak
 RSS of each, the ratio to DuckDB counting nothing but selections per layer and entry from the same files, and every
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,13 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--entries", type=int, action="append", help="size of the bank; may be repeated")
-    parser.add_argument("--selections", type=int, default=100_000_000)
+    parser.add_argument("--selections", type=int, action="append", help="size of the recording; may be repeated")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
     arguments = parser.parse_args()
-    for n_entries in arguments.entries or [65_536]:
+    for n_entries, selections in product(arguments.entries or [65_536], arguments.selections or [100_000_000]):
         folder = Path(tempfile.mkdtemp(dir=arguments.folder))
         try:
-            _measure(folder, n_entries, arguments.selections)
+            _measure(folder, n_entries, selections)
         finally:
             shutil.rmtree(folder)
 
