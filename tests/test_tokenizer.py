@@ -155,7 +155,7 @@ def vocabulary(*names: str) -> tokenizers.Tokenizer:
         ),
         (("[PAD]", "[UNK]", "[CLS]", "[SEP]"), "[CLS]", "[SEP]", "[PAD]"),  # BERT
         (("<pad>", "</s>", "<unk>"), "</s>", "</s>", "<pad>"),  # T5
-        (("<EOT>", "<META>"), "<EOT>", "<EOT>", "<EOT>"),  # Claude
+        (("<EOT>", "<META>"), "<EOT>", "<EOT>", "<EOT>"),  # one token opens, another is unknown
     ],
 )
 def test_roles_are_found_by_well_known_names(names: tuple[str, ...], bos: str, eos: str, pad: str) -> None:
