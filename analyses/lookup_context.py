@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.part_reader import read_part
 from memscope.plot_style import PERCENT, legend, panels
 from memscope.query import Recording

@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
 from memscope.ablation import recorded_corpus, spread_windows
+from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.corpus import DocumentWindow
 from memscope.effects import Trial, mean_change, measure_effects
-from memscope.errors import InputError
 from memscope.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query import Recording

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from memscope.errors import InputError
-from memscope.files import make_folder, write_csv
+from memscope.base.errors import InputError
+from memscope.base.files import make_folder, write_csv
 from memscope.jackknife import Interval, ratio_interval
 from memscope.query import Recording
 

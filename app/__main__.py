@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from memscope.stop import leave, stop_on_signals, stopped, tidy_up
+from memscope.base.stop import leave, stop_on_signals, stopped, tidy_up
 
 code = 0
 try:

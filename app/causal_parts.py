@@ -8,7 +8,7 @@ import streamlit as st
 
 from app import outside
 from app.address import View
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.words import visible
 
 if TYPE_CHECKING:

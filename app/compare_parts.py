@@ -7,7 +7,7 @@ import streamlit as st
 from app import columns, live, outside, state
 from app.address import View
 from app.components import token_view
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.fired import shared_by_layer, shared_selections
 from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.query import Recording

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from memscope.base.printable import printable_values
 from memscope.fired import FiredEntry, FiredLayer
-from memscope.printable import printable_values
 
 _FRONTEND = Path(__file__).parent / "frontend"
 FEW = 4

@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from app.state import RECORD, recording
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
     from memscope.checkpoint import LoadedRun

@@ -1,4 +1,4 @@
-"""Text from outside on a page: tables, texts and commands with signs for what is unseen (``memscope.printable``).
+"""Text from outside on a page: tables, texts and commands with signs for what is unseen (``memscope.base.printable``).
 
 Pages and parts show frames, sentences, names and messages through these, and nothing of them by Streamlit alone.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from memscope.printable import printable, printable_values
+from memscope.base.printable import printable, printable_values
 
 
 def table(data: pd.DataFrame | dict[str, Any], **options: Any) -> Any:

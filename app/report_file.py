@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from memscope.base.stop import at_end
 from memscope.query import Recording
-from memscope.stop import at_end
 
 
 def report_file(recording: Recording) -> Path | None:

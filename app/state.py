@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from app import address, outside
 from memscope import bank_table, map_points
+from memscope.base.errors import InputError
+from memscope.base.files import csv_text
+from memscope.base.printable import printable
 from memscope.catalog import find_recordings as find
 from memscope.catalog import open_recording, trouble
-from memscope.errors import InputError
-from memscope.files import csv_text
-from memscope.printable import printable
 from memscope.query import Recording
 from memscope.read_sample import ReadSample, read_sample
 from memscope.serve import RECORDINGS

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from memscope.attention import causal_attention, fused_attention
+from memscope.base.runtime import keep_freed_memory
 from memscope.config import ModelConfig, load_config
-from memscope.runtime import keep_freed_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

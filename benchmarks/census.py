@@ -23,9 +23,9 @@ import numpy as np
 from synthetic import LAYERS, K, write_recording, zipf_shares
 
 from memscope.aggregate import write_census
+from memscope.base.runtime import peak_rss_bytes
 from memscope.firing import write_firing
 from memscope.neighbours import write_neighbours
-from memscope.runtime import peak_rss_bytes
 from memscope.store import RecordingInfo
 from memscope.usage import usage_metrics
 

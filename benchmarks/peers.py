@@ -18,10 +18,10 @@ from PEER_pytorch import PEER
 from product_key_memory import PKM
 from torch import Tensor, nn
 
+from memscope.base.runtime import keep_freed_memory
 from memscope.config import MemoryConfig
 from memscope.memory import MemoryBank, MemoryLayer
 from memscope.optimizer import LazyAdamW
-from memscope.runtime import keep_freed_memory
 
 HEADS, SELECTED, KEY = 4, 8, 128
 """Gate heads, entries each selects, and the width of a gate query."""

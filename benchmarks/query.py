@@ -21,7 +21,7 @@ import pyarrow as pa
 from synthetic import write_recording, zipf_shares
 
 from memscope.aggregate import write_aggregates
-from memscope.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
+from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.query import Recording
 from memscope.store import RecordingInfo, write_info
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.decoders import WordPiece as Joiner
 from tokenizers.models import WordLevel
 
-from memscope.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
+from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.rows import round_scores
 from memscope.store import RecordingInfo, write_info, write_part
 from memscope.token_rows import TokenRows

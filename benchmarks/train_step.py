@@ -24,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
 from memscope.config import Config, load_config
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.optimizer import clip_gradients, make_optimizer
-from memscope.runtime import autocast, keep_freed_memory, peak_rss_bytes
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "memory.yaml"
 BASELINE, PEERS = "FFN", ("product-key-memory", "PEER-pytorch")

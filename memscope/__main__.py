@@ -1,6 +1,6 @@
 """The command ``memscope``, and ``python -m memscope``."""
 
-from memscope.stop import leave, stop_on_signals, stopped
+from memscope.base.stop import leave, stop_on_signals, stopped
 
 
 def main() -> None:

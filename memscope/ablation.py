@@ -18,6 +18,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from memscope.base.errors import InputError
+from memscope.base.files import write_json
+from memscope.base.parquet import write_table
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.effects import (
@@ -30,10 +33,7 @@ from memscope.effects import (
     random_entries,
     usage_matched,
 )
-from memscope.errors import InputError
-from memscope.files import write_json
 from memscope.intervene import Mode, ablate
-from memscope.parquet import write_table
 from memscope.query import Recording
 
 Control = Literal["usage", "random"]

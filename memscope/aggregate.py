@@ -15,15 +15,16 @@ import pandas as pd
 import pyarrow as pa
 
 from memscope.aggregate_schema import check_sources, list_files
+from memscope.base.files import atomic_path, write_json
+from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.base.threads import in_threads
 from memscope.entry_anomalies import layer_anomalies
-from memscope.files import atomic_path, write_json
 from memscope.firing import write_firing
 from memscope.information import held_out_information
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
 from memscope.labels import entry_labels
 from memscope.looks import row_text
 from memscope.neighbours import write_neighbours
-from memscope.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.part_reader import read_columns
 from memscope.preference import adjust, layer_preferences
 from memscope.store import RecordingInfo, write_info
@@ -36,7 +37,6 @@ from memscope.summaries import (
     reading_errors,
     reading_statistics,
 )
-from memscope.threads import in_threads
 from memscope.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(

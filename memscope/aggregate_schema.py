@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as kinds
 
-from memscope.errors import InputError
-from memscope.parquet import open_parquet, read_parquet
-from memscope.seals import check_file, hashes
+from memscope.base.errors import InputError
+from memscope.base.parquet import open_parquet, read_parquet
+from memscope.base.seals import check_file, hashes
 from memscope.store import AGGREGATES, COPIES, INFO, RecordingInfo
 from memscope.tokenizer import Tokenizer
 

@@ -22,10 +22,10 @@ from safetensors.numpy import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin
 
-from memscope.errors import InputError
-from memscope.files import atomic_path, disk_errors
-from memscope.parquet import read_parquet
-from memscope.seals import check_listed
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path, disk_errors
+from memscope.base.parquet import read_parquet
+from memscope.base.seals import check_listed
 from memscope.sentences import Sentence, Triple
 from memscope.tokenizer import Tokenizer
 

@@ -28,7 +28,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 MIN_ENTRIES = 10
 """Fewer make no map."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.base.errors import InputError
 from memscope.entry_pages import FIRES_ON
-from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.usage import HOT_FACTOR
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.aggregate_schema import check_census
-from memscope.errors import InputError
-from memscope.files import read_json
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
 from memscope.query import Recording
 from memscope.store import AGGREGATES, INFO, RecordingInfo, read_info
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.base.errors import InputError
 from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
-from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.stability import (
     Halves,

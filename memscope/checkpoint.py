@@ -4,7 +4,7 @@
     run/checkpoints/step-00000100/model.safetensors  optimizer.safetensors  state.json
 
 A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model. The hashes of
-a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``seals.py``); runs of earlier
+a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``base/seals.py``); runs of earlier
 versions, which have none, load unchecked.
 """
 
@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from memscope.base.errors import DamageError, InputError
+from memscope.base.files import atomic_path, disk_errors, sha256_file
+from memscope.base.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
 from memscope.config import Config
-from memscope.errors import DamageError, InputError
-from memscope.files import atomic_path, disk_errors, sha256_file
 from memscope.model import MemoryTransformer
 from memscope.run_folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
-from memscope.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
 from memscope.tokenizer import Tokenizer
 
 __all__ = ["MODEL", "SETTINGS", "list_checkpoints"]

@@ -1,7 +1,7 @@
 """The command line: every command parses, calls one function and prints its result.
 
 Results go to standard output, progress and messages to standard error. Exit status 0, or 2 with one line for bad
-input, or 130 and 143 when stopped (``stop.py``). Heavy imports happen inside the commands, so that ``--help`` answers
+input, or 130 and 143 when stopped (``base/stop.py``). Heavy imports happen inside the commands, so that ``--help`` answers
 at once.
 """
 
@@ -12,6 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from memscope import cli_causal, cli_share
+from memscope.base.errors import InputError
+from memscope.base.lock import one_writer
+from memscope.base.printable import one_line
 from memscope.cli_options import (
     CorpusOption,
     DeviceOption,
@@ -29,9 +32,6 @@ from memscope.cli_options import (
     print_json,
     show,
 )
-from memscope.errors import InputError
-from memscope.lock import one_writer
-from memscope.printable import one_line
 
 app = typer.Typer(
     help="See inside a language model's memory: train, record, measure and browse trainable memory banks.",
@@ -95,7 +95,7 @@ def train(
 
         check_run_folder(settings, run, resume)
 
-        from memscope.runtime import keep_freed_memory
+        from memscope.base.runtime import keep_freed_memory
         from memscope.train import train as run_training
 
         keep_freed_memory()
@@ -148,8 +148,8 @@ def generate(
     """Continue a text."""
     check(run)
 
+    from memscope.base.runtime import autocast
     from memscope.generate import generate as sample
-    from memscope.runtime import autocast
 
     loaded = load(run, device)
     tokenizer, model = loaded.tokenizer, loaded.model
@@ -188,9 +188,9 @@ def record(
         raise InputError(f"{run}: an FFN baseline has no memory to record")
     check_no_run(out)
     with one_writer(out):
+        from memscope.base.runtime import keep_freed_memory, peak_rss_bytes
         from memscope.record import RecordOptions
         from memscope.record import record as run_recording
-        from memscope.runtime import keep_freed_memory, peak_rss_bytes
         from memscope.store import part_bytes
 
         keep_freed_memory()

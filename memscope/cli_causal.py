@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from memscope.base.errors import InputError
+from memscope.base.lock import one_writer
 from memscope.cli_options import (
     DeviceOption,
     JsonOption,
@@ -16,8 +18,6 @@ from memscope.cli_options import (
     print_json,
     show,
 )
-from memscope.errors import InputError
-from memscope.lock import one_writer
 
 FactsArgument = Annotated[
     Path,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from memscope.errors import InputError
-from memscope.printable import one_line, printable, printable_json
+from memscope.base.errors import InputError
+from memscope.base.printable import one_line, printable, printable_json
 
 _LONGEST = 2000
 """Characters of an error that are printed; a file may be quoted in it."""
@@ -40,7 +40,7 @@ def check(
     Raises:
         InputError: it is not, or the recording is of another model than the run holds now.
     """
-    from memscope.files import expect_file, sha256_file
+    from memscope.base.files import expect_file, sha256_file
     from memscope.run_folder import MODEL, check_run
     from memscope.store import read_info
 
@@ -59,8 +59,8 @@ def check(
 
 def load(run: Path, device: str) -> Any:
     """The model of a run, on a device."""
+    from memscope.base.runtime import pick_device
     from memscope.checkpoint import load_run
-    from memscope.runtime import pick_device
 
     return load_run(run, pick_device(device))
 

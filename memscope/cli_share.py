@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from memscope.base.errors import InputError
+from memscope.base.lock import one_writer
 from memscope.cli_options import RecordingArgument, show
-from memscope.errors import InputError
-from memscope.lock import one_writer
 
 
 def register(app: typer.Typer) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from memscope import compare_plots
+from memscope.base.files import make_folder, write_json
 from memscope.changes import SEED, Changes, find_changes
 from memscope.compare_findings import describe
 from memscope.compare_schema import Comparison, Side
 from memscope.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
-from memscope.files import make_folder, write_json
 from memscope.findings import Finding
 from memscope.metrics_schema import describe_source, json_schema
 from memscope.query import Recording

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, model_validator
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.sections import (
     BlockKind,
     DataConfig,

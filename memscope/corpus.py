@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.errors import DamageError, InputError
-from memscope.files import atomic_path, sha256_file
+from memscope.base.errors import DamageError, InputError
+from memscope.base.files import atomic_path, sha256_file
+from memscope.base.lock import one_maker
+from memscope.base.seals import hashes, read_sealed, read_vouching, write_sealed
 from memscope.inputs import Skipped, read_rows
-from memscope.lock import one_maker
-from memscope.seals import hashes, read_sealed, read_vouching, write_sealed
 from memscope.tokenizer import Tokenizer
 
 _ENCODE_BATCH, _ENCODE_CHARACTERS = 256, 1 << 24

@@ -24,9 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.bank_init import load_bank_init
+from memscope.base.parquet import ENTRY_ROW_GROUP, write_table
 from memscope.checkpoint import LoadedRun
 from memscope.model import MemoryTransformer
-from memscope.parquet import ENTRY_ROW_GROUP, write_table
 from memscope.provenance import start_entries, start_table
 
 N_NEAREST = 10

@@ -23,9 +23,9 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from memscope.files import atomic_path, make_folder, write_text
+from memscope.base.files import atomic_path, make_folder, write_text
+from memscope.base.printable import one_line, printable
 from memscope.findings import Finding
-from memscope.printable import one_line, printable
 
 _DPI = 200
 _NOTHING = "–"

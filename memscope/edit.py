@@ -34,14 +34,14 @@ from tqdm import tqdm
 
 from memscope import bank_init
 from memscope.attribution import gradient_attribution
+from memscope.base.errors import InputError
+from memscope.base.files import write_json
+from memscope.base.parquet import write_table
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.fact_files import Fact
 from memscope.facts import answerable, ask, pad_rows, tokenize_facts
-from memscope.files import write_json
 from memscope.intervene import rewrite
 from memscope.model import MemoryTransformer
-from memscope.parquet import write_table
 from memscope.sentences import Sentence
 
 Method = Literal["sentence", "row"]

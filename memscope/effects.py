@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memscope.base.errors import InputError
+from memscope.base.parquet import read_parquet
 from memscope.capture import WindowPass, run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
-from memscope.errors import InputError
 from memscope.intervene import Entries
 from memscope.jackknife import Interval, ratio_interval
-from memscope.parquet import read_parquet
 from memscope.store import read_info
 from memscope.strata import BLOCK, FEW_DOCUMENTS
 from memscope.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.anomaly_kernels import CLASSES, EntryTokens, count_negative, describe_tokens, distinct, sum_evenness
+from memscope.base.parquet import matrix, read_parquet
 from memscope.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
-from memscope.parquet import matrix, read_parquet
 from memscope.part_reader import SelectionReader, read_columns
 from memscope.store import RecordingInfo
 from memscope.tokenizer import Tokenizer

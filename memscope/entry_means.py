@@ -19,8 +19,8 @@ from torch import Tensor, distributed, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from memscope.base.runtime import gather_rows, in_huge_pages
 from memscope.native import native_for
-from memscope.runtime import gather_rows, in_huge_pages
 from memscope.sparse_read import Slots
 
 

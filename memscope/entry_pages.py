@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
     from memscope.query import Recording

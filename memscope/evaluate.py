@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from memscope.base.errors import InputError
+from memscope.base.runtime import autocast
 from memscope.capture import run_windows
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
-from memscope.errors import InputError
 from memscope.generate import generate
 from memscope.model import MemoryTransformer, next_token_loss
-from memscope.runtime import autocast
 from memscope.tokenizer import Tokenizer
 from memscope.usage import UsageCounts
 

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from memscope.errors import InputError
-from memscope.files import disk_errors, write_json
+from memscope.base.errors import InputError
+from memscope.base.files import disk_errors, write_json
 from memscope.interchange import entry_runs, new_folder, read_activations
 from memscope.part_reader import SelectionReader
 from memscope.query import Recording

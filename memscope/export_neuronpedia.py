@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from memscope.base.errors import InputError
+from memscope.base.files import write_text
+from memscope.base.printable import printable_values
 from memscope.config import load_config
-from memscope.errors import InputError
-from memscope.files import write_text
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
 from memscope.part_reader import SelectionReader
-from memscope.printable import printable_values
 from memscope.query import Recording
 
 BATCH_ENTRIES = 1024

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memscope.base.errors import InputError
 from memscope.corpus import clean_text
-from memscope.errors import InputError
 from memscope.inputs import read_rows
 
 _FIELDS = ("uuid", "subject", "predicate", "object", "template")

@@ -21,10 +21,10 @@ import pandas as pd
 import pyarrow as pa
 from scipy import sparse
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
+from memscope.base.parquet import read_parquet, write_table
+from memscope.base.seals import hashes, read_vouching, write_sealed
 from memscope.jackknife import ratio_interval
-from memscope.parquet import read_parquet, write_table
-from memscope.seals import hashes, read_vouching, write_sealed
 from memscope.sections import reachable_entries
 from memscope.usage import UNREAD_SHARE
 

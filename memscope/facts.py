@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.capture import LayerCapture, capture_memory
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.fact_files import Fact
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate

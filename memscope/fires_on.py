@@ -19,7 +19,7 @@ import pyarrow as pa
 from numba import njit
 from scipy.stats import binom
 
-from memscope.parquet import fixed_lists
+from memscope.base.parquet import fixed_lists
 from memscope.row_columns import distinct_pairs, tally
 from memscope.words import visible
 

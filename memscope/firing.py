@@ -19,16 +19,16 @@ import pyarrow as pa
 from scipy.sparse import coo_matrix
 from sklearn.feature_extraction.text import TfidfTransformer
 
-from memscope.errors import InputError
-from memscope.files import atomic_path
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
+from memscope.base.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
+from memscope.base.threads import in_threads
 from memscope.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
-from memscope.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.part_reader import SelectionReader, read_columns
 from memscope.row_columns import disk_array, pieces, row_columns, tally
 from memscope.row_words import RowWords, words_of_rows
 from memscope.store import RecordingInfo
-from memscope.threads import in_threads
 from memscope.tokenizer import Tokenizer
 
 N_TOP = 20

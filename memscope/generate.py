@@ -2,9 +2,9 @@
 
 import torch
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
+from memscope.base.runtime import agreed
 from memscope.model import KVCache, MemoryTransformer
-from memscope.runtime import agreed
 
 
 @torch.no_grad()

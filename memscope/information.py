@@ -18,13 +18,13 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit
 
+from memscope.base.parquet import read_parquet
+from memscope.base.threads import in_threads
 from memscope.jackknife import Jackknife
-from memscope.parquet import read_parquet
 from memscope.part_reader import SelectionReader, read_columns
 from memscope.row_columns import disk_array, pieces, row_columns
 from memscope.store import RecordingInfo
 from memscope.strata import Strata
-from memscope.threads import in_threads
 
 KINDS = ("position", "frequency", "token", "previous")
 _OCTAVES, _STEPS, _PER_OCTAVE = 40, 160, 4

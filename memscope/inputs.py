@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.errors import InputError
-from memscope.printable import one_line
+from memscope.base.errors import InputError
+from memscope.base.printable import one_line
 
 LONGEST = 64 << 20
 """Bytes of a line, and characters of an item of a list, at most: 64 MB."""

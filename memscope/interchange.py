@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memscope.errors import InputError
-from memscope.files import atomic_path
-from memscope.lock import one_maker
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
+from memscope.base.lock import one_maker
 from memscope.part_reader import SelectionReader
 
 MOST_SELECTIONS = 1 << 21

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.gate import Selection
 from memscope.memory import MemoryBank
 from memscope.model import Block, MemoryTransformer

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array, csr_array, vstack
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 N_BUCKETS = 5
 """Quantile buckets of a numeric attribute."""

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from scipy.stats import binom
 
-from memscope.parquet import matrix, read_parquet
+from memscope.base.parquet import matrix, read_parquet
 from memscope.part_reader import read_columns
 from memscope.row_columns import disk_array, pieces, row_columns
 from memscope.store import RecordingInfo

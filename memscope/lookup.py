@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from memscope.parquet import open_parquet, read_parquet
+from memscope.base.parquet import open_parquet, read_parquet
 
 
 class EntryTable:

@@ -24,10 +24,10 @@ from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
 from memscope.bank_map import MIN_ENTRIES
+from memscope.base.errors import InputError
+from memscope.base.parquet import matrix, read_parquet
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.map_names import text_weights
-from memscope.parquet import matrix, read_parquet
 from memscope.part_reader import read_columns
 from memscope.store import RecordingInfo
 

@@ -19,13 +19,13 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
+from memscope.base.runtime import in_huge_pages
 from memscope.config import MemoryConfig
 from memscope.entry_means import EntryMeans
 from memscope.entry_starts import EntryStarts
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.native import native_for
-from memscope.runtime import in_huge_pages
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 

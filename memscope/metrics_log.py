@@ -9,8 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from memscope.errors import InputError
-from memscope.files import write_text
+from memscope.base.errors import InputError
+from memscope.base.files import write_text
 
 
 class MetricsLog:

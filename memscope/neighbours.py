@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from memscope.files import atomic_path
+from memscope.base.files import atomic_path
+from memscope.base.parquet import TableWriter, matrix
+from memscope.base.threads import in_threads
 from memscope.looks import first_indices, row_text, stretch_length
 from memscope.pair_anomalies import N_APART, CoSelection, most_frequent_apart, pair_anomalies
-from memscope.parquet import TableWriter, matrix
 from memscope.part_reader import read_columns
 from memscope.store import RecordingInfo
-from memscope.threads import in_threads
 
 N_NEIGHBOURS = 10
 MIN_TOGETHER = 5

@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from memscope.base.runtime import gather_rows, in_huge_pages
 from memscope.config import TrainConfig
 from memscope.model import MemoryTransformer
 from memscope.native import native_for
-from memscope.runtime import gather_rows, in_huge_pages
 
 
 class LazyAdamW(torch.optim.AdamW):

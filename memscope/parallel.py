@@ -24,12 +24,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from memscope.base.errors import InputError
+from memscope.base.runtime import pick_device
 from memscope.checkpoint import TrainingState
 from memscope.config import Config, TrainConfig
-from memscope.errors import InputError
 from memscope.model import MemoryTransformer
 from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
-from memscope.runtime import pick_device
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 

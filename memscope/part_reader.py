@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.errors import InputError
-from memscope.parquet import matrix, open_parquet, read_parquet
+from memscope.base.errors import InputError
+from memscope.base.parquet import matrix, open_parquet, read_parquet
 from memscope.store import (
     SELECTION_SCHEMA,
     Part,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from memscope.printable import one_line
+from memscope.base.printable import one_line
 
 SIZE = (5.6, 3.5)
 """Width and height of one panel in inches."""

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from memscope.bank_map import MapSettings, Trial, make_map, place_apart, try_map, why_not_trusted
+from memscope.base.errors import InputError
+from memscope.base.parquet import write_table
+from memscope.base.seals import hashes, write_sealed
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.map_names import name_clusters
 from memscope.map_spaces import SPACES, Space, make_space
-from memscope.parquet import write_table
-from memscope.seals import hashes, write_sealed
 from memscope.store import RecordingInfo, read_info
 
 BEST = "best"

@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 
 from memscope.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
+from memscope.base.parquet import read_parquet
+from memscope.base.seals import check_listed
 from memscope.checkpoint import LoadedRun
-from memscope.parquet import read_parquet
-from memscope.seals import check_listed
 
 
 def start_entries(run: LoadedRun) -> np.ndarray:

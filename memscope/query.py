@@ -19,15 +19,15 @@ import pandas as pd
 
 from memscope import entry_pages
 from memscope.aggregate_schema import check_census, check_recording
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
+from memscope.base.parquet import matrix, read_parquet
+from memscope.base.seals import read_sealed, read_vouching
 from memscope.config import load_config
 from memscope.entry_pages import EntryCard
-from memscope.errors import InputError
-from memscope.files import read_json
 from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
-from memscope.parquet import matrix, read_parquet
 from memscope.part_reader import SelectionReader, read_columns, read_rows
-from memscope.seals import read_sealed, read_vouching
 from memscope.store import RecordingInfo, read_info, whole_tokens
 from memscope.token_table import Trace, make_trace
 from memscope.tokenizer import Tokenizer

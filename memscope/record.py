@@ -21,19 +21,19 @@ from tqdm import tqdm
 from memscope.aggregate import write_aggregates
 from memscope.aggregate_schema import check_files, list_files
 from memscope.bank_init import PARQUET
+from memscope.base.errors import DamageError, InputError
+from memscope.base.files import atomic_path
+from memscope.base.lock import one_writer
+from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
+from memscope.base.runtime import processes, return_freed_memory
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.decode import write_decodings
-from memscope.errors import DamageError, InputError
-from memscope.files import atomic_path
-from memscope.lock import one_writer
 from memscope.model import MemoryTransformer
-from memscope.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.run_folder import check_no_run
-from memscope.runtime import processes, return_freed_memory
 from memscope.store import (
     AGGREGATES,
     COPIES,

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memscope.anomalies import anomalies_in_words, find_anomalies
+from memscope.base.files import atomic_path, make_folder, write_csv, write_json
 from memscope.document import write_document
-from memscope.files import atomic_path, make_folder, write_csv, write_json
 from memscope.findings import Finding, find
 from memscope.metrics_schema import Metrics, describe_source, json_schema
 from memscope.query import Recording

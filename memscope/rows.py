@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.capture import LayerCapture, WindowPass
 from memscope.corpus import DocumentWindow, PackedCorpus
-from memscope.errors import InputError
 from memscope.token_rows import KINDS, TokenRows
 
 EXACT_BITS = 10

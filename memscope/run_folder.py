@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from memscope.base.errors import InputError
+from memscope.base.files import expect_file, read_json, sha256_file, write_json
+from memscope.base.seals import check_listed
 from memscope.config import Config, load_config
-from memscope.errors import InputError
-from memscope.files import expect_file, read_json, sha256_file, write_json
-from memscope.seals import check_listed
 from memscope.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"

@@ -13,8 +13,8 @@ import random
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memscope.base.errors import InputError
 from memscope.corpus import clean_text
-from memscope.errors import InputError
 from memscope.inputs import read_rows
 
 

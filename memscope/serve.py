@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 
 import memscope
-from memscope.errors import InputError
-from memscope.stop import hold_signals
+from memscope.base.errors import InputError
+from memscope.base.stop import hold_signals
 from memscope.store import INFO, read_info
 
 RECORDINGS = "MEMSCOPE_RECORDINGS"

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from memscope.base.runtime import in_huge_pages
 from memscope.fused import autocast_dtype, gated_gelu
 from memscope.native import native
-from memscope.runtime import in_huge_pages
 
 
 class Slots(ABC):

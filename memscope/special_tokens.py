@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from memscope.errors import InputError
-from memscope.files import read_json
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
 
 ROLES_FILE = "tokenizer_config.json"
 _FILES = (ROLES_FILE, "special_tokens_map.json")

@@ -18,12 +18,12 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
+from memscope.base.lock import one_maker
+from memscope.base.printable import printable
 from memscope.document import shown
 from memscope.entry_pages import EntryCard
-from memscope.errors import InputError
-from memscope.files import atomic_path
-from memscope.lock import one_maker
-from memscope.printable import printable
 from memscope.query import Recording
 from memscope.words import model_name, selections, visible
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from memscope.parquet import fixed_lists, matrix
+from memscope.base.parquet import fixed_lists, matrix
 
 KINDS = ("gate", "read", "margin")
 """What every recording has of a layer, beside the entries."""

@@ -22,8 +22,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from memscope.errors import InputError
-from memscope.files import write_json, write_text
+from memscope.base.errors import InputError
+from memscope.base.files import write_json, write_text
 from memscope.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
 
 _CONTROL = re.compile(r"[<\[].+[>\]]")

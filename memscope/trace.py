@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
-from memscope.errors import InputError
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.token_table import Trace, make_trace

@@ -19,6 +19,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from memscope.bank_init import FreshStarts
+from memscope.base.errors import InputError
+from memscope.base.files import write_text
+from memscope.base.lock import one_writer
+from memscope.base.runtime import autocast, peak_rss_bytes, pick_device
+from memscope.base.seals import LIST, write_sealed
 from memscope.checkpoint import (
     MODEL,
     list_checkpoints,
@@ -31,11 +36,8 @@ from memscope.checkpoint import (
 )
 from memscope.config import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
-from memscope.errors import InputError
 from memscope.evaluate import evaluate
-from memscope.files import write_text
 from memscope.generate import generate
-from memscope.lock import one_writer
 from memscope.metrics_log import MetricsLog, read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import native
@@ -43,8 +45,6 @@ from memscope.parallel import Parallel, TorchParallel, check_strategy, make_acce
 from memscope.prepare import prepare_run
 from memscope.revive import Reviver
 from memscope.run_folder import check_run_folder, check_steps, write_start
-from memscope.runtime import autocast, peak_rss_bytes, pick_device
-from memscope.seals import LIST, write_sealed
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
 from memscope.usage import usage_metrics

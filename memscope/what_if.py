@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 
 from memscope.ablation import recorded_corpus
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, document_windows
 from memscope.edit import encode_sentence
 from memscope.effects import Trial, mean_change, measure_effects, most_changed
-from memscope.errors import InputError
 from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.jackknife import Interval
 from memscope.query import Recording

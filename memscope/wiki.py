@@ -19,8 +19,8 @@ from typing import NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 from xml.etree import ElementTree
 
-from memscope.errors import InputError
-from memscope.files import atomic_path, make_folder
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path, make_folder
 
 PROMPT_ARTICLES = ("Ayn Rand", "Apollo", "Austroasiatic languages")
 _DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from memscope.printable import printable
+from memscope.base.printable import printable
 from memscope.query import Recording
 from memscope.store import RecordingInfo
 

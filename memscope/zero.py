@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import TrainingState
 from memscope.config import TrainConfig
-from memscope.errors import InputError
 from memscope.model import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import Parallel, state_of

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.seals import hashes, write_sealed
+from memscope.base.seals import hashes, write_sealed
 
 HOSTILE_CLUSTER = "<img src=x onerror='window.hacked = true'>"
 

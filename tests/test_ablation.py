@@ -10,11 +10,11 @@ import torch
 from conftest import CliResult
 
 from memscope.ablation import recorded_corpus, spread_windows, study_ablation, write_study
+from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus
 from memscope.effects import compare_change, entry_usage, mean_change
-from memscope.errors import InputError
 from memscope.query import Recording
 
 

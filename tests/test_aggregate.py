@@ -12,9 +12,9 @@ from scipy.stats import entropy, spearmanr
 from synthetic import all_rows, cut, make_rows, selections_of, write_recording
 
 from memscope.aggregate import count_layer, token_frequency, write_aggregates, write_census
-from memscope.files import read_json
+from memscope.base.files import read_json
+from memscope.base.parquet import read_parquet
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
-from memscope.parquet import read_parquet
 from memscope.store import RecordingInfo
 from memscope.strata import Strata, divide
 from memscope.token_rows import TokenRows

@@ -13,8 +13,8 @@ from conftest import tiny_config, untrained_run
 from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.record import record
 from memscope.testing import PLANTED_LAYER

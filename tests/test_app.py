@@ -19,11 +19,11 @@ from app import address, anomaly_parts, prompt_parts, report_file
 from app.components import color_levels, color_range
 from memscope import map_points
 from memscope.anomalies import anomalies_in_words
+from memscope.base.seals import read_sealed, write_sealed
 from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.seals import read_sealed, write_sealed
 from memscope.store import read_info, write_info
 from memscope.testing_anomalies import plant_anomalies
 

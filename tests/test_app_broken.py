@@ -16,8 +16,8 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app import report_file
+from memscope.base.seals import SEAL, write_sealed
 from memscope.catalog import find_recordings, recordings_table
-from memscope.seals import SEAL, write_sealed
 from memscope.store import INFO
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

@@ -13,13 +13,13 @@ from conftest import tiny_config, untrained_run
 
 from memscope.ablation import study_ablation
 from memscope.bank_init import PARQUET, deal
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.changes import find_changes
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.config import Config
 from memscope.corpus import pack_corpus
 from memscope.effects import entry_usage, usage_matched
-from memscope.errors import InputError
 from memscope.fact_tables import Questions, _even_recall
 from memscope.findings import find
 from memscope.health import health

@@ -17,9 +17,9 @@ from memscope.bank_init import (
     representatives,
     save_bank_init,
 )
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.decode import kept_share, nearest_tokens
-from memscope.errors import InputError
 from memscope.sentences import Sentence, Triple, choose_sentences, read_sentences
 from memscope.train import train
 

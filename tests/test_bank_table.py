@@ -16,7 +16,7 @@ from memscope.bank_table import (
     select_entries,
     words_of,
 )
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.query import Recording
 from memscope.usage import HOT_FACTOR
 

@@ -11,7 +11,7 @@ from scipy.stats import chisquare, entropy, expon
 from synthetic import SPECIAL, write_recording
 
 from memscope.aggregate import write_aggregates
-from memscope.files import read_json
+from memscope.base.files import read_json
 from memscope.kernels import MARGIN_BINS
 from memscope.rows import round_scores
 from memscope.token_rows import TokenRows

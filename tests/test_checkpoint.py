@@ -9,6 +9,8 @@ import torch
 from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
+from memscope.base.errors import InputError
+from memscope.base.files import sha256_file
 from memscope.checkpoint import (
     MODEL,
     list_checkpoints,
@@ -20,8 +22,6 @@ from memscope.checkpoint import (
     save_checkpoint,
 )
 from memscope.config import TrainConfig
-from memscope.errors import InputError
-from memscope.files import sha256_file
 from memscope.model import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import restore_optimizer, training_state

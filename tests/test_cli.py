@@ -16,11 +16,11 @@ import typer.main
 from conftest import CliResult, tiny_config
 
 from memscope import cli as command_line
+from memscope.base.seals import read_sealed
 from memscope.checkpoint import LoadedRun
 from memscope.config import Config, dump_config
 from memscope.evaluate import evaluate
 from memscope.part_reader import read_part
-from memscope.seals import read_sealed
 from memscope.store import finished_parts, read_info
 
 Cli = Callable[..., CliResult]
@@ -143,8 +143,8 @@ def test_a_folder_that_cannot_be_written_is_refused(
         pytest.param("pyarrow.parquet.ParquetWriter.write_table", 5, id="in a later part"),
         pytest.param("pyarrow.parquet.write_table", 1, id="at the documents"),
         pytest.param("pyarrow.parquet.write_table", 2, id="in the aggregates"),
-        pytest.param("memscope.files.os.fsync", 1, id="at recording.json"),
-        pytest.param("memscope.files.os.fsync", 4, id="at the list of parts"),
+        pytest.param("memscope.base.files.os.fsync", 1, id="at recording.json"),
+        pytest.param("memscope.base.files.os.fsync", 4, id="at the list of parts"),
     ],
 )
 def test_a_full_disk_while_recording_is_one_line_and_can_be_resumed(

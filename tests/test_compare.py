@@ -10,12 +10,12 @@ import pytest
 from conftest import tiny_config, untrained_run
 from scipy.stats import binom, spearmanr
 
+from memscope.base.errors import InputError
 from memscope.changes import METRICS, find_changes
 from memscope.compare import write_comparison
 from memscope.compare_findings import describe
 from memscope.compare_schema import Comparison
 from memscope.config import Config
-from memscope.errors import InputError
 from memscope.metrics_schema import json_schema
 from memscope.query import Recording
 from memscope.record import RecordOptions, record

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from memscope.base.errors import InputError
 from memscope.config import SECTIONS, Config, dump_config, load_config, validate_config
-from memscope.errors import InputError
 
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -12,6 +12,9 @@ import zstandard
 from conftest import make_sentences
 
 from memscope import corpus as corpus_module
+from memscope.base.errors import InputError
+from memscope.base.files import sha256_file, write_json
+from memscope.base.parquet import write_table
 from memscope.corpus import (
     PackedCorpus,
     TrainingOrder,
@@ -20,9 +23,6 @@ from memscope.corpus import (
     read_documents,
     window_batch,
 )
-from memscope.errors import InputError
-from memscope.files import sha256_file, write_json
-from memscope.parquet import write_table
 from memscope.tokenizer import Tokenizer
 
 DOCUMENTS = [{"text": " ".join(make_sentences(9, seed)), "title": f"No {seed}"} for seed in range(400)]

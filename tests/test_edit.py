@@ -12,9 +12,9 @@ from test_facts import write_facts
 from test_intervene import FREE, TOKENS, make_model
 
 from memscope import edit as edit_module
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
-from memscope.errors import InputError
 from memscope.fact_files import Fact, read_facts
 from memscope.intervene import ablate, rewrite
 

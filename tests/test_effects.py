@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus, document_windows
 from memscope.effects import (
@@ -23,7 +24,6 @@ from memscope.effects import (
     top_entries,
     usage_matched,
 )
-from memscope.errors import InputError
 from memscope.intervene import ablate, scale
 from memscope.jackknife import ratio_interval
 from memscope.query import Recording

@@ -14,9 +14,9 @@ from test_native import CONFIG, SIZES, steps, without_loops
 from torch import Tensor, nn
 
 from memscope.bank_init import load_bank_init
+from memscope.base.errors import InputError
 from memscope.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.config import Config, load_config
-from memscope.errors import InputError
 from memscope.memory import MemoryBank
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer

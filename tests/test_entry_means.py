@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from test_resume import assert_same_run, finish, kill_in, make_config
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.config import Config, validate_config
 from memscope.entry_means import EntryMeans
-from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.optimizer import make_optimizer

@@ -9,8 +9,8 @@ from conftest import HOSTILE, tiny_config, untrained_run
 from synthetic import all_rows, selections_of
 
 from memscope import entry_pages
+from memscope.base.errors import InputError
 from memscope.corpus import PackedCorpus, read_documents
-from memscope.errors import InputError
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.token_rows import TokenRows

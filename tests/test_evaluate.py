@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus
-from memscope.errors import InputError
 from memscope.evaluate import _distinct, check_generation, evaluate
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from memscope.errors import InputError
-from memscope.files import atomic_path, make_folder, read_json, sha256_file, write_json
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path, make_folder, read_json, sha256_file, write_json
 
 
 def names(folder: Path) -> list[str]:

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from memscope import seals
+from memscope.base import seals
+from memscope.base.errors import DamageError, InputError
+from memscope.base.parquet import write_table
+from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
 from memscope.config import dump_config
 from memscope.corpus import pack_corpus
-from memscope.errors import DamageError, InputError
 from memscope.metrics_log import read_metrics
-from memscope.parquet import write_table
 from memscope.part_reader import SelectionReader, read_part
 from memscope.provenance import start_entries, start_table
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.seals import hashes, read_sealed, write_sealed
 from memscope.store import read_info
 from memscope.train import train
 

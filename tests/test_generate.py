@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from memscope import generate as generate_module
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.errors import InputError
 from memscope.generate import generate
 from memscope.model import MemoryTransformer
 

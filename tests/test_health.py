@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from synthetic import relist
 
-from memscope.files import read_json, write_json
+from memscope.base.files import read_json, write_json
 from memscope.findings import find_choice
 from memscope.health import Flag, health, short_number, short_percent, telling_entry
 from memscope.query import Recording

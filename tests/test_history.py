@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.history import record_checkpoints
 from memscope.query import Recording
 from memscope.record import RecordOptions

@@ -18,8 +18,8 @@ import pytest
 import zstandard
 
 from memscope import inputs
+from memscope.base.errors import InputError
 from memscope.corpus import read_documents
-from memscope.errors import InputError
 from memscope.fact_files import Fact, read_facts
 from memscope.inputs import Skipped, read_rows
 from memscope.sentences import Sentence, Triple, read_sentences

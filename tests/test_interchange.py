@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 from memscope import export_delphi as delphi_module
 from memscope import export_neuronpedia as neuronpedia_module
 from memscope import interchange as interchange_module
+from memscope.base.errors import InputError
+from memscope.base.printable import printable
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
 from memscope.part_reader import read_part
-from memscope.printable import printable
 from memscope.query import Recording
 from memscope.record import record
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from conftest import tiny_config
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.edit import encode_sentence, encode_sentences
-from memscope.errors import InputError
 from memscope.intervene import (
     ablate,
     ablate_selections,
@@ -344,7 +344,7 @@ def test_nothing_is_left_behind(name: str, memory: dict[str, object]) -> None:
 
 def test_a_sentence_becomes_what_initialisation_made_of_it(tiny_run: LoadedRun, slot_run: LoadedRun) -> None:
     from memscope.bank_init import PARQUET, load_bank_init
-    from memscope.parquet import read_parquet
+    from memscope.base.parquet import read_parquet
 
     for run in (tiny_run, slot_run):
         sentences = read_parquet(run.path / PARQUET)["sentence"].to_pylist()[:5]

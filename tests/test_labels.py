@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import SHARED
 
-from memscope.errors import InputError
-from memscope.files import read_json
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
 from memscope.labels import SUBJECT_TYPES, EntryLabels, entry_labels
 
 

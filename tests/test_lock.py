@@ -15,11 +15,11 @@ import pytest
 from conftest import CliResult, tiny_config
 
 from memscope import corpus
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
+from memscope.base.lock import LOCK, one_maker, one_writer
 from memscope.config import dump_config
 from memscope.corpus import pack_corpus
-from memscope.errors import InputError
-from memscope.files import atomic_path
-from memscope.lock import LOCK, one_maker, one_writer
 from memscope.record import RecordOptions, record
 from memscope.store import read_info
 from memscope.tokenizer import Tokenizer
@@ -96,8 +96,8 @@ def test_what_stands_in_a_lock_file_is_shown_as_plain_text(tmp_path: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from memscope.files import atomic_path
-from memscope.lock import one_writer
+from memscope.base.files import atomic_path
+from memscope.base.lock import one_writer
 with one_writer(Path(sys.argv[1])), atomic_path(Path(sys.argv[1], "tokens", "part")) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

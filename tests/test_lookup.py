@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from memscope import lookup
-from memscope.errors import InputError
+from memscope.base.errors import InputError
+from memscope.base.parquet import TableWriter, fixed_lists, read_parquet, write_table
 from memscope.lookup import EntryTable
-from memscope.parquet import TableWriter, fixed_lists, read_parquet, write_table
 
 
 def columns(layer: int, entries: list[int]) -> dict[str, object]:

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from memscope import native as native_module
+from memscope.base.runtime import in_huge_pages
 from memscope.config import Config, load_config
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.native import OFF, native
 from memscope.optimizer import make_optimizer
-from memscope.runtime import in_huge_pages
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 

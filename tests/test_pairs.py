@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from synthetic import relist
 
-from memscope.files import read_json, write_json
+from memscope.base.files import read_json, write_json
 from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.query import Recording
 

@@ -14,12 +14,12 @@ import torch
 from conftest import tiny_config
 from safetensors.torch import load_file
 
+from memscope.base.errors import InputError
+from memscope.base.seals import read_sealed
 from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config import Config, dump_config
-from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.native import native
-from memscope.seals import read_sealed
 from memscope.train import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from memscope.errors import InputError
-from memscope.parquet import TableWriter, fixed_lists, matrix, open_parquet, part_writer, read_parquet, write_table
+from memscope.base.errors import InputError
+from memscope.base.parquet import TableWriter, fixed_lists, matrix, open_parquet, part_writer, read_parquet, write_table
 
 
 @pytest.mark.parametrize("kind", [pa.uint16(), pa.uint32(), pa.float16(), pa.float32(), pa.int32()])

@@ -12,11 +12,11 @@ import pytest
 from synthetic import make_rows, write_recording
 
 from memscope.aggregate import write_aggregates
-from memscope.errors import InputError
-from memscope.files import sha256_file, write_json
-from memscope.parquet import fixed_lists, matrix, read_parquet
+from memscope.base.errors import InputError
+from memscope.base.files import sha256_file, write_json
+from memscope.base.parquet import fixed_lists, matrix, read_parquet
+from memscope.base.seals import write_sealed
 from memscope.part_reader import SelectionReader, read_columns, read_part, read_rows
-from memscope.seals import write_sealed
 from memscope.store import Part, RecordingInfo, read_info, selections_path, token_schema, tokens_path, write_info
 
 Change = Callable[[pa.Table], pa.Table]

@@ -16,13 +16,13 @@ from conftest import CliResult
 
 from app import figures
 from app.outside import printable_frame
+from memscope.base.errors import InputError
+from memscope.base.files import csv_text, read_json, write_json
+from memscope.base.printable import one_line, printable, printable_json, printable_values
 from memscope.bias_plots import class_divergence, preference_forest
 from memscope.compare_plots import predicate_changes
 from memscope.document import escape_markdown, shown
-from memscope.errors import InputError
-from memscope.files import csv_text, read_json, write_json
 from memscope.plot_style import plain_label
-from memscope.printable import one_line, printable, printable_json, printable_values
 from memscope.words import visible
 
 Cli = Callable[..., CliResult]

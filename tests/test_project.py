@@ -17,8 +17,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from memscope import map_plot, project
 from memscope.bank_map import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.map_names import name_clusters, text_weights
 from memscope.map_plot import NOT_TRUSTED, bank_map
 from memscope.map_spaces import (

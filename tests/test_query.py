@@ -9,9 +9,9 @@ import pytest
 from conftest import HOSTILE, tiny_config, untrained_run
 from synthetic import all_rows
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import PackedCorpus
-from memscope.errors import InputError
 from memscope.part_reader import read_part
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record

@@ -19,16 +19,16 @@ from synthetic import all_rows, selections_of
 
 from memscope import aggregate as aggregate_module
 from memscope import record as record_module
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
+from memscope.base.runtime import Processes, processes
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
-from memscope.errors import InputError
 from memscope.evaluate import evaluate
-from memscope.files import read_json
 from memscope.part_reader import SelectionReader
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
-from memscope.runtime import Processes, processes
 from memscope.store import finished_parts, read_info
 
 PARTS = RecordOptions(part_tokens=200)

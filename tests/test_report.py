@@ -13,10 +13,10 @@ from conftest import HOSTILE, tiny_config, untrained_run
 from PIL import Image
 from pydantic import BaseModel
 
+from memscope.base.errors import InputError
 from memscope.census_schema import Evenness
 from memscope.compare_schema import Comparison
 from memscope.document import Column, escape_markdown, make_table
-from memscope.errors import InputError
 from memscope.findings import find
 from memscope.metrics_schema import Metrics, json_schema
 from memscope.query import Recording

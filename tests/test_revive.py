@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from test_resume import STEPS, assert_same_run, finish, kill_in, make_config, results
 
 from memscope.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.config import Config, validate_config
-from memscope.errors import InputError
 from memscope.history import record_checkpoints
 from memscope.metrics_log import read_metrics
 from memscope.model import next_token_loss

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import CliResult, tiny_config
 
+from memscope.base.errors import InputError
+from memscope.base.files import read_json
 from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config import Config, dump_config
-from memscope.errors import InputError
-from memscope.files import read_json
 from memscope.metrics_log import read_metrics
 from memscope.run_folder import MAY_CHANGE, START, check_run_folder
 from memscope.sections import TrainConfig

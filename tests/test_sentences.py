@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.sentences import Sentence, Triple, choose_sentences, read_sentences
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from app.server import HEADERS
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.serve import allowed_hosts, check_address, check_recordings, serve_app, server_options
 from memscope.store import read_info, write_info
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import HOSTILE
 
 from memscope import static_site
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.query import Recording
 from memscope.static_site import StaticSite, write_static
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import tiny_config
 
+from memscope.base.stop import GRACE
 from memscope.checkpoint import load_run
 from memscope.config import dump_config
-from memscope.stop import GRACE
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LINE = {signal.SIGINT: "memscope: stopped", signal.SIGTERM: "memscope: stopped by SIGTERM"}
@@ -22,8 +22,8 @@ import os, sys, time
 from pathlib import Path
 from memscope import cli
 from memscope.__main__ import main
-from memscope.files import atomic_path
-from memscope.lock import one_writer
+from memscope.base.files import atomic_path
+from memscope.base.lock import one_writer
 
 def work():
     with one_writer(Path(sys.argv[1])), atomic_path(Path(sys.argv[1], "file")) as temporary:

@@ -9,9 +9,9 @@ import pytest
 from synthetic import all_rows, cut, make_info, make_rows, selections_of, write_recording
 
 from memscope import part_reader, store
-from memscope.errors import InputError
-from memscope.files import write_json
-from memscope.parquet import read_parquet
+from memscope.base.errors import InputError
+from memscope.base.files import write_json
+from memscope.base.parquet import read_parquet
 from memscope.part_reader import SelectionReader, read_part, read_rows
 from memscope.store import (
     FORMAT_VERSION,

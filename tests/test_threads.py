@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from memscope.threads import in_threads
+from memscope.base.threads import in_threads
 
 
 @pytest.mark.parametrize("cores", [1, 3])

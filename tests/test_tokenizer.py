@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from conftest import make_sentences
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.special_tokens import SPECIAL_TOKENS, Roles
 from memscope.tokenizer import Tokenizer
 

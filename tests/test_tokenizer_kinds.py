@@ -14,10 +14,10 @@ import torch
 from conftest import CliResult, make_sentences, tiny_config
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.corpus import pack_corpus
 from memscope.edit import plan_edits
-from memscope.errors import InputError
 from memscope.evaluate import check_generation, evaluate
 from memscope.fact_files import Fact
 from memscope.facts import answerable, audit_facts, tokenize_facts

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import make_sentences
 
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
-from memscope.errors import InputError
 from memscope.model import next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record

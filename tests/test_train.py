@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memscope import parallel, run_folder
+from memscope.base.errors import InputError
 from memscope.checkpoint import load_run
 from memscope.config import Config, TrainConfig
-from memscope.errors import InputError
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
 from memscope.native import native

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.edit import encode_sentence
-from memscope.errors import InputError
 from memscope.intervene import rewrite, scale
 from memscope.query import Recording
 from memscope.what_if import Change, changed_contexts, compare_text, open_change

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from memscope import wiki
+from memscope.base.errors import InputError
 from memscope.corpus import read_documents
-from memscope.errors import InputError
 from memscope.sentences import read_sentences
 from memscope.wiki import PROMPT_ARTICLES, Article, split_articles, split_sentences, strip_markup
 

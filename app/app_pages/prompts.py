@@ -6,7 +6,7 @@ import streamlit as st
 from app import address, live, outside, prompt_parts, state
 from app.address import choice, integer, words
 from app.components import fired_view, layer_grid, token_view
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 from memscope.fired import fired_entries, recorded_slots
 from memscope.token_measures import MEASURES, layer_measure, over_layers
 

@@ -9,7 +9,7 @@ from app import address, causal_parts, outside, state
 from app.address import choice, integer, several, words
 from app.components import token_view
 from app.live import changed_contexts, compare_typed, expect_text
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 recording = state.recording()
 info = recording.info

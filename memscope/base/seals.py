@@ -15,8 +15,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from memscope.errors import DamageError, InputError
-from memscope.files import read_json, sha256_file, write_json
+from memscope.base.errors import DamageError, InputError
+from memscope.base.files import read_json, sha256_file, write_json
 
 SEAL = "sha256"
 """Key of the hash in a sealed JSON file."""

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.errors import InputError
-from memscope.files import atomic_path
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
 
 TABLE_ROW_GROUP = 4096
 """Rows per row group of an aggregate: what a look-up of one entry decompresses."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from memscope.errors import InputError
+from memscope.base.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:

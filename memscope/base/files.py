@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from memscope.errors import InputError
-from memscope.printable import printable, printable_json
-from memscope.stop import at_end
+from memscope.base.errors import InputError
+from memscope.base.printable import printable, printable_json
+from memscope.base.stop import at_end
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path, name: str = "") -> None:
     """Remove what a killed process left half-written in ``folder``, of the target ``name`` if one is given.
 
-    Only for who writes there alone (``lock.py``).
+    Only for who writes there alone (``base/lock.py``).
     """
     for path in folder.glob(f".{glob.escape(name) or '*'}.*{_SUFFIX}"):
         _remove(path)

@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from memscope.errors import InputError
-from memscope.files import make_folder, remove_unfinished
+from memscope.base.errors import InputError
+from memscope.base.files import make_folder, remove_unfinished
 
 LOCK = ".lock"
 _PLACES = ("", "tokens", "selections", "checkpoints", "figures")
