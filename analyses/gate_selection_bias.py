@@ -27,7 +27,7 @@ from torch import Tensor
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.plot_style import legend, panel
 from memscope.query import Recording
-from memscope.usage import usage_metrics
+from memscope.stats.usage import usage_metrics
 from memscope.words import span
 
 VARIANTS = ("as trained", "centred", "whitened", "random")

@@ -29,7 +29,7 @@ from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query import Recording
-from memscope.usage import UsageCounts, usage_metrics
+from memscope.stats.usage import UsageCounts, usage_metrics
 
 TOKENS = 16384
 ALL = "all"

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_csv
-from memscope.jackknife import Interval, ratio_interval
 from memscope.query import Recording
+from memscope.stats.jackknife import Interval, ratio_interval
 
 
 def command_line(doc: str | None, *inputs: str) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from app.components import context_view, decoding_view
 from memscope.bank_table import words_of
 from memscope.entry_pages import EntryCard
 from memscope.query import Recording
-from memscope.usage import HOT_FACTOR
+from memscope.stats.usage import HOT_FACTOR
 from memscope.words import visible
 
 KINDS = {"top": "Highest gate scores", "quantile": "Middles of the fifths of its gate scores, highest first"}

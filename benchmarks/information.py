@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import mutual_info_score
 
 from memscope.information import HeldOut
-from memscope.jackknife import Jackknife
+from memscope.stats.jackknife import Jackknife
 
 TYPES, ENTRIES, SELECTED = 6400, 16384, 16
 PLANTED = ((0.0, 8), (0.2, 16), (0.5, 64), (0.5, 8), (0.8, 64), (0.9, 16), (0.98, 8), (1.0, 4))

@@ -4,7 +4,7 @@
 
 Simulates corpora of documents that have tastes of their own, and prints how often an interval of a mean, of a lift's
 log odds and of KL to uniform holds the expectation over such corpora: by the plain jackknife with Student's t, and by
-``memscope.jackknife``; then standard errors over the true spread, and what few documents add to KL to uniform.
+``memscope.stats.jackknife``; then standard errors over the true spread, and what few documents add to KL to uniform.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import argparse
 import numpy as np
 from scipy.stats import t
 
-from memscope.jackknife import Jackknife
-from memscope.usage import jackknife_errors, usage_metrics
+from memscope.stats.jackknife import Jackknife
+from memscope.stats.usage import jackknife_errors, usage_metrics
 
 DEMO = np.array([9900, 17000, 2500, 8600, 7500, 17900, 1000, 5000, 2800, 1500, 1800, 800])
 """Tokens of the 12 documents that the demo records, rounded."""

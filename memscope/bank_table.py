@@ -18,7 +18,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 from memscope.entry_pages import FIRES_ON
 from memscope.query import Recording
-from memscope.usage import HOT_FACTOR
+from memscope.stats.usage import HOT_FACTOR
 
 SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")
 """Columns that the table of entries sorts by."""

@@ -3,7 +3,7 @@
     changes = find_changes(Recording("recordings/early"), Recording("recordings/late"))
     changes.layers, changes.switched
 
-Measures and their yardsticks are those of ``stability.py``; both recordings are asked through the query layer only.
+Measures and their yardsticks are those of ``stats/stability.py``; both recordings are asked through the query layer only.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
 from memscope.query import Recording
-from memscope.stability import (
+from memscope.stats.stability import (
     Halves,
     halves,
     independent_jaccard,

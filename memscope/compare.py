@@ -22,7 +22,7 @@ from memscope.findings import Finding
 from memscope.metrics_schema import describe_source, json_schema
 from memscope.query import Recording
 from memscope.report import write_table
-from memscope.stability import DRAWS, LIVELY
+from memscope.stats.stability import DRAWS, LIVELY
 from memscope.words import model_name, selections
 
 _SHOWN_SWITCHES = 30

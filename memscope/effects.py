@@ -26,7 +26,7 @@ from memscope.capture import WindowPass, run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.intervene import Entries
-from memscope.jackknife import Interval, ratio_interval
+from memscope.stats.jackknife import Interval, ratio_interval
 from memscope.store import read_info
 from memscope.strata import BLOCK, FEW_DOCUMENTS
 from memscope.tokenizer import Tokenizer

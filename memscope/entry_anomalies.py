@@ -18,9 +18,9 @@ from memscope.anomaly_kernels import CLASSES, EntryTokens, count_negative, descr
 from memscope.base.parquet import matrix, read_parquet
 from memscope.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
 from memscope.part_reader import SelectionReader, read_columns
+from memscope.stats.usage import UNREAD_SHARE
 from memscope.store import RecordingInfo
 from memscope.tokenizer import Tokenizer
-from memscope.usage import UNREAD_SHARE
 
 MIN_TOKENS = 20
 """Tokens that must select an entry for it to be named."""

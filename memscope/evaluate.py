@@ -16,8 +16,8 @@ from memscope.capture import run_windows
 from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.generate import generate
 from memscope.model import MemoryTransformer, next_token_loss
+from memscope.stats.usage import UsageCounts
 from memscope.tokenizer import Tokenizer
-from memscope.usage import UsageCounts
 
 
 @dataclass(frozen=True)

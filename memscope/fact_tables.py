@@ -24,9 +24,9 @@ from scipy import sparse
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet, write_table
 from memscope.base.seals import hashes, read_vouching, write_sealed
-from memscope.jackknife import ratio_interval
 from memscope.sections import reachable_entries
-from memscope.usage import UNREAD_SHARE
+from memscope.stats.jackknife import ratio_interval
+from memscope.stats.usage import UNREAD_SHARE
 
 FACTS, SUMMARY = "facts.parquet", "facts.json"
 FORMAT = 2

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.jackknife import DOMINANT, FEW_DOCUMENTS
 from memscope.query import Recording
+from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
 from memscope.store import RecordingInfo
 from memscope.words import plural, selections, span
 

@@ -10,7 +10,7 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import njit
 
-from memscope.usage import UNREAD_SHARE
+from memscope.stats.usage import UNREAD_SHARE
 
 SHARE_BINS = 50
 """Equal bins over [0, 1] of the histograms of read shares and of gate entropy / ln K."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
-from memscope.stability import halves, likeness, switches
+from memscope.stats.stability import halves, likeness, switches
 
 
 def paired_metrics(a: Recording, b: Recording, metrics: Sequence[str]) -> pd.DataFrame:

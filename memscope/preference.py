@@ -32,8 +32,8 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 from scipy.stats import false_discovery_control, rankdata
 
-from memscope.jackknife import Jackknife
 from memscope.labels import EntryLabels
+from memscope.stats.jackknife import Jackknife
 
 MIN_ENTRIES = 5
 """Labels that fewer entries have, or that fewer entries lack, are left out: nothing can be said about them."""
@@ -51,7 +51,7 @@ def layer_preferences(
 ) -> pd.DataFrame:
     """Lift, interval and p-values of every label in one layer; columns are defined in docs/metrics.md.
 
-    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label (``jackknife.py``).
+    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label (``stats/jackknife.py``).
     For rare labels log odds are log lift up to a constant; for common ones they keep the share below 1. It is NaN where
     all selections with the label, or all without, come from one fold.
 

@@ -14,9 +14,9 @@ import pandas as pd
 
 from memscope.part_reader import read_rows
 from memscope.query import Recording
+from memscope.stats.usage import UNREAD_SHARE
 from memscope.store import ROW_GROUP
 from memscope.token_rows import TokenRows
-from memscope.usage import UNREAD_SHARE
 
 _GROUPS = 4
 """Row groups of a sample."""

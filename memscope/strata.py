@@ -1,7 +1,7 @@
 """How recorded tokens are told apart when they are counted: document groups, folds, position and frequency classes.
 
 A **fold** is a random-like twentieth of every group's documents. Numbers that differ little when any one fold is left
-out are numbers one can trust: that is where standard errors and intervals come from (``jackknife.py``).
+out are numbers one can trust: that is where standard errors and intervals come from (``stats/jackknife.py``).
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.jackknife import Jackknife
+from memscope.stats.jackknife import Jackknife
 
 FOLDS = 20
 MAX_GROUPS = 16

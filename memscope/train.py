@@ -45,9 +45,9 @@ from memscope.parallel import Parallel, TorchParallel, check_strategy, make_acce
 from memscope.prepare import prepare_run
 from memscope.revive import Reviver
 from memscope.run_folder import check_run_folder, check_steps, write_start
+from memscope.stats.usage import usage_metrics
 from memscope.timing import StepClock, Throughput
 from memscope.tokenizer import Tokenizer
-from memscope.usage import usage_metrics
 
 _SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 24, 48
 

@@ -15,10 +15,10 @@ from memscope.aggregate import count_layer, token_frequency, write_aggregates, w
 from memscope.base.files import read_json
 from memscope.base.parquet import read_parquet
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
+from memscope.stats.usage import usage_metrics
 from memscope.store import RecordingInfo
 from memscope.strata import Strata, divide
 from memscope.token_rows import TokenRows
-from memscope.usage import usage_metrics
 
 LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
 GROUPS = list("aababbaabbab")

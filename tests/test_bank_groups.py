@@ -29,9 +29,9 @@ from memscope.model import MemoryTransformer, next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.report import write_report
+from memscope.stats.usage import even_selection, usage_metrics
 from memscope.summaries import layer_overlap
 from memscope.train import train
-from memscope.usage import even_selection, usage_metrics
 
 G, N = 2, 128
 TOKENS = torch.randint(3, 320, (4, 33), generator=torch.Generator().manual_seed(0))

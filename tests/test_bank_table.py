@@ -18,7 +18,7 @@ from memscope.bank_table import (
 )
 from memscope.base.errors import InputError
 from memscope.query import Recording
-from memscope.usage import HOT_FACTOR
+from memscope.stats.usage import HOT_FACTOR
 
 EVERYTHING = np.arange(64)
 

@@ -19,7 +19,7 @@ from memscope.config import Config
 from memscope.metrics_schema import json_schema
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.stability import (
+from memscope.stats.stability import (
     LIVELY,
     halves,
     independent_jaccard,

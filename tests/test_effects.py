@@ -25,8 +25,8 @@ from memscope.effects import (
     usage_matched,
 )
 from memscope.intervene import ablate, scale
-from memscope.jackknife import ratio_interval
 from memscope.query import Recording
+from memscope.stats.jackknife import ratio_interval
 
 
 def made_up(changes: list[list[float]]) -> pd.DataFrame:

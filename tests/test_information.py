@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memscope.information import HeldOut
-from memscope.jackknife import Jackknife
+from memscope.stats.jackknife import Jackknife
 
 
 def measure(label: np.ndarray, entry: np.ndarray, fold: np.ndarray, folds: int = 12) -> tuple[float, float]:

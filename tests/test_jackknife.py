@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from memscope.jackknife import Jackknife, ratio_interval
-from memscope.usage import jackknife_errors, usage_metrics
+from memscope.stats.jackknife import Jackknife, ratio_interval
+from memscope.stats.usage import jackknife_errors, usage_metrics
 
 DEMO = np.array([9900, 17000, 2500, 8600, 7500, 17900, 1000, 5000, 2800, 1500, 1800, 800])
 """Lengths like those of the demo's 12 validation documents."""

@@ -10,9 +10,9 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.stats import permutation_test
 
-from memscope.jackknife import Jackknife
 from memscope.labels import EntryLabels
 from memscope.preference import PERMUTATIONS, adjust, layer_preferences
+from memscope.stats.jackknife import Jackknife
 
 
 def make_labels(rows: dict[tuple[str, str], list[int]], n: int) -> EntryLabels:

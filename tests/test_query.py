@@ -15,7 +15,7 @@ from memscope.corpus import PackedCorpus
 from memscope.part_reader import read_part
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
-from memscope.usage import usage_metrics
+from memscope.stats.usage import usage_metrics
 
 
 @pytest.fixture(scope="module")

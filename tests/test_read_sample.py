@@ -11,7 +11,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.query import Recording
 from memscope.read_sample import head_shares, read_sample, unread_entries
 from memscope.record import RecordOptions, record
-from memscope.usage import UNREAD_SHARE
+from memscope.stats.usage import UNREAD_SHARE
 
 
 def test_a_small_recording_is_sampled_as_a_whole(tiny_recording: Recording) -> None:

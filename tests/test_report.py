@@ -22,7 +22,7 @@ from memscope.metrics_schema import Metrics, json_schema
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.report import write_report
-from memscope.usage import JACKKNIFED, UsageMetrics
+from memscope.stats.usage import JACKKNIFED, UsageMetrics
 
 TABLES = ("usage", "entries", "layers", "preferences")
 

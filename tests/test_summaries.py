@@ -9,8 +9,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import spearmanr
 from sklearn.metrics import mutual_info_score
 
-from memscope.jackknife import Jackknife
 from memscope.kernels import SUMS
+from memscope.stats.jackknife import Jackknife
+from memscope.stats.usage import JACKKNIFED, jackknife_errors, usage_metrics
 from memscope.strata import TokenClass
 from memscope.summaries import (
     WEIGHTINGS,
@@ -21,7 +22,6 @@ from memscope.summaries import (
     reading_errors,
     reading_statistics,
 )
-from memscope.usage import JACKKNIFED, jackknife_errors, usage_metrics
 
 
 def test_evenness_is_that_of_counts_and_of_either_weight() -> None:

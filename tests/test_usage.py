@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from memscope.jackknife import Jackknife
-from memscope.usage import HOT_FACTOR, JACKKNIFED, UsageCounts, even_selection, jackknife_errors, usage_metrics
+from memscope.stats.jackknife import Jackknife
+from memscope.stats.usage import HOT_FACTOR, JACKKNIFED, UsageCounts, even_selection, jackknife_errors, usage_metrics
 
 
 def naive_gini(usage: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from app import address, columns, figures, outside, state
 from app.address import choice
 from memscope import bias_plots, plots
 from memscope.read_sample import head_shares, unread_entries
-from memscope.usage import UNREAD_SHARE
+from memscope.stats.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
 

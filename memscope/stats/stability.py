@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import rel_entr
 from scipy.stats import binom, rankdata
 
-from memscope.jackknife import Jackknife
+from memscope.stats.jackknife import Jackknife
 
 LIVELY = 10
 """An entry died or woke when one recording selected it at least so often and the other never."""
@@ -175,7 +175,7 @@ class PairedChange(NamedTuple):
 def paired_change(tokens: np.ndarray, a: np.ndarray, b: np.ndarray) -> PairedChange:
     """Change of a token mean between two sides of the same documents.
 
-    The error is the jackknife's with documents as the unit (``jackknife.py``).
+    The error is the jackknife's with documents as the unit (``stats/jackknife.py``).
 
     Args:
         tokens: tokens per document, ``[document]``.

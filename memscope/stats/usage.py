@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
-from memscope.jackknife import Jackknife
+from memscope.stats.jackknife import Jackknife
 
 HOT_FACTOR = 10
 """An entry is hot when it takes more than this many times the even share."""
