@@ -25,7 +25,7 @@ from memscope.bank_init import load_bank_init
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_text
 from memscope.checkpoint import MODEL
-from memscope.config import Config, load_config
+from memscope.config.load import Config, load_config
 from memscope.metrics_log import read_metrics
 from memscope.plot_style import PERCENT, legend, panels
 from memscope.sentences import read_sentences

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memscope.attention import causal_attention, fused_attention
 from memscope.base.runtime import keep_freed_memory
-from memscope.config import ModelConfig, load_config
+from memscope.config.load import ModelConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

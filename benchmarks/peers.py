@@ -19,7 +19,7 @@ from product_key_memory import PKM
 from torch import Tensor, nn
 
 from memscope.base.runtime import keep_freed_memory
-from memscope.config import MemoryConfig
+from memscope.config.load import MemoryConfig
 from memscope.memory import MemoryBank, MemoryLayer
 from memscope.optimizer import LazyAdamW
 

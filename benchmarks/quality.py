@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.files import atomic_path, read_json, write_csv
-from memscope.config import load_config
+from memscope.config.load import load_config
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
 from memscope.plot_style import panel

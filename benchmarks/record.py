@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
-from memscope.config import Config, load_config
+from memscope.config.load import Config, load_config
 from memscope.corpus import PackedCorpus, document_windows
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.record import plan_parts, record_parts

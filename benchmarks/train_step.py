@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
-from memscope.config import Config, load_config
+from memscope.config.load import Config, load_config
 from memscope.model import MemoryTransformer, next_token_loss
 from memscope.optimizer import clip_gradients, make_optimizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from memscope.cli import app
-from memscope.config import SECTIONS
+from memscope.config.load import SECTIONS
 
 
 def render_cli() -> str:

@@ -84,7 +84,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train a memory model or its FFN baseline. Prints the summary of the run as JSON."""
-    from memscope.config import load_config
+    from memscope.config.load import load_config
 
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     settings = load_config(config, overrides)

@@ -16,7 +16,7 @@ _LONGEST = 2000
 """Characters of an error that are printed; a file may be quoted in it."""
 
 if TYPE_CHECKING:
-    from memscope.config import Config
+    from memscope.config.load import Config
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
 RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]

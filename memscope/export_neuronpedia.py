@@ -23,7 +23,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 from memscope.base.files import write_text
 from memscope.base.printable import printable_values
-from memscope.config import load_config
+from memscope.config.load import load_config
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
 from memscope.part_reader import SelectionReader

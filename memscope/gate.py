@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from memscope.balance import Balance
-from memscope.config import MemoryConfig
+from memscope.config.load import MemoryConfig
 from memscope.fused import RMSNorm
 from memscope.native import native_for
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
 from memscope.base.runtime import in_huge_pages
-from memscope.config import MemoryConfig
+from memscope.config.load import MemoryConfig
 from memscope.entry_means import EntryMeans
 from memscope.entry_starts import EntryStarts
 from memscope.fused import RMSNorm, gated_gelu

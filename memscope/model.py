@@ -24,7 +24,7 @@ from transformer_lens.hook_points import HookPoint
 from memscope.attention import attention_pattern, causal_attention, repeat_heads
 from memscope.balance import Balance
 from memscope.bigrams import BigramTable
-from memscope.config import Config, ModelConfig
+from memscope.config.load import Config, ModelConfig
 from memscope.fused import RMSNorm
 from memscope.gate import gate_keys
 from memscope.memory import MemoryBank, MemoryLayer, OpenBank

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from memscope.base.runtime import gather_rows, in_huge_pages
-from memscope.config import TrainConfig
+from memscope.config.load import TrainConfig
 from memscope.model import MemoryTransformer
 from memscope.native import native_for
 

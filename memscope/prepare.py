@@ -9,7 +9,7 @@ import torch
 from memscope import bank_init
 from memscope.base.errors import InputError
 from memscope.checkpoint import load_run
-from memscope.config import Config
+from memscope.config.load import Config
 from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.model import MemoryTransformer
 from memscope.run_folder import list_checkpoints

@@ -23,7 +23,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
-from memscope.config import load_config
+from memscope.config.load import load_config
 from memscope.entry_pages import EntryCard
 from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics

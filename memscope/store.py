@@ -27,8 +27,8 @@ from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path, sha256_file
 from memscope.base.parquet import part_writer
 from memscope.base.seals import SEAL, check_file, read_own_json, read_sealed, unseal, write_sealed
+from memscope.config.sections import reachable_entries
 from memscope.run_folder import INFO as INFO
-from memscope.sections import reachable_entries
 from memscope.special_tokens import ROLES_FILE
 from memscope.token_rows import KINDS, TokenRows, to_table
 

@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
 from memscope.base.parquet import write_table
-from memscope.config import dump_config, validate_config
+from memscope.config.load import dump_config, validate_config
 from memscope.store import RecordingInfo, write_info, write_part
 from memscope.token_rows import TokenRows
 

@@ -18,7 +18,7 @@ from scipy.signal import lfilter
 
 from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
-from memscope.config import dump_config, validate_config
+from memscope.config.load import dump_config, validate_config
 from memscope.testing import SPECIAL, write_decodings, write_recording
 from memscope.token_rows import TokenRows
 

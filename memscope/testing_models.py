@@ -30,7 +30,7 @@ from scipy.stats import beta
 from memscope.bank_init import init_bank, orthogonal_projection, save_bank_init
 from memscope.base.files import make_folder, write_text
 from memscope.checkpoint import MODEL
-from memscope.config import Config, dump_config, validate_config
+from memscope.config.load import Config, dump_config, validate_config
 from memscope.model import Attention, MemoryTransformer
 from memscope.sentences import Sentence, Triple
 from memscope.testing import (

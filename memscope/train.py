@@ -34,7 +34,7 @@ from memscope.checkpoint import (
     save_checkpoint,
     set_aside_damaged,
 )
-from memscope.config import Config, TrainConfig, dump_config
+from memscope.config.load import Config, TrainConfig, dump_config
 from memscope.corpus import PackedCorpus, TrainingOrder
 from memscope.evaluate import evaluate
 from memscope.generate import generate

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from memscope import cli as command_line
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.config import Config, dump_config, validate_config
+from memscope.config.load import Config, dump_config, validate_config
 from memscope.corpus import PackedCorpus, pack_corpus
 from memscope.prepare import prepare_run
 from memscope.query import Recording

@@ -12,7 +12,7 @@ from conftest import CliResult, tiny_config
 from memscope.base.errors import InputError
 from memscope.base.seals import write_sealed
 from memscope.checkpoint import LoadedRun
-from memscope.config import dump_config
+from memscope.config.load import dump_config
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.store import FORMAT_VERSION, INFO, read_info, write_info

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memscope import gate as gate_module
 from memscope.balance import Balance
-from memscope.config import Config, MemoryConfig, load_config
+from memscope.config.load import Config, MemoryConfig, load_config
 from memscope.gate import MemoryGate, QueryNorm
 from memscope.model import MemoryTransformer, next_token_loss
 

@@ -17,7 +17,7 @@ from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.changes import find_changes
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.config import Config
+from memscope.config.load import Config
 from memscope.corpus import pack_corpus
 from memscope.effects import entry_usage, usage_matched
 from memscope.fact_tables import Questions, _even_recall

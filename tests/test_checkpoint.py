@@ -21,7 +21,7 @@ from memscope.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from memscope.config import TrainConfig
+from memscope.config.load import TrainConfig
 from memscope.model import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import restore_optimizer, training_state

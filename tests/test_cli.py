@@ -18,7 +18,7 @@ from conftest import CliResult, tiny_config
 from memscope import cli as command_line
 from memscope.base.seals import read_sealed
 from memscope.checkpoint import LoadedRun
-from memscope.config import Config, dump_config
+from memscope.config.load import Config, dump_config
 from memscope.evaluate import evaluate
 from memscope.part_reader import read_part
 from memscope.store import finished_parts, read_info

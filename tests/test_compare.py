@@ -15,7 +15,7 @@ from memscope.changes import METRICS, find_changes
 from memscope.compare import write_comparison
 from memscope.compare_findings import describe
 from memscope.compare_schema import Comparison
-from memscope.config import Config
+from memscope.config.load import Config
 from memscope.metrics_schema import json_schema
 from memscope.query import Recording
 from memscope.record import RecordOptions, record

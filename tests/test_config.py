@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from memscope.base.errors import InputError
-from memscope.config import SECTIONS, Config, dump_config, load_config, validate_config
+from memscope.config.load import SECTIONS, Config, dump_config, load_config, validate_config
 
 PRESETS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

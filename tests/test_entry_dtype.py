@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from memscope.bank_init import load_bank_init
 from memscope.base.errors import InputError
 from memscope.checkpoint import list_checkpoints, load_run, load_weights
-from memscope.config import Config, load_config
+from memscope.config.load import Config, load_config
 from memscope.memory import MemoryBank
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.capture import capture_memory
-from memscope.config import Config, validate_config
+from memscope.config.load import Config, validate_config
 from memscope.entry_means import EntryMeans
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer, next_token_loss

@@ -16,7 +16,7 @@ from memscope.base.errors import DamageError, InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
-from memscope.config import dump_config
+from memscope.config.load import dump_config
 from memscope.corpus import pack_corpus
 from memscope.metrics_log import read_metrics
 from memscope.part_reader import SelectionReader, read_part

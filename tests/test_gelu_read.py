@@ -5,7 +5,7 @@ import torch
 from test_native import CONFIG, SIZES
 from torch import Tensor
 
-from memscope.config import load_config
+from memscope.config.load import load_config
 from memscope.memory import MemoryBank, MemoryLayer
 from memscope.native import native
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots

@@ -18,7 +18,7 @@ from memscope import corpus
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import LOCK, one_maker, one_writer
-from memscope.config import dump_config
+from memscope.config.load import dump_config
 from memscope.corpus import pack_corpus
 from memscope.record import RecordOptions, record
 from memscope.store import read_info

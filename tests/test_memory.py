@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memscope.config import MemoryConfig
+from memscope.config.load import MemoryConfig
 from memscope.gate import MemoryGate
 from memscope.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
 from memscope.sparse_read import GatheredSlots

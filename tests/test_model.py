@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
-from memscope.config import Config, ModelConfig, validate_config
+from memscope.config.load import Config, ModelConfig, validate_config
 from memscope.model import Attention, KVCache, MemoryTransformer, next_token_loss
 
 

@@ -10,7 +10,7 @@ import torch
 
 from memscope import native as native_module
 from memscope.base.runtime import in_huge_pages
-from memscope.config import Config, load_config
+from memscope.config.load import Config, load_config
 from memscope.fused import RMSNorm, gated_gelu
 from memscope.gate import MemoryGate
 from memscope.model import MemoryTransformer, next_token_loss

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from memscope.base.errors import InputError
 from memscope.base.seals import read_sealed
 from memscope.checkpoint import list_checkpoints, load_run
-from memscope.config import Config, dump_config
+from memscope.config.load import Config, dump_config
 from memscope.metrics_log import read_metrics
 from memscope.native import native
 from memscope.train import train

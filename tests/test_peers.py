@@ -7,7 +7,7 @@ from PEER_pytorch import PEER
 from product_key_memory import PKM
 from torch import Tensor, nn
 
-from memscope.config import MemoryConfig
+from memscope.config.load import MemoryConfig
 from memscope.memory import MemoryBank, MemoryLayer
 
 DIM, HEADS, SIDE, KEY = 32, 4, 8, 6

@@ -16,7 +16,7 @@ from conftest import tiny_config
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import list_checkpoints, load_run
-from memscope.config import Config
+from memscope.config.load import Config
 from memscope.metrics_log import read_metrics
 from memscope.record import RecordOptions, record
 from memscope.store import read_info

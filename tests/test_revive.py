@@ -17,7 +17,7 @@ from memscope.bank_init import FreshStarts, encode_sentences, init_bank, load_ba
 from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
-from memscope.config import Config, validate_config
+from memscope.config.load import Config, validate_config
 from memscope.history import record_checkpoints
 from memscope.metrics_log import read_metrics
 from memscope.model import next_token_loss

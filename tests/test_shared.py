@@ -9,7 +9,7 @@ from conftest import SHARED, tiny_config
 
 from memscope.bank_init import encode_sentences, init_bank
 from memscope.checkpoint import load_run
-from memscope.config import Config
+from memscope.config.load import Config
 from memscope.corpus import pack_corpus, read_documents
 from memscope.decode import kept_share, nearest_tokens
 from memscope.query import Recording

@@ -12,7 +12,7 @@ from conftest import tiny_config
 
 from memscope.base.stop import GRACE
 from memscope.checkpoint import load_run
-from memscope.config import dump_config
+from memscope.config.load import dump_config
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LINE = {signal.SIGINT: "memscope: stopped", signal.SIGTERM: "memscope: stopped by SIGTERM"}

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from memscope import parallel, run_folder
 from memscope.base.errors import InputError
 from memscope.checkpoint import load_run
-from memscope.config import Config, TrainConfig
+from memscope.config.load import Config, TrainConfig
 from memscope.metrics_log import read_metrics
 from memscope.model import MemoryTransformer
 from memscope.native import native

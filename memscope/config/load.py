@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from memscope.base.errors import InputError
-from memscope.sections import (
+from memscope.config.sections import (
     BlockKind,
     DataConfig,
     MemoryConfig,

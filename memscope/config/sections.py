@@ -1,4 +1,4 @@
-"""The sections of a configuration: every key with its meaning, default and limits. ``config.py`` reads files."""
+"""The sections of a configuration: every key with its meaning, default and limits. ``config/load.py`` reads files."""
 
 from typing import Literal
 
