@@ -24,12 +24,12 @@ from memscope.ablation import recorded_corpus, spread_windows
 from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.corpus import DocumentWindow
 from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query import Recording
 from memscope.stats.usage import UsageCounts, usage_metrics
+from memscope.text.corpus import DocumentWindow
 
 TOKENS = 16384
 ALL = "all"

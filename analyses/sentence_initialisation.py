@@ -28,7 +28,7 @@ from memscope.checkpoint import MODEL
 from memscope.config.load import Config, load_config
 from memscope.metrics_log import read_metrics
 from memscope.plot_style import PERCENT, legend, panels
-from memscope.sentences import read_sentences
+from memscope.text.sentences import read_sentences
 
 RANDOM = "random vectors"
 _TOLD_APART = ("database_init_path", "embedding_init_path", "entry_cosine")

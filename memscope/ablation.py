@@ -22,7 +22,6 @@ from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.effects import (
     Trial,
     compare_change,
@@ -35,6 +34,7 @@ from memscope.effects import (
 )
 from memscope.intervene import Mode, ablate
 from memscope.query import Recording
+from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 Control = Literal["usage", "random"]
 MEASURES = ("loss", "logit", "kl")

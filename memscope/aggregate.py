@@ -37,7 +37,7 @@ from memscope.summaries import (
     reading_errors,
     reading_statistics,
 )
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(
     [

@@ -15,7 +15,7 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import open_parquet, read_parquet
 from memscope.base.seals import check_file, hashes
 from memscope.store import AGGREGATES, COPIES, INFO, RecordingInfo
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 _TOKENS = "_token:[int] ", "_lift:[number] ", "_count:[int] "
 COLUMNS = {

@@ -26,8 +26,8 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path, disk_errors
 from memscope.base.parquet import read_parquet
 from memscope.base.seals import check_listed
-from memscope.sentences import Sentence, Triple
-from memscope.tokenizer import Tokenizer
+from memscope.text.sentences import Sentence, Triple
+from memscope.text.tokenizer import Tokenizer
 
 PARQUET = "bank_init.parquet"
 TENSORS = "bank_init.safetensors"

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memscope.base.runtime import autocast
-from memscope.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 from memscope.model import MemoryTransformer
+from memscope.text.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 
 _ROWS = 256
 _NOTED = ("indices", "gate_scores", "margin")

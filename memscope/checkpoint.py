@@ -26,7 +26,7 @@ from memscope.base.seals import LIST, check_file, check_listed, hashes, listed, 
 from memscope.config.load import Config
 from memscope.model import MemoryTransformer
 from memscope.run_folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 __all__ = ["MODEL", "SETTINGS", "list_checkpoints"]
 _OPTIMIZER = "optimizer.safetensors"

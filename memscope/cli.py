@@ -64,7 +64,7 @@ def corpus(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")] = Path("data/wiki"),
 ) -> None:
     """Write the default corpus: Wikipedia articles from the gensim package, and their sentences."""
-    from memscope.wiki import write_wiki
+    from memscope.text.wiki import write_wiki
 
     with one_writer(out):
         show(*write_wiki(out))
@@ -120,9 +120,9 @@ def evaluate(
     """Loss, perplexity and bits per byte on a corpus, and the experiment's generation check, as JSON."""
     check(run, corpus=corpus)
 
-    from memscope.corpus import pack_corpus
     from memscope.evaluate import check_generation
     from memscope.evaluate import evaluate as evaluate_loss
+    from memscope.text.corpus import pack_corpus
 
     loaded = load(run, device)
     data, train_config = loaded.config.data, loaded.config.train

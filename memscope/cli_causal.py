@@ -69,9 +69,9 @@ def ablate(
     check(run, corpus=corpus, recording=recording)
 
     from memscope.ablation import recorded_corpus, study_ablation, write_study
-    from memscope.corpus import pack_corpus
     from memscope.effects import entry_usage, top_entries
     from memscope.query import Recording
+    from memscope.text.corpus import pack_corpus
 
     loaded, opened = load(run, device), Recording(recording)
     usage = entry_usage(recording, chosen_layers)
@@ -119,9 +119,9 @@ def facts(
     check(run, facts=facts, recording=recording)
 
     from memscope.effects import entry_usage
-    from memscope.fact_files import read_facts
     from memscope.fact_tables import write_audit
     from memscope.facts import audit_facts
+    from memscope.text.fact_files import read_facts
 
     asked, loaded = read_facts(facts), load(run, device)
     usage = None if recording is None else entry_usage(recording)
@@ -157,7 +157,7 @@ def edit(
     check(run, facts=facts)
 
     from memscope.edit import edit_facts, write_edits
-    from memscope.fact_files import read_facts
+    from memscope.text.fact_files import read_facts
 
     known, loaded = read_facts(facts), load(run, device)
     with one_writer(out):

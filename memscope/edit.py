@@ -38,11 +38,11 @@ from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
 from memscope.checkpoint import LoadedRun
-from memscope.fact_files import Fact
 from memscope.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.intervene import rewrite
 from memscope.model import MemoryTransformer
-from memscope.sentences import Sentence
+from memscope.text.fact_files import Fact
+from memscope.text.sentences import Sentence
 
 Method = Literal["sentence", "row"]
 KINDS = {"question": "efficacy", "paraphrase": "generalisation", "neighbour": "specificity"}

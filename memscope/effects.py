@@ -24,12 +24,12 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
 from memscope.capture import WindowPass, run_windows
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.intervene import Entries
 from memscope.stats.jackknife import Interval, ratio_interval
 from memscope.store import read_info
 from memscope.strata import BLOCK, FEW_DOCUMENTS
-from memscope.tokenizer import Tokenizer
+from memscope.text.corpus import DocumentWindow, PackedCorpus
+from memscope.text.tokenizer import Tokenizer
 
 Intervention = Callable[[], AbstractContextManager[None]]
 """Opens the block in which the altered pass runs: ``partial(ablate, model, [3, 5])``."""

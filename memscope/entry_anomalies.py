@@ -20,7 +20,7 @@ from memscope.looks import RowText, first_indices, pick_looks, stretch_length, u
 from memscope.part_reader import SelectionReader, read_columns
 from memscope.stats.usage import UNREAD_SHARE
 from memscope.store import RecordingInfo
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 MIN_TOKENS = 20
 """Tokens that must select an entry for it to be named."""

@@ -26,12 +26,12 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.capture import LayerCapture, capture_memory
 from memscope.checkpoint import LoadedRun
-from memscope.fact_files import Fact
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate
 from memscope.model import MemoryTransformer
 from memscope.provenance import start_table
-from memscope.tokenizer import Tokenizer
+from memscope.text.fact_files import Fact
+from memscope.text.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 4096
 

@@ -29,7 +29,7 @@ from memscope.part_reader import SelectionReader, read_columns
 from memscope.row_columns import disk_array, pieces, row_columns, tally
 from memscope.row_words import RowWords, words_of_rows
 from memscope.store import RecordingInfo
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 N_TOP = 20
 """Contexts of highest gate score kept per layer and entry; ties go to the earlier row."""

@@ -10,12 +10,12 @@ from memscope import bank_init
 from memscope.base.errors import InputError
 from memscope.checkpoint import load_run
 from memscope.config.load import Config
-from memscope.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.model import MemoryTransformer
 from memscope.run_folder import list_checkpoints
-from memscope.sentences import choose_sentences, read_sentences
-from memscope.special_tokens import Roles
-from memscope.tokenizer import Tokenizer
+from memscope.text.corpus import PackedCorpus, pack_corpus, read_documents
+from memscope.text.sentences import choose_sentences, read_sentences
+from memscope.text.special_tokens import Roles
+from memscope.text.tokenizer import Tokenizer
 
 
 class Prepared(NamedTuple):

@@ -29,8 +29,8 @@ from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
 from memscope.part_reader import SelectionReader, read_columns, read_rows
 from memscope.store import RecordingInfo, read_info, whole_tokens
+from memscope.text.tokenizer import Tokenizer
 from memscope.token_table import Trace, make_trace
-from memscope.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}

@@ -28,7 +28,6 @@ from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.decode import write_decodings
 from memscope.model import MemoryTransformer
 from memscope.provenance import start_table
@@ -47,6 +46,7 @@ from memscope.store import (
     write_part,
     write_progress,
 )
+from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 
 _COPIED = ("tokenizer.json", "config.yaml", *COPIES)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numba import njit
 
 from memscope.row_columns import PIECE, tally
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 LONGEST = 24
 """Tokens in a word at most; in longer runs, of a script without spaces say, every token counts as a word."""

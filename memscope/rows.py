@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.capture import LayerCapture, WindowPass
-from memscope.corpus import DocumentWindow, PackedCorpus
+from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.token_rows import KINDS, TokenRows
 
 EXACT_BITS = 10

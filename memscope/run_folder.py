@@ -13,7 +13,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import expect_file, read_json, sha256_file, write_json
 from memscope.base.seals import check_listed
 from memscope.config.load import Config, load_config
-from memscope.special_tokens import ROLES_FILE
+from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)

@@ -32,7 +32,6 @@ from memscope.base.files import make_folder, write_text
 from memscope.checkpoint import MODEL
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.model import Attention, MemoryTransformer
-from memscope.sentences import Sentence, Triple
 from memscope.testing import (
     EFFECTS,
     FACTOR,
@@ -45,6 +44,7 @@ from memscope.testing import (
     word_texts,
     write_tokenizer,
 )
+from memscope.text.sentences import Sentence, Triple
 
 _N, _K, _DEAD = 256, 4, 40
 _VOCAB, _CONTEXT, _DIM, _HEADS = 48, 15, 64, 4

@@ -9,9 +9,9 @@ import torch
 from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import DocumentWindow, PackedCorpus
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
+from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.token_table import Trace, make_trace
 
 N_PREDICTED = 5

@@ -35,7 +35,6 @@ from memscope.checkpoint import (
     set_aside_damaged,
 )
 from memscope.config.load import Config, TrainConfig, dump_config
-from memscope.corpus import PackedCorpus, TrainingOrder
 from memscope.evaluate import evaluate
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
@@ -46,8 +45,9 @@ from memscope.prepare import prepare_run
 from memscope.revive import Reviver
 from memscope.run_folder import check_run_folder, check_steps, write_start
 from memscope.stats.usage import usage_metrics
+from memscope.text.corpus import PackedCorpus, TrainingOrder
+from memscope.text.tokenizer import Tokenizer
 from memscope.timing import StepClock, Throughput
-from memscope.tokenizer import Tokenizer
 
 _SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 24, 48
 

@@ -13,9 +13,9 @@ from memscope.ablation import recorded_corpus, spread_windows, study_ablation, w
 from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus
 from memscope.effects import compare_change, entry_usage, mean_change
 from memscope.query import Recording
+from memscope.text.corpus import PackedCorpus
 
 
 def test_a_recording_is_the_corpus_it_was_made_of(tiny_recording: Recording, tiny_corpus: PackedCorpus) -> None:

@@ -11,10 +11,10 @@ from test_facts import write_facts
 
 import app
 from memscope.checkpoint import LoadedRun
-from memscope.fact_files import read_facts
 from memscope.fact_tables import write_audit
 from memscope.facts import audit_facts
 from memscope.query import Recording
+from memscope.text.fact_files import read_facts
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 TEXT = "Ada Holm was born in Aston ."

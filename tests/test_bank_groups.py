@@ -18,7 +18,6 @@ from memscope.capture import capture_memory
 from memscope.changes import find_changes
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.config.load import Config
-from memscope.corpus import pack_corpus
 from memscope.effects import entry_usage, usage_matched
 from memscope.fact_tables import Questions, _even_recall
 from memscope.findings import find
@@ -31,6 +30,7 @@ from memscope.record import RecordOptions, record
 from memscope.report import write_report
 from memscope.stats.usage import even_selection, usage_metrics
 from memscope.summaries import layer_overlap
+from memscope.text.corpus import pack_corpus
 from memscope.train import train
 
 G, N = 2, 128

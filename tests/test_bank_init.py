@@ -20,7 +20,7 @@ from memscope.bank_init import (
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.decode import kept_share, nearest_tokens
-from memscope.sentences import Sentence, Triple, choose_sentences, read_sentences
+from memscope.text.sentences import Sentence, Triple, choose_sentences, read_sentences
 from memscope.train import train
 
 TABLE = np.random.default_rng(0).standard_normal((40, 12)).astype(np.float32)  # [vocab, dim]

@@ -232,7 +232,7 @@ def test_interrupting_a_command_says_stopped(cli: Cli, monkeypatch: pytest.Monke
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("memscope.wiki.write_wiki", interrupted)
+    monkeypatch.setattr("memscope.text.wiki.write_wiki", interrupted)
     result = cli("corpus")
     assert (result.code, result.out) == (130, "")
     assert "Traceback" not in result.err

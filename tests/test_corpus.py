@@ -11,11 +11,11 @@ import pytest
 import zstandard
 from conftest import make_sentences
 
-from memscope import corpus as corpus_module
 from memscope.base.errors import InputError
 from memscope.base.files import sha256_file, write_json
 from memscope.base.parquet import write_table
-from memscope.corpus import (
+from memscope.text import corpus as corpus_module
+from memscope.text.corpus import (
     PackedCorpus,
     TrainingOrder,
     document_windows,
@@ -23,7 +23,7 @@ from memscope.corpus import (
     read_documents,
     window_batch,
 )
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 DOCUMENTS = [{"text": " ".join(make_sentences(9, seed)), "title": f"No {seed}"} for seed in range(400)]
 LINES = "".join(json.dumps(document) + "\n" for document in DOCUMENTS).encode()

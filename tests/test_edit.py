@@ -15,8 +15,8 @@ from memscope import edit as edit_module
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
 from memscope.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
-from memscope.fact_files import Fact, read_facts
 from memscope.intervene import ablate, rewrite
+from memscope.text.fact_files import Fact, read_facts
 
 
 @pytest.fixture(scope="module")

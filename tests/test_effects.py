@@ -10,7 +10,6 @@ import torch
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus, document_windows
 from memscope.effects import (
     Trial,
     compare_change,
@@ -27,6 +26,7 @@ from memscope.effects import (
 from memscope.intervene import ablate, scale
 from memscope.query import Recording
 from memscope.stats.jackknife import ratio_interval
+from memscope.text.corpus import PackedCorpus, document_windows
 
 
 def made_up(changes: list[list[float]]) -> pd.DataFrame:

@@ -10,9 +10,9 @@ from synthetic import all_rows, selections_of
 
 from memscope import entry_pages
 from memscope.base.errors import InputError
-from memscope.corpus import PackedCorpus, read_documents
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.text.corpus import PackedCorpus, read_documents
 from memscope.token_rows import TokenRows
 
 

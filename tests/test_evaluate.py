@@ -8,8 +8,8 @@ import torch
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus
 from memscope.evaluate import _distinct, check_generation, evaluate
+from memscope.text.corpus import PackedCorpus
 
 
 def naive_losses(run: LoadedRun, corpus: PackedCorpus, max_tokens: int) -> list[tuple[int, float]]:

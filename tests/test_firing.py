@@ -18,8 +18,8 @@ from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, 
 from memscope.firing_kernels import sort_keys
 from memscope.row_words import words_of_rows
 from memscope.store import RecordingInfo
+from memscope.text.tokenizer import Tokenizer
 from memscope.token_rows import TokenRows
-from memscope.tokenizer import Tokenizer
 
 LENGTHS = [60, 25, 60, 33, 150, 120]
 FILES = ("contexts.parquet", "firing.parquet", "titles.parquet")

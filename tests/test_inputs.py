@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from memscope import inputs
 from memscope.base.errors import InputError
-from memscope.corpus import read_documents
-from memscope.fact_files import Fact, read_facts
-from memscope.inputs import Skipped, read_rows
-from memscope.sentences import Sentence, Triple, read_sentences
+from memscope.text import inputs
+from memscope.text.corpus import read_documents
+from memscope.text.fact_files import Fact, read_facts
+from memscope.text.inputs import Skipped, read_rows
+from memscope.text.sentences import Sentence, Triple, read_sentences
 
 ROWS = [{"text": f"Document {number}, “größer” 漢字", "title": f"No {number}"} for number in range(7)]
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -200,7 +200,7 @@ def test_a_line_that_unpacks_to_gigabytes_takes_bounded_memory(tmp_path: Path, s
             file.write(packer.compress(bytes(48) * (1 << 17)))  # 3 GB, a few hundred kilobytes on disk
         file.write(packer.flush())
     program = (
-        "import sys; from pathlib import Path; from memscope.sentences import read_sentences\n"
+        "import sys; from pathlib import Path; from memscope.text.sentences import read_sentences\n"
         "try: read_sentences(Path(sys.argv[1]))\n"
         "except Exception as error: print(error)\n"
         "print(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0])"  # of this program alone

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from conftest import CliResult, tiny_config
 
-from memscope import corpus
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import LOCK, one_maker, one_writer
 from memscope.config.load import dump_config
-from memscope.corpus import pack_corpus
 from memscope.record import RecordOptions, record
 from memscope.store import read_info
-from memscope.tokenizer import Tokenizer
+from memscope.text import corpus
+from memscope.text.corpus import pack_corpus
+from memscope.text.tokenizer import Tokenizer
 from memscope.train import train
 
 Cli = Callable[..., CliResult]

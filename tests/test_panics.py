@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memscope.base.errors import InputError
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 WORDS = {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3, "b": 4, "ab": 5, "w": 6}
 FILE: dict[str, Any] = {

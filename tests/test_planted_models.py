@@ -15,10 +15,8 @@ from memscope.anomalies import find_anomalies
 from memscope.attribution import ablation_effects, attribute, direct_attribution
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.edit import encode_sentence, locate_entry
 from memscope.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
-from memscope.fact_files import Fact
 from memscope.facts import audit_facts
 from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.map_spaces import entry_values, read_outputs
@@ -26,6 +24,8 @@ from memscope.query import Recording
 from memscope.record import record
 from memscope.testing import FACTOR, PLANTED_LAYER
 from memscope.testing_models import PlantedRun, plant_run
+from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
+from memscope.text.fact_files import Fact
 
 CLEAN_SEEDS = range(20)
 SOFTMAX, SIGMOID = {"score_fn": "softmax", "read_fn": "softmax"}, {"score_fn": "sigmoid", "absorbed": False}

@@ -11,11 +11,11 @@ from synthetic import all_rows
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus
 from memscope.part_reader import read_part
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
 from memscope.stats.usage import usage_metrics
+from memscope.text.corpus import PackedCorpus
 
 
 @pytest.fixture(scope="module")

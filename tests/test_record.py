@@ -24,12 +24,12 @@ from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
-from memscope.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.evaluate import evaluate
 from memscope.part_reader import SelectionReader
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
 from memscope.store import finished_parts, read_info
+from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 PARTS = RecordOptions(part_tokens=200)
 TABLES = ("usage", "contexts", "firing", "titles", "neighbours", "bias", "decodings", "documents")

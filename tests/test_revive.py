@@ -26,7 +26,7 @@ from memscope.prepare import prepare_run
 from memscope.provenance import start_entries, start_table
 from memscope.record import RecordOptions, record
 from memscope.revive import Reviver
-from memscope.sentences import Sentence
+from memscope.text.sentences import Sentence
 from memscope.train import train
 
 AFTER = 3

@@ -8,7 +8,7 @@ from conftest import make_sentences
 from synthetic import SPECIAL, write_tokenizer
 
 from memscope.row_words import LONGEST, words_of_rows
-from memscope.tokenizer import Tokenizer
+from memscope.text.tokenizer import Tokenizer
 
 SOME = (" Ada", " was", " bor", "n", ".", " The", "re", "(", " (", "1984", " a", " x", "-", "ray", "\n", "é", "3")
 TEXTS = (*SPECIAL, *SOME)

@@ -9,8 +9,8 @@ import torch
 
 from memscope.capture import WindowPass, capture_memory, run_windows
 from memscope.checkpoint import LoadedRun
-from memscope.corpus import PackedCorpus, document_windows
 from memscope.rows import EXACT_BITS, RowCollector, round_scores
+from memscope.text.corpus import PackedCorpus, document_windows
 from memscope.token_rows import KINDS
 
 LARGEST = 65504.0

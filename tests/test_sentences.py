@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memscope.base.errors import InputError
-from memscope.sentences import Sentence, Triple, choose_sentences, read_sentences
+from memscope.text.sentences import Sentence, Triple, choose_sentences, read_sentences
 
 
 def row(sentence: object, number: int = 0, **values: object) -> dict[str, object]:

@@ -9,8 +9,8 @@ import tokenizers
 from conftest import make_sentences
 
 from memscope.base.errors import InputError
-from memscope.special_tokens import SPECIAL_TOKENS, Roles
-from memscope.tokenizer import Tokenizer
+from memscope.text.special_tokens import SPECIAL_TOKENS, Roles
+from memscope.text.tokenizer import Tokenizer
 
 TEXTS = [
     "Ada Holm was born in Aston .",

@@ -16,14 +16,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun, load_run
-from memscope.corpus import pack_corpus
 from memscope.edit import plan_edits
 from memscope.evaluate import check_generation, evaluate
-from memscope.fact_files import Fact
 from memscope.facts import answerable, audit_facts, tokenize_facts
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.tokenizer import Tokenizer
+from memscope.text.corpus import pack_corpus
+from memscope.text.fact_files import Fact
+from memscope.text.tokenizer import Tokenizer
 from memscope.trace import trace_text
 from memscope.train import train
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from memscope import wiki
 from memscope.base.errors import InputError
-from memscope.corpus import read_documents
-from memscope.sentences import read_sentences
-from memscope.wiki import PROMPT_ARTICLES, Article, split_articles, split_sentences, strip_markup
+from memscope.text import wiki
+from memscope.text.corpus import read_documents
+from memscope.text.sentences import read_sentences
+from memscope.text.wiki import PROMPT_ARTICLES, Article, split_articles, split_sentences, strip_markup
 
 needs_parser = pytest.mark.skipif(find_spec("mwparserfromhell") is None, reason="mwparserfromhell is not installed")
 needs_gensim = pytest.mark.skipif(

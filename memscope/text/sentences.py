@@ -1,6 +1,6 @@
 """Sentences with triples: what the entries of a bank can start from.
 
-Shapes of rows, in any of the files that ``inputs.py`` reads:
+Shapes of rows, in any of the files that ``text/inputs.py`` reads:
 
 - ``{"target": [{"sentence", "uuid", "subject", "predicate", "object"}, ...]}``, the rows of one item sharing one
   sentence: T-REx as the founding experiment has it; or one such row by itself;
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memscope.base.errors import InputError
-from memscope.corpus import clean_text
-from memscope.inputs import read_rows
+from memscope.text.corpus import clean_text
+from memscope.text.inputs import read_rows
 
 
 class Triple(NamedTuple):

@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_json, write_text
-from memscope.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
+from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
 
 _CONTROL = re.compile(r"[<\[].+[>\]]")
 """Names that mark a token as no text: <s>, [CLS]."""

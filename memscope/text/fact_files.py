@@ -1,6 +1,6 @@
 """Facts and how to ask for them: files as memscope, LAMA, CounterFact and PopQA have them.
 
-Shapes of rows, in any of the files that ``inputs.py`` reads:
+Shapes of rows, in any of the files that ``text/inputs.py`` reads:
 
 - ``{"uuid", "subject", "predicate", "object", "template", "evidence"}``, memscope's own;
 - LAMA (Petroni et al., arXiv 1909.01066): ``sub_label``, ``obj_label``, and ``template`` or a ``predicate_id`` whose
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memscope.base.errors import InputError
-from memscope.corpus import clean_text
-from memscope.inputs import read_rows
+from memscope.text.corpus import clean_text
+from memscope.text.inputs import read_rows
 
 _FIELDS = ("uuid", "subject", "predicate", "object", "template")
 _RELATIONS = "relations.jsonl"

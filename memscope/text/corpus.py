@@ -23,8 +23,8 @@ from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path, sha256_file
 from memscope.base.lock import one_maker
 from memscope.base.seals import hashes, read_sealed, read_vouching, write_sealed
-from memscope.inputs import Skipped, read_rows
-from memscope.tokenizer import Tokenizer
+from memscope.text.inputs import Skipped, read_rows
+from memscope.text.tokenizer import Tokenizer
 
 _ENCODE_BATCH, _ENCODE_CHARACTERS = 256, 1 << 24
 _REMOVE = "remove this folder of the cache"
