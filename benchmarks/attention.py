@@ -15,9 +15,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from memscope.attention import causal_attention, fused_attention
 from memscope.base.runtime import keep_freed_memory
 from memscope.config.load import ModelConfig, load_config
+from memscope.model.attention import causal_attention, fused_attention
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from memscope.base.runtime import keep_freed_memory
 from memscope.config.load import MemoryConfig
-from memscope.memory import MemoryBank, MemoryLayer
+from memscope.model.memory import MemoryBank, MemoryLayer
 from memscope.optimizer import LazyAdamW
 
 HEADS, SELECTED, KEY = 4, 8, 128

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from memscope.intervene import ablate_selections
-from memscope.model import Block, MemoryTransformer, next_token_loss
+from memscope.model.transformer import Block, MemoryTransformer, next_token_loss
 
 Metric = Literal["logit", "loss"]
 """What is attributed, summed over positions with a target: the target's logit, or the loss in nats."""

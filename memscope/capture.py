@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memscope.base.runtime import autocast
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.text.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 
 _ROWS = 256

@@ -26,7 +26,7 @@ from torch import Tensor
 from memscope.bank_init import load_bank_init
 from memscope.base.parquet import ENTRY_ROW_GROUP, write_table
 from memscope.checkpoint import LoadedRun
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.provenance import start_entries, start_table
 
 N_NEAREST = 10

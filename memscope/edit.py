@@ -40,7 +40,7 @@ from memscope.base.parquet import write_table
 from memscope.checkpoint import LoadedRun
 from memscope.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.intervene import rewrite
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.text.fact_files import Fact
 from memscope.text.sentences import Sentence
 

@@ -14,7 +14,7 @@ from memscope.base.errors import InputError
 from memscope.base.runtime import autocast
 from memscope.capture import run_windows
 from memscope.generate import generate
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.stats.usage import UsageCounts
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.text.tokenizer import Tokenizer

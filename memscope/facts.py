@@ -28,7 +28,7 @@ from memscope.capture import LayerCapture, capture_memory
 from memscope.checkpoint import LoadedRun
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.provenance import start_table
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer

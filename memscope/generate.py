@@ -4,7 +4,7 @@ import torch
 
 from memscope.base.errors import InputError
 from memscope.base.runtime import agreed
-from memscope.model import KVCache, MemoryTransformer
+from memscope.model.transformer import KVCache, MemoryTransformer
 
 
 @torch.no_grad()

@@ -22,9 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
-from memscope.gate import Selection
-from memscope.memory import MemoryBank
-from memscope.model import Block, MemoryTransformer
+from memscope.model.gate import Selection
+from memscope.model.memory import MemoryBank
+from memscope.model.transformer import Block, MemoryTransformer
 from memscope.sparse_read import GatheredSlots
 
 Mode = Literal["renormalise", "zero"]

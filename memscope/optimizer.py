@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from memscope.base.runtime import gather_rows, in_huge_pages
 from memscope.config.load import TrainConfig
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.native import native_for
 
 

@@ -28,7 +28,7 @@ from memscope.base.errors import InputError
 from memscope.base.runtime import pick_device
 from memscope.checkpoint import TrainingState
 from memscope.config.load import Config, TrainConfig
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]

@@ -29,7 +29,7 @@ from memscope.base.runtime import processes, return_freed_memory
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.decode import write_decodings
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.provenance import start_table
 from memscope.rows import RowCollector
 from memscope.run_folder import check_no_run

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 
 from memscope.bank_init import FreshStarts
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -31,7 +31,7 @@ from memscope.bank_init import init_bank, orthogonal_projection, save_bank_init
 from memscope.base.files import make_folder, write_text
 from memscope.checkpoint import MODEL
 from memscope.config.load import Config, dump_config, validate_config
-from memscope.model import Attention, MemoryTransformer
+from memscope.model.transformer import Attention, MemoryTransformer
 from memscope.testing import (
     EFFECTS,
     FACTOR,

@@ -13,7 +13,7 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.checkpoint import TrainingState
 from memscope.config.load import TrainConfig
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import Parallel, state_of
 

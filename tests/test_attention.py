@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memscope.attention import BLOCK, attention_pattern, causal_attention, fused_attention, repeat_heads
+from memscope.model.attention import BLOCK, attention_pattern, causal_attention, fused_attention, repeat_heads
 
 LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
 HEADS = [(4, 4), (4, 2), (6, 1)]

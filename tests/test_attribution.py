@@ -13,7 +13,7 @@ from memscope.attribution import (
     gradient_attribution,
 )
 from memscope.intervene import ablate, ablate_selections
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 
 TARGETS = torch.cat([TOKENS[:, 1:], torch.full((3, 1), -100)], 1)
 

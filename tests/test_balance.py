@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from memscope import gate as gate_module
-from memscope.balance import Balance
 from memscope.config.load import Config, MemoryConfig, load_config
-from memscope.gate import MemoryGate, QueryNorm
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model import gate as gate_module
+from memscope.model.balance import Balance
+from memscope.model.gate import MemoryGate, QueryNorm
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 SMALL = ["dim=32", "n_layers=2", "n_heads=4", "knowledge_num=64", "knowledge_dim=24", "max_seq_len=32"]

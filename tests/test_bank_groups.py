@@ -24,7 +24,7 @@ from memscope.findings import find
 from memscope.health import health
 from memscope.intervene import ablate, force, swap
 from memscope.metrics_log import read_metrics
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.report import write_report

@@ -22,7 +22,7 @@ from memscope.checkpoint import (
     save_checkpoint,
 )
 from memscope.config.load import TrainConfig
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import restore_optimizer, training_state
 

@@ -17,9 +17,9 @@ from memscope.bank_init import load_bank_init
 from memscope.base.errors import InputError
 from memscope.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.config.load import Config, load_config
-from memscope.memory import MemoryBank
 from memscope.metrics_log import read_metrics
-from memscope.model import MemoryTransformer
+from memscope.model.memory import MemoryBank
+from memscope.model.transformer import MemoryTransformer
 from memscope.native import native
 from memscope.optimizer import LazyAdamW, by_chance, rounding_bits
 from memscope.query import Recording

@@ -14,9 +14,9 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.config.load import Config, validate_config
-from memscope.entry_means import EntryMeans
 from memscope.metrics_log import read_metrics
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model.entry_means import EntryMeans
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.optimizer import make_optimizer
 from memscope.train import train
 

@@ -6,7 +6,7 @@ from test_native import CONFIG, SIZES
 from torch import Tensor
 
 from memscope.config.load import load_config
-from memscope.memory import MemoryBank, MemoryLayer
+from memscope.model.memory import MemoryBank, MemoryLayer
 from memscope.native import native
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 

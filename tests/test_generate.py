@@ -10,7 +10,7 @@ from memscope import generate as generate_module
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun, load_run
 from memscope.generate import generate
-from memscope.model import MemoryTransformer
+from memscope.model.transformer import MemoryTransformer
 
 PROMPT = [1, 50, 60, 70]
 NEVER = -1

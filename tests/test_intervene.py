@@ -23,7 +23,7 @@ from memscope.intervene import (
     swap,
     unbias,
 )
-from memscope.model import Block, MemoryTransformer
+from memscope.model.transformer import Block, MemoryTransformer
 
 TOKENS = torch.randint(320, (3, 11), generator=torch.Generator().manual_seed(0))
 COMPETING = {"score_fn": "softmax", "read_fn": "softmax"}

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memscope.config.load import MemoryConfig
-from memscope.gate import MemoryGate
-from memscope.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
+from memscope.model.gate import MemoryGate
+from memscope.model.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
 from memscope.sparse_read import GatheredSlots
 
 DIM = 24

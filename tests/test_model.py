@@ -13,7 +13,7 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
 from memscope.config.load import Config, ModelConfig, validate_config
-from memscope.model import Attention, KVCache, MemoryTransformer, next_token_loss
+from memscope.model.transformer import Attention, KVCache, MemoryTransformer, next_token_loss
 
 
 def make_config(model: dict[str, object] | None = None, **memory: object) -> Config:

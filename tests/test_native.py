@@ -12,8 +12,8 @@ from memscope import native as native_module
 from memscope.base.runtime import in_huge_pages
 from memscope.config.load import Config, load_config
 from memscope.fused import RMSNorm, gated_gelu
-from memscope.gate import MemoryGate
-from memscope.model import MemoryTransformer, next_token_loss
+from memscope.model.gate import MemoryGate
+from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.native import OFF, native
 from memscope.optimizer import make_optimizer
 
@@ -25,7 +25,7 @@ SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=102
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a machine that has no compiler."""
-    for module in ("memscope.fused", "memscope.gate", "memscope.memory", "memscope.optimizer"):
+    for module in ("memscope.fused", "memscope.model.gate", "memscope.model.memory", "memscope.optimizer"):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
 
 

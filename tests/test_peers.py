@@ -8,7 +8,7 @@ from product_key_memory import PKM
 from torch import Tensor, nn
 
 from memscope.config.load import MemoryConfig
-from memscope.memory import MemoryBank, MemoryLayer
+from memscope.model.memory import MemoryBank, MemoryLayer
 
 DIM, HEADS, SIDE, KEY = 32, 4, 8, 6
 

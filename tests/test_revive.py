@@ -20,7 +20,7 @@ from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.config.load import Config, validate_config
 from memscope.history import record_checkpoints
 from memscope.metrics_log import read_metrics
-from memscope.model import next_token_loss
+from memscope.model.transformer import next_token_loss
 from memscope.optimizer import make_optimizer
 from memscope.prepare import prepare_run
 from memscope.provenance import start_entries, start_table

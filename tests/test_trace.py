@@ -11,7 +11,7 @@ from conftest import make_sentences
 from memscope.base.errors import InputError
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun
-from memscope.model import next_token_loss
+from memscope.model.transformer import next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.trace import TextTrace, describe_trace, trace_text

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from memscope.balance import Balance
 from memscope.config.load import MemoryConfig
 from memscope.fused import RMSNorm
+from memscope.model.balance import Balance
 from memscope.native import native_for
 
 _NO_SCORE = 0.01

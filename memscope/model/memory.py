@@ -21,10 +21,10 @@ from transformer_lens.hook_points import HookPoint
 
 from memscope.base.runtime import in_huge_pages
 from memscope.config.load import MemoryConfig
-from memscope.entry_means import EntryMeans
-from memscope.entry_starts import EntryStarts
 from memscope.fused import RMSNorm, gated_gelu
-from memscope.gate import MemoryGate
+from memscope.model.entry_means import EntryMeans
+from memscope.model.entry_starts import EntryStarts
+from memscope.model.gate import MemoryGate
 from memscope.native import native_for
 from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
