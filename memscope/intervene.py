@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from memscope.base.errors import InputError
 from memscope.model.gate import Selection
 from memscope.model.memory import MemoryBank
+from memscope.model.ops.sparse_read import GatheredSlots
 from memscope.model.transformer import Block, MemoryTransformer
-from memscope.sparse_read import GatheredSlots
 
 Mode = Literal["renormalise", "zero"]
 Positions = Sequence[int] | Tensor | None

@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from memscope.base.runtime import gather_rows, in_huge_pages
 from memscope.config.load import TrainConfig
+from memscope.model.ops.native import native_for
 from memscope.model.transformer import MemoryTransformer
-from memscope.native import native_for
 
 
 class LazyAdamW(torch.optim.AdamW):

@@ -38,8 +38,8 @@ from memscope.config.load import Config, TrainConfig, dump_config
 from memscope.evaluate import evaluate
 from memscope.generate import generate
 from memscope.metrics_log import MetricsLog, read_metrics
+from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.native import native
 from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.prepare import prepare_run
 from memscope.revive import Reviver

@@ -10,7 +10,7 @@ import torch
 from memscope.bank_init import load_bank_init
 from memscope.checkpoint import LoadedRun
 from memscope.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
-from memscope.sparse_read import GatheredSlots
+from memscope.model.ops.sparse_read import GatheredSlots
 
 
 def decode(run: LoadedRun, path: Path, entries: list[int]) -> pd.DataFrame:

@@ -19,12 +19,12 @@ from memscope.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.config.load import Config, load_config
 from memscope.metrics_log import read_metrics
 from memscope.model.memory import MemoryBank
+from memscope.model.ops.native import native
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer
-from memscope.native import native
 from memscope.optimizer import LazyAdamW, by_chance, rounding_bits
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.train import train
 
 COMPILED = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from memscope.config.load import load_config
 from memscope.model.memory import MemoryBank, MemoryLayer
-from memscope.native import native
-from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
+from memscope.model.ops.native import native
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from memscope.config.load import MemoryConfig
 from memscope.model.gate import MemoryGate
 from memscope.model.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
-from memscope.sparse_read import GatheredSlots
+from memscope.model.ops.sparse_read import GatheredSlots
 
 DIM = 24
 

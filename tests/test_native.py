@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from memscope import native as native_module
 from memscope.base.runtime import in_huge_pages
 from memscope.config.load import Config, load_config
-from memscope.fused import RMSNorm, gated_gelu
 from memscope.model.gate import MemoryGate
+from memscope.model.ops import native as native_module
+from memscope.model.ops.fused import RMSNorm, gated_gelu
+from memscope.model.ops.native import OFF, native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.native import OFF, native
 from memscope.optimizer import make_optimizer
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
@@ -25,7 +25,7 @@ SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=102
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a machine that has no compiler."""
-    for module in ("memscope.fused", "memscope.model.gate", "memscope.model.memory", "memscope.optimizer"):
+    for module in ("memscope.model.ops.fused", "memscope.model.gate", "memscope.model.memory", "memscope.optimizer"):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
 
 
@@ -174,7 +174,7 @@ def test_a_failing_build_warns_once_and_leaves_pytorch(monkeypatch: pytest.Monke
 
 
 def test_an_environment_variable_switches_the_loops_off() -> None:
-    script = "from memscope.native import native; print(native() is None)"
+    script = "from memscope.model.ops.native import native; print(native() is None)"
     environment = {**os.environ, OFF: "1"}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "True"

@@ -19,7 +19,7 @@ from memscope.base.seals import read_sealed
 from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config.load import Config, dump_config
 from memscope.metrics_log import read_metrics
-from memscope.native import native
+from memscope.model.ops.native import native
 from memscope.train import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memscope.native import native
-from memscope.sparse_read import GatheredSlots, OpenTable, SparseSum, TableSlots
+from memscope.model.ops.native import native
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, SparseSum, TableSlots
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 

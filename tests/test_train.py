@@ -18,8 +18,8 @@ from memscope.base.errors import InputError
 from memscope.checkpoint import load_run
 from memscope.config.load import Config, TrainConfig
 from memscope.metrics_log import read_metrics
+from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
-from memscope.native import native
 from memscope.optimizer import make_optimizer
 from memscope.train import learning_rate_factor, train
 

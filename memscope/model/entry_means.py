@@ -20,8 +20,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from memscope.base.runtime import gather_rows, in_huge_pages
-from memscope.native import native_for
-from memscope.sparse_read import Slots
+from memscope.model.ops.native import native_for
+from memscope.model.ops.sparse_read import Slots
 
 
 class EntryMeans(nn.Module):

@@ -15,9 +15,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from memscope.config.load import MemoryConfig
-from memscope.fused import RMSNorm
 from memscope.model.balance import Balance
-from memscope.native import native_for
+from memscope.model.ops.fused import RMSNorm
+from memscope.model.ops.native import native_for
 
 _NO_SCORE = 0.01
 """Sum of a token's gate scores below which they are hardly scaled up."""

@@ -21,12 +21,12 @@ from transformer_lens.hook_points import HookPoint
 
 from memscope.base.runtime import in_huge_pages
 from memscope.config.load import MemoryConfig
-from memscope.fused import RMSNorm, gated_gelu
 from memscope.model.entry_means import EntryMeans
 from memscope.model.entry_starts import EntryStarts
 from memscope.model.gate import MemoryGate
-from memscope.native import native_for
-from memscope.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
+from memscope.model.ops.fused import RMSNorm, gated_gelu
+from memscope.model.ops.native import native_for
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 
 
 class MemoryBank(nn.Module):

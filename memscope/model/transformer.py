@@ -22,12 +22,12 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config.load import Config, ModelConfig
-from memscope.fused import RMSNorm
 from memscope.model.attention import attention_pattern, causal_attention, repeat_heads
 from memscope.model.balance import Balance
 from memscope.model.bigrams import BigramTable
 from memscope.model.gate import gate_keys
 from memscope.model.memory import MemoryBank, MemoryLayer, OpenBank
+from memscope.model.ops.fused import RMSNorm
 
 Rotation = Complex[Tensor, "pos half_head_dim"]
 """``cos + i sin`` of every position's angles, one for each pair of columns."""

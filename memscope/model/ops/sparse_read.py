@@ -22,8 +22,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from memscope.base.runtime import in_huge_pages
-from memscope.fused import autocast_dtype, gated_gelu
-from memscope.native import native
+from memscope.model.ops.fused import autocast_dtype, gated_gelu
+from memscope.model.ops.native import native
 
 
 class Slots(ABC):

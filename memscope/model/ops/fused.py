@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from memscope.native import native_for
+from memscope.model.ops.native import native_for
 
 
 def autocast_dtype() -> torch.dtype:
