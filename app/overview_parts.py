@@ -8,7 +8,7 @@ from app.components import context_view
 from memscope.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.health import telling_entry
 from memscope.query import Recording
-from memscope.store import INFO
+from memscope.recording.parts import INFO
 from memscope.words import shared_by
 
 _OVER_TIME = {

@@ -13,9 +13,9 @@ from app.components import token_view
 from memscope.catalog import find_documents
 from memscope.fired import predicted_token, shared_by_layer, shared_selections
 from memscope.query import Recording
-from memscope.store import RecordingInfo
+from memscope.recording.parts import RecordingInfo
+from memscope.recording.token_table import Trace
 from memscope.token_measures import MEASURES, layer_measure, over_layers
-from memscope.token_table import Trace
 from memscope.words import visible
 
 TITLES = 300

@@ -24,9 +24,9 @@ from memscope.catalog import find_recordings as find
 from memscope.catalog import open_recording, trouble
 from memscope.query import Recording
 from memscope.read_sample import ReadSample, read_sample
+from memscope.recording.parts import INFO
+from memscope.recording.token_table import Trace
 from memscope.serve import RECORDINGS
-from memscope.store import INFO
-from memscope.token_table import Trace
 
 RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"
 

@@ -26,8 +26,8 @@ from memscope.aggregate import write_census
 from memscope.base.runtime import peak_rss_bytes
 from memscope.firing import write_firing
 from memscope.neighbours import write_neighbours
+from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import usage_metrics
-from memscope.store import RecordingInfo
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from memscope.aggregate_schema import check_sources, list_files
 from memscope.base.files import atomic_path, write_json
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.base.threads import in_threads
@@ -25,9 +24,10 @@ from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
 from memscope.labels import entry_labels
 from memscope.looks import row_text
 from memscope.neighbours import write_neighbours
-from memscope.part_reader import read_columns
 from memscope.preference import adjust, layer_preferences
-from memscope.store import RecordingInfo, write_info
+from memscope.recording.aggregates import check_sources, list_files
+from memscope.recording.part_reader import read_columns
+from memscope.recording.parts import RecordingInfo, write_info
 from memscope.strata import Strata, divide
 from memscope.summaries import (
     evenness,

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memscope.aggregate_schema import check_census
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.query import Recording
-from memscope.store import AGGREGATES, INFO, RecordingInfo, read_info
+from memscope.recording.aggregates import check_census
+from memscope.recording.parts import AGGREGATES, INFO, RecordingInfo, read_info
 
 DEPTH = 3
 """Folders below the given one in which recordings are found."""

@@ -191,7 +191,7 @@ def record(
         from memscope.base.runtime import keep_freed_memory, peak_rss_bytes
         from memscope.record import RecordOptions
         from memscope.record import record as run_recording
-        from memscope.store import part_bytes
+        from memscope.recording.parts import part_bytes
 
         keep_freed_memory()
         options = RecordOptions(tokens, part_tokens, score_bits, per_head, per_slot)
@@ -220,7 +220,7 @@ def record(
 def census(recording: RecordingArgument) -> None:
     """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
     from memscope.aggregate import write_aggregates
-    from memscope.store import read_info
+    from memscope.recording.parts import read_info
 
     info = read_info(recording)
     if not info.parts:

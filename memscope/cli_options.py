@@ -41,8 +41,8 @@ def check(
         InputError: it is not, or the recording is of another model than the run holds now.
     """
     from memscope.base.files import expect_file, sha256_file
+    from memscope.recording.parts import read_info
     from memscope.run_folder import MODEL, check_run
-    from memscope.store import read_info
 
     config = check_run(run)
     if corpus is not None:

@@ -25,8 +25,8 @@ from memscope.base.parquet import read_parquet
 from memscope.capture import WindowPass, run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.intervene import Entries
+from memscope.recording.parts import read_info
 from memscope.stats.jackknife import Interval, ratio_interval
-from memscope.store import read_info
 from memscope.strata import BLOCK, FEW_DOCUMENTS
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.text.tokenizer import Tokenizer

@@ -17,9 +17,9 @@ import pandas as pd
 from memscope.anomaly_kernels import CLASSES, EntryTokens, count_negative, describe_tokens, distinct, sum_evenness
 from memscope.base.parquet import matrix, read_parquet
 from memscope.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
-from memscope.part_reader import SelectionReader, read_columns
+from memscope.recording.part_reader import SelectionReader, read_columns
+from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import UNREAD_SHARE
-from memscope.store import RecordingInfo
 from memscope.text.tokenizer import Tokenizer
 
 MIN_TOKENS = 20

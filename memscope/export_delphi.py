@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 from memscope.base.errors import InputError
 from memscope.base.files import disk_errors, write_json
 from memscope.interchange import entry_runs, new_folder, read_activations
-from memscope.part_reader import SelectionReader
 from memscope.query import Recording
+from memscope.recording.part_reader import SelectionReader
 
 SPLITS = 5
 """Shards per layer that delphi itself writes by default."""

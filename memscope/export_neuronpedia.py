@@ -26,8 +26,8 @@ from memscope.base.printable import printable_values
 from memscope.config.load import load_config
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
-from memscope.part_reader import SelectionReader
 from memscope.query import Recording
+from memscope.recording.part_reader import SelectionReader
 
 BATCH_ENTRIES = 1024
 """Most lines of a features file, as in Neuronpedia's own exports."""

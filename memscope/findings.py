@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.query import Recording
+from memscope.recording.parts import RecordingInfo
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
-from memscope.store import RecordingInfo
 from memscope.words import plural, selections, span
 
 _NAMED = 3

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from memscope.bank_table import Words, words_of
-from memscope.part_reader import read_rows
 from memscope.query import Recording
-from memscope.token_table import Trace
+from memscope.recording.part_reader import read_rows
+from memscope.recording.token_table import Trace
 
 
 class FiredEntry(NamedTuple):

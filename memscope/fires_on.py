@@ -20,7 +20,7 @@ from numba import njit
 from scipy.stats import binom
 
 from memscope.base.parquet import fixed_lists
-from memscope.row_columns import distinct_pairs, tally
+from memscope.recording.row_columns import distinct_pairs, tally
 from memscope.words import visible
 
 SHOWN = 3

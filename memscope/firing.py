@@ -25,10 +25,10 @@ from memscope.base.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, mat
 from memscope.base.threads import in_threads
 from memscope.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
-from memscope.part_reader import SelectionReader, read_columns
-from memscope.row_columns import disk_array, pieces, row_columns, tally
+from memscope.recording.part_reader import SelectionReader, read_columns
+from memscope.recording.parts import RecordingInfo
+from memscope.recording.row_columns import disk_array, pieces, row_columns, tally
 from memscope.row_words import RowWords, words_of_rows
-from memscope.store import RecordingInfo
 from memscope.text.tokenizer import Tokenizer
 
 N_TOP = 20

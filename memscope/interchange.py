@@ -14,7 +14,7 @@ import numpy as np
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
-from memscope.part_reader import SelectionReader
+from memscope.recording.part_reader import SelectionReader
 
 MOST_SELECTIONS = 1 << 21
 """Selections held in memory at once, unless a single entry has more."""

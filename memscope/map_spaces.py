@@ -28,8 +28,8 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
 from memscope.checkpoint import LoadedRun
 from memscope.map_names import text_weights
-from memscope.part_reader import read_columns
-from memscope.store import RecordingInfo
+from memscope.recording.part_reader import read_columns
+from memscope.recording.parts import RecordingInfo
 
 SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")
 OF_USAGE = ("usage", "contexts", "coselection")

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.interchange import read_activations
-from memscope.part_reader import SelectionReader
 from memscope.query import Recording
+from memscope.recording.part_reader import SelectionReader
 
 CREATOR = "clkht01d40000jv08hvalcvly"
 """Account that Neuronpedia's database seed creates and its exports name as creator."""

@@ -24,7 +24,7 @@ from memscope.base.seals import hashes, write_sealed
 from memscope.checkpoint import LoadedRun
 from memscope.map_names import name_clusters
 from memscope.map_spaces import SPACES, Space, make_space
-from memscope.store import RecordingInfo, read_info
+from memscope.recording.parts import RecordingInfo, read_info
 
 BEST = "best"
 FEATURES = (BEST, *SPACES)

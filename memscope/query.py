@@ -18,19 +18,19 @@ import numpy as np
 import pandas as pd
 
 from memscope import entry_pages
-from memscope.aggregate_schema import check_census, check_recording
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.entry_pages import EntryCard
-from memscope.lookup import EntryTable
 from memscope.metrics_log import read_metrics
-from memscope.part_reader import SelectionReader, read_columns, read_rows
-from memscope.store import RecordingInfo, read_info, whole_tokens
+from memscope.recording.aggregates import check_census, check_recording
+from memscope.recording.lookup import EntryTable
+from memscope.recording.part_reader import SelectionReader, read_columns, read_rows
+from memscope.recording.parts import RecordingInfo, read_info, whole_tokens
+from memscope.recording.token_table import Trace, make_trace
 from memscope.text.tokenizer import Tokenizer
-from memscope.token_table import Trace, make_trace
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}

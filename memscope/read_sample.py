@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.part_reader import read_rows
 from memscope.query import Recording
+from memscope.recording.part_reader import read_rows
+from memscope.recording.parts import ROW_GROUP
+from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import UNREAD_SHARE
-from memscope.store import ROW_GROUP
-from memscope.token_rows import TokenRows
 
 _GROUPS = 4
 """Row groups of a sample."""

@@ -19,7 +19,6 @@ import numpy as np
 from tqdm import tqdm
 
 from memscope.aggregate import write_aggregates
-from memscope.aggregate_schema import check_files, list_files
 from memscope.bank_init import PARQUET
 from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path
@@ -31,9 +30,8 @@ from memscope.checkpoint import LoadedRun
 from memscope.decode import write_decodings
 from memscope.model.transformer import MemoryTransformer
 from memscope.provenance import start_table
-from memscope.rows import RowCollector
-from memscope.run_folder import check_no_run
-from memscope.store import (
+from memscope.recording.aggregates import check_files, list_files
+from memscope.recording.parts import (
     AGGREGATES,
     COPIES,
     INFO,
@@ -46,6 +44,8 @@ from memscope.store import (
     write_part,
     write_progress,
 )
+from memscope.rows import RowCollector
+from memscope.run_folder import check_no_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 
 _COPIED = ("tokenizer.json", "config.yaml", *COPIES)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-from memscope.row_columns import PIECE, tally
+from memscope.recording.row_columns import PIECE, tally
 from memscope.text.tokenizer import Tokenizer
 
 LONGEST = 24

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.capture import LayerCapture, WindowPass
+from memscope.recording.token_rows import KINDS, TokenRows
 from memscope.text.corpus import DocumentWindow, PackedCorpus
-from memscope.token_rows import KINDS, TokenRows
 
 EXACT_BITS = 10
 """Mantissa bits of float16: rounding to these is float16 itself."""

@@ -23,8 +23,8 @@ from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
 from memscope.base.parquet import write_table
 from memscope.config.load import dump_config, validate_config
-from memscope.store import RecordingInfo, write_info, write_part
-from memscope.token_rows import TokenRows
+from memscope.recording.parts import RecordingInfo, write_info, write_part
+from memscope.recording.token_rows import TokenRows
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 Effect = Literal["detector", "duplicates", "dead", "decoy", "preference"]

@@ -19,8 +19,8 @@ from scipy.signal import lfilter
 from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
 from memscope.config.load import dump_config, validate_config
+from memscope.recording.token_rows import TokenRows
 from memscope.testing import SPECIAL, write_decodings, write_recording
-from memscope.token_rows import TokenRows
 
 KINDS = (
     *("dead", "unread", "duplicate", "everywhere", "document", "uniform", "negative", "exclusive"),

@@ -6,7 +6,7 @@ over_layers(values, "gate entropy")                                      # [toke
 
 import numpy as np
 
-from memscope.token_table import Trace
+from memscope.recording.token_table import Trace
 
 MEASURES = {
     "loss": "loss of predicting the next token, nats",

@@ -10,9 +10,9 @@ from memscope.base.errors import InputError
 from memscope.capture import run_windows
 from memscope.checkpoint import LoadedRun
 from memscope.provenance import start_table
+from memscope.recording.token_table import Trace, make_trace
 from memscope.rows import RowCollector
 from memscope.text.corpus import DocumentWindow, PackedCorpus
-from memscope.token_table import Trace, make_trace
 
 N_PREDICTED = 5
 

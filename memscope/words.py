@@ -5,7 +5,7 @@ from typing import Any
 
 from memscope.base.printable import printable
 from memscope.query import Recording
-from memscope.store import RecordingInfo
+from memscope.recording.parts import RecordingInfo
 
 
 def span(values: Iterable[Any], form: str) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from memscope.aggregate_schema import list_files
-from memscope.part_reader import read_part
+from memscope.recording.aggregates import list_files
+from memscope.recording.part_reader import read_part
+from memscope.recording.parts import RecordingInfo, read_info, write_info
+from memscope.recording.token_rows import TokenRows
 from memscope.rows import round_scores
-from memscope.store import RecordingInfo, read_info, write_info
 from memscope.testing import SPECIAL, cut_rows, make_info, write_recording, write_tokenizer
-from memscope.token_rows import TokenRows
 
 __all__ = [
     "SPECIAL",

@@ -15,10 +15,10 @@ from memscope.aggregate import count_layer, token_frequency, write_aggregates, w
 from memscope.base.files import read_json
 from memscope.base.parquet import read_parquet
 from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
+from memscope.recording.parts import RecordingInfo
+from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
-from memscope.store import RecordingInfo
 from memscope.strata import Strata, divide
-from memscope.token_rows import TokenRows
 
 LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
 GROUPS = list("aababbaabbab")
@@ -186,7 +186,7 @@ def recording(rows: TokenRows, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def info(recording: Path) -> RecordingInfo:
-    from memscope.store import read_info
+    from memscope.recording.parts import read_info
 
     return read_info(recording)
 

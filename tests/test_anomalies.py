@@ -19,11 +19,11 @@ from memscope.health import health
 from memscope.looks import RowText, lower_tail, pick_looks, row_text, stretch_length, upper_tail
 from memscope.neighbours import write_neighbours
 from memscope.query import Recording
+from memscope.recording.token_rows import TokenRows
 from memscope.report import metrics
 from memscope.testing import write_recording
 from memscope.testing_anomalies import KINDS as PLANTED
 from memscope.testing_anomalies import PlantedText, plant_anomalies
-from memscope.token_rows import TokenRows
 
 CLEAN_SEEDS = range(20)
 

@@ -24,7 +24,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.store import read_info, write_info
+from memscope.recording.parts import read_info, write_info
 from memscope.testing_anomalies import plant_anomalies
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

@@ -15,7 +15,7 @@ from memscope.checkpoint import LoadedRun
 from memscope.config.load import dump_config
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.store import FORMAT_VERSION, INFO, read_info, write_info
+from memscope.recording.parts import FORMAT_VERSION, INFO, read_info, write_info
 
 Cli = Callable[..., CliResult]
 

@@ -13,9 +13,9 @@ from synthetic import SPECIAL, write_recording
 from memscope.aggregate import write_aggregates
 from memscope.base.files import read_json
 from memscope.kernels import MARGIN_BINS
+from memscope.recording.token_rows import TokenRows
 from memscope.rows import round_scores
 from memscope.stats.usage import usage_metrics
-from memscope.token_rows import TokenRows
 
 N, K, WINDOW = 256, 4, 16
 DOCUMENTS, LENGTH = 40, 160

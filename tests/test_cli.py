@@ -20,8 +20,8 @@ from memscope.base.seals import read_sealed
 from memscope.checkpoint import LoadedRun
 from memscope.config.load import Config, dump_config
 from memscope.evaluate import evaluate
-from memscope.part_reader import read_part
-from memscope.store import finished_parts, read_info
+from memscope.recording.part_reader import read_part
+from memscope.recording.parts import finished_parts, read_info
 
 Cli = Callable[..., CliResult]
 AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours", "anomalies")

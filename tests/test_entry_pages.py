@@ -12,8 +12,8 @@ from memscope import entry_pages
 from memscope.base.errors import InputError
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.recording.token_rows import TokenRows
 from memscope.text.corpus import PackedCorpus, read_documents
-from memscope.token_rows import TokenRows
 
 
 @pytest.fixture(scope="module")

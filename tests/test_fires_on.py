@@ -13,7 +13,7 @@ from synthetic import SPECIAL, make_rows, write_recording
 from memscope.aggregate import write_census
 from memscope.fires_on import COVERAGE, ERROR, NONE, SHOWN, START, TIMES
 from memscope.firing import write_firing
-from memscope.store import TokenRows
+from memscope.recording.parts import TokenRows
 
 LENGTHS = [60, 25, 60, 33, 150, 120]
 WINDOW = 16

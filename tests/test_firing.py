@@ -16,10 +16,10 @@ from memscope import firing
 from memscope.aggregate import write_census
 from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
 from memscope.firing_kernels import sort_keys
+from memscope.recording.parts import RecordingInfo
+from memscope.recording.token_rows import TokenRows
 from memscope.row_words import words_of_rows
-from memscope.store import RecordingInfo
 from memscope.text.tokenizer import Tokenizer
-from memscope.token_rows import TokenRows
 
 LENGTHS = [60, 25, 60, 33, 150, 120]
 FILES = ("contexts.parquet", "firing.parquet", "titles.parquet")

@@ -18,11 +18,11 @@ from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
 from memscope.config.load import dump_config
 from memscope.metrics_log import read_metrics
-from memscope.part_reader import SelectionReader, read_part
 from memscope.provenance import start_entries, start_table
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
-from memscope.store import read_info
+from memscope.recording.part_reader import SelectionReader, read_part
+from memscope.recording.parts import read_info
 from memscope.text.corpus import pack_corpus
 from memscope.train import train
 

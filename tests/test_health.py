@@ -12,7 +12,7 @@ from memscope.base.files import read_json, write_json
 from memscope.findings import find_choice
 from memscope.health import Flag, health, short_number, short_percent, telling_entry
 from memscope.query import Recording
-from memscope.store import read_info, write_info
+from memscope.recording.parts import read_info, write_info
 
 
 def with_census(recording: Path, folder: Path, **changes: dict[str, float]) -> list[Flag]:

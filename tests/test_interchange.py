@@ -19,9 +19,9 @@ from memscope.checkpoint import LoadedRun
 from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
-from memscope.part_reader import read_part
 from memscope.query import Recording
 from memscope.record import record
+from memscope.recording.part_reader import read_part
 
 NEURON_COLUMNS = """
     modelId layer index creatorId sourceSetName maxActApprox hasVector vector topkCosSimIndices topkCosSimValues

@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from memscope import lookup
 from memscope.base.errors import InputError
 from memscope.base.parquet import TableWriter, fixed_lists, read_parquet, write_table
-from memscope.lookup import EntryTable
+from memscope.recording import lookup
+from memscope.recording.lookup import EntryTable
 
 
 def columns(layer: int, entries: list[int]) -> dict[str, object]:

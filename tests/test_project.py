@@ -34,9 +34,9 @@ from memscope.map_spaces import (
     token_counts,
     usage_profiles,
 )
-from memscope.part_reader import read_part
 from memscope.project import BEST, FEATURES, write_map
-from memscope.store import read_info, write_info
+from memscope.recording.part_reader import read_part
+from memscope.recording.parts import read_info, write_info
 
 
 def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,9 @@ from synthetic import all_rows
 
 from memscope.base.errors import InputError
 from memscope.checkpoint import LoadedRun
-from memscope.part_reader import read_part
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
+from memscope.recording.part_reader import read_part
 from memscope.stats.usage import usage_metrics
 from memscope.text.corpus import PackedCorpus
 

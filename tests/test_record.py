@@ -25,10 +25,10 @@ from memscope.base.runtime import Processes, processes
 from memscope.capture import capture_memory
 from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.evaluate import evaluate
-from memscope.part_reader import SelectionReader
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
-from memscope.store import finished_parts, read_info
+from memscope.recording.part_reader import SelectionReader
+from memscope.recording.parts import finished_parts, read_info
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 PARTS = RecordOptions(part_tokens=200)

@@ -19,7 +19,7 @@ from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config.load import Config
 from memscope.metrics_log import read_metrics
 from memscope.record import RecordOptions, record
-from memscope.store import read_info
+from memscope.recording.parts import read_info
 from memscope.train import train
 
 STEPS = 12
@@ -283,7 +283,7 @@ def test_recording_killed_at_random_moments_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [
-        pytest.param("memscope.store", "sha256_file", 4, id="between the two files of the second part"),
+        pytest.param("memscope.recording.parts", "sha256_file", 4, id="between the two files of the second part"),
         pytest.param("memscope.record", "write_progress", 3, id="before the third part is listed"),
         pytest.param("os", "fsync", 5, id="inside the list of the fourth part"),
         pytest.param("memscope.record", "drop_progress", 1, id="before the lists are forgotten"),

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memscope import row_columns as module
 from memscope.query import Recording
-from memscope.row_columns import disk_array, distinct_pairs, row_columns, tally
+from memscope.recording import row_columns as module
+from memscope.recording.row_columns import disk_array, distinct_pairs, row_columns, tally
 
 
 def test_columns_are_those_of_the_rows(tiny_recording: Recording) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from memscope.capture import WindowPass, capture_memory, run_windows
 from memscope.checkpoint import LoadedRun
+from memscope.recording.token_rows import KINDS
 from memscope.rows import EXACT_BITS, RowCollector, round_scores
 from memscope.text.corpus import PackedCorpus, document_windows
-from memscope.token_rows import KINDS
 
 LARGEST = 65504.0
 """Of float16."""

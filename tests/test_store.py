@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import all_rows, cut, make_info, make_rows, selections_of, write_recording
 
-from memscope import part_reader, store
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import read_parquet
-from memscope.part_reader import SelectionReader, read_part, read_rows
-from memscope.store import (
+from memscope.recording import part_reader
+from memscope.recording import parts as store
+from memscope.recording.part_reader import SelectionReader, read_part, read_rows
+from memscope.recording.parts import (
     FORMAT_VERSION,
     Part,
     RecordingInfo,

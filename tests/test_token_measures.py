@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from memscope.query import Recording
+from memscope.recording.token_table import Trace
 from memscope.token_measures import MEASURES, layer_measure, over_layers
-from memscope.token_table import Trace
 
 DRIFT = np.arange(64, dtype=np.float64)
 POS, LAYER = 3, 1

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.recording.token_rows import TokenRows
 from memscope.text.tokenizer import Tokenizer
-from memscope.token_rows import TokenRows
 
 
 class Trace(NamedTuple):

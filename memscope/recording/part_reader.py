@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, open_parquet, read_parquet
-from memscope.store import (
+from memscope.recording.parts import (
     SELECTION_SCHEMA,
     Part,
     RecordingInfo,
@@ -23,7 +23,7 @@ from memscope.store import (
     whole_selections,
     whole_tokens,
 )
-from memscope.token_rows import TokenRows, from_table
+from memscope.recording.token_rows import TokenRows, from_table
 
 _HALF_INFINITY = 0x7C00
 """Bits of the float16 that stands for infinity; larger ones, without the sign, are NaN."""

@@ -11,7 +11,7 @@ A token-major row is ``doc pos token predicted loss`` and for every memory layer
 selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs ``l{l}_read_norm``, on
 request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
 the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
-``part_reader.py`` reads parts.
+``recording/part_reader.py`` reads parts.
 """
 
 from collections.abc import Iterable
@@ -28,9 +28,9 @@ from memscope.base.files import atomic_path, sha256_file
 from memscope.base.parquet import part_writer
 from memscope.base.seals import SEAL, check_file, read_own_json, read_sealed, unseal, write_sealed
 from memscope.config.sections import reachable_entries
+from memscope.recording.token_rows import KINDS, TokenRows, to_table
 from memscope.run_folder import INFO as INFO
 from memscope.text.special_tokens import ROLES_FILE
-from memscope.token_rows import KINDS, TokenRows, to_table
 
 FORMAT_VERSION = 4
 ROW_GROUP = 8192
