@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.plot_style import legend, panel
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import usage_metrics
 from memscope.words import span
 

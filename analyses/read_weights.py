@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
-from memscope.capture import LayerCapture, capture_memory
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.plot_style import layer_colors, layer_legend, legend, panels
 from memscope.query import Recording
+from memscope.run.capture import LayerCapture, capture_memory
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.words import span
 
 _SMALLEST = 1e-12

@@ -22,12 +22,12 @@ from study import command_line, run_script, save
 
 from memscope.ablation import recorded_corpus, spread_windows
 from memscope.base.errors import InputError
-from memscope.capture import run_windows
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query import Recording
+from memscope.run.capture import run_windows
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import UsageCounts, usage_metrics
 from memscope.text.corpus import DocumentWindow
 

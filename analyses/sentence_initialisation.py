@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from scipy.stats import ttest_ind
 from study import command_line, run_script, save
 
-from memscope.bank_init import load_bank_init
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_text
-from memscope.checkpoint import MODEL
 from memscope.config.load import Config, load_config
-from memscope.metrics_log import read_metrics
 from memscope.plot_style import PERCENT, legend, panels
+from memscope.run.bank_init import load_bank_init
+from memscope.run.checkpoint import MODEL
+from memscope.run.metrics_log import read_metrics
 from memscope.text.sentences import read_sentences
 
 RANDOM = "random vectors"

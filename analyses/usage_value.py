@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
 from memscope.ablation import recorded_corpus, spread_windows
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import ablate
 from memscope.plot_style import GREEN, ORANGE, blue, legend, panel
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun, load_run
 
 PARTS = ("most used", "the others", "all")
 TOKENS = 16384

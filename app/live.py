@@ -15,7 +15,7 @@ from app.state import RECORD, recording
 from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
-    from memscope.checkpoint import LoadedRun
+    from memscope.run.checkpoint import LoadedRun
     from memscope.trace import TextTrace
     from memscope.what_if import Change, Changed
 
@@ -84,7 +84,7 @@ def expect_text() -> None:
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _load_run(run: Path, modified: int) -> "LoadedRun":
-    from memscope.checkpoint import load_run
+    from memscope.run.checkpoint import load_run
 
     return load_run(run)
 

@@ -19,9 +19,9 @@ import pandas as pd
 
 from memscope.base.files import atomic_path, read_json, write_csv
 from memscope.config.load import load_config
-from memscope.metrics_log import read_metrics
 from memscope.model.transformer import MemoryTransformer
 from memscope.plot_style import panel
+from memscope.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = ["gate=full", "gate_heads=1", "num_selected=8", "score_fn=softmax", "read_fn=softmax", "read_norm=none"]

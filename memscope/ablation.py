@@ -21,7 +21,6 @@ import pyarrow as pa
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
-from memscope.checkpoint import LoadedRun
 from memscope.effects import (
     Trial,
     compare_change,
@@ -34,6 +33,7 @@ from memscope.effects import (
 )
 from memscope.intervene import Mode, ablate
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 Control = Literal["usage", "random"]

@@ -91,7 +91,7 @@ def train(
 
     run = out or Path("runs") / config.stem
     with one_writer(run):
-        from memscope.run_folder import check_run_folder
+        from memscope.run.folder import check_run_folder
 
         check_run_folder(settings, run, resume)
 
@@ -149,7 +149,7 @@ def generate(
     check(run)
 
     from memscope.base.runtime import autocast
-    from memscope.generate import generate as sample
+    from memscope.run.generate import generate as sample
 
     loaded = load(run, device)
     tokenizer, model = loaded.tokenizer, loaded.model
@@ -182,7 +182,7 @@ def record(
     """
     if checkpoints not in ("newest", "all"):
         raise InputError(f"--checkpoints {checkpoints}: choose newest or all")
-    from memscope.run_folder import check_no_run
+    from memscope.run.folder import check_no_run
 
     if not check(run, corpus=corpus).model.memory_layers:
         raise InputError(f"{run}: an FFN baseline has no memory to record")

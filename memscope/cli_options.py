@@ -42,7 +42,7 @@ def check(
     """
     from memscope.base.files import expect_file, sha256_file
     from memscope.recording.parts import read_info
-    from memscope.run_folder import MODEL, check_run
+    from memscope.run.folder import MODEL, check_run
 
     config = check_run(run)
     if corpus is not None:
@@ -60,7 +60,7 @@ def check(
 def load(run: Path, device: str) -> Any:
     """The model of a run, on a device."""
     from memscope.base.runtime import pick_device
-    from memscope.checkpoint import load_run
+    from memscope.run.checkpoint import load_run
 
     return load_run(run, pick_device(device))
 

@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memscope.bank_init import load_bank_init
 from memscope.base.parquet import ENTRY_ROW_GROUP, write_table
-from memscope.checkpoint import LoadedRun
 from memscope.model.transformer import MemoryTransformer
-from memscope.provenance import start_entries, start_table
+from memscope.run.bank_init import load_bank_init
+from memscope.run.checkpoint import LoadedRun
+from memscope.run.provenance import start_entries, start_table
 
 N_NEAREST = 10
 N_LENS = 10

@@ -12,9 +12,9 @@ import torch
 
 from memscope.base.errors import InputError
 from memscope.base.runtime import autocast
-from memscope.capture import run_windows
-from memscope.generate import generate
 from memscope.model.transformer import MemoryTransformer, next_token_loss
+from memscope.run.capture import run_windows
+from memscope.run.generate import generate
 from memscope.stats.usage import UsageCounts
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.text.tokenizer import Tokenizer

@@ -24,12 +24,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.capture import LayerCapture, capture_memory
-from memscope.checkpoint import LoadedRun
 from memscope.fact_tables import FactAudit, Questions, summarise
 from memscope.intervene import ablate
 from memscope.model.transformer import MemoryTransformer
-from memscope.provenance import start_table
+from memscope.run.capture import LayerCapture, capture_memory
+from memscope.run.checkpoint import LoadedRun
+from memscope.run.provenance import start_table
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer
 

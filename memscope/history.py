@@ -20,10 +20,10 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path, write_csv
 from memscope.base.parquet import fixed_lists, write_table
 from memscope.base.runtime import pick_device, processes
-from memscope.checkpoint import list_checkpoints, load_run
 from memscope.history_plot import history_curves
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.checkpoint import list_checkpoints, load_run
 
 TABLE = "history.parquet"
 _METRICS = ("coverage", "even_coverage", "kl_to_uniform", "gini", "top50", "dead", "hot")

@@ -26,10 +26,10 @@ from sklearn.decomposition import TruncatedSVD
 from memscope.bank_map import MIN_ENTRIES
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
-from memscope.checkpoint import LoadedRun
 from memscope.map_names import text_weights
 from memscope.recording.part_reader import read_columns
 from memscope.recording.parts import RecordingInfo
+from memscope.run.checkpoint import LoadedRun
 
 SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")
 OF_USAGE = ("usage", "contexts", "coselection")

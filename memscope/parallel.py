@@ -26,10 +26,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from memscope.base.errors import InputError
 from memscope.base.runtime import pick_device
-from memscope.checkpoint import TrainingState
 from memscope.config.load import Config, TrainConfig
 from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
+from memscope.run.checkpoint import TrainingState
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from memscope import bank_init
 from memscope.base.errors import InputError
-from memscope.checkpoint import load_run
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
-from memscope.run_folder import list_checkpoints
+from memscope.run import bank_init
+from memscope.run.checkpoint import load_run
+from memscope.run.folder import list_checkpoints
 from memscope.text.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.text.sentences import choose_sentences, read_sentences
 from memscope.text.special_tokens import Roles

@@ -21,10 +21,10 @@ from memscope.bank_map import MapSettings, Trial, make_map, place_apart, try_map
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
-from memscope.checkpoint import LoadedRun
 from memscope.map_names import name_clusters
 from memscope.map_spaces import SPACES, Space, make_space
 from memscope.recording.parts import RecordingInfo, read_info
+from memscope.run.checkpoint import LoadedRun
 
 BEST = "best"
 FEATURES = (BEST, *SPACES)

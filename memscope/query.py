@@ -24,12 +24,12 @@ from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.entry_pages import EntryCard
-from memscope.metrics_log import read_metrics
 from memscope.recording.aggregates import check_census, check_recording
 from memscope.recording.lookup import EntryTable
 from memscope.recording.part_reader import SelectionReader, read_columns, read_rows
 from memscope.recording.parts import RecordingInfo, read_info, whole_tokens
 from memscope.recording.token_table import Trace, make_trace
+from memscope.run.metrics_log import read_metrics
 from memscope.text.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")

@@ -19,17 +19,13 @@ import numpy as np
 from tqdm import tqdm
 
 from memscope.aggregate import write_aggregates
-from memscope.bank_init import PARQUET
 from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
-from memscope.capture import run_windows
-from memscope.checkpoint import LoadedRun
 from memscope.decode import write_decodings
 from memscope.model.transformer import MemoryTransformer
-from memscope.provenance import start_table
 from memscope.recording.aggregates import check_files, list_files
 from memscope.recording.parts import (
     AGGREGATES,
@@ -45,7 +41,11 @@ from memscope.recording.parts import (
     write_progress,
 )
 from memscope.rows import RowCollector
-from memscope.run_folder import check_no_run
+from memscope.run.bank_init import PARQUET
+from memscope.run.capture import run_windows
+from memscope.run.checkpoint import LoadedRun
+from memscope.run.folder import check_no_run
+from memscope.run.provenance import start_table
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 
 _COPIED = ("tokenizer.json", "config.yaml", *COPIES)

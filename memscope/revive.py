@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 
-from memscope.bank_init import FreshStarts
 from memscope.model.transformer import MemoryTransformer
+from memscope.run.bank_init import FreshStarts
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.capture import LayerCapture, WindowPass
 from memscope.recording.token_rows import KINDS, TokenRows
+from memscope.run.capture import LayerCapture, WindowPass
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
 EXACT_BITS = 10

@@ -27,11 +27,11 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import beta
 
-from memscope.bank_init import init_bank, orthogonal_projection, save_bank_init
 from memscope.base.files import make_folder, write_text
-from memscope.checkpoint import MODEL
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.model.transformer import Attention, MemoryTransformer
+from memscope.run.bank_init import init_bank, orthogonal_projection, save_bank_init
+from memscope.run.checkpoint import MODEL
 from memscope.testing import (
     EFFECTS,
     FACTOR,

@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 
 from memscope.base.errors import InputError
-from memscope.capture import run_windows
-from memscope.checkpoint import LoadedRun
-from memscope.provenance import start_table
 from memscope.recording.token_table import Trace, make_trace
 from memscope.rows import RowCollector
+from memscope.run.capture import run_windows
+from memscope.run.checkpoint import LoadedRun
+from memscope.run.provenance import start_table
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
 N_PREDICTED = 5

@@ -18,13 +18,20 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from memscope.bank_init import FreshStarts
 from memscope.base.errors import InputError
 from memscope.base.files import write_text
 from memscope.base.lock import one_writer
 from memscope.base.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.base.seals import LIST, write_sealed
-from memscope.checkpoint import (
+from memscope.config.load import Config, TrainConfig, dump_config
+from memscope.evaluate import evaluate
+from memscope.model.ops.native import native
+from memscope.model.transformer import MemoryTransformer, next_token_loss
+from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
+from memscope.prepare import prepare_run
+from memscope.revive import Reviver
+from memscope.run.bank_init import FreshStarts
+from memscope.run.checkpoint import (
     MODEL,
     list_checkpoints,
     list_files,
@@ -34,16 +41,9 @@ from memscope.checkpoint import (
     save_checkpoint,
     set_aside_damaged,
 )
-from memscope.config.load import Config, TrainConfig, dump_config
-from memscope.evaluate import evaluate
-from memscope.generate import generate
-from memscope.metrics_log import MetricsLog, read_metrics
-from memscope.model.ops.native import native
-from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
-from memscope.prepare import prepare_run
-from memscope.revive import Reviver
-from memscope.run_folder import check_run_folder, check_steps, write_start
+from memscope.run.folder import check_run_folder, check_steps, write_start
+from memscope.run.generate import generate
+from memscope.run.metrics_log import MetricsLog, read_metrics
 from memscope.stats.usage import usage_metrics
 from memscope.text.corpus import PackedCorpus, TrainingOrder
 from memscope.text.tokenizer import Tokenizer

@@ -17,11 +17,11 @@ import torch
 
 from memscope.ablation import recorded_corpus
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
 from memscope.edit import encode_sentence
 from memscope.effects import Trial, mean_change, measure_effects, most_changed
 from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows
 

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import TrainingState
 from memscope.config.load import TrainConfig
 from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import make_optimizer
 from memscope.parallel import Parallel, state_of
+from memscope.run.checkpoint import TrainingState
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -16,11 +16,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from memscope import cli as command_line
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.prepare import prepare_run
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train import train
 

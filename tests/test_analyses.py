@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.query import Recording
 from memscope.record import record
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import PLANTED_LAYER
 from memscope.testing_models import PlantedRun, plant_run
 from memscope.train import train

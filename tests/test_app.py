@@ -20,11 +20,11 @@ from app.components import color_levels, color_range
 from memscope import map_points
 from memscope.anomalies import anomalies_in_words
 from memscope.base.seals import read_sealed, write_sealed
-from memscope.checkpoint import LoadedRun
 from memscope.map_points import inside, unit_places
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.parts import read_info, write_info
+from memscope.run.checkpoint import LoadedRun
 from memscope.testing_anomalies import plant_anomalies
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

@@ -10,10 +10,10 @@ from streamlit.testing.v1 import AppTest
 from test_facts import write_facts
 
 import app
-from memscope.checkpoint import LoadedRun
 from memscope.fact_tables import write_audit
 from memscope.facts import audit_facts
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import read_facts
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

@@ -12,22 +12,22 @@ import torch
 from conftest import tiny_config, untrained_run
 
 from memscope.ablation import study_ablation
-from memscope.bank_init import PARQUET, deal
 from memscope.base.errors import InputError
-from memscope.capture import capture_memory
 from memscope.changes import find_changes
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.config.load import Config
 from memscope.effects import entry_usage, usage_matched
 from memscope.fact_tables import Questions, _even_recall
 from memscope.findings import find
 from memscope.health import health
 from memscope.intervene import ablate, force, swap
-from memscope.metrics_log import read_metrics
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.report import write_report
+from memscope.run.bank_init import PARQUET, deal
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun, load_run
+from memscope.run.metrics_log import read_metrics
 from memscope.stats.usage import even_selection, usage_metrics
 from memscope.summaries import layer_overlap
 from memscope.text.corpus import pack_corpus

@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from memscope.bank_init import (
+from memscope.base.errors import InputError
+from memscope.decode import kept_share, nearest_tokens
+from memscope.run.bank_init import (
     PARQUET,
     encode_sentences,
     init_bank,
@@ -17,9 +19,7 @@ from memscope.bank_init import (
     representatives,
     save_bank_init,
 )
-from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
-from memscope.decode import kept_share, nearest_tokens
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.sentences import Sentence, Triple, choose_sentences, read_sentences
 from memscope.train import train
 

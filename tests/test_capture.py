@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from memscope.capture import capture_memory, run_windows
-from memscope.checkpoint import LoadedRun
 from memscope.model.transformer import MemoryTransformer, next_token_loss
+from memscope.run.capture import capture_memory, run_windows
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus, document_windows
 
 TOKENS = torch.randint(320, (3, 17), generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from memscope.base.errors import InputError
 from memscope.base.files import sha256_file
-from memscope.checkpoint import (
+from memscope.config.load import TrainConfig
+from memscope.model.transformer import MemoryTransformer
+from memscope.optimizer import make_optimizer
+from memscope.parallel import restore_optimizer, training_state
+from memscope.run.checkpoint import (
     MODEL,
     list_checkpoints,
     load_run,
@@ -21,10 +25,6 @@ from memscope.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from memscope.config.load import TrainConfig
-from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import make_optimizer
-from memscope.parallel import restore_optimizer, training_state
 
 TOKENS = torch.arange(24).reshape(2, 12)
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from memscope.bank_init import load_bank_init
-from memscope.checkpoint import LoadedRun
 from memscope.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
 from memscope.model.ops.sparse_read import GatheredSlots
+from memscope.run.bank_init import load_bank_init
+from memscope.run.checkpoint import LoadedRun
 
 
 def decode(run: LoadedRun, path: Path, entries: list[int]) -> pd.DataFrame:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
 from memscope.effects import (
     Trial,
     compare_change,
@@ -25,6 +24,7 @@ from memscope.effects import (
 )
 from memscope.intervene import ablate, scale
 from memscope.query import Recording
+from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import ratio_interval
 from memscope.text.corpus import PackedCorpus, document_windows
 

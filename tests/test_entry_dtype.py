@@ -13,11 +13,8 @@ from safetensors.torch import load_file
 from test_native import CONFIG, SIZES, steps, without_loops
 from torch import Tensor, nn
 
-from memscope.bank_init import load_bank_init
 from memscope.base.errors import InputError
-from memscope.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.config.load import Config, load_config
-from memscope.metrics_log import read_metrics
 from memscope.model.memory import MemoryBank
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
@@ -25,6 +22,9 @@ from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import LazyAdamW, by_chance, rounding_bits
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.bank_init import load_bank_init
+from memscope.run.checkpoint import list_checkpoints, load_run, load_weights
+from memscope.run.metrics_log import read_metrics
 from memscope.train import train
 
 COMPILED = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")

@@ -12,12 +12,12 @@ from test_resume import assert_same_run, finish, kill_in, make_config
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.capture import capture_memory
 from memscope.config.load import Config, validate_config
-from memscope.metrics_log import read_metrics
 from memscope.model.entry_means import EntryMeans
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.optimizer import make_optimizer
+from memscope.run.capture import capture_memory
+from memscope.run.metrics_log import read_metrics
 from memscope.train import train
 
 DECAY = 0.9
@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_to_the_same_entries(corpus_dir: Path, tmp_path: Pa
     values = make_config(corpus_dir).model_dump()
     config = validate_config({**values, "memory": {**values["memory"], **READ}}, "test")
     finish(config, tmp_path / "reference")
-    kill_in(config, tmp_path / "run", "memscope.checkpoint", "save_file", 6)
+    kill_in(config, tmp_path / "run", "memscope.run.checkpoint", "save_file", 6)
     finish(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "reference")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
 from memscope.evaluate import _distinct, check_generation, evaluate
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus
 
 

@@ -10,16 +10,16 @@ import torch
 from conftest import SHARED, CliResult
 
 from memscope import fact_tables
-from memscope.bank_init import PARQUET
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun
 from memscope.fact_report import fact_figures, fact_finding, fact_findings
 from memscope.fact_report import fact_tables as report_tables
 from memscope.fact_tables import FactAudit, Questions, load_audit, write_audit
 from memscope.facts import ask, audit_facts, match_entries, tokenize_facts
 from memscope.intervene import ablate
+from memscope.run.bank_init import PARQUET
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import Fact, read_facts
 
 

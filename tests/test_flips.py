@@ -15,14 +15,14 @@ from memscope.base import seals
 from memscope.base.errors import DamageError, InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, read_sealed, write_sealed
-from memscope.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
 from memscope.config.load import dump_config
-from memscope.metrics_log import read_metrics
-from memscope.provenance import start_entries, start_table
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.part_reader import SelectionReader, read_part
 from memscope.recording.parts import read_info
+from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
+from memscope.run.metrics_log import read_metrics
+from memscope.run.provenance import start_entries, start_table
 from memscope.text.corpus import pack_corpus
 from memscope.train import train
 

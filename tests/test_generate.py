@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from memscope import generate as generate_module
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun, load_run
-from memscope.generate import generate
 from memscope.model.transformer import MemoryTransformer
+from memscope.run import generate as generate_module
+from memscope.run.checkpoint import LoadedRun, load_run
+from memscope.run.generate import generate
 
 PROMPT = [1, 50, 60, 70]
 NEVER = -1

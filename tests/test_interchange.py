@@ -15,13 +15,13 @@ from memscope import export_neuronpedia as neuronpedia_module
 from memscope import interchange as interchange_module
 from memscope.base.errors import InputError
 from memscope.base.printable import printable
-from memscope.checkpoint import LoadedRun
 from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
 from memscope.query import Recording
 from memscope.record import record
 from memscope.recording.part_reader import read_part
+from memscope.run.checkpoint import LoadedRun
 
 NEURON_COLUMNS = """
     modelId layer index creatorId sourceSetName maxActApprox hasVector vector topkCosSimIndices topkCosSimValues

@@ -11,8 +11,6 @@ from conftest import tiny_config
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun
 from memscope.edit import encode_sentence, encode_sentences
 from memscope.intervene import (
     ablate,
@@ -24,6 +22,8 @@ from memscope.intervene import (
     unbias,
 )
 from memscope.model.transformer import Block, MemoryTransformer
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun
 
 TOKENS = torch.randint(320, (3, 11), generator=torch.Generator().manual_seed(0))
 COMPETING = {"score_fn": "softmax", "read_fn": "softmax"}
@@ -343,8 +343,8 @@ def test_nothing_is_left_behind(name: str, memory: dict[str, object]) -> None:
 
 
 def test_a_sentence_becomes_what_initialisation_made_of_it(tiny_run: LoadedRun, slot_run: LoadedRun) -> None:
-    from memscope.bank_init import PARQUET, load_bank_init
     from memscope.base.parquet import read_parquet
+    from memscope.run.bank_init import PARQUET, load_bank_init
 
     for run in (tiny_run, slot_run):
         sentences = read_parquet(run.path / PARQUET)["sentence"].to_pylist()[:5]

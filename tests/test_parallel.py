@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from memscope.base.errors import InputError
 from memscope.base.seals import read_sealed
-from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config.load import Config, dump_config
-from memscope.metrics_log import read_metrics
 from memscope.model.ops.native import native
+from memscope.run.checkpoint import list_checkpoints, load_run
+from memscope.run.metrics_log import read_metrics
 from memscope.train import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from memscope.anomalies import find_anomalies
 from memscope.attribution import ablation_effects, attribute, direct_attribution
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.edit import encode_sentence, locate_entry
 from memscope.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
 from memscope.facts import audit_facts
@@ -22,6 +20,8 @@ from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.map_spaces import entry_values, read_outputs
 from memscope.query import Recording
 from memscope.record import record
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import FACTOR, PLANTED_LAYER
 from memscope.testing_models import PlantedRun, plant_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus

@@ -18,7 +18,6 @@ from sklearn.metrics import adjusted_rand_score
 from memscope import map_plot, project
 from memscope.bank_map import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
 from memscope.map_names import name_clusters, text_weights
 from memscope.map_plot import NOT_TRUSTED, bank_map
 from memscope.map_spaces import (
@@ -37,6 +36,7 @@ from memscope.map_spaces import (
 from memscope.project import BEST, FEATURES, write_map
 from memscope.recording.part_reader import read_part
 from memscope.recording.parts import read_info, write_info
+from memscope.run.checkpoint import LoadedRun
 
 
 def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

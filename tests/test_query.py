@@ -10,10 +10,10 @@ from conftest import HOSTILE, tiny_config, untrained_run
 from synthetic import all_rows
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun
 from memscope.query import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.part_reader import read_part
+from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import usage_metrics
 from memscope.text.corpus import PackedCorpus
 

@@ -7,10 +7,10 @@ import pytest
 from synthetic import make_rows
 
 from memscope import read_sample as read_sample_module
-from memscope.checkpoint import LoadedRun
 from memscope.query import Recording
 from memscope.read_sample import head_shares, read_sample, unread_entries
 from memscope.record import RecordOptions, record
+from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import UNREAD_SHARE
 
 

@@ -22,13 +22,13 @@ from memscope import record as record_module
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.evaluate import evaluate
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.parts import finished_parts, read_info
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 PARTS = RecordOptions(part_tokens=200)

@@ -15,11 +15,11 @@ import pytest
 from conftest import tiny_config
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import list_checkpoints, load_run
 from memscope.config.load import Config
-from memscope.metrics_log import read_metrics
 from memscope.record import RecordOptions, record
 from memscope.recording.parts import read_info
+from memscope.run.checkpoint import list_checkpoints, load_run
+from memscope.run.metrics_log import read_metrics
 from memscope.train import train
 
 STEPS = 12
@@ -131,9 +131,9 @@ def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [
-        pytest.param("memscope.checkpoint", "save_file", 6, id="between the model and the optimiser of the third"),
-        pytest.param("memscope.checkpoint", "write_sealed", 4, id="before a checkpoint holds its step number"),
-        pytest.param("memscope.checkpoint", "write_sealed", 5, id="before a list of hashes names a new model"),
+        pytest.param("memscope.run.checkpoint", "save_file", 6, id="between the model and the optimiser of the third"),
+        pytest.param("memscope.run.checkpoint", "write_sealed", 4, id="before a checkpoint holds its step number"),
+        pytest.param("memscope.run.checkpoint", "write_sealed", 5, id="before a list of hashes names a new model"),
         pytest.param("os", "link", 2, id="before run/model.safetensors points at a new checkpoint"),
         pytest.param("os", "link", 4, id="before run/model.safetensors points at the last checkpoint"),
         pytest.param("memscope.prepare", "pack_corpus", 1, id="before the corpus is packed"),
@@ -153,7 +153,7 @@ def test_run_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(
 def killed_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed in its third checkpoint, after step 9."""
     run = tmp_path_factory.mktemp("resume") / "killed"
-    kill_in(make_config(corpus_dir), run, "memscope.checkpoint", "save_file", 6)
+    kill_in(make_config(corpus_dir), run, "memscope.run.checkpoint", "save_file", 6)
     return run
 
 

@@ -13,19 +13,19 @@ from conftest import make_sentences, tiny_config
 from safetensors.torch import load_file
 from test_resume import STEPS, assert_same_run, finish, kill_in, make_config, results
 
-from memscope.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
 from memscope.base.errors import InputError
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.config.load import Config, validate_config
 from memscope.history import record_checkpoints
-from memscope.metrics_log import read_metrics
 from memscope.model.transformer import next_token_loss
 from memscope.optimizer import make_optimizer
 from memscope.prepare import prepare_run
-from memscope.provenance import start_entries, start_table
 from memscope.record import RecordOptions, record
 from memscope.revive import Reviver
+from memscope.run.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
+from memscope.run.metrics_log import read_metrics
+from memscope.run.provenance import start_entries, start_table
 from memscope.text.sentences import Sentence
 from memscope.train import train
 
@@ -405,9 +405,9 @@ def uninterrupted(killable: Config, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [
-        pytest.param("memscope.checkpoint", "save_file", 6, id="inside the third checkpoint"),
+        pytest.param("memscope.run.checkpoint", "save_file", 6, id="inside the third checkpoint"),
         pytest.param("os", "link", 3, id="before the third is published"),
-        pytest.param("memscope.bank_init", "save_file", 1, id="before the starts are saved"),
+        pytest.param("memscope.run.bank_init", "save_file", 1, id="before the starts are saved"),
         pytest.param("memscope.revive", "distributed", 0, id="twice, one step later"),
     ],
 )
@@ -440,7 +440,7 @@ def test_sentences_that_changed_since_do_not_change_what_a_run_says(
     values = killable.model_dump()
     values["memory"]["database_init_path"] = str(path)
     config = validate_config(values, "test")
-    kill_in(config, run, "memscope.checkpoint", "save_file", 6)
+    kill_in(config, run, "memscope.run.checkpoint", "save_file", 6)
     path.write_text(json.dumps(json.loads(path.read_text())[::-1][:80]))
     finish(config, run)
     assert_same_run(run, uninterrupted)

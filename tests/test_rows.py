@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from memscope.capture import WindowPass, capture_memory, run_windows
-from memscope.checkpoint import LoadedRun
 from memscope.recording.token_rows import KINDS
 from memscope.rows import EXACT_BITS, RowCollector, round_scores
+from memscope.run.capture import WindowPass, capture_memory, run_windows
+from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus, document_windows
 
 LARGEST = 65504.0

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import SHARED, tiny_config
 
-from memscope.bank_init import encode_sentences, init_bank
-from memscope.checkpoint import load_run
 from memscope.config.load import Config
 from memscope.decode import kept_share, nearest_tokens
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.bank_init import encode_sentences, init_bank
+from memscope.run.checkpoint import load_run
 from memscope.text.corpus import pack_corpus, read_documents
 from memscope.text.sentences import Sentence, choose_sentences, read_sentences
 from memscope.text.tokenizer import Tokenizer

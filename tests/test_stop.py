@@ -11,8 +11,8 @@ import pytest
 from conftest import tiny_config
 
 from memscope.base.stop import GRACE
-from memscope.checkpoint import load_run
 from memscope.config.load import dump_config
+from memscope.run.checkpoint import load_run
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LINE = {signal.SIGINT: "memscope: stopped", signal.SIGTERM: "memscope: stopped by SIGTERM"}

@@ -15,12 +15,12 @@ from conftest import CliResult, make_sentences, tiny_config
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
-from memscope.checkpoint import LoadedRun, load_run
 from memscope.edit import plan_edits
 from memscope.evaluate import check_generation, evaluate
 from memscope.facts import answerable, audit_facts, tokenize_facts
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import pack_corpus
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer

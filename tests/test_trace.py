@@ -9,11 +9,11 @@ import torch
 from conftest import make_sentences
 
 from memscope.base.errors import InputError
-from memscope.capture import capture_memory
-from memscope.checkpoint import LoadedRun
 from memscope.model.transformer import next_token_loss
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
+from memscope.run.capture import capture_memory
+from memscope.run.checkpoint import LoadedRun
 from memscope.trace import TextTrace, describe_trace, trace_text
 
 TEXT = "Ada Holm was born in Aston ."

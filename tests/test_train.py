@@ -13,14 +13,15 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from memscope import parallel, run_folder
+from memscope import parallel
 from memscope.base.errors import InputError
-from memscope.checkpoint import load_run
 from memscope.config.load import Config, TrainConfig
-from memscope.metrics_log import read_metrics
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
 from memscope.optimizer import make_optimizer
+from memscope.run import folder as run_folder
+from memscope.run.checkpoint import load_run
+from memscope.run.metrics_log import read_metrics
 from memscope.train import learning_rate_factor, train
 
 

@@ -29,7 +29,7 @@ from memscope.base.parquet import part_writer
 from memscope.base.seals import SEAL, check_file, read_own_json, read_sealed, unseal, write_sealed
 from memscope.config.sections import reachable_entries
 from memscope.recording.token_rows import KINDS, TokenRows, to_table
-from memscope.run_folder import INFO as INFO
+from memscope.run.folder import INFO as INFO
 from memscope.text.special_tokens import ROLES_FILE
 
 FORMAT_VERSION = 4

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from memscope.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
 from memscope.base.parquet import read_parquet
 from memscope.base.seals import check_listed
-from memscope.checkpoint import LoadedRun
+from memscope.run.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
+from memscope.run.checkpoint import LoadedRun
 
 
 def start_entries(run: LoadedRun) -> np.ndarray:

@@ -25,7 +25,7 @@ from memscope.base.files import atomic_path, disk_errors, sha256_file
 from memscope.base.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
-from memscope.run_folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
+from memscope.run.folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
 from memscope.text.tokenizer import Tokenizer
 
 __all__ = ["MODEL", "SETTINGS", "list_checkpoints"]
