@@ -22,10 +22,10 @@ import duckdb
 import numpy as np
 from synthetic import LAYERS, K, write_recording, zipf_shares
 
-from memscope.aggregate import write_census
 from memscope.base.runtime import peak_rss_bytes
+from memscope.census.aggregate import write_census
+from memscope.census.neighbours import write_neighbours
 from memscope.firing import write_firing
-from memscope.neighbours import write_neighbours
 from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import usage_metrics
 

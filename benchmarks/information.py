@@ -4,7 +4,7 @@
 
 Every token type has entries of its own, which a selection takes with some chance, and takes any entry else; types
 follow Zipf's law. Prints the true information, what counting one table gives, that less shuffled tokens, and
-``memscope.information`` with its standard error.
+``memscope.census.information`` with its standard error.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 from sklearn.metrics import mutual_info_score
 
-from memscope.information import HeldOut
+from memscope.census.information import HeldOut
 from memscope.stats.jackknife import Jackknife
 
 TYPES, ENTRIES, SELECTED = 6400, 16384, 16

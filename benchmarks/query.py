@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 from synthetic import write_recording, zipf_shares
 
-from memscope.aggregate import write_aggregates
 from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
+from memscope.census.aggregate import write_aggregates
 from memscope.query import Recording
 from memscope.recording.parts import RecordingInfo, write_info
 

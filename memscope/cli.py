@@ -219,7 +219,7 @@ def record(
 @app.command()
 def census(recording: RecordingArgument) -> None:
     """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
-    from memscope.aggregate import write_aggregates
+    from memscope.census.aggregate import write_aggregates
     from memscope.recording.parts import read_info
 
     info = read_info(recording)

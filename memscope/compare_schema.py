@@ -1,6 +1,6 @@
 """What ``compare.json`` of a comparison holds; ``compare.schema.json`` beside it is made of these very classes."""
 
-from memscope.census_schema import Documented
+from memscope.census.schema import Documented
 from memscope.metrics_schema import Answer, Source
 
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
+from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.intervene import Entries
 from memscope.recording.parts import read_info
 from memscope.run.capture import WindowPass, run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval, ratio_interval
-from memscope.strata import BLOCK, FEW_DOCUMENTS
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from memscope.census_schema import Documented, Group, LayerMetrics, Overlap, Weightings
+from memscope.census.schema import Documented, Group, LayerMetrics, Overlap, Weightings
 from memscope.query import Recording
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -48,7 +48,7 @@ class Source(Documented):
 
 
 class Preference(Documented):
-    """How much a layer prefers entries with a label, beside chance (``memscope.preference``)."""
+    """How much a layer prefers entries with a label, beside chance (``memscope.census.preference``)."""
 
     layer: int
     """Number of the layer."""

@@ -1,4 +1,4 @@
-"""Pairs of entries that tokens always select together, or never; from what ``neighbours.py`` counted of a layer.
+"""Pairs of entries that tokens always select together, or never; from what ``census/neighbours.py`` counted of a layer.
 
 Entries that fire on different words are never together either, and there are millions of such pairs. A pair is named as
 exclusive only where the same two tokens, input and the one before, are met by now the one and now the other entry.

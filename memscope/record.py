@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from memscope.aggregate import write_aggregates
 from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
+from memscope.census.aggregate import write_aggregates
 from memscope.decode import write_decodings
 from memscope.model.transformer import MemoryTransformer
 from memscope.recording.aggregates import check_files, list_files

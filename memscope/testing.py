@@ -19,9 +19,9 @@ import pyarrow as pa
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
 from memscope.base.parquet import write_table
+from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
 from memscope.recording.parts import RecordingInfo, write_info, write_part
 from memscope.recording.token_rows import TokenRows

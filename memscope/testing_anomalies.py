@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.signal import lfilter
 
-from memscope.aggregate import write_aggregates
 from memscope.base.files import write_text
+from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
 from memscope.recording.token_rows import TokenRows
 from memscope.testing import SPECIAL, write_decodings, write_recording

@@ -11,14 +11,14 @@ import pytest
 from scipy.stats import entropy, spearmanr
 from synthetic import all_rows, cut, make_rows, selections_of, write_recording
 
-from memscope.aggregate import count_layer, token_frequency, write_aggregates, write_census
 from memscope.base.files import read_json
 from memscope.base.parquet import read_parquet
-from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
+from memscope.census.aggregate import count_layer, token_frequency, write_aggregates, write_census
+from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
+from memscope.census.strata import Strata, divide
 from memscope.recording.parts import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
-from memscope.strata import Strata, divide
 
 LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
 GROUPS = list("aababbaabbab")

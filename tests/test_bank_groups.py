@@ -13,6 +13,7 @@ from conftest import tiny_config, untrained_run
 
 from memscope.ablation import study_ablation
 from memscope.base.errors import InputError
+from memscope.census.summaries import layer_overlap
 from memscope.changes import find_changes
 from memscope.config.load import Config
 from memscope.effects import entry_usage, usage_matched
@@ -29,7 +30,6 @@ from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.stats.usage import even_selection, usage_metrics
-from memscope.summaries import layer_overlap
 from memscope.text.corpus import pack_corpus
 from memscope.train import train
 

@@ -10,9 +10,9 @@ import pytest
 from scipy.stats import chisquare, entropy, expon
 from synthetic import SPECIAL, write_recording
 
-from memscope.aggregate import write_aggregates
 from memscope.base.files import read_json
-from memscope.kernels import MARGIN_BINS
+from memscope.census.aggregate import write_aggregates
+from memscope.census.kernels import MARGIN_BINS
 from memscope.recording.token_rows import TokenRows
 from memscope.rows import round_scores
 from memscope.stats.usage import usage_metrics

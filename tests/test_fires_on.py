@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 from synthetic import SPECIAL, make_rows, write_recording
 
-from memscope.aggregate import write_census
+from memscope.census.aggregate import write_census
 from memscope.fires_on import COVERAGE, ERROR, NONE, SHOWN, START, TIMES
 from memscope.firing import write_firing
 from memscope.recording.parts import TokenRows

@@ -13,7 +13,7 @@ from sklearn.metrics import mutual_info_score
 from synthetic import SPECIAL, make_rows, selections_of, write_recording
 
 from memscope import firing
-from memscope.aggregate import write_census
+from memscope.census.aggregate import write_census
 from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
 from memscope.firing_kernels import sort_keys
 from memscope.recording.parts import RecordingInfo

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memscope.information import HeldOut
+from memscope.census.information import HeldOut
 from memscope.stats.jackknife import Jackknife
 
 

@@ -7,7 +7,7 @@ from conftest import SHARED
 
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
-from memscope.labels import SUBJECT_TYPES, EntryLabels, entry_labels
+from memscope.census.labels import SUBJECT_TYPES, EntryLabels, entry_labels
 
 
 def make_bank(token_ids: list[list[int] | None], predicates: list[list[str] | None]) -> pd.DataFrame:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from synthetic import make_rows, write_recording
 
-from memscope import neighbours
 from memscope.base.parquet import read_parquet
-from memscope.neighbours import MIN_TOGETHER, N_NEIGHBOURS, layer_neighbours, write_neighbours
+from memscope.census import neighbours
+from memscope.census.neighbours import MIN_TOGETHER, N_NEIGHBOURS, layer_neighbours, write_neighbours
 from memscope.recording.token_rows import TokenRows
 
 LENGTHS = [60, 25, 60, 33, 150]

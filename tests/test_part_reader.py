@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import make_rows, write_recording
 
-from memscope.aggregate import write_aggregates
 from memscope.base.errors import InputError
 from memscope.base.files import sha256_file, write_json
 from memscope.base.parquet import fixed_lists, matrix, read_parquet
 from memscope.base.seals import write_sealed
+from memscope.census.aggregate import write_aggregates
 from memscope.recording.part_reader import SelectionReader, read_columns, read_part, read_rows
 from memscope.recording.parts import (
     Part,

@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import binom
 
 from memscope.anomalies import DEAD_EXCESS, find_anomalies
+from memscope.census.preference import FALSE_DISCOVERY_RATE
 from memscope.findings import find
 from memscope.health import health
-from memscope.preference import FALSE_DISCOVERY_RATE
 from memscope.query import Recording
 from memscope.testing import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
 

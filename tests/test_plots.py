@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from memscope import bias_plots, compare_plots, plots
-from memscope.kernels import MARGIN_BINS, MARGIN_LOWEST
+from memscope.census.kernels import MARGIN_BINS, MARGIN_LOWEST
 from memscope.query import Recording
 
 

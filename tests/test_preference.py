@@ -10,8 +10,8 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.stats import permutation_test
 
-from memscope.labels import EntryLabels
-from memscope.preference import PERMUTATIONS, adjust, layer_preferences
+from memscope.census.labels import EntryLabels
+from memscope.census.preference import PERMUTATIONS, adjust, layer_preferences
 from memscope.stats.jackknife import Jackknife
 
 

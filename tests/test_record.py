@@ -17,11 +17,11 @@ import torch
 from conftest import tiny_config, untrained_run
 from synthetic import all_rows, selections_of
 
-from memscope import aggregate as aggregate_module
 from memscope import record as record_module
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
+from memscope.census import aggregate as aggregate_module
 from memscope.evaluate import evaluate
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from memscope.base.errors import InputError
-from memscope.census_schema import Evenness
+from memscope.census.schema import Evenness
 from memscope.compare_schema import Comparison
 from memscope.document import Column, escape_markdown, make_table
 from memscope.findings import find

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memscope.strata import FOLDS, MAX_GROUPS, Strata, divide
+from memscope.census.strata import FOLDS, MAX_GROUPS, Strata, divide
 
 FREQUENCY = np.array([5, 0, 10, 100, 5_000, 50_000, 944_885])  # of a million tokens; 10 and 100 are bounds
 

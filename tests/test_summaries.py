@@ -9,11 +9,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import spearmanr
 from sklearn.metrics import mutual_info_score
 
-from memscope.kernels import SUMS
-from memscope.stats.jackknife import Jackknife
-from memscope.stats.usage import JACKKNIFED, jackknife_errors, usage_metrics
-from memscope.strata import TokenClass
-from memscope.summaries import (
+from memscope.census.kernels import SUMS
+from memscope.census.strata import TokenClass
+from memscope.census.summaries import (
     WEIGHTINGS,
     evenness,
     layer_overlap,
@@ -22,6 +20,8 @@ from memscope.summaries import (
     reading_errors,
     reading_statistics,
 )
+from memscope.stats.jackknife import Jackknife
+from memscope.stats.usage import JACKKNIFED, jackknife_errors, usage_metrics
 
 
 def test_evenness_is_that_of_counts_and_of_either_weight() -> None:

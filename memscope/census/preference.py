@@ -1,4 +1,4 @@
-"""Does a gate prefer entries by what their init sentence is? The lift of every label of ``labels.py``, and tests.
+"""Does a gate prefer entries by what their init sentence is? The lift of every label of ``census/labels.py``, and tests.
 
     tables = {layer: layer_preferences(counts, labels, seed) for layer, counts in ...}
     preferences = adjust(tables)  # one row per layer, attribute and label
@@ -32,7 +32,7 @@ from scipy.sparse import csr_array
 from scipy.special import expit
 from scipy.stats import false_discovery_control, rankdata
 
-from memscope.labels import EntryLabels
+from memscope.census.labels import EntryLabels
 from memscope.stats.jackknife import Jackknife
 
 MIN_ENTRIES = 5

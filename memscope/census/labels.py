@@ -2,7 +2,7 @@
 
     labels = entry_labels(bank, token_frequency)  # bank: bank_init.parquet as a table
 
-``preference.py`` asks whether the gate prefers entries by these labels.
+``census/preference.py`` asks whether the gate prefers entries by these labels.
 """
 
 from collections.abc import Callable

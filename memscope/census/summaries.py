@@ -7,10 +7,10 @@ import numpy as np
 from scipy.linalg import block_diag
 from scipy.stats import rankdata
 
-from memscope.kernels import SUMS
+from memscope.census.kernels import SUMS
+from memscope.census.strata import TokenClass
 from memscope.stats.jackknife import Jackknife
 from memscope.stats.usage import jackknife_errors, usage_metrics
-from memscope.strata import TokenClass
 
 WEIGHTINGS = ("by_count", "by_gate_score", "by_read_weight")
 _PER_HEARD = SUMS[3:10]  # means over the tokens that read anything

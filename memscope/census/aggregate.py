@@ -17,19 +17,13 @@ import pyarrow as pa
 from memscope.base.files import atomic_path, write_json
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.base.threads import in_threads
-from memscope.entry_anomalies import layer_anomalies
-from memscope.firing import write_firing
-from memscope.information import held_out_information
-from memscope.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
-from memscope.labels import entry_labels
-from memscope.looks import row_text
-from memscope.neighbours import write_neighbours
-from memscope.preference import adjust, layer_preferences
-from memscope.recording.aggregates import check_sources, list_files
-from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo, write_info
-from memscope.strata import Strata, divide
-from memscope.summaries import (
+from memscope.census.information import held_out_information
+from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
+from memscope.census.labels import entry_labels
+from memscope.census.neighbours import write_neighbours
+from memscope.census.preference import adjust, layer_preferences
+from memscope.census.strata import Strata, divide
+from memscope.census.summaries import (
     evenness,
     layer_overlap,
     mutual_information,
@@ -37,6 +31,12 @@ from memscope.summaries import (
     reading_errors,
     reading_statistics,
 )
+from memscope.entry_anomalies import layer_anomalies
+from memscope.firing import write_firing
+from memscope.looks import row_text
+from memscope.recording.aggregates import check_sources, list_files
+from memscope.recording.part_reader import read_columns
+from memscope.recording.parts import RecordingInfo, write_info
 from memscope.text.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(
