@@ -24,8 +24,8 @@ from synthetic import LAYERS, K, write_recording, zipf_shares
 
 from memscope.base.runtime import peak_rss_bytes
 from memscope.census.aggregate import write_census
+from memscope.census.firing.firing import write_firing
 from memscope.census.neighbours import write_neighbours
-from memscope.firing import write_firing
 from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import usage_metrics
 

@@ -11,8 +11,8 @@ from scipy.stats import binom
 from synthetic import SPECIAL, make_rows, write_recording
 
 from memscope.census.aggregate import write_census
-from memscope.fires_on import COVERAGE, ERROR, NONE, SHOWN, START, TIMES
-from memscope.firing import write_firing
+from memscope.census.firing.fires_on import COVERAGE, ERROR, NONE, SHOWN, START, TIMES
+from memscope.census.firing.firing import write_firing
 from memscope.recording.parts import TokenRows
 
 LENGTHS = [60, 25, 60, 33, 150, 120]
@@ -62,7 +62,7 @@ def test_tokens_and_shares_are_those_of_a_loop(
     rows = make_rows(LENGTHS, seed=2, heads=heads)
     if heads == 2:  # both heads select one entry
         rows.indices[::3, :, 2] = rows.indices[::3, :, 0]
-    monkeypatch.setattr("memscope.firing.BLOCK", 300)
+    monkeypatch.setattr("memscope.census.firing.firing.BLOCK", 300)
     table = written(tmp_path, rows)[0].loc[2 * axis]
     token, before = rows.token.astype(int), tokens_before(rows)
     firings = firings_of(rows, axis)

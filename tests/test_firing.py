@@ -12,13 +12,13 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import mutual_info_score
 from synthetic import SPECIAL, make_rows, selections_of, write_recording
 
-from memscope import firing
 from memscope.census.aggregate import write_census
-from memscope.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
-from memscope.firing_kernels import sort_keys
+from memscope.census.firing import firing
+from memscope.census.firing.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
+from memscope.census.firing.kernels import sort_keys
+from memscope.census.firing.row_words import words_of_rows
 from memscope.recording.parts import RecordingInfo
 from memscope.recording.token_rows import TokenRows
-from memscope.row_words import words_of_rows
 from memscope.text.tokenizer import Tokenizer
 
 LENGTHS = [60, 25, 60, 33, 150, 120]

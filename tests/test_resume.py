@@ -288,7 +288,7 @@ def test_recording_killed_at_random_moments_ends_like_an_uninterrupted_one(
         pytest.param("os", "fsync", 5, id="inside the list of the fourth part"),
         pytest.param("memscope.record", "drop_progress", 1, id="before the lists are forgotten"),
         pytest.param("memscope.census.aggregate", "write_firing", 1, id="before the contexts"),
-        pytest.param("memscope.firing", "describe_entries", 1, id="while contexts are written"),
+        pytest.param("memscope.census.firing.firing", "describe_entries", 1, id="while contexts are written"),
         pytest.param("memscope.decode", "write_table", 1, id="before the decodings are there"),
         pytest.param("memscope.record", "write_info", 3, id="before it is marked complete"),
     ],

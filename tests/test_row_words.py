@@ -7,7 +7,7 @@ import pytest
 from conftest import make_sentences
 from synthetic import SPECIAL, write_tokenizer
 
-from memscope.row_words import LONGEST, words_of_rows
+from memscope.census.firing.row_words import LONGEST, words_of_rows
 from memscope.text.tokenizer import Tokenizer
 
 SOME = (" Ada", " was", " bor", "n", ".", " The", "re", "(", " (", "1984", " a", " x", "-", "ray", "\n", "é", "3")

@@ -3,7 +3,7 @@
     contexts.parquet   layer entry kind rank row gate read   sorted by layer and entry
     firing.parquet     one row per used (layer, entry): what it fires on, documents, position, deciles of gate scores,
                        typical tokens
-    titles.parquet     entry title firings words             the tokens it fires on most often (fires_on.py), and the
+    titles.parquet     entry title firings words             the tokens it fires on most often (census/firing/fires_on.py), and the
                                                              words that set it apart, by TF-IDF
 
 A layer's entries are taken in blocks of at most ``BLOCK`` selections. What every row is about stays in memory: 36 bytes
@@ -23,12 +23,12 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.base.threads import in_threads
-from memscope.fires_on import RowPairs, Titles, count_firings, headlines
-from memscope.firing_kernels import best_of_rows, describe_entries, sort_keys
+from memscope.census.firing.fires_on import RowPairs, Titles, count_firings, headlines
+from memscope.census.firing.kernels import best_of_rows, describe_entries, sort_keys
+from memscope.census.firing.row_words import RowWords, words_of_rows
 from memscope.recording.part_reader import SelectionReader, read_columns
 from memscope.recording.parts import RecordingInfo
 from memscope.recording.row_columns import disk_array, pieces, row_columns, tally
-from memscope.row_words import RowWords, words_of_rows
 from memscope.text.tokenizer import Tokenizer
 
 N_TOP = 20

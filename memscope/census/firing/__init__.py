@@ -1,0 +1,1 @@
+"""On what every entry fires: contexts, tokens, words, and the headline that names it."""
