@@ -5,9 +5,9 @@
 An anomaly needs both an effect worth naming and, where chance could make one, a p-value that survives correction for
 everything looked at: in a recording without any effect the chance of a single false one is at most ``error_rate``. No
 effect means that the gate is blind to text and to what else it selects, and usage to labels. Entries may be used as
-unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts (``looks.py``).
+unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts (``census/anomalies/looks.py``).
 
-The census writes what has the effect (``entry_anomalies.py``, ``pair_anomalies.py``); here the rest is added and the
+The census writes what has the effect (``census/anomalies/entries.py``, ``census/anomalies/pairs.py``); here the rest is added and the
 error rate applied. ``testing_anomalies.py`` plants each kind, so that each is known to be found.
 """
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 from memscope.base.files import atomic_path, write_json
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.base.threads import in_threads
+from memscope.census.anomalies.entries import layer_anomalies
+from memscope.census.anomalies.looks import row_text
 from memscope.census.firing.firing import write_firing
 from memscope.census.information import held_out_information
 from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
@@ -32,8 +34,6 @@ from memscope.census.summaries import (
     reading_errors,
     reading_statistics,
 )
-from memscope.entry_anomalies import layer_anomalies
-from memscope.looks import row_text
 from memscope.recording.aggregates import check_sources, list_files
 from memscope.recording.part_reader import read_columns
 from memscope.recording.parts import RecordingInfo, write_info

@@ -5,7 +5,7 @@ Their normalised pointwise mutual information, ln(p(a, b) / p(a) p(b)) / -ln p(a
 together and 0 for independent ones (Bouma 2009, "Normalized (pointwise) mutual information in collocation
 extraction"). Only positive ones are kept, of pairs seen ``MIN_TOGETHER`` times at least.
 
-The same pass over pairs finds those that are always or never selected together (``pair_anomalies.py``).
+The same pass over pairs finds those that are always or never selected together (``census/anomalies/pairs.py``).
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ from numba import njit
 from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, matrix
 from memscope.base.threads import in_threads
-from memscope.looks import first_indices, row_text, stretch_length
-from memscope.pair_anomalies import N_APART, CoSelection, most_frequent_apart, pair_anomalies
+from memscope.census.anomalies.looks import first_indices, row_text, stretch_length
+from memscope.census.anomalies.pairs import N_APART, CoSelection, most_frequent_apart, pair_anomalies
 from memscope.recording.part_reader import read_columns
 from memscope.recording.parts import RecordingInfo
 

@@ -4,7 +4,7 @@
 
 An entry is looked at as the set of tokens that select it: two gate heads, or two slots, that select it for one token
 count once. ``anomalies.py`` says which kinds there are; here each is first named by its effect, over all tokens, and
-then gets the chance of that effect at its looks (``looks.py``), times everything that the kind looked at.
+then gets the chance of that effect at its looks (``census/anomalies/looks.py``), times everything that the kind looked at.
 """
 
 from collections.abc import Iterator
@@ -14,9 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.anomaly_kernels import CLASSES, EntryTokens, count_negative, describe_tokens, distinct, sum_evenness
 from memscope.base.parquet import matrix, read_parquet
-from memscope.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
+from memscope.census.anomalies.kernels import (
+    CLASSES,
+    EntryTokens,
+    count_negative,
+    describe_tokens,
+    distinct,
+    sum_evenness,
+)
+from memscope.census.anomalies.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
 from memscope.recording.part_reader import SelectionReader, read_columns
 from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import UNREAD_SHARE

@@ -1,11 +1,11 @@
-"""Loops over the tokens that select an entry, compiled by numba; ``entry_anomalies.py`` says what they are for."""
+"""Loops over the tokens that select an entry, compiled by numba; ``census/anomalies/entries.py`` says what they are for."""
 
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
 
-from memscope.looks import RowText
+from memscope.census.anomalies.looks import RowText
 
 CLASSES = ("digits", "punctuation", "capitals")
 """Classes of tokens; the kernel knows them as bits."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from memscope.looks import RowText, lower_tail, pick_looks, upper_tail
+from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, upper_tail
 from memscope.recording.parts import RecordingInfo
 
 MIN_PAIR = 20
