@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from memscope.base.runtime import keep_freed_memory
 from memscope.config.load import MemoryConfig
 from memscope.model.memory import MemoryBank, MemoryLayer
-from memscope.optimizer import LazyAdamW
+from memscope.train.optimizer import LazyAdamW
 
 HEADS, SELECTED, KEY = 4, 8, 128
 """Gate heads, entries each selects, and the width of a gate query."""

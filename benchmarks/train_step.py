@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
 from memscope.config.load import Config, load_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.optimizer import clip_gradients, make_optimizer
+from memscope.train.optimizer import clip_gradients, make_optimizer
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "memory.yaml"
 BASELINE, PEERS = "FFN", ("product-key-memory", "PEER-pytorch")

@@ -96,7 +96,7 @@ def train(
         check_run_folder(settings, run, resume)
 
         from memscope.base.runtime import keep_freed_memory
-        from memscope.train import train as run_training
+        from memscope.train.loop import train as run_training
 
         keep_freed_memory()
         summary = run_training(settings, run, resume=resume, device=device)
@@ -120,9 +120,9 @@ def evaluate(
     """Loss, perplexity and bits per byte on a corpus, and the experiment's generation check, as JSON."""
     check(run, corpus=corpus)
 
-    from memscope.evaluate import check_generation
-    from memscope.evaluate import evaluate as evaluate_loss
     from memscope.text.corpus import pack_corpus
+    from memscope.train.evaluate import check_generation
+    from memscope.train.evaluate import evaluate as evaluate_loss
 
     loaded = load(run, device)
     data, train_config = loaded.config.data, loaded.config.train

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 
 from memscope import cli as command_line
 from memscope.config.load import Config, dump_config, validate_config
-from memscope.prepare import prepare_run
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
-from memscope.train import train
+from memscope.train.loop import train
+from memscope.train.prepare import prepare_run
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
 THREADS = os.environ.get("MEMSCOPE_TEST_THREADS", "1")

@@ -19,7 +19,7 @@ from memscope.record import record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import PLANTED_LAYER
 from memscope.testing_models import PlantedRun, plant_run
-from memscope.train import train
+from memscope.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "analyses"))

@@ -31,7 +31,7 @@ from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.stats.usage import even_selection, usage_metrics
 from memscope.text.corpus import pack_corpus
-from memscope.train import train
+from memscope.train.loop import train
 
 G, N = 2, 128
 TOKENS = torch.randint(3, 320, (4, 33), generator=torch.Generator().manual_seed(0))

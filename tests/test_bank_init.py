@@ -21,7 +21,7 @@ from memscope.run.bank_init import (
 )
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.sentences import Sentence, Triple, choose_sentences, read_sentences
-from memscope.train import train
+from memscope.train.loop import train
 
 TABLE = np.random.default_rng(0).standard_normal((40, 12)).astype(np.float32)  # [vocab, dim]
 IDS = [[5, 6, 7], [8], [9, 9, 3, 11, 2]]

@@ -13,8 +13,6 @@ from memscope.base.errors import InputError
 from memscope.base.files import sha256_file
 from memscope.config.load import TrainConfig
 from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import make_optimizer
-from memscope.parallel import restore_optimizer, training_state
 from memscope.run.checkpoint import (
     MODEL,
     list_checkpoints,
@@ -25,6 +23,8 @@ from memscope.run.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
+from memscope.train.optimizer import make_optimizer
+from memscope.train.parallel import restore_optimizer, training_state
 
 TOKENS = torch.arange(24).reshape(2, 12)
 

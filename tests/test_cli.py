@@ -18,10 +18,10 @@ from conftest import CliResult, tiny_config
 from memscope import cli as command_line
 from memscope.base.seals import read_sealed
 from memscope.config.load import Config, dump_config
-from memscope.evaluate import evaluate
 from memscope.recording.part_reader import read_part
 from memscope.recording.parts import finished_parts, read_info
 from memscope.run.checkpoint import LoadedRun
+from memscope.train.evaluate import evaluate
 
 Cli = Callable[..., CliResult]
 AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours", "anomalies")

@@ -19,13 +19,13 @@ from memscope.model.memory import MemoryBank
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import LazyAdamW, by_chance, rounding_bits
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.run.metrics_log import read_metrics
-from memscope.train import train
+from memscope.train.loop import train
+from memscope.train.optimizer import LazyAdamW, by_chance, rounding_bits
 
 COMPILED = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 HALF = torch.bfloat16

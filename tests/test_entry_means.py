@@ -15,10 +15,10 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config, validate_config
 from memscope.model.entry_means import EntryMeans
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.optimizer import make_optimizer
 from memscope.run.capture import capture_memory
 from memscope.run.metrics_log import read_metrics
-from memscope.train import train
+from memscope.train.loop import train
+from memscope.train.optimizer import make_optimizer
 
 DECAY = 0.9
 READ: dict[str, object] = {

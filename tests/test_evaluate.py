@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
-from memscope.evaluate import _distinct, check_generation, evaluate
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus
+from memscope.train.evaluate import _distinct, check_generation, evaluate
 
 
 def naive_losses(run: LoadedRun, corpus: PackedCorpus, max_tokens: int) -> list[tuple[int, float]]:

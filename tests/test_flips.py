@@ -24,7 +24,7 @@ from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run, read_
 from memscope.run.metrics_log import read_metrics
 from memscope.run.provenance import start_entries, start_table
 from memscope.text.corpus import pack_corpus
-from memscope.train import train
+from memscope.train.loop import train
 
 FLIPS = 120
 """In each of the two folders."""

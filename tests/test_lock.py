@@ -23,7 +23,7 @@ from memscope.recording.parts import read_info
 from memscope.text import corpus
 from memscope.text.corpus import pack_corpus
 from memscope.text.tokenizer import Tokenizer
-from memscope.train import train
+from memscope.train.loop import train
 
 Cli = Callable[..., CliResult]
 SOMEONE = "process 77 on elsewhere since 2026-01-02 03:04:05 UTC"

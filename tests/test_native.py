@@ -15,7 +15,7 @@ from memscope.model.ops import native as native_module
 from memscope.model.ops.fused import RMSNorm, gated_gelu
 from memscope.model.ops.native import OFF, native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.optimizer import make_optimizer
+from memscope.train.optimizer import make_optimizer
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 
@@ -25,7 +25,12 @@ SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=102
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a machine that has no compiler."""
-    for module in ("memscope.model.ops.fused", "memscope.model.gate", "memscope.model.memory", "memscope.optimizer"):
+    for module in (
+        "memscope.model.ops.fused",
+        "memscope.model.gate",
+        "memscope.model.memory",
+        "memscope.train.optimizer",
+    ):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
 
 

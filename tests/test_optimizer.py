@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from memscope.config.load import load_config, validate_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.optimizer import LazyAdamW, clip_gradients, make_optimizer
+from memscope.train.optimizer import LazyAdamW, clip_gradients, make_optimizer
 
 N = 40
 

@@ -20,7 +20,7 @@ from memscope.config.load import Config, dump_config
 from memscope.model.ops.native import native
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
-from memscope.train import train
+from memscope.train.loop import train
 
 FOLDER = Path(__file__).parents[1] / "configs" / "accelerate"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

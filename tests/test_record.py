@@ -22,7 +22,6 @@ from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
 from memscope.census import aggregate as aggregate_module
-from memscope.evaluate import evaluate
 from memscope.query import Recording
 from memscope.record import RecordOptions, plan_parts, record
 from memscope.recording.part_reader import SelectionReader
@@ -30,6 +29,7 @@ from memscope.recording.parts import finished_parts, read_info
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
+from memscope.train.evaluate import evaluate
 
 PARTS = RecordOptions(part_tokens=200)
 TABLES = ("usage", "contexts", "firing", "titles", "neighbours", "bias", "decodings", "documents")

@@ -20,14 +20,14 @@ from memscope.record import RecordOptions, record
 from memscope.recording.parts import read_info
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
-from memscope.train import train
+from memscope.train.loop import train
 
 STEPS = 12
 CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
 
 FRESH = multiprocessing.get_context("forkserver")
 """Every training and recording is a process of its own, forked from one that has done the imports."""
-FRESH.set_forkserver_preload(["memscope.train", "memscope.record"])
+FRESH.set_forkserver_preload(["memscope.train.loop", "memscope.record"])
 
 
 def make_config(corpus_dir: Path) -> Config:
@@ -136,8 +136,8 @@ def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
         pytest.param("memscope.run.checkpoint", "write_sealed", 5, id="before a list of hashes names a new model"),
         pytest.param("os", "link", 2, id="before run/model.safetensors points at a new checkpoint"),
         pytest.param("os", "link", 4, id="before run/model.safetensors points at the last checkpoint"),
-        pytest.param("memscope.prepare", "pack_corpus", 1, id="before the corpus is packed"),
-        pytest.param("memscope.train", "write_sealed", 1, id="before the summary"),
+        pytest.param("memscope.train.prepare", "pack_corpus", 1, id="before the corpus is packed"),
+        pytest.param("memscope.train.loop", "write_sealed", 1, id="before the summary"),
     ],
 )
 def test_run_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(

@@ -17,17 +17,17 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config, validate_config
 from memscope.history import record_checkpoints
 from memscope.model.transformer import next_token_loss
-from memscope.optimizer import make_optimizer
-from memscope.prepare import prepare_run
 from memscope.record import RecordOptions, record
-from memscope.revive import Reviver
 from memscope.run.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.run.provenance import start_entries, start_table
 from memscope.text.sentences import Sentence
-from memscope.train import train
+from memscope.train.loop import train
+from memscope.train.optimizer import make_optimizer
+from memscope.train.prepare import prepare_run
+from memscope.train.revive import Reviver
 
 AFTER = 3
 MOVING = {"bank_ema": 0.9, "read_fn": "gelu", "slot_proj": False, "read_norm": "rms"}
@@ -408,7 +408,7 @@ def uninterrupted(killable: Config, tmp_path_factory: pytest.TempPathFactory) ->
         pytest.param("memscope.run.checkpoint", "save_file", 6, id="inside the third checkpoint"),
         pytest.param("os", "link", 3, id="before the third is published"),
         pytest.param("memscope.run.bank_init", "save_file", 1, id="before the starts are saved"),
-        pytest.param("memscope.revive", "distributed", 0, id="twice, one step later"),
+        pytest.param("memscope.train.revive", "distributed", 0, id="twice, one step later"),
     ],
 )
 def test_a_killed_run_revives_what_an_uninterrupted_one_does(
@@ -418,8 +418,8 @@ def test_a_killed_run_revives_what_an_uninterrupted_one_does(
     if call:
         kill_in(killable, run, module, function, call)
     else:
-        kill_in(killable, run, "memscope.train", "learning_rate_factor", 8)
-        kill_in(killable, run, "memscope.train", "learning_rate_factor", 2)
+        kill_in(killable, run, "memscope.train.loop", "learning_rate_factor", 8)
+        kill_in(killable, run, "memscope.train.loop", "learning_rate_factor", 2)
     for step, loaded in checkpoints(run):
         assert_starts_are_true(loaded, step)
     if list_checkpoints(run):

@@ -16,7 +16,7 @@ from memscope.config.sections import TrainConfig
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.folder import MAY_CHANGE, START, check_run_folder
 from memscope.run.metrics_log import read_metrics
-from memscope.train import train
+from memscope.train.loop import train
 
 Cli = Callable[..., CliResult]
 

@@ -16,7 +16,7 @@ from memscope.run.checkpoint import load_run
 from memscope.text.corpus import pack_corpus, read_documents
 from memscope.text.sentences import Sentence, choose_sentences, read_sentences
 from memscope.text.tokenizer import Tokenizer
-from memscope.train import train
+from memscope.train.loop import train
 
 pytestmark = pytest.mark.shared
 

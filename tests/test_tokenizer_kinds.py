@@ -16,7 +16,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
 from memscope.edit import plan_edits
-from memscope.evaluate import check_generation, evaluate
 from memscope.facts import answerable, audit_facts, tokenize_facts
 from memscope.query import Recording
 from memscope.record import RecordOptions, record
@@ -25,7 +24,8 @@ from memscope.text.corpus import pack_corpus
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer
 from memscope.trace import trace_text
-from memscope.train import train
+from memscope.train.evaluate import check_generation, evaluate
+from memscope.train.loop import train
 
 TEXTS = [*make_sentences(200, seed=5), "Paris, London and Rome .", "Ada  Holm's Café:\n\t(1, 2)"]
 UNSEEN = ["Ada Holm was born in Aston .", "  two spaces, a tab\t, a line \n .", "Ωμέγα 漢字 🙂 e\u0301 \u200b", "Holm"]

@@ -13,16 +13,16 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from memscope import parallel
 from memscope.base.errors import InputError
 from memscope.config.load import Config, TrainConfig
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import make_optimizer
 from memscope.run import folder as run_folder
 from memscope.run.checkpoint import load_run
 from memscope.run.metrics_log import read_metrics
-from memscope.train import learning_rate_factor, train
+from memscope.train import parallel
+from memscope.train.loop import learning_rate_factor, train
+from memscope.train.optimizer import make_optimizer
 
 
 def losses(run: Path, kind: str = "train") -> list[float]:
@@ -252,7 +252,7 @@ def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, 
 def test_compiling_without_a_compiler_is_refused(
     corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memscope.train.native", lambda: None)
+    monkeypatch.setattr("memscope.train.loop.native", lambda: None)
     with pytest.raises(InputError, match="compile=true needs a C"):
         train(tiny_config(corpus_dir, train={"compile": True}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class EntryStarts(nn.Module):
-    """When and from what each of N entries started, for ``revive.py``, which fills it.
+    """When and from what each of N entries started, for ``train/revive.py``, which fills it.
 
     In the model's own file, which is replaced as a whole: entries and what is said of their origin are never of
     different steps, whatever a process was killed in.

@@ -13,15 +13,15 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.config.load import TrainConfig
 from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import make_optimizer
-from memscope.parallel import Parallel, state_of
 from memscope.run.checkpoint import TrainingState
+from memscope.train.optimizer import make_optimizer
+from memscope.train.parallel import Parallel, state_of
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroParallel(Parallel):
-    """ZeRO stage 1 or 2; DeepSpeed's engine averages, clips and steps. See ``memscope.parallel.Parallel``.
+    """ZeRO stage 1 or 2; DeepSpeed's engine averages, clips and steps. See ``memscope.train.parallel.Parallel``.
 
     Raises:
         InputError: another stage, or an optimiser that is not on the device.

@@ -28,8 +28,8 @@ from memscope.base.errors import InputError
 from memscope.base.runtime import pick_device
 from memscope.config.load import Config, TrainConfig
 from memscope.model.transformer import MemoryTransformer
-from memscope.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
 from memscope.run.checkpoint import TrainingState
+from memscope.train.optimizer import average_sparse_gradients, clip_gradients, make_optimizer
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 

@@ -4,7 +4,7 @@
 
 Everything a step needs is a function of the config and the step number (data order, learning rates), so a run that
 was killed resumes from its newest checkpoint to the same losses. Runs on one process or many
-(``parallel.py``; start it with torchrun or accelerate launch).
+(``train/parallel.py``; start it with torchrun or accelerate launch).
 """
 
 import sys
@@ -24,12 +24,8 @@ from memscope.base.lock import one_writer
 from memscope.base.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.base.seals import LIST, write_sealed
 from memscope.config.load import Config, TrainConfig, dump_config
-from memscope.evaluate import evaluate
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
-from memscope.prepare import prepare_run
-from memscope.revive import Reviver
 from memscope.run.bank_init import FreshStarts
 from memscope.run.checkpoint import (
     MODEL,
@@ -47,7 +43,11 @@ from memscope.run.metrics_log import MetricsLog, read_metrics
 from memscope.stats.usage import usage_metrics
 from memscope.text.corpus import PackedCorpus, TrainingOrder
 from memscope.text.tokenizer import Tokenizer
-from memscope.timing import StepClock, Throughput
+from memscope.train.evaluate import evaluate
+from memscope.train.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
+from memscope.train.prepare import prepare_run
+from memscope.train.revive import Reviver
+from memscope.train.timing import StepClock, Throughput
 
 _SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 24, 48
 
@@ -225,7 +225,7 @@ def _check_finite(name: str, loss: float, step: int) -> None:
 def _parallel(net: MemoryTransformer, settings: TrainConfig, accelerator: Accelerator) -> Parallel:
     """Spread ``net``, whose weights are the same in all processes, and make its optimiser."""
     if strategy() == "deepspeed":
-        from memscope.zero import ZeroParallel
+        from memscope.train.zero import ZeroParallel
 
         return ZeroParallel(net, settings, accelerator)
     return TorchParallel(net, settings, accelerator)
