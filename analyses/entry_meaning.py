@@ -31,7 +31,7 @@ from memscope.base.errors import InputError
 from memscope.decode import logit_lens
 from memscope.intervene import ablate
 from memscope.plot_style import legend, panels
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun, load_run
 
 MEANINGS = ("input", "next", "lens", "causal")

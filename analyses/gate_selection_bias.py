@@ -25,7 +25,7 @@ from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
 from memscope.plot_style import legend, panel
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import usage_metrics
 from memscope.words import span

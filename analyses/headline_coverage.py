@@ -15,7 +15,7 @@ from study import command_line, run_script, save
 from memscope.census.firing.fires_on import START
 from memscope.census.firing.row_words import words_of_rows
 from memscope.plot_style import PERCENT, legend, panels
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 SHARES = ("headline", "headline, clear pattern", "words that set it apart")
 

@@ -18,7 +18,7 @@ from study import command_line, run_script, save
 
 from memscope.base.errors import InputError
 from memscope.plot_style import PERCENT, legend, panels
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_part
 
 HALVES, GIVEN = ("row", "column"), ("the token", "the one before", "nothing")

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 
 def split_kl(counts: np.ndarray) -> dict[str, float]:

@@ -23,7 +23,7 @@ from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
 from memscope.plot_style import layer_colors, layer_legend, legend, panels
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.capture import LayerCapture, capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.words import span

@@ -25,7 +25,7 @@ from memscope.base.errors import InputError
 from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import UsageCounts, usage_metrics

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_csv
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.stats.jackknife import Interval, ratio_interval
 
 

@@ -23,7 +23,7 @@ from memscope.ablation import recorded_corpus, spread_windows
 from memscope.effects import Trial, mean_change, measure_effects
 from memscope.intervene import ablate
 from memscope.plot_style import GREEN, ORANGE, blue, legend, panel
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun, load_run
 
 PARTS = ("most used", "the others", "all")

@@ -1,1 +1,1 @@
-"""The Streamlit app: thin pages over ``memscope.query``."""
+"""The Streamlit app: thin pages over ``memscope.query.recording``."""

@@ -5,7 +5,7 @@ import streamlit as st
 from app import address, outside, state
 from app.address import View, choice
 from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 _ALL = "all"
 

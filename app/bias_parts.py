@@ -10,7 +10,7 @@ from app import address, columns, figures, outside, state
 from app.address import View, choice
 from app.report_file import make_report, report_file
 from memscope import bias_plots
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
 _INFORMATION = ("token", "previous", "frequency", "position")

@@ -8,9 +8,9 @@ from app import columns, live, outside, state
 from app.address import View
 from app.components import token_view
 from memscope.base.errors import InputError
-from memscope.fired import shared_by_layer, shared_selections
 from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
-from memscope.query import Recording
+from memscope.query.fired import shared_by_layer, shared_selections
+from memscope.query.recording import Recording
 
 _METRICS = {
     "coverage": ("coverage", "percent"),

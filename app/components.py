@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from memscope.base.printable import printable_values
-from memscope.fired import FiredEntry, FiredLayer
+from memscope.query.fired import FiredEntry, FiredLayer
 
 _FRONTEND = Path(__file__).parent / "frontend"
 FEW = 4

@@ -6,9 +6,9 @@ import streamlit as st
 
 from app import address, columns, figures, outside, state
 from app.components import context_view, decoding_view
-from memscope.bank_table import words_of
-from memscope.entry_pages import EntryCard
-from memscope.query import Recording
+from memscope.query.bank_table import words_of
+from memscope.query.entry_cards import EntryCard
+from memscope.query.recording import Recording
 from memscope.stats.usage import HOT_FACTOR
 from memscope.words import visible
 

@@ -5,9 +5,9 @@ import streamlit as st
 
 from app import address, figures, outside, state
 from app.components import context_view
-from memscope.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.health import telling_entry
-from memscope.query import Recording
+from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
+from memscope.query.recording import Recording
 from memscope.recording.parts import INFO
 from memscope.words import shared_by
 

@@ -10,12 +10,12 @@ import streamlit as st
 from app import columns, outside, state
 from app.address import View
 from app.components import token_view
-from memscope.catalog import find_documents
-from memscope.fired import predicted_token, shared_by_layer, shared_selections
-from memscope.query import Recording
+from memscope.query.catalog import find_documents
+from memscope.query.fired import predicted_token, shared_by_layer, shared_selections
+from memscope.query.recording import Recording
+from memscope.query.token_measures import MEASURES, layer_measure, over_layers
 from memscope.recording.parts import RecordingInfo
 from memscope.recording.token_table import Trace
-from memscope.token_measures import MEASURES, layer_measure, over_layers
 from memscope.words import visible
 
 TITLES = 300

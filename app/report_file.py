@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memscope.base.stop import at_end
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 
 def report_file(recording: Recording) -> Path | None:

@@ -16,14 +16,14 @@ import streamlit as st
 from matplotlib.figure import Figure
 
 from app import address, outside
-from memscope import bank_table, map_points
 from memscope.base.errors import InputError
 from memscope.base.files import csv_text
 from memscope.base.printable import printable
-from memscope.catalog import find_recordings as find
-from memscope.catalog import open_recording, trouble
-from memscope.query import Recording
-from memscope.read_sample import ReadSample, read_sample
+from memscope.query import bank_table, map_points
+from memscope.query.catalog import find_recordings as find
+from memscope.query.catalog import open_recording, trouble
+from memscope.query.read_sample import ReadSample, read_sample
+from memscope.query.recording import Recording
 from memscope.recording.parts import INFO
 from memscope.recording.token_table import Trace
 from memscope.serve import RECORDINGS

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from memscope.anomalies import COLUMNS, find_anomalies
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.testing_anomalies import KINDS, PlantedText, plant_anomalies
 
 

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
-from memscope import map_points
-from memscope.query import Recording
+from memscope.query import map_points
+from memscope.query.recording import Recording
 
 SIZE: ViewportSize = {"width": 1280, "height": 900}
 MAX_BYTES = 300_000

@@ -32,7 +32,7 @@ from memscope.effects import (
     usage_matched,
 )
 from memscope.intervene import Mode, ablate
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 

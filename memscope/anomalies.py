@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import poisson
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.words import visible
 
 ERROR_RATE = 0.05

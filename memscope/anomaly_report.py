@@ -5,7 +5,7 @@ anomaly_table(recording)
 
 from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
 from memscope.document import Column, ReportTable, make_table
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 SHOWN = 5
 """Rows of each kind that the report shows; the file beside it has all."""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.stats.stability import (
     Halves,
     halves,

@@ -70,7 +70,7 @@ def ablate(
 
     from memscope.ablation import recorded_corpus, study_ablation, write_study
     from memscope.effects import entry_usage, top_entries
-    from memscope.query import Recording
+    from memscope.query.recording import Recording
     from memscope.text.corpus import pack_corpus
 
     loaded, opened = load(run, device), Recording(recording)

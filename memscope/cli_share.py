@@ -29,7 +29,7 @@ def report(
     ] = None,
 ) -> None:
     """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
-    from memscope.query import Recording
+    from memscope.query.recording import Recording
 
     if out is None and (static is None or against is not None):
         raise InputError("report: where to? Give --out DIR, or --static DIR for the site alone")
@@ -62,7 +62,7 @@ def export(
     limit: Annotated[int, typer.Option(min=1, help="neuronpedia: so many entries, most used first.")] = 1000,
 ) -> None:
     """Export a recording for other tools."""
-    from memscope.query import Recording
+    from memscope.query.recording import Recording
 
     match to:
         case "delphi":

@@ -20,7 +20,7 @@ from memscope.compare_schema import Comparison, Side
 from memscope.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
 from memscope.findings import Finding
 from memscope.metrics_schema import describe_source, json_schema
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.report import write_table
 from memscope.stats.stability import DRAWS, LIVELY
 from memscope.words import model_name, selections

@@ -3,7 +3,7 @@
 from memscope.changes import Changes
 from memscope.compare_schema import LayerLikeness
 from memscope.findings import Finding, few_documents
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.stats.stability import LIVELY
 from memscope.words import plural, selections, span
 

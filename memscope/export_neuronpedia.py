@@ -26,7 +26,7 @@ from memscope.base.printable import printable_values
 from memscope.config.load import load_config
 from memscope.interchange import entry_runs, new_folder
 from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 
 BATCH_ENTRIES = 1024

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.parts import RecordingInfo
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
 from memscope.words import plural, selections, span

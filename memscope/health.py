@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from memscope.anomalies import ERROR_RATE, KINDS, find_anomalies
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 
 class Flag(NamedTuple):

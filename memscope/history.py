@@ -21,7 +21,7 @@ from memscope.base.files import atomic_path, write_csv
 from memscope.base.parquet import fixed_lists, write_table
 from memscope.base.runtime import pick_device, processes
 from memscope.history_plot import history_curves
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.checkpoint import list_checkpoints, load_run
 

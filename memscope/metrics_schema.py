@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from memscope.census.schema import Documented, Group, LayerMetrics, Overlap, Weightings
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

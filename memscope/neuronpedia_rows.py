@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from memscope.interchange import read_activations
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 
 CREATOR = "clkht01d40000jv08hvalcvly"

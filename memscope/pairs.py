@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.stats.stability import halves, likeness, switches
 
 

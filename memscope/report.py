@@ -19,7 +19,7 @@ from memscope.base.files import atomic_path, make_folder, write_csv, write_json
 from memscope.document import write_document
 from memscope.findings import Finding, find
 from memscope.metrics_schema import Metrics, describe_source, json_schema
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.report_document import make_document
 
 

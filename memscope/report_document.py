@@ -9,7 +9,7 @@ from memscope.anomaly_report import METHOD, anomaly_table
 from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
 from memscope.fact_report import fact_figures, fact_findings, fact_tables
 from memscope.findings import Finding, find_choice
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.words import plural, selections, shared_by
 
 _SHOWN_ENTRIES = 20

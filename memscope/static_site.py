@@ -23,8 +23,8 @@ from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
 from memscope.base.printable import printable
 from memscope.document import shown
-from memscope.entry_pages import EntryCard
-from memscope.query import Recording
+from memscope.query.entry_cards import EntryCard
+from memscope.query.recording import Recording
 from memscope.words import model_name, selections, visible
 
 TOP_CONTEXTS = 8

@@ -20,7 +20,7 @@ from memscope.base.errors import InputError
 from memscope.edit import encode_sentence
 from memscope.effects import Trial, mean_change, measure_effects, most_changed
 from memscope.intervene import ablate, force, rewrite, scale, swap
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from memscope.base.printable import printable
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.parts import RecordingInfo
 
 

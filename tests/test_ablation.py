@@ -12,7 +12,7 @@ from conftest import CliResult
 from memscope.ablation import recorded_corpus, spread_windows, study_ablation, write_study
 from memscope.base.errors import InputError
 from memscope.effects import compare_change, entry_usage, mean_change
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
 from memscope.base.errors import InputError
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import PLANTED_LAYER

@@ -18,7 +18,7 @@ from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, row
 from memscope.census.neighbours import write_neighbours
 from memscope.findings import find
 from memscope.health import health
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.token_rows import TokenRows
 from memscope.report import metrics
 from memscope.testing import write_recording

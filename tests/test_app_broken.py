@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 import app
 from app import report_file
 from memscope.base.seals import SEAL, write_sealed
-from memscope.catalog import find_recordings, recordings_table
+from memscope.query.catalog import find_recordings, recordings_table
 from memscope.recording.parts import INFO
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"

@@ -12,7 +12,7 @@ from test_facts import write_facts
 import app
 from memscope.fact_tables import write_audit
 from memscope.facts import audit_facts
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import read_facts
 

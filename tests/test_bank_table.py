@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from memscope.bank_table import (
+from memscope.base.errors import InputError
+from memscope.query.bank_table import (
     FIELDS,
     SORTS,
     STATES,
@@ -16,8 +17,7 @@ from memscope.bank_table import (
     select_entries,
     words_of,
 )
-from memscope.base.errors import InputError
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.stats.usage import HOT_FACTOR
 
 EVERYTHING = np.arange(64)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from memscope.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
-from memscope.query import Recording
+from memscope.query.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
+from memscope.query.recording import Recording
 from memscope.recording.parts import read_info, write_info
 
 

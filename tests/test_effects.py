@@ -23,7 +23,7 @@ from memscope.effects import (
     usage_matched,
 )
 from memscope.intervene import ablate, scale
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import ratio_interval
 from memscope.text.corpus import PackedCorpus, document_windows

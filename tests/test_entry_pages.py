@@ -8,9 +8,9 @@ import pytest
 from conftest import HOSTILE, tiny_config, untrained_run
 from synthetic import all_rows, selections_of
 
-from memscope import entry_pages
 from memscope.base.errors import InputError
-from memscope.query import Recording
+from memscope.query import entry_cards as entry_pages
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.token_rows import TokenRows
 from memscope.text.corpus import PackedCorpus, read_documents

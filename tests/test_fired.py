@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from memscope.fired import fired_entries, predicted_token, recorded_slots, shared_by_layer, shared_selections
-from memscope.query import Recording
+from memscope.query.fired import fired_entries, predicted_token, recorded_slots, shared_by_layer, shared_selections
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun
 from memscope.trace import trace_text

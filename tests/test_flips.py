@@ -16,7 +16,7 @@ from memscope.base.errors import DamageError, InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.config.load import dump_config
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.part_reader import SelectionReader, read_part
 from memscope.recording.parts import read_info

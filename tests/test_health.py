@@ -11,7 +11,7 @@ from synthetic import relist
 from memscope.base.files import read_json, write_json
 from memscope.findings import find_choice
 from memscope.health import Flag, health, short_number, short_percent, telling_entry
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.parts import read_info, write_info
 
 

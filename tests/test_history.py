@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from memscope.base.errors import InputError
 from memscope.history import record_checkpoints
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions
 
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from app_folder import make_folder
 
-from memscope import map_points
-from memscope.bank_table import entry_numbers, predicates
-from memscope.map_points import COLORS, entry_colors, inside, pack_points, unit_places
-from memscope.query import Recording
+from memscope.query import map_points
+from memscope.query.bank_table import entry_numbers, predicates
+from memscope.query.map_points import COLORS, entry_colors, inside, pack_points, unit_places
+from memscope.query.recording import Recording
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from synthetic import relist
 
 from memscope.base.files import read_json, write_json
 from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from memscope.anomalies import DEAD_EXCESS, find_anomalies
 from memscope.census.preference import FALSE_DISCOVERY_RATE
 from memscope.findings import find
 from memscope.health import health
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.testing import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
 
 CLEAN_SEEDS = range(20)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from memscope import bias_plots, compare_plots, plots
 from memscope.census.kernels import MARGIN_BINS, MARGIN_LOWEST
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 
 def _draw_all(recording: Recording, dark: bool = False) -> dict[str, Figure]:

@@ -10,7 +10,7 @@ from conftest import HOSTILE, tiny_config, untrained_run
 from synthetic import all_rows
 
 from memscope.base.errors import InputError
-from memscope.query import SORT_COLUMNS, Recording
+from memscope.query.recording import SORT_COLUMNS, Recording
 from memscope.record import RecordOptions, record
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun

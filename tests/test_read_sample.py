@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from synthetic import make_rows
 
-from memscope import read_sample as read_sample_module
-from memscope.query import Recording
-from memscope.read_sample import head_shares, read_sample, unread_entries
+from memscope.query import read_sample as read_sample_module
+from memscope.query.read_sample import head_shares, read_sample, unread_entries
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import UNREAD_SHARE

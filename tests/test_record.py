@@ -22,7 +22,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
 from memscope.census import aggregate as aggregate_module
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, plan_parts, record
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.parts import finished_parts, read_info

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording import row_columns as module
 from memscope.recording.row_columns import disk_array, distinct_pairs, row_columns, tally
 

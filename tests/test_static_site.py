@@ -11,7 +11,7 @@ from conftest import HOSTILE
 
 from memscope import static_site
 from memscope.base.errors import InputError
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.static_site import StaticSite, write_static
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

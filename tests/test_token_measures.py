@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
+from memscope.query.token_measures import MEASURES, layer_measure, over_layers
 from memscope.recording.token_table import Trace
-from memscope.token_measures import MEASURES, layer_measure, over_layers
 
 DRIFT = np.arange(64, dtype=np.float64)
 POS, LAYER = 3, 1

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from memscope.base.errors import InputError
 from memscope.edit import plan_edits
 from memscope.facts import answerable, audit_facts, tokenize_facts
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import pack_corpus

@@ -10,7 +10,7 @@ from conftest import make_sentences
 
 from memscope.base.errors import InputError
 from memscope.model.transformer import next_token_loss
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.record import RecordOptions, record
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun

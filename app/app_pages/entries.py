@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, columns, entry_view, outside, state
 from app.address import choice, integer, words
-from memscope.bank_table import FIELDS, SORTS, STATES, entry_rows
+from memscope.query.bank_table import FIELDS, SORTS, STATES, entry_rows
 from memscope.stats.usage import HOT_FACTOR
 
 PAGE = 50  # rows of one page of the table

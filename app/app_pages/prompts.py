@@ -7,8 +7,8 @@ from app import address, live, outside, prompt_parts, state
 from app.address import choice, integer, words
 from app.components import fired_view, layer_grid, token_view
 from memscope.base.errors import InputError
-from memscope.fired import fired_entries, recorded_slots
-from memscope.token_measures import MEASURES, layer_measure, over_layers
+from memscope.query.fired import fired_entries, recorded_slots
+from memscope.query.token_measures import MEASURES, layer_measure, over_layers
 
 WINDOW = 256  # tokens shown at once
 DOCUMENT, TYPED, TWO = "document", "your text", "two texts"

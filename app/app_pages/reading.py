@@ -6,7 +6,7 @@ import streamlit as st
 from app import address, columns, figures, outside, state
 from app.address import choice
 from memscope import bias_plots, plots
-from memscope.read_sample import head_shares, unread_entries
+from memscope.query.read_sample import head_shares, unread_entries
 from memscope.stats.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")

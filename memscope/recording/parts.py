@@ -1,4 +1,4 @@
-"""A recording on disk: names, types and parts. No torch; questions are asked in ``query.py``.
+"""A recording on disk: names, types and parts. No torch; questions are asked in ``query/recording.py``.
 
     recording/recording.json                 what was recorded, of which model, and the list of finished parts
     recording/tokens/part-000000.parquet     token-major: one row per token; rows are numbered through all parts

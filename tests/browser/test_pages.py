@@ -13,7 +13,7 @@ import pytest
 from app_browser import ARGUMENTS, CHROMIUM, check, menu, served, settle, visit, watched_tab
 from app_folder import HOSTILE_CLUSTER, make_folder
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.bank_table import Words, words_of
-from memscope.query import Recording
+from memscope.query.bank_table import Words, words_of
+from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_rows
 from memscope.recording.token_table import Trace
 

@@ -13,7 +13,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
-    from memscope.query import Recording
+    from memscope.query.recording import Recording
 
 _CHUNK = 1024
 FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"

@@ -19,7 +19,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.path import Path as Polygon
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 
 COLORS = ("usage", "layer of most use", "drift", "predicate", "cluster")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C6BB1")

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-from memscope.entry_pages import FIRES_ON
-from memscope.query import Recording
+from memscope.query.entry_cards import FIRES_ON
+from memscope.query.recording import Recording
 from memscope.stats.usage import HOT_FACTOR
 
 SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")

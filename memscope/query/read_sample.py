@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_rows
 from memscope.recording.parts import ROW_GROUP
 from memscope.recording.token_rows import TokenRows

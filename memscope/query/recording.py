@@ -17,13 +17,13 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from memscope import entry_pages
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
-from memscope.entry_pages import EntryCard
+from memscope.query import entry_cards as entry_pages
+from memscope.query.entry_cards import EntryCard
 from memscope.recording.aggregates import check_census, check_recording
 from memscope.recording.lookup import EntryTable
 from memscope.recording.part_reader import SelectionReader, read_columns, read_rows

@@ -14,7 +14,7 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
-from memscope.query import Recording
+from memscope.query.recording import Recording
 from memscope.recording.aggregates import check_census
 from memscope.recording.parts import AGGREGATES, INFO, RecordingInfo, read_info
 
