@@ -15,8 +15,8 @@ from app.state import RECORD, recording
 from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
+    from memscope.record.trace import TextTrace
     from memscope.run.checkpoint import LoadedRun
-    from memscope.trace import TextTrace
     from memscope.what_if import Change, Changed
 
 _MODEL = "model.safetensors"
@@ -108,7 +108,7 @@ def model_lock() -> threading.Lock:
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
 def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
-    from memscope.trace import trace_text
+    from memscope.record.trace import trace_text
 
     with model_lock():
         return trace_text(_run, text)

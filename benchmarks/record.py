@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
 from memscope.config.load import Config, load_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.record import plan_parts, record_parts
+from memscope.record.loop import plan_parts, record_parts
 from memscope.recording.parts import RecordingInfo
 from memscope.text.corpus import PackedCorpus, document_windows
 

@@ -9,9 +9,9 @@ from tokenizers.decoders import WordPiece as Joiner
 from tokenizers.models import WordLevel
 
 from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
+from memscope.record.rows import round_scores
 from memscope.recording.parts import RecordingInfo, write_info, write_part
 from memscope.recording.token_rows import TokenRows
-from memscope.rows import round_scores
 
 VOCAB, WINDOW, K, LAYERS = 6400, 512, 8, 8
 SCORE_BITS = 6

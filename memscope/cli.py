@@ -189,14 +189,14 @@ def record(
     check_no_run(out)
     with one_writer(out):
         from memscope.base.runtime import keep_freed_memory, peak_rss_bytes
-        from memscope.record import RecordOptions
-        from memscope.record import record as run_recording
+        from memscope.record.loop import RecordOptions
+        from memscope.record.loop import record as run_recording
         from memscope.recording.parts import part_bytes
 
         keep_freed_memory()
         options = RecordOptions(tokens, part_tokens, score_bits, per_head, per_slot)
         if checkpoints == "all":
-            from memscope.history import record_checkpoints
+            from memscope.record.checkpoints import record_checkpoints
 
             print_json({"history": str(record_checkpoints(run, corpus, out, options, device))})
             return
@@ -241,7 +241,7 @@ def trace(
     """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
     check(run)
 
-    from memscope.trace import describe_trace, trace_text
+    from memscope.record.trace import describe_trace, trace_text
 
     loaded = load(run, device)
     rows = describe_trace(loaded, trace_text(loaded, text))

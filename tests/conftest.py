@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from memscope import cli as command_line
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train.loop import train

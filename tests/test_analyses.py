@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from memscope.base.errors import InputError
 from memscope.query.recording import Recording
-from memscope.record import record
+from memscope.record.loop import record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import PLANTED_LAYER
 from memscope.testing_models import PlantedRun, plant_run

@@ -22,7 +22,7 @@ from memscope.base.seals import read_sealed, write_sealed
 from memscope.query import map_points
 from memscope.query.map_points import inside, unit_places
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.parts import read_info, write_info
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing_anomalies import plant_anomalies

@@ -13,7 +13,7 @@ from memscope.base.errors import InputError
 from memscope.base.seals import write_sealed
 from memscope.config.load import dump_config
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.parts import FORMAT_VERSION, INFO, read_info, write_info
 from memscope.run.checkpoint import LoadedRun
 

@@ -23,7 +23,7 @@ from memscope.health import health
 from memscope.intervene import ablate, force, swap
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.report import write_report
 from memscope.run.bank_init import PARQUET, deal
 from memscope.run.capture import capture_memory

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_config
 
 from memscope.base.errors import InputError
-from memscope.decode import kept_share, nearest_tokens
+from memscope.record.decode import kept_share, nearest_tokens
 from memscope.run.bank_init import (
     PARQUET,
     encode_sentences,

@@ -13,8 +13,8 @@ from synthetic import SPECIAL, write_recording
 from memscope.base.files import read_json
 from memscope.census.aggregate import write_aggregates
 from memscope.census.kernels import MARGIN_BINS
+from memscope.record.rows import round_scores
 from memscope.recording.token_rows import TokenRows
-from memscope.rows import round_scores
 from memscope.stats.usage import usage_metrics
 
 N, K, WINDOW = 256, 4, 16

@@ -18,7 +18,7 @@ from memscope.compare_schema import Comparison
 from memscope.config.load import Config
 from memscope.metrics_schema import json_schema
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.stats.stability import (
     LIVELY,
     halves,

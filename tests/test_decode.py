@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from memscope.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
 from memscope.model.ops.sparse_read import GatheredSlots
+from memscope.record.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import LoadedRun
 

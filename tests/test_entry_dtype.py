@@ -20,7 +20,7 @@ from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.run.metrics_log import read_metrics

@@ -11,7 +11,7 @@ from synthetic import all_rows, selections_of
 from memscope.base.errors import InputError
 from memscope.query import entry_cards as entry_pages
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.token_rows import TokenRows
 from memscope.text.corpus import PackedCorpus, read_documents
 

@@ -8,9 +8,9 @@ import torch
 
 from memscope.query.fired import fired_entries, predicted_token, recorded_slots, shared_by_layer, shared_selections
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
+from memscope.record.trace import trace_text
 from memscope.run.checkpoint import LoadedRun
-from memscope.trace import trace_text
 
 
 def test_a_token_shows_what_it_selected_in_every_layer(tiny_recording: Recording) -> None:

@@ -17,7 +17,7 @@ from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.config.load import dump_config
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.part_reader import SelectionReader, read_part
 from memscope.recording.parts import read_info
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint

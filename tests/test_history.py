@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from memscope.base.errors import InputError
-from memscope.history import record_checkpoints
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions
+from memscope.record.checkpoints import record_checkpoints
+from memscope.record.loop import RecordOptions
 
 
 @pytest.fixture(scope="module")

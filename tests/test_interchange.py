@@ -19,7 +19,7 @@ from memscope.export_delphi import export_delphi
 from memscope.export_neuronpedia import export_neuronpedia
 from memscope.neuronpedia_rows import activation_bin
 from memscope.query.recording import Recording
-from memscope.record import record
+from memscope.record.loop import record
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun
 

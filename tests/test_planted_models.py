@@ -19,7 +19,7 @@ from memscope.facts import audit_facts
 from memscope.intervene import ablate, force, rewrite, scale, swap
 from memscope.map_spaces import entry_values, read_outputs
 from memscope.query.recording import Recording
-from memscope.record import record
+from memscope.record.loop import record
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing import FACTOR, PLANTED_LAYER

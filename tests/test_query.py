@@ -11,7 +11,7 @@ from synthetic import all_rows
 
 from memscope.base.errors import InputError
 from memscope.query.recording import SORT_COLUMNS, Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import usage_metrics

@@ -9,7 +9,7 @@ from synthetic import make_rows
 from memscope.query import read_sample as read_sample_module
 from memscope.query.read_sample import head_shares, read_sample, unread_entries
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import UNREAD_SHARE
 

@@ -17,13 +17,13 @@ import torch
 from conftest import tiny_config, untrained_run
 from synthetic import all_rows, selections_of
 
-from memscope import record as record_module
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.base.runtime import Processes, processes
 from memscope.census import aggregate as aggregate_module
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, plan_parts, record
+from memscope.record import loop as record_module
+from memscope.record.loop import RecordOptions, plan_parts, record
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.parts import finished_parts, read_info
 from memscope.run.capture import capture_memory

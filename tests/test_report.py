@@ -20,7 +20,7 @@ from memscope.document import Column, escape_markdown, make_table
 from memscope.findings import find
 from memscope.metrics_schema import Metrics, json_schema
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.report import write_report
 from memscope.stats.usage import JACKKNIFED, UsageMetrics
 

@@ -16,7 +16,7 @@ from conftest import tiny_config
 
 from memscope.base.errors import InputError
 from memscope.config.load import Config
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.recording.parts import read_info
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
@@ -27,7 +27,7 @@ CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
 
 FRESH = multiprocessing.get_context("forkserver")
 """Every training and recording is a process of its own, forked from one that has done the imports."""
-FRESH.set_forkserver_preload(["memscope.train.loop", "memscope.record"])
+FRESH.set_forkserver_preload(["memscope.train.loop", "memscope.record.loop"])
 
 
 def make_config(corpus_dir: Path) -> Config:
@@ -284,13 +284,13 @@ def test_recording_killed_at_random_moments_ends_like_an_uninterrupted_one(
     ("module", "function", "call"),
     [
         pytest.param("memscope.recording.parts", "sha256_file", 4, id="between the two files of the second part"),
-        pytest.param("memscope.record", "write_progress", 3, id="before the third part is listed"),
+        pytest.param("memscope.record.loop", "write_progress", 3, id="before the third part is listed"),
         pytest.param("os", "fsync", 5, id="inside the list of the fourth part"),
-        pytest.param("memscope.record", "drop_progress", 1, id="before the lists are forgotten"),
+        pytest.param("memscope.record.loop", "drop_progress", 1, id="before the lists are forgotten"),
         pytest.param("memscope.census.aggregate", "write_firing", 1, id="before the contexts"),
         pytest.param("memscope.census.firing.firing", "describe_entries", 1, id="while contexts are written"),
-        pytest.param("memscope.decode", "write_table", 1, id="before the decodings are there"),
-        pytest.param("memscope.record", "write_info", 3, id="before it is marked complete"),
+        pytest.param("memscope.record.decode", "write_table", 1, id="before the decodings are there"),
+        pytest.param("memscope.record.loop", "write_info", 3, id="before it is marked complete"),
     ],
 )
 def test_recording_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(

@@ -15,9 +15,9 @@ from test_resume import STEPS, assert_same_run, finish, kill_in, make_config, re
 
 from memscope.base.errors import InputError
 from memscope.config.load import Config, validate_config
-from memscope.history import record_checkpoints
 from memscope.model.transformer import next_token_loss
-from memscope.record import RecordOptions, record
+from memscope.record.checkpoints import record_checkpoints
+from memscope.record.loop import RecordOptions, record
 from memscope.run.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from memscope.record.rows import EXACT_BITS, RowCollector, round_scores
 from memscope.recording.token_rows import KINDS
-from memscope.rows import EXACT_BITS, RowCollector, round_scores
 from memscope.run.capture import WindowPass, capture_memory, run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus, document_windows

@@ -8,9 +8,9 @@ import torch
 from conftest import SHARED, tiny_config
 
 from memscope.config.load import Config
-from memscope.decode import kept_share, nearest_tokens
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.decode import kept_share, nearest_tokens
+from memscope.record.loop import RecordOptions, record
 from memscope.run.bank_init import encode_sentences, init_bank
 from memscope.run.checkpoint import load_run
 from memscope.text.corpus import pack_corpus, read_documents

@@ -18,12 +18,12 @@ from memscope.base.errors import InputError
 from memscope.edit import plan_edits
 from memscope.facts import answerable, audit_facts, tokenize_facts
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
+from memscope.record.trace import trace_text
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import pack_corpus
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer
-from memscope.trace import trace_text
 from memscope.train.evaluate import check_generation, evaluate
 from memscope.train.loop import train
 

@@ -11,10 +11,10 @@ from conftest import make_sentences
 from memscope.base.errors import InputError
 from memscope.model.transformer import next_token_loss
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
+from memscope.record.trace import TextTrace, describe_trace, trace_text
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun
-from memscope.trace import TextTrace, describe_trace, trace_text
 
 TEXT = "Ada Holm was born in Aston ."
 

@@ -5,7 +5,7 @@
 
 K = H * k: every one of H gate heads selects k entries. A slot's **read weight** in a read head is the activation
 of q.k (softmax over all selected slots, or GELU) times the gate score of its entry. Each step passes a HookPoint,
-so what is selected and read can be recorded and changed (``record.py``, ``run_with_hooks``).
+so what is selected and read can be recorded and changed (``record/loop.py``, ``run_with_hooks``).
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ from memscope.base.parquet import fixed_lists, write_table
 from memscope.base.runtime import pick_device, processes
 from memscope.history_plot import history_curves
 from memscope.query.recording import Recording
-from memscope.record import RecordOptions, record
+from memscope.record.loop import RecordOptions, record
 from memscope.run.checkpoint import list_checkpoints, load_run
 
 TABLE = "history.parquet"

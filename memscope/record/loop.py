@@ -24,8 +24,9 @@ from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
 from memscope.census.aggregate import write_aggregates
-from memscope.decode import write_decodings
 from memscope.model.transformer import MemoryTransformer
+from memscope.record.decode import write_decodings
+from memscope.record.rows import RowCollector
 from memscope.recording.aggregates import check_files, list_files
 from memscope.recording.parts import (
     AGGREGATES,
@@ -40,7 +41,6 @@ from memscope.recording.parts import (
     write_part,
     write_progress,
 )
-from memscope.rows import RowCollector
 from memscope.run.bank_init import PARQUET
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun

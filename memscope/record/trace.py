@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 
 from memscope.base.errors import InputError
+from memscope.record.rows import RowCollector
 from memscope.recording.token_table import Trace, make_trace
-from memscope.rows import RowCollector
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import start_table

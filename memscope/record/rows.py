@@ -1,4 +1,4 @@
-"""From forward passes to token-major rows: what ``record.py`` stores and ``trace.py`` shows."""
+"""From forward passes to token-major rows: what ``record/loop.py`` stores and ``record/trace.py`` shows."""
 
 from collections.abc import Iterable, Sequence
 
