@@ -272,7 +272,7 @@ def map_entries(
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""
     check(run, recording=recording)
     with one_writer(recording):
-        from memscope.project import write_map
+        from memscope.bank_map.build import write_map
 
         print_json(write_map(load(run, "cpu"), recording, feature, seed, layer=layer))
 

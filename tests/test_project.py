@@ -15,12 +15,12 @@ from matplotlib.colors import to_rgba
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
-from memscope import map_plot, project
-from memscope.bank_map import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
-from memscope.base.errors import InputError
-from memscope.map_names import name_clusters, text_weights
-from memscope.map_plot import NOT_TRUSTED, bank_map
-from memscope.map_spaces import (
+from memscope import map_plot
+from memscope.bank_map import build as project
+from memscope.bank_map.build import BEST, FEATURES, write_map
+from memscope.bank_map.layout import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
+from memscope.bank_map.names import name_clusters, text_weights
+from memscope.bank_map.spaces import (
     BEFORE,
     OF_USAGE,
     SPACES,
@@ -33,7 +33,8 @@ from memscope.map_spaces import (
     token_counts,
     usage_profiles,
 )
-from memscope.project import BEST, FEATURES, write_map
+from memscope.base.errors import InputError
+from memscope.map_plot import NOT_TRUSTED, bank_map
 from memscope.recording.part_reader import read_part
 from memscope.recording.parts import read_info, write_info
 from memscope.run.checkpoint import LoadedRun
@@ -518,7 +519,7 @@ def test_drawing_a_map_takes_neither_pyplot_nor_torch_nor_umap() -> None:
 
 
 def test_making_a_map_of_vectors_takes_no_torch() -> None:
-    assert not {"torch", "umap"} & modules_after("memscope.bank_map")
+    assert not {"torch", "umap"} & modules_after("memscope.bank_map.layout")
 
 
 def modules_after(module: str) -> set[str]:

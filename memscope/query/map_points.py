@@ -24,7 +24,7 @@ from memscope.query.recording import Recording
 COLORS = ("usage", "layer of most use", "drift", "predicate", "cluster")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C6BB1")
 NEVER_SELECTED = "never selected"
-"""Name of the last cluster of maps of usage, as ``memscope.project`` writes it."""
+"""Name of the last cluster of maps of usage, as ``memscope.bank_map.build`` writes it."""
 _STEPS = 64
 DENSE = 200_000
 """Points from which they are drawn by density first."""

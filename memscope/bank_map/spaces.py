@@ -23,10 +23,10 @@ import numpy as np
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 
-from memscope.bank_map import MIN_ENTRIES
+from memscope.bank_map.layout import MIN_ENTRIES
+from memscope.bank_map.names import text_weights
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
-from memscope.map_names import text_weights
 from memscope.recording.part_reader import read_columns
 from memscope.recording.parts import RecordingInfo
 from memscope.run.checkpoint import LoadedRun

@@ -3,7 +3,7 @@
     write_map(load_run("runs/demo"), Path("recordings/demo"))                     # in the space that maps best
     write_map(load_run("runs/demo"), Path("recordings/demo"), feature="values")
 
-``map_spaces.py`` makes the spaces, ``bank_map.py`` the map. Every space is first tried on a sample of entries. Without
+``bank_map/spaces.py`` makes the spaces, ``bank_map/layout.py`` the map. Every space is first tried on a sample of entries. Without
 a ``feature`` the one whose trial ranks first is mapped, and the numbers in ``map.json`` are taken on other entries than
 the trial's wherever there are enough of them. Entries that were never selected have no usage to be compared by; they
 stand apart in a disc.
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from memscope.bank_map import MapSettings, Trial, make_map, place_apart, try_map, why_not_trusted
+from memscope.bank_map.layout import MapSettings, Trial, make_map, place_apart, try_map, why_not_trusted
+from memscope.bank_map.names import name_clusters
+from memscope.bank_map.spaces import SPACES, Space, make_space
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
-from memscope.map_names import name_clusters
-from memscope.map_spaces import SPACES, Space, make_space
 from memscope.recording.parts import RecordingInfo, read_info
 from memscope.run.checkpoint import LoadedRun
 
