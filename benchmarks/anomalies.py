@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from memscope.anomalies import COLUMNS, find_anomalies
 from memscope.query.recording import Recording
-from memscope.testing_anomalies import KINDS, PlantedText, plant_anomalies
+from memscope.testing.anomalies import KINDS, PlantedText, plant_anomalies
 
 
 def main() -> None:

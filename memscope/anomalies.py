@@ -8,7 +8,7 @@ effect means that the gate is blind to text and to what else it selects, and usa
 unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts (``census/anomalies/looks.py``).
 
 The census writes what has the effect (``census/anomalies/entries.py``, ``census/anomalies/pairs.py``); here the rest is added and the
-error rate applied. ``testing_anomalies.py`` plants each kind, so that each is known to be found.
+error rate applied. ``testing/anomalies.py`` plants each kind, so that each is known to be found.
 """
 
 from typing import NamedTuple

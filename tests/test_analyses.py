@@ -17,8 +17,8 @@ from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.run.checkpoint import LoadedRun, load_run
-from memscope.testing import PLANTED_LAYER
-from memscope.testing_models import PlantedRun, plant_run
+from memscope.testing.models import PlantedRun, plant_run
+from memscope.testing.recordings import PLANTED_LAYER
 from memscope.train.loop import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,9 +21,9 @@ from memscope.health import health
 from memscope.query.recording import Recording
 from memscope.recording.token_rows import TokenRows
 from memscope.report import metrics
-from memscope.testing import write_recording
-from memscope.testing_anomalies import KINDS as PLANTED
-from memscope.testing_anomalies import PlantedText, plant_anomalies
+from memscope.testing.anomalies import KINDS as PLANTED
+from memscope.testing.anomalies import PlantedText, plant_anomalies
+from memscope.testing.recordings import write_recording
 
 CLEAN_SEEDS = range(20)
 

@@ -25,7 +25,7 @@ from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.parts import read_info, write_info
 from memscope.run.checkpoint import LoadedRun
-from memscope.testing_anomalies import plant_anomalies
+from memscope.testing.anomalies import plant_anomalies
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {

@@ -15,7 +15,7 @@ from memscope.census.preference import FALSE_DISCOVERY_RATE
 from memscope.findings import find
 from memscope.health import health
 from memscope.query.recording import Recording
-from memscope.testing import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
+from memscope.testing.recordings import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
 
 CLEAN_SEEDS = range(20)
 ERROR_RATE = 0.05 / len(CLEAN_SEEDS)

@@ -22,8 +22,8 @@ from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
-from memscope.testing import FACTOR, PLANTED_LAYER
-from memscope.testing_models import PlantedRun, plant_run
+from memscope.testing.models import PlantedRun, plant_run
+from memscope.testing.recordings import FACTOR, PLANTED_LAYER
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
 from memscope.text.fact_files import Fact
 

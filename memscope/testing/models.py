@@ -32,7 +32,7 @@ from memscope.config.load import Config, dump_config, validate_config
 from memscope.model.transformer import Attention, MemoryTransformer
 from memscope.run.bank_init import init_bank, orthogonal_projection, save_bank_init
 from memscope.run.checkpoint import MODEL
-from memscope.testing import (
+from memscope.testing.recordings import (
     EFFECTS,
     FACTOR,
     PLANTED_LAYER,

@@ -20,7 +20,7 @@ from memscope.base.files import write_text
 from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
 from memscope.recording.token_rows import TokenRows
-from memscope.testing import SPECIAL, write_decodings, write_recording
+from memscope.testing.recordings import SPECIAL, write_decodings, write_recording
 
 KINDS = (
     *("dead", "unread", "duplicate", "everywhere", "document", "uniform", "negative", "exclusive"),

@@ -5,7 +5,7 @@
     find_anomalies(Recording(planted.path))                         # memscope/anomalies.py
 
 Rows are drawn, not recorded of a model, and written through the real store, so that the census, the query layer and
-the app read them like any other recording. ``testing_models.py`` does the same with a model built by hand.
+the app read them like any other recording. ``testing/models.py`` does the same with a model built by hand.
 """
 
 from collections.abc import Collection, Sequence
@@ -47,7 +47,7 @@ class Planted:
     """What was planted, all of it in layer ``PLANTED_LAYER``; empty where an effect was not asked for."""
 
     path: Path
-    """The recording, or the run (``testing_models.py``)."""
+    """The recording, or the run (``testing/models.py``)."""
     detectors: dict[int, int]
     """Entry -> id of the token where it is selected, there always and nowhere else."""
     duplicates: tuple[int, ...]

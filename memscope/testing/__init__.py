@@ -1,0 +1,1 @@
+"""Recordings and models whose answers are known by construction, for tests and studies."""
