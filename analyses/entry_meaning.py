@@ -28,7 +28,7 @@ from scipy.stats import rankdata
 from study import batches, command_line, contexts_before, mean_interval, run_script, save
 
 from memscope.base.errors import InputError
-from memscope.intervene import ablate
+from memscope.causal.intervene import ablate
 from memscope.plot_style import legend, panels
 from memscope.query.recording import Recording
 from memscope.record.decode import logit_lens

@@ -20,10 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
-from memscope.ablation import recorded_corpus, spread_windows
 from memscope.base.errors import InputError
-from memscope.effects import Trial, mean_change, measure_effects
-from memscope.intervene import unbias
+from memscope.causal.ablation import recorded_corpus, spread_windows
+from memscope.causal.effects import Trial, mean_change, measure_effects
+from memscope.causal.intervene import unbias
 from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query.recording import Recording
 from memscope.run.capture import run_windows

@@ -19,9 +19,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
-from memscope.ablation import recorded_corpus, spread_windows
-from memscope.effects import Trial, mean_change, measure_effects
-from memscope.intervene import ablate
+from memscope.causal.ablation import recorded_corpus, spread_windows
+from memscope.causal.effects import Trial, mean_change, measure_effects
+from memscope.causal.intervene import ablate
 from memscope.plot_style import GREEN, ORANGE, blue, legend, panel
 from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun, load_run

@@ -12,7 +12,7 @@ from memscope.base.errors import InputError
 from memscope.words import visible
 
 if TYPE_CHECKING:
-    from memscope.what_if import Change
+    from memscope.causal.what_if import Change
 
 _NUMBER = st.column_config.NumberColumn
 KINDS = {
@@ -68,7 +68,7 @@ def read_change(view: View, kind: str, layers: Sequence[int]) -> "Change":
     Raises:
         InputError: numbers that are none, or no layer.
     """
-    from memscope.what_if import Change
+    from memscope.causal.what_if import Change
 
     said = {name: st.session_state[view.key(name)] for name in ("entries", "layers", "amount", "sentence")}
     if not said["layers"]:

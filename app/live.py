@@ -15,9 +15,9 @@ from app.state import RECORD, recording
 from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
+    from memscope.causal.what_if import Change, Changed
     from memscope.record.trace import TextTrace
     from memscope.run.checkpoint import LoadedRun
-    from memscope.what_if import Change, Changed
 
 _MODEL = "model.safetensors"
 
@@ -116,7 +116,7 @@ def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
 def _compare_typed(fingerprint: str, text: str, change: "Change", _run: "LoadedRun") -> pd.DataFrame:
-    from memscope.what_if import compare_text
+    from memscope.causal.what_if import compare_text
 
     with model_lock():
         return compare_text(_run, text, change)
@@ -124,7 +124,7 @@ def _compare_typed(fingerprint: str, text: str, change: "Change", _run: "LoadedR
 
 @st.cache_data(max_entries=16, show_spinner="Reading recorded text ...")
 def _changed_contexts(path: str, fingerprint: str, change: "Change", _run: "LoadedRun") -> "Changed":
-    from memscope.what_if import changed_contexts
+    from memscope.causal.what_if import changed_contexts
 
     with model_lock():
         return changed_contexts(_run, recording(), change)

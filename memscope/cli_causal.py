@@ -68,8 +68,8 @@ def ablate(
 
     check(run, corpus=corpus, recording=recording)
 
-    from memscope.ablation import recorded_corpus, study_ablation, write_study
-    from memscope.effects import entry_usage, top_entries
+    from memscope.causal.ablation import recorded_corpus, study_ablation, write_study
+    from memscope.causal.effects import entry_usage, top_entries
     from memscope.query.recording import Recording
     from memscope.text.corpus import pack_corpus
 
@@ -118,9 +118,9 @@ def facts(
 
     check(run, facts=facts, recording=recording)
 
-    from memscope.effects import entry_usage
-    from memscope.fact_tables import write_audit
-    from memscope.facts import audit_facts
+    from memscope.causal.effects import entry_usage
+    from memscope.causal.fact_tables import write_audit
+    from memscope.causal.facts import audit_facts
     from memscope.text.fact_files import read_facts
 
     asked, loaded = read_facts(facts), load(run, device)
@@ -156,7 +156,7 @@ def edit(
 
     check(run, facts=facts)
 
-    from memscope.edit import edit_facts, write_edits
+    from memscope.causal.edit import edit_facts, write_edits
     from memscope.text.fact_files import read_facts
 
     known, loaded = read_facts(facts), load(run, device)

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from memscope.causal.fact_tables import ANY, FactAudit, load_audit
 from memscope.document import Column, ReportFigure, ReportTable, make_table
-from memscope.fact_tables import ANY, FactAudit, load_audit
 from memscope.findings import Finding
 from memscope.plot_style import GREEN, ORANGE, PERCENT, blue, ink, legend, panel, panels
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import CliResult
 
-from memscope.ablation import recorded_corpus, spread_windows, study_ablation, write_study
 from memscope.base.errors import InputError
-from memscope.effects import compare_change, entry_usage, mean_change
+from memscope.causal.ablation import recorded_corpus, spread_windows, study_ablation, write_study
+from memscope.causal.effects import compare_change, entry_usage, mean_change
 from memscope.query.recording import Recording
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun

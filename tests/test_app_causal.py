@@ -10,8 +10,8 @@ from streamlit.testing.v1 import AppTest
 from test_facts import write_facts
 
 import app
-from memscope.fact_tables import write_audit
-from memscope.facts import audit_facts
+from memscope.causal.fact_tables import write_audit
+from memscope.causal.facts import audit_facts
 from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import read_facts

@@ -5,14 +5,14 @@ import pytest
 import torch
 from test_intervene import BY_QUERY, COMPETING, FREE, TOKENS, make_model
 
-from memscope.attribution import (
+from memscope.causal.attribution import (
     ablation_effects,
     agreement,
     attribute,
     direct_attribution,
     gradient_attribution,
 )
-from memscope.intervene import ablate, ablate_selections
+from memscope.causal.intervene import ablate, ablate_selections
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 
 TARGETS = torch.cat([TOKENS[:, 1:], torch.full((3, 1), -100)], 1)

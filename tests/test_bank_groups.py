@@ -11,16 +11,16 @@ import pytest
 import torch
 from conftest import tiny_config, untrained_run
 
-from memscope.ablation import study_ablation
 from memscope.base.errors import InputError
+from memscope.causal.ablation import study_ablation
+from memscope.causal.effects import entry_usage, usage_matched
+from memscope.causal.fact_tables import Questions, _even_recall
+from memscope.causal.intervene import ablate, force, swap
 from memscope.census.summaries import layer_overlap
 from memscope.changes import find_changes
 from memscope.config.load import Config
-from memscope.effects import entry_usage, usage_matched
-from memscope.fact_tables import Questions, _even_recall
 from memscope.findings import find
 from memscope.health import health
-from memscope.intervene import ablate, force, swap
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
@@ -286,7 +286,9 @@ def test_controls_are_of_the_same_group(
     usage = entry_usage(recording.path)
     entries = np.array([*np.argsort(-usage[:64])[:3], *(64 + np.argsort(-usage[64:])[:5])])
     drawn: list[np.ndarray] = []
-    monkeypatch.setattr("memscope.ablation.measure_effects", lambda *arguments: drawn.append(arguments[3]) or 1 / 0)
+    monkeypatch.setattr(
+        "memscope.causal.ablation.measure_effects", lambda *arguments: drawn.append(arguments[3]) or 1 / 0
+    )
     corpus = pack_corpus(corpus_dir / "valid.jsonl", run.tokenizer, corpus_dir / "cache")
     with pytest.raises(ZeroDivisionError):
         study_ablation(run, corpus, entries, usage, controls=4, control=control)

@@ -11,10 +11,10 @@ from conftest import CliResult
 from test_facts import write_facts
 from test_intervene import FREE, TOKENS, make_model
 
-from memscope import edit as edit_module
 from memscope.base.errors import InputError
-from memscope.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
-from memscope.intervene import ablate, rewrite
+from memscope.causal import edit as edit_module
+from memscope.causal.edit import edit_facts, fit_row, locate_entry, plan_edits, summarise, write_edits
+from memscope.causal.intervene import ablate, rewrite
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import Fact, read_facts
 

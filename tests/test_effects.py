@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
-from memscope.effects import (
+from memscope.causal.effects import (
     Trial,
     compare_change,
     entry_usage,
@@ -22,7 +22,7 @@ from memscope.effects import (
     top_entries,
     usage_matched,
 )
-from memscope.intervene import ablate, scale
+from memscope.causal.intervene import ablate, scale
 from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import ratio_interval

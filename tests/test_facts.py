@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import SHARED, CliResult
 
-from memscope import fact_tables
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
+from memscope.causal import fact_tables
+from memscope.causal.fact_tables import FactAudit, Questions, load_audit, write_audit
+from memscope.causal.facts import ask, audit_facts, match_entries, tokenize_facts
+from memscope.causal.intervene import ablate
 from memscope.fact_report import fact_figures, fact_finding, fact_findings
 from memscope.fact_report import fact_tables as report_tables
-from memscope.fact_tables import FactAudit, Questions, load_audit, write_audit
-from memscope.facts import ask, audit_facts, match_entries, tokenize_facts
-from memscope.intervene import ablate
 from memscope.run.bank_init import PARQUET
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun

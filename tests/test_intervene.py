@@ -11,8 +11,8 @@ from conftest import tiny_config
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.edit import encode_sentence, encode_sentences
-from memscope.intervene import (
+from memscope.causal.edit import encode_sentence, encode_sentences
+from memscope.causal.intervene import (
     ablate,
     ablate_selections,
     force,

@@ -12,12 +12,12 @@ from test_planted import expected, found
 from torch import Tensor
 
 from memscope.anomalies import find_anomalies
-from memscope.attribution import ablation_effects, attribute, direct_attribution
 from memscope.bank_map.spaces import entry_values, read_outputs
-from memscope.edit import encode_sentence, locate_entry
-from memscope.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
-from memscope.facts import audit_facts
-from memscope.intervene import ablate, force, rewrite, scale, swap
+from memscope.causal.attribution import ablation_effects, attribute, direct_attribution
+from memscope.causal.edit import encode_sentence, locate_entry
+from memscope.causal.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
+from memscope.causal.facts import audit_facts
+from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.run.capture import capture_memory

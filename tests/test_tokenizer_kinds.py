@@ -15,8 +15,8 @@ from conftest import CliResult, make_sentences, tiny_config
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
-from memscope.edit import plan_edits
-from memscope.facts import answerable, audit_facts, tokenize_facts
+from memscope.causal.edit import plan_edits
+from memscope.causal.facts import answerable, audit_facts, tokenize_facts
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import trace_text

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
-from memscope.edit import encode_sentence
-from memscope.intervene import rewrite, scale
+from memscope.causal.edit import encode_sentence
+from memscope.causal.intervene import rewrite, scale
+from memscope.causal.what_if import Change, changed_contexts, compare_text, open_change
 from memscope.query.recording import Recording
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun
-from memscope.what_if import Change, changed_contexts, compare_text, open_change
 
 TEXT = "Ada Holm was born in Aston ."
 

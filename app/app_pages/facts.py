@@ -5,7 +5,7 @@ import streamlit as st
 from app import address, outside, state
 from app.address import choice
 from memscope import fact_report
-from memscope.fact_tables import load_audit
+from memscope.causal.fact_tables import load_audit
 
 PARTS = ("recall", "ablation", "predicates", "facts")
 _NUMBER = st.column_config.NumberColumn

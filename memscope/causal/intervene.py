@@ -8,7 +8,7 @@
 Every intervention is a set of hooks: no weight is touched, blocks nest, and the model is as before when a block ends,
 also by an exception. A ``capture_memory`` inside sees the changed values. ``layers`` are memory layers (default: all),
 ``positions`` are numbers that hold for every row, or a bool tensor ``[batch, pos]`` (default: all). Gradients flow
-through. ``effects.py`` measures what an intervention does to a corpus.
+through. ``causal/effects.py`` measures what an intervention does to a corpus.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

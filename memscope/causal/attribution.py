@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from memscope.intervene import ablate_selections
+from memscope.causal.intervene import ablate_selections
 from memscope.model.transformer import Block, MemoryTransformer, next_token_loss
 
 Metric = Literal["logit", "loss"]

@@ -9,7 +9,7 @@ Chance is stated three ways, because usage is uneven: an entry that every questi
 anything. **even**: the same number of selections spread evenly over the bank. **shuffled**: every question is asked
 for the entries of another fact. **same predicate**: of another fact of the same predicate, so that only what is more
 than "this is a birthplace" counts. No question is ever asked for its own fact, nor for one that shares an entry with
-it: in a predicate of two facts, half of plain permutations would do so. No torch: ``facts.py`` runs the model.
+it: in a predicate of two facts, half of plain permutations would do so. No torch: ``causal/facts.py`` runs the model.
 """
 
 from dataclasses import dataclass

@@ -24,8 +24,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.fact_tables import FactAudit, Questions, summarise
-from memscope.intervene import ablate
+from memscope.causal.fact_tables import FactAudit, Questions, summarise
+from memscope.causal.intervene import ablate
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.capture import LayerCapture, capture_memory
 from memscope.run.checkpoint import LoadedRun

@@ -21,7 +21,7 @@ import pyarrow as pa
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
-from memscope.effects import (
+from memscope.causal.effects import (
     Trial,
     compare_change,
     interval_unit,
@@ -31,7 +31,7 @@ from memscope.effects import (
     random_entries,
     usage_matched,
 )
-from memscope.intervene import Mode, ablate
+from memscope.causal.intervene import Mode, ablate
 from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows

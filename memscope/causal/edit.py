@@ -32,12 +32,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from memscope.attribution import gradient_attribution
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
-from memscope.facts import answerable, ask, pad_rows, tokenize_facts
-from memscope.intervene import rewrite
+from memscope.causal.attribution import gradient_attribution
+from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
+from memscope.causal.intervene import rewrite
 from memscope.model.transformer import MemoryTransformer
 from memscope.run import bank_init
 from memscope.run.checkpoint import LoadedRun

@@ -4,7 +4,7 @@
     compare_text(run, "Ada Lovelace was born in", change)        # one row a token: loss, KL, the next token
     changed_contexts(run, recording, change)                     # the recorded tokens that changed most
 
-What the app shows; ``intervene.py`` is underneath.
+What the app shows; ``causal/intervene.py`` is underneath.
 """
 
 from contextlib import AbstractContextManager
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memscope.ablation import recorded_corpus
 from memscope.base.errors import InputError
-from memscope.edit import encode_sentence
-from memscope.effects import Trial, mean_change, measure_effects, most_changed
-from memscope.intervene import ablate, force, rewrite, scale, swap
+from memscope.causal.ablation import recorded_corpus
+from memscope.causal.edit import encode_sentence
+from memscope.causal.effects import Trial, mean_change, measure_effects, most_changed
+from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval
