@@ -26,9 +26,9 @@ from torch import Tensor
 
 from memscope.plot_style import legend, panel
 from memscope.query.recording import Recording
+from memscope.report.words import span
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import usage_metrics
-from memscope.words import span
 
 VARIANTS = ("as trained", "centred", "whitened", "random")
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from memscope.plot_style import layer_colors, layer_legend, legend, panels
 from memscope.query.recording import Recording
+from memscope.report.words import span
 from memscope.run.capture import LayerCapture, capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
-from memscope.words import span
 
 _SMALLEST = 1e-12
 _FORMS = {

@@ -4,8 +4,8 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import View, choice
-from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
 from memscope.query.recording import Recording
+from memscope.report.anomalies import ERROR_RATE, KINDS, anomalies_in_words
 
 _ALL = "all"
 

@@ -5,11 +5,11 @@ import streamlit as st
 
 from app import address, figures, outside, state
 from app.components import context_view
-from memscope.health import telling_entry
 from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.query.recording import Recording
 from memscope.recording.parts import INFO
-from memscope.words import shared_by
+from memscope.report.health import telling_entry
+from memscope.report.words import shared_by
 
 _OVER_TIME = {
     "coverage": "share of entries used",

@@ -16,7 +16,7 @@ from memscope.query.recording import Recording
 from memscope.query.token_measures import MEASURES, layer_measure, over_layers
 from memscope.recording.parts import RecordingInfo
 from memscope.recording.token_table import Trace
-from memscope.words import visible
+from memscope.report.words import visible
 
 TITLES = 300
 """Documents that the box of titles offers at once."""

@@ -11,8 +11,8 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from memscope.anomalies import COLUMNS, find_anomalies
 from memscope.query.recording import Recording
+from memscope.report.anomalies import COLUMNS, find_anomalies
 from memscope.testing.anomalies import KINDS, PlantedText, plant_anomalies
 
 

@@ -38,7 +38,7 @@ def report(
         other = None if against is None else Recording(against)
         with one_writer(out):
             if other is None:
-                from memscope.report import write_report
+                from memscope.report.gate_bias import write_report
 
                 written = write_report(opened, out)
             else:

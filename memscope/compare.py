@@ -2,7 +2,7 @@
 
     memscope report recordings/early --against recordings/late --out reports/change
 
-writes ``compare.html`` and ``compare.md`` (``document.py``), ``compare.json`` with its schema (``metrics_schema.py``),
+writes ``compare.html`` and ``compare.md`` (``report/document.py``), ``compare.json`` with its schema (``report/schema.py``),
 tables as CSV and Parquet, and the figures. A is the first recording, B the one that ``--against`` names; a change is
 B - A.
 """
@@ -17,13 +17,13 @@ from memscope.base.files import make_folder, write_json
 from memscope.changes import SEED, Changes, find_changes
 from memscope.compare_findings import describe
 from memscope.compare_schema import Comparison, Side
-from memscope.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
-from memscope.findings import Finding
-from memscope.metrics_schema import describe_source, json_schema
 from memscope.query.recording import Recording
-from memscope.report import write_table
+from memscope.report.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
+from memscope.report.findings import Finding
+from memscope.report.gate_bias import write_table
+from memscope.report.schema import describe_source, json_schema
+from memscope.report.words import model_name, selections
 from memscope.stats.stability import DRAWS, LIVELY
-from memscope.words import model_name, selections
 
 _SHOWN_SWITCHES = 30
 """Entries of each kind in the page; the files have all of them."""

@@ -2,10 +2,10 @@
 
 from memscope.changes import Changes
 from memscope.compare_schema import LayerLikeness
-from memscope.findings import Finding, few_documents
 from memscope.query.recording import Recording
+from memscope.report.findings import Finding, few_documents
+from memscope.report.words import plural, selections, span
 from memscope.stats.stability import LIVELY
-from memscope.words import plural, selections, span
 
 
 def describe(a: Recording, b: Recording, changes: Changes) -> list[Finding]:

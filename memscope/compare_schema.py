@@ -1,7 +1,7 @@
 """What ``compare.json`` of a comparison holds; ``compare.schema.json`` beside it is made of these very classes."""
 
 from memscope.census.schema import Documented
-from memscope.metrics_schema import Answer, Source
+from memscope.report.schema import Answer, Source
 
 
 class Side(Documented):

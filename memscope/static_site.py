@@ -22,10 +22,10 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
 from memscope.base.printable import printable
-from memscope.document import shown
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
-from memscope.words import model_name, selections, visible
+from memscope.report.document import shown
+from memscope.report.words import model_name, selections, visible
 
 TOP_CONTEXTS = 8
 """Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""

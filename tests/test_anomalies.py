@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from synthetic import make_rows
 
-from memscope.anomalies import KINDS, anomalies_in_words, find_anomalies
 from memscope.base.parquet import read_parquet
 from memscope.census.aggregate import write_anomalies, write_census
 from memscope.census.anomalies.entries import class_bits
 from memscope.census.anomalies.kernels import count_negative, describe_tokens, sum_evenness
 from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, row_text, stretch_length, upper_tail
 from memscope.census.neighbours import write_neighbours
-from memscope.findings import find
-from memscope.health import health
 from memscope.query.recording import Recording
 from memscope.recording.token_rows import TokenRows
-from memscope.report import metrics
+from memscope.report.anomalies import KINDS, anomalies_in_words, find_anomalies
+from memscope.report.findings import find
+from memscope.report.gate_bias import metrics
+from memscope.report.health import health
 from memscope.testing.anomalies import KINDS as PLANTED
 from memscope.testing.anomalies import PlantedText, plant_anomalies
 from memscope.testing.recordings import write_recording

@@ -17,13 +17,13 @@ from streamlit.testing.v1 import AppTest
 import app
 from app import address, anomaly_parts, prompt_parts, report_file
 from app.components import color_levels, color_range
-from memscope.anomalies import anomalies_in_words
 from memscope.base.seals import read_sealed, write_sealed
 from memscope.query import map_points
 from memscope.query.map_points import inside, unit_places
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.parts import read_info, write_info
+from memscope.report.anomalies import anomalies_in_words
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing.anomalies import plant_anomalies
 

@@ -19,12 +19,12 @@ from memscope.causal.intervene import ablate, force, swap
 from memscope.census.summaries import layer_overlap
 from memscope.changes import find_changes
 from memscope.config.load import Config
-from memscope.findings import find
-from memscope.health import health
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.report import write_report
+from memscope.report.findings import find
+from memscope.report.gate_bias import write_report
+from memscope.report.health import health
 from memscope.run.bank_init import PARQUET, deal
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run

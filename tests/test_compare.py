@@ -16,9 +16,9 @@ from memscope.compare import write_comparison
 from memscope.compare_findings import describe
 from memscope.compare_schema import Comparison
 from memscope.config.load import Config
-from memscope.metrics_schema import json_schema
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.report.schema import json_schema
 from memscope.stats.stability import (
     LIVELY,
     halves,

@@ -15,8 +15,8 @@ from memscope.causal import fact_tables
 from memscope.causal.fact_tables import FactAudit, Questions, load_audit, write_audit
 from memscope.causal.facts import ask, audit_facts, match_entries, tokenize_facts
 from memscope.causal.intervene import ablate
-from memscope.fact_report import fact_figures, fact_finding, fact_findings
-from memscope.fact_report import fact_tables as report_tables
+from memscope.report.facts import fact_figures, fact_finding, fact_findings
+from memscope.report.facts import fact_tables as report_tables
 from memscope.run.bank_init import PARQUET
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun

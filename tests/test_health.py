@@ -9,10 +9,10 @@ import pytest
 from synthetic import relist
 
 from memscope.base.files import read_json, write_json
-from memscope.findings import find_choice
-from memscope.health import Flag, health, short_number, short_percent, telling_entry
 from memscope.query.recording import Recording
 from memscope.recording.parts import read_info, write_info
+from memscope.report.findings import find_choice
+from memscope.report.health import Flag, health, short_number, short_percent, telling_entry
 
 
 def with_census(recording: Path, folder: Path, **changes: dict[str, float]) -> list[Flag]:

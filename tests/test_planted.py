@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from memscope.anomalies import DEAD_EXCESS, find_anomalies
 from memscope.census.preference import FALSE_DISCOVERY_RATE
-from memscope.findings import find
-from memscope.health import health
 from memscope.query.recording import Recording
+from memscope.report.anomalies import DEAD_EXCESS, find_anomalies
+from memscope.report.findings import find
+from memscope.report.health import health
 from memscope.testing.recordings import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
 
 CLEAN_SEEDS = range(20)

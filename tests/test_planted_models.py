@@ -11,7 +11,6 @@ import torch
 from test_planted import expected, found
 from torch import Tensor
 
-from memscope.anomalies import find_anomalies
 from memscope.bank_map.spaces import entry_values, read_outputs
 from memscope.causal.attribution import ablation_effects, attribute, direct_attribution
 from memscope.causal.edit import encode_sentence, locate_entry
@@ -20,6 +19,7 @@ from memscope.causal.facts import audit_facts
 from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
 from memscope.record.loop import record
+from memscope.report.anomalies import find_anomalies
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing.models import PlantedRun, plant_run

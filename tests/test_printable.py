@@ -21,9 +21,9 @@ from memscope.base.files import csv_text, read_json, write_json
 from memscope.base.printable import one_line, printable, printable_json, printable_values
 from memscope.bias_plots import class_divergence, preference_forest
 from memscope.compare_plots import predicate_changes
-from memscope.document import escape_markdown, shown
 from memscope.plot_style import plain_label
-from memscope.words import visible
+from memscope.report.document import escape_markdown, shown
+from memscope.report.words import visible
 
 Cli = Callable[..., CliResult]
 ROOT = Path(__file__).parents[1]

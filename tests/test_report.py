@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from memscope.base.errors import InputError
 from memscope.census.schema import Evenness
 from memscope.compare_schema import Comparison
-from memscope.document import Column, escape_markdown, make_table
-from memscope.findings import find
-from memscope.metrics_schema import Metrics, json_schema
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.report import write_report
+from memscope.report.document import Column, escape_markdown, make_table
+from memscope.report.findings import find
+from memscope.report.gate_bias import write_report
+from memscope.report.schema import Metrics, json_schema
 from memscope.stats.usage import JACKKNIFED, UsageMetrics
 
 TABLES = ("usage", "entries", "layers", "preferences")
@@ -31,7 +31,7 @@ TABLES = ("usage", "entries", "layers", "preferences")
 def report(tiny_recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:  # all entries, so that the one with hostile text is among them
-        patch.setattr("memscope.report_document._SHOWN_ENTRIES", 64)
+        patch.setattr("memscope.report.gate_bias_document._SHOWN_ENTRIES", 64)
         written = sorted(write_report(tiny_recording, out))
     assert written == sorted(path for path in out.rglob("*") if path.is_file())
     return out

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memscope.words import visible
+from memscope.report.words import visible
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
-from memscope import fact_report
 from memscope.causal.fact_tables import load_audit
+from memscope.report import facts as fact_report
 
 PARTS = ("recall", "ablation", "predicates", "facts")
 _NUMBER = st.column_config.NumberColumn

@@ -5,9 +5,9 @@ import streamlit as st
 from app import address, columns, outside, overview_parts, state
 from app.address import choice
 from memscope import plots
-from memscope.findings import find
-from memscope.health import health
-from memscope.words import shared_by
+from memscope.report.findings import find
+from memscope.report.health import health
+from memscope.report.words import shared_by
 
 PARTS = ("health", "model", "training", "recordings")
 LEVELS = {

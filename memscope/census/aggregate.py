@@ -159,7 +159,7 @@ def write_preferences(recording: Path, info: RecordingInfo) -> None:
 
 
 def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame) -> None:
-    """Write ``anomalies.parquet``: what may stand out, by how far and by what chance; ``anomalies.py`` decides.
+    """Write ``anomalies.parquet``: what may stand out, by how far and by what chance; ``report/anomalies.py`` decides.
 
     Args:
         recording: its folder.

@@ -21,7 +21,7 @@ from scipy.stats import binom
 
 from memscope.base.parquet import fixed_lists
 from memscope.recording.row_columns import distinct_pairs, tally
-from memscope.words import visible
+from memscope.report.words import visible
 
 SHOWN = 3
 """Tokens that a headline names."""

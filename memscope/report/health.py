@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memscope.anomalies import ERROR_RATE, KINDS, find_anomalies
 from memscope.query.recording import Recording
+from memscope.report.anomalies import ERROR_RATE, KINDS, find_anomalies
 
 
 class Flag(NamedTuple):

@@ -1,16 +1,16 @@
-"""The gate-bias report as a document: its facts, figures, tables and method; ``report.py`` writes it."""
+"""The gate-bias report as a document: its facts, figures, tables and method; ``report/gate_bias.py`` writes it."""
 
 from collections.abc import Iterator
 
 import pandas as pd
 
 from memscope import bias_plots, plots
-from memscope.anomaly_report import METHOD, anomaly_table
-from memscope.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
-from memscope.fact_report import fact_figures, fact_findings, fact_tables
-from memscope.findings import Finding, find_choice
 from memscope.query.recording import Recording
-from memscope.words import plural, selections, shared_by
+from memscope.report.anomaly_table import METHOD, anomaly_table
+from memscope.report.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
+from memscope.report.facts import fact_figures, fact_findings, fact_tables
+from memscope.report.findings import Finding, find_choice
+from memscope.report.words import plural, selections, shared_by
 
 _SHOWN_ENTRIES = 20
 _SHOWN_CONTEXTS = 3

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from memscope.base.files import atomic_path, make_folder, write_text
 from memscope.base.printable import one_line, printable
-from memscope.findings import Finding
+from memscope.report.findings import Finding
 
 _DPI = 200
 _NOTHING = "–"

@@ -2,8 +2,8 @@
 
     memscope report recordings/demo --out reports/demo
 
-writes ``gate_bias.html`` and ``gate_bias.md`` (``report_document.py``), ``metrics.json`` with its schema
-(``metrics_schema.py``), the tables as CSV and Parquet, and the figures as PNG and SVG.
+writes ``gate_bias.html`` and ``gate_bias.md`` (``report/gate_bias_document.py``), ``metrics.json`` with its schema
+(``report/schema.py``), the tables as CSV and Parquet, and the figures as PNG and SVG.
 """
 
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memscope.anomalies import anomalies_in_words, find_anomalies
 from memscope.base.files import atomic_path, make_folder, write_csv, write_json
-from memscope.document import write_document
-from memscope.findings import Finding, find
-from memscope.metrics_schema import Metrics, describe_source, json_schema
 from memscope.query.recording import Recording
-from memscope.report_document import make_document
+from memscope.report.anomalies import anomalies_in_words, find_anomalies
+from memscope.report.document import write_document
+from memscope.report.findings import Finding, find
+from memscope.report.gate_bias_document import make_document
+from memscope.report.schema import Metrics, describe_source, json_schema
 
 
 def write_report(recording: Recording, out: Path) -> Iterator[Path]:

@@ -14,8 +14,8 @@ import pandas as pd
 
 from memscope.query.recording import Recording
 from memscope.recording.parts import RecordingInfo
+from memscope.report.words import plural, selections, span
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
-from memscope.words import plural, selections, span
 
 _NAMED = 3
 """Preferred labels that a sentence names."""

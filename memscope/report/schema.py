@@ -99,7 +99,7 @@ class Preference(Documented):
 
 
 class Anomaly(Documented):
-    """Something that stands out (``memscope.anomalies``)."""
+    """Something that stands out (``memscope.report.anomalies``)."""
 
     kind: str
     """One of dead, unread, duplicate, everywhere, document, uniform, negative, exclusive, token, previous, bigram,

@@ -3,9 +3,9 @@
 anomaly_table(recording)
 """
 
-from memscope.anomalies import ERROR_RATE, KINDS, anomalies_in_words
-from memscope.document import Column, ReportTable, make_table
 from memscope.query.recording import Recording
+from memscope.report.anomalies import ERROR_RATE, KINDS, anomalies_in_words
+from memscope.report.document import Column, ReportTable, make_table
 
 SHOWN = 5
 """Rows of each kind that the report shows; the file beside it has all."""

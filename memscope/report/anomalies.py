@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import poisson
 
 from memscope.query.recording import Recording
-from memscope.words import visible
+from memscope.report.words import visible
 
 ERROR_RATE = 0.05
 """Chance of a single false anomaly in a recording without any effect."""
