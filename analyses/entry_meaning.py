@@ -29,9 +29,9 @@ from study import batches, command_line, contexts_before, mean_interval, run_scr
 
 from memscope.base.errors import InputError
 from memscope.causal.intervene import ablate
-from memscope.plot_style import legend, panels
 from memscope.query.recording import Recording
 from memscope.record.decode import logit_lens
+from memscope.report.plots.style import legend, panels
 from memscope.run.checkpoint import LoadedRun, load_run
 
 MEANINGS = ("input", "next", "lens", "causal")

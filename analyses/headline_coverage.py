@@ -14,8 +14,8 @@ from study import command_line, run_script, save
 
 from memscope.census.firing.fires_on import START
 from memscope.census.firing.row_words import words_of_rows
-from memscope.plot_style import PERCENT, legend, panels
 from memscope.query.recording import Recording
+from memscope.report.plots.style import PERCENT, legend, panels
 
 SHARES = ("headline", "headline, clear pattern", "words that set it apart")
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from study import command_line, run_script, save
 
 from memscope.base.errors import InputError
-from memscope.plot_style import PERCENT, legend, panels
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_part
+from memscope.report.plots.style import PERCENT, legend, panels
 
 HALVES, GIVEN = ("row", "column"), ("the token", "the one before", "nothing")
 

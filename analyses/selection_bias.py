@@ -24,8 +24,8 @@ from memscope.base.errors import InputError
 from memscope.causal.ablation import recorded_corpus, spread_windows
 from memscope.causal.effects import Trial, mean_change, measure_effects
 from memscope.causal.intervene import unbias
-from memscope.plot_style import ORANGE, blue, legend, panel
 from memscope.query.recording import Recording
+from memscope.report.plots.style import ORANGE, blue, legend, panel
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import UsageCounts, usage_metrics

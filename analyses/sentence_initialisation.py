@@ -24,7 +24,7 @@ from study import command_line, run_script, save
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_text
 from memscope.config.load import Config, load_config
-from memscope.plot_style import PERCENT, legend, panels
+from memscope.report.plots.style import PERCENT, legend, panels
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import MODEL
 from memscope.run.metrics_log import read_metrics

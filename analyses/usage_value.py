@@ -22,8 +22,8 @@ from study import command_line, run_script, save
 from memscope.causal.ablation import recorded_corpus, spread_windows
 from memscope.causal.effects import Trial, mean_change, measure_effects
 from memscope.causal.intervene import ablate
-from memscope.plot_style import GREEN, ORANGE, blue, legend, panel
 from memscope.query.recording import Recording
+from memscope.report.plots.style import GREEN, ORANGE, blue, legend, panel
 from memscope.run.checkpoint import LoadedRun, load_run
 
 PARTS = ("most used", "the others", "all")

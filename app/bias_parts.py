@@ -9,8 +9,8 @@ import streamlit as st
 from app import address, columns, figures, outside, state
 from app.address import View, choice
 from app.report_file import make_report, report_file
-from memscope import bias_plots
 from memscope.query.recording import Recording
+from memscope.report.plots import bias as bias_plots
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
 _INFORMATION = ("token", "previous", "frequency", "position")

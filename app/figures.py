@@ -1,4 +1,4 @@
-"""Figures that only the app shows, in the look of ``memscope.plot_style``: pure functions from tables to figures."""
+"""Figures that only the app shows, in the look of ``memscope.report.plots.style``: pure functions from tables to figures."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from memscope.plot_style import (
+from memscope.report.plots.style import (
     LABELLED,
     ORANGE,
     PERCENT,

@@ -168,7 +168,7 @@ def show_figure(
     """Draw a figure for the reader's theme, as wide as its column.
 
     Args:
-        draw: one of ``memscope.plots`` or ``app.figures``.
+        draw: one of ``memscope.report.plots.usage`` or ``app.figures``.
         arguments: what it draws; called only when the figure is not in the cache.
         by: what the arguments depend on besides the open recording.
         alt: what the figure shows, for those who do not see it.

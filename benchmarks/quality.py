@@ -20,7 +20,7 @@ import pandas as pd
 from memscope.base.files import atomic_path, read_json, write_csv
 from memscope.config.load import load_config
 from memscope.model.transformer import MemoryTransformer
-from memscope.plot_style import panel
+from memscope.report.plots.style import panel
 from memscope.run.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]

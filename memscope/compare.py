@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from memscope import compare_plots
 from memscope.base.files import make_folder, write_json
 from memscope.changes import SEED, Changes, find_changes
 from memscope.compare_findings import describe
@@ -21,6 +20,7 @@ from memscope.query.recording import Recording
 from memscope.report.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
 from memscope.report.findings import Finding
 from memscope.report.gate_bias import write_table
+from memscope.report.plots import compare as compare_plots
 from memscope.report.schema import describe_source, json_schema
 from memscope.report.words import model_name, selections
 from memscope.stats.stability import DRAWS, LIVELY

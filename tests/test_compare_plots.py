@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from memscope import compare_plots
+from memscope.report.plots import compare as compare_plots
 
 LAYERS = (0, 3)
 PAGES = {False: "#FFFFFF", True: "#12161C"}

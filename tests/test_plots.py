@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from memscope import bias_plots, compare_plots, plots
 from memscope.census.kernels import MARGIN_BINS, MARGIN_LOWEST
 from memscope.query.recording import Recording
+from memscope.report.plots import bias as bias_plots
+from memscope.report.plots import compare as compare_plots
+from memscope.report.plots import usage as plots
 
 
 def _draw_all(recording: Recording, dark: bool = False) -> dict[str, Figure]:

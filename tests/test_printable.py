@@ -19,10 +19,10 @@ from app.outside import printable_frame
 from memscope.base.errors import InputError
 from memscope.base.files import csv_text, read_json, write_json
 from memscope.base.printable import one_line, printable, printable_json, printable_values
-from memscope.bias_plots import class_divergence, preference_forest
-from memscope.compare_plots import predicate_changes
-from memscope.plot_style import plain_label
 from memscope.report.document import escape_markdown, shown
+from memscope.report.plots.bias import class_divergence, preference_forest
+from memscope.report.plots.compare import predicate_changes
+from memscope.report.plots.style import plain_label
 from memscope.report.words import visible
 
 Cli = Callable[..., CliResult]

@@ -15,7 +15,6 @@ from matplotlib.colors import to_rgba
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
-from memscope import map_plot
 from memscope.bank_map import build as project
 from memscope.bank_map.build import BEST, FEATURES, write_map
 from memscope.bank_map.layout import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
@@ -34,9 +33,10 @@ from memscope.bank_map.spaces import (
     usage_profiles,
 )
 from memscope.base.errors import InputError
-from memscope.map_plot import NOT_TRUSTED, bank_map
 from memscope.recording.part_reader import read_part
 from memscope.recording.parts import read_info, write_info
+from memscope.report.plots import map as map_plot
+from memscope.report.plots.map import NOT_TRUSTED, bank_map
 from memscope.run.checkpoint import LoadedRun
 
 
@@ -515,7 +515,7 @@ def test_a_column_without_a_single_value_draws_the_map_in_grey(tmp_path: Path) -
 
 
 def test_drawing_a_map_takes_neither_pyplot_nor_torch_nor_umap() -> None:
-    assert not {"matplotlib.pyplot", "torch", "umap", "sklearn"} & modules_after("memscope.map_plot")
+    assert not {"matplotlib.pyplot", "torch", "umap", "sklearn"} & modules_after("memscope.report.plots.map")
 
 
 def test_making_a_map_of_vectors_takes_no_torch() -> None:

@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import address, anomaly_parts, bias_parts, columns, figures, outside, state
 from app.address import choice, several
-from memscope import plots
+from memscope.report.plots import usage as plots
 
 WEIGHTINGS = {"count": "by_count", "gate score": "by_gate_score", "read weight": "by_read_weight"}
 DRAWN = ("by rank", "histogram, log", "histogram, linear")

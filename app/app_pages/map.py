@@ -6,9 +6,9 @@ import streamlit as st
 from app import address, columns, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
-from memscope.map_plot import NOT_TRUSTED, choice_in_words
 from memscope.query.bank_table import entry_rows
 from memscope.query.map_points import COLORS, DENSE, inside
+from memscope.report.plots.map import NOT_TRUSTED, choice_in_words
 
 SHOWN = ("all", "used", "never selected")
 MOST = 200  # rows of the table under the map

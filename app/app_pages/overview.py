@@ -4,9 +4,9 @@ import streamlit as st
 
 from app import address, columns, outside, overview_parts, state
 from app.address import choice
-from memscope import plots
 from memscope.report.findings import find
 from memscope.report.health import health
+from memscope.report.plots import usage as plots
 from memscope.report.words import shared_by
 
 PARTS = ("health", "model", "training", "recordings")

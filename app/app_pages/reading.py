@@ -5,8 +5,9 @@ import streamlit as st
 
 from app import address, columns, figures, outside, state
 from app.address import choice
-from memscope import bias_plots, plots
 from memscope.query.read_sample import head_shares, unread_entries
+from memscope.report.plots import bias as bias_plots
+from memscope.report.plots import usage as plots
 from memscope.stats.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")

@@ -20,9 +20,9 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path, write_csv
 from memscope.base.parquet import fixed_lists, write_table
 from memscope.base.runtime import pick_device, processes
-from memscope.history_plot import history_curves
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.report.plots.history import history_curves
 from memscope.run.checkpoint import list_checkpoints, load_run
 
 TABLE = "history.parquet"

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from memscope.causal.fact_tables import ANY, FactAudit, load_audit
-from memscope.plot_style import GREEN, ORANGE, PERCENT, blue, ink, legend, panel, panels
 from memscope.report.document import Column, ReportFigure, ReportTable, make_table
 from memscope.report.findings import Finding
+from memscope.report.plots.style import GREEN, ORANGE, PERCENT, blue, ink, legend, panel, panels
 
 PLACES = {"asked": "at the asked token", "anywhere": "anywhere in the question"}
 PREDICATES = {

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from memscope import bias_plots, plots
 from memscope.query.recording import Recording
 from memscope.report.anomaly_table import METHOD, anomaly_table
 from memscope.report.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
 from memscope.report.facts import fact_figures, fact_findings, fact_tables
 from memscope.report.findings import Finding, find_choice
+from memscope.report.plots import bias as bias_plots
+from memscope.report.plots import usage as plots
 from memscope.report.words import plural, selections, shared_by
 
 _SHOWN_ENTRIES = 20

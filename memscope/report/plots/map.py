@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, to_rgb
 from matplotlib.figure import Figure
 
-from memscope.plot_style import ink, plain_label
+from memscope.report.plots.style import ink, plain_label
 
 SIZE = (9.6, 5.6)
 """Inches, the list of clusters included."""

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from memscope.plot_style import PERCENT, THOUSANDS, layer_colors, layer_legend, panels
+from memscope.report.plots.style import PERCENT, THOUSANDS, layer_colors, layer_legend, panels
 
 
 def history_curves(history: pd.DataFrame, *, dark: bool = False) -> Figure:

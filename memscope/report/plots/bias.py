@@ -2,7 +2,7 @@
 
     preference_forest(recording.preferences()).savefig("preferences.svg")
 
-The look is that of ``plot_style.py``; ``dark`` draws for a dark page.
+The look is that of ``report/plots/style.py``; ``dark`` draws for a dark page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from memscope.plot_style import (
+from memscope.report.plots.style import (
     LABELLED,
     ORANGE,
     PERCENT,
@@ -28,7 +28,7 @@ from memscope.plot_style import (
     panel,
     plain_label,
 )
-from memscope.plot_style import panels as side_by_side
+from memscope.report.plots.style import panels as side_by_side
 
 _OCTAVES = 5
 """Lifts further than so many doublings from 1 are drawn at the edge."""

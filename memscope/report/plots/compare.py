@@ -8,7 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from memscope.plot_style import LABELLED, ORANGE, SIZE, blue, ink, layer_colors, legend, panel, panels, plain_label
+from memscope.report.plots.style import (
+    LABELLED,
+    ORANGE,
+    SIZE,
+    blue,
+    ink,
+    layer_colors,
+    legend,
+    panel,
+    panels,
+    plain_label,
+)
 
 _SHOWN_PREDICATES = 20
 _LEAST = 1e-7

@@ -2,7 +2,7 @@
 
     lorenz_curve(recording.usage(), recording.info.layers).savefig("lorenz.svg")
 
-The look is that of ``plot_style.py``; ``dark`` draws for a dark page.
+The look is that of ``report/plots/style.py``; ``dark`` draws for a dark page.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from memscope.plot_style import (
+from memscope.report.plots.style import (
     GREEN,
     LABELLED,
     ORANGE,

@@ -1,0 +1,1 @@
+"""Figures of reports and app: functions from tables to matplotlib figures."""
