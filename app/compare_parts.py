@@ -8,9 +8,9 @@ from app import columns, live, outside, state
 from app.address import View
 from app.components import token_view
 from memscope.base.errors import InputError
-from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
+from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
 
 _METRICS = {
     "coverage": ("coverage", "percent"),

@@ -42,7 +42,7 @@ def report(
 
                 written = write_report(opened, out)
             else:
-                from memscope.compare import write_comparison
+                from memscope.report.compare.comparison import write_comparison
 
                 written = write_comparison(opened, other, out)
             for path in written:

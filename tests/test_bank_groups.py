@@ -17,11 +17,11 @@ from memscope.causal.effects import entry_usage, usage_matched
 from memscope.causal.fact_tables import Questions, _even_recall
 from memscope.causal.intervene import ablate, force, swap
 from memscope.census.summaries import layer_overlap
-from memscope.changes import find_changes
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.report.compare.changes import find_changes
 from memscope.report.findings import find
 from memscope.report.gate_bias import write_report
 from memscope.report.health import health

@@ -11,13 +11,13 @@ from conftest import tiny_config, untrained_run
 from scipy.stats import binom, spearmanr
 
 from memscope.base.errors import InputError
-from memscope.changes import METRICS, find_changes
-from memscope.compare import write_comparison
-from memscope.compare_findings import describe
-from memscope.compare_schema import Comparison
 from memscope.config.load import Config
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.report.compare.changes import METRICS, find_changes
+from memscope.report.compare.comparison import write_comparison
+from memscope.report.compare.findings import describe
+from memscope.report.compare.schema import Comparison
 from memscope.report.schema import json_schema
 from memscope.stats.stability import (
     LIVELY,
@@ -247,7 +247,7 @@ def test_relations_are_counted_entry_by_entry(start: Recording, tiny_recording: 
 
 
 def test_shares_of_several_relations_equal_a_naive_loop() -> None:
-    from memscope.changes import _predicate_shares
+    from memscope.report.compare.changes import _predicate_shares
 
     predicates = pd.Series([np.array(["a", "b"]), np.array(["a", "a"]), np.array([""]), None, np.array([], object)])
     usage = np.array([10, 30, 1000, 1000, 1000])

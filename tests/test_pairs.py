@@ -8,8 +8,8 @@ import pytest
 from synthetic import relist
 
 from memscope.base.files import read_json, write_json
-from memscope.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.query.recording import Recording
+from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
 
 
 @pytest.fixture

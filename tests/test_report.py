@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from memscope.base.errors import InputError
 from memscope.census.schema import Evenness
-from memscope.compare_schema import Comparison
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.report.compare.schema import Comparison
 from memscope.report.document import Column, escape_markdown, make_table
 from memscope.report.findings import find
 from memscope.report.gate_bias import write_report

@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, columns, compare_parts, figures, outside, state
 from app.address import choice, integer, words
-from memscope.pairs import paired_metrics
+from memscope.report.compare.pairs import paired_metrics
 
 PARTS = ("metrics", "entries", "prompt")
 ALL = "all"

@@ -1,4 +1,4 @@
-"""What differs between two recordings, as numbers and tables; ``compare.py`` puts them into words and figures.
+"""What differs between two recordings, as numbers and tables; ``report/compare/comparison.py`` puts them into words and figures.
 
     changes = find_changes(Recording("recordings/early"), Recording("recordings/late"))
     changes.layers, changes.switched
@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-from memscope.compare_schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
 from memscope.query.recording import Recording
+from memscope.report.compare.schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
 from memscope.stats.stability import (
     Halves,
     halves,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from memscope.base.files import make_folder, write_json
-from memscope.changes import SEED, Changes, find_changes
-from memscope.compare_findings import describe
-from memscope.compare_schema import Comparison, Side
 from memscope.query.recording import Recording
+from memscope.report.compare.changes import SEED, Changes, find_changes
+from memscope.report.compare.findings import describe
+from memscope.report.compare.schema import Comparison, Side
 from memscope.report.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
 from memscope.report.findings import Finding
 from memscope.report.gate_bias import write_table

@@ -2,7 +2,7 @@
 
     changed_entries(Recording("recordings/early"), Recording("recordings/late"))
 
-``changes.py`` compares everything at once, for the report; here each question is answered by itself.
+``report/compare/changes.py`` compares everything at once, for the report; here each question is answered by itself.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,1 @@
+"""Two recordings against one another: numbers, words and figures. No torch."""
