@@ -48,7 +48,7 @@ def report(
             for path in written:
                 show(path)
     if static is not None:
-        from memscope.static_site import write_static
+        from memscope.export.site import write_static
 
         show(write_static(opened, static).home)
 
@@ -66,11 +66,11 @@ def export(
 
     match to:
         case "delphi":
-            from memscope.export_delphi import export_delphi
+            from memscope.export.delphi import export_delphi
 
             export_delphi(Recording(recording), out, splits, sequence_tokens)
         case "neuronpedia":
-            from memscope.export_neuronpedia import export_neuronpedia
+            from memscope.export.neuronpedia import export_neuronpedia
 
             export_neuronpedia(Recording(recording), out, limit=limit)
         case _:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from memscope import export_delphi as delphi_module
-from memscope import export_neuronpedia as neuronpedia_module
-from memscope import interchange as interchange_module
 from memscope.base.errors import InputError
 from memscope.base.printable import printable
-from memscope.export_delphi import export_delphi
-from memscope.export_neuronpedia import export_neuronpedia
-from memscope.neuronpedia_rows import activation_bin
+from memscope.export import delphi as delphi_module
+from memscope.export import interchange as interchange_module
+from memscope.export import neuronpedia as neuronpedia_module
+from memscope.export.delphi import export_delphi
+from memscope.export.neuronpedia import export_neuronpedia
+from memscope.export.neuronpedia_rows import activation_bin
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.recording.part_reader import read_part

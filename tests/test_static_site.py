@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import HOSTILE
 
-from memscope import static_site
 from memscope.base.errors import InputError
+from memscope.export import site as static_site
+from memscope.export.site import StaticSite, write_static
 from memscope.query.recording import Recording
-from memscope.static_site import StaticSite, write_static
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 

@@ -1,4 +1,4 @@
-"""One entry in one layer as rows of Neuronpedia's tables, for ``export_neuronpedia.py``.
+"""One entry in one layer as rows of Neuronpedia's tables, for ``export/neuronpedia.py``.
 
 Field names are the columns of Neuronpedia's tables Neuron, Activation and Explanation; SAEDashboard's feature has the
 same. An activation is a stretch of text with the entry's gate score at every token, 0 where the entry is not selected.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.interchange import read_activations
+from memscope.export.interchange import read_activations
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 

@@ -7,7 +7,7 @@
     exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
     exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   what it started as and fires on
 
-A source is a memory layer, a feature an entry that the layer selected; ``neuronpedia_rows.py`` has what is on a line.
+A source is a memory layer, a feature an entry that the layer selected; ``export/neuronpedia_rows.py`` has what is on a line.
 """
 
 import gzip
@@ -24,8 +24,8 @@ from memscope.base.errors import InputError
 from memscope.base.files import write_text
 from memscope.base.printable import printable_values
 from memscope.config.load import load_config
-from memscope.interchange import entry_runs, new_folder
-from memscope.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
+from memscope.export.interchange import entry_runs, new_folder
+from memscope.export.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 

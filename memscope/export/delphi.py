@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from memscope.base.errors import InputError
 from memscope.base.files import disk_errors, write_json
-from memscope.interchange import entry_runs, new_folder, read_activations
+from memscope.export.interchange import entry_runs, new_folder, read_activations
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 

@@ -1,4 +1,4 @@
-"""What the exports to other tools share (``export_delphi.py``, ``export_neuronpedia.py``).
+"""What the exports to other tools share (``export/delphi.py``, ``export/neuronpedia.py``).
 
 Those tools know one number per token and latent. Here a latent is an entry in one memory layer, and its number is the
 gate score, summed where several gate heads select the same entry for one token; 0 where none does.

@@ -1,0 +1,1 @@
+"""A recording in the formats of other tools, and as a folder of pages. No torch."""
