@@ -1,4 +1,4 @@
-"""``python -m app HOST PORT``: the app's web server, as ``memscope.serve`` starts it, with a plain ending.
+"""``python -m app HOST PORT``: the app's web server, as ``memscope.cli.serve`` starts it, with a plain ending.
 
 When Python unloads DuckDB and torch in turn, their threads trip over each other now and then: leak reports, even an
 abort. All that the app holds is read-only, so it leaves without that once the server has stopped.

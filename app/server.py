@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import App
 
-from memscope.serve import server_options
+from memscope.cli.serve import server_options
 
 # Streamlit's own scripts make functions out of text, its components run from blobs; nothing comes from another site.
 POLICY = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from memscope.cli import app
+from memscope.cli.main import app
 from memscope.config.load import SECTIONS
 
 

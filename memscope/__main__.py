@@ -7,7 +7,7 @@ def main() -> None:
     """Run the command line; a signal stops it from the first import on."""
     try:
         stop_on_signals()
-        from memscope.cli import main as run
+        from memscope.cli.main import main as run
 
         run()
     finally:

@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-from memscope import cli as command_line
+from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record

@@ -461,7 +461,7 @@ def test_a_recording_that_is_made_again_while_it_is_open_is_named(
 
 def test_streamlit_and_torch_stay_out_of_what_pages_do_not_need() -> None:
     code = (
-        "import sys, memscope.serve; assert 'streamlit' not in sys.modules and 'app' not in sys.modules\n"
+        "import sys, memscope.cli.serve; assert 'streamlit' not in sys.modules and 'app' not in sys.modules\n"
         "import app.state; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=FRAME.parent.parent)

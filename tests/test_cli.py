@@ -15,8 +15,8 @@ import pytest
 import typer.main
 from conftest import CliResult, tiny_config
 
-from memscope import cli as command_line
 from memscope.base.seals import read_sealed
+from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config
 from memscope.recording.part_reader import read_part
 from memscope.recording.parts import finished_parts, read_info

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 
-from memscope.cli import app
+from memscope.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))

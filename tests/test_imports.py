@@ -132,7 +132,7 @@ def test_help_imports_none_of_the_heavy_packages() -> None:
     script = (
         "import sys\n"
         "sys.argv = ['memscope', '--help']\n"
-        "from memscope.cli import main\n"
+        "from memscope.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"

@@ -106,7 +106,7 @@ def spied(self):
     end_training(self)
 
 Accelerator.end_training = spied
-from memscope.cli import main
+from memscope.cli.main import main
 main()
 """
 

@@ -150,7 +150,7 @@ def test_the_docs_list_what_may_change() -> None:
 WITHOUT_TORCH = """
 import contextlib, io, sys
 sys.modules["torch"] = None  # to import it is an error
-from memscope.cli import main
+from memscope.cli.main import main
 for words in sys.argv[1:]:
     said, sys.argv = io.StringIO(), ["memscope", *words.split("\\n")]
     try:

@@ -16,8 +16,8 @@ import pytest
 
 from app.server import HEADERS
 from memscope.base.errors import InputError
+from memscope.cli.serve import allowed_hosts, check_address, check_recordings, serve_app, server_options
 from memscope.recording.parts import read_info, write_info
-from memscope.serve import allowed_hosts, check_address, check_recordings, serve_app, server_options
 
 
 def free_port() -> int:

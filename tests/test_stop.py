@@ -20,7 +20,7 @@ LINE[signal.SIGHUP] = "memscope: stopped by SIGHUP"
 COMMAND = """
 import os, sys, time
 from pathlib import Path
-from memscope import cli
+from memscope.cli import main as cli
 from memscope.__main__ import main
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_writer

@@ -7,7 +7,7 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
-from memscope.cli_options import (
+from memscope.cli.options import (
     DeviceOption,
     JsonOption,
     RecordingArgument,

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from memscope import cli_causal, cli_share
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.printable import one_line
-from memscope.cli_options import (
+from memscope.cli import causal as cli_causal
+from memscope.cli import share as cli_share
+from memscope.cli.options import (
     CorpusOption,
     DeviceOption,
     JsonOption,

@@ -8,7 +8,7 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
-from memscope.cli_options import RecordingArgument, show
+from memscope.cli.options import RecordingArgument, show
 
 
 def register(app: typer.Typer) -> None:
@@ -86,7 +86,7 @@ def run_app(
     host: Annotated[str, typer.Option(help="Address to listen on; all who reach it can read.")] = "127.0.0.1",
 ) -> None:
     """Browse recordings in a web page on this machine."""
-    from memscope.serve import serve_app
+    from memscope.cli.serve import serve_app
 
     if host != "127.0.0.1":
         print(f"memscope: listening on {host}: other machines may reach this page", file=sys.stderr)
