@@ -1,4 +1,5 @@
-"""Figures that only the app shows, in the look of ``memscope.report.plots.style``: pure functions from tables to figures."""
+"""Figures that only the app shows, in the look of ``memscope.report.plots.style``: pure functions from tables to
+figures."""
 
 from collections.abc import Sequence
 

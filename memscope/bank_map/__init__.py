@@ -1,1 +1,1 @@
-"""The map of a bank: in what space entries are compared, their places, clusters and names. It is drawn in ``app``."""
+"""The map of a bank: the space entries are compared in, their places, clusters, names. ``app`` draws it."""

@@ -3,10 +3,10 @@
     write_map(load_run("runs/demo"), Path("recordings/demo"))                     # in the space that maps best
     write_map(load_run("runs/demo"), Path("recordings/demo"), feature="values")
 
-``bank_map/spaces.py`` makes the spaces, ``bank_map/layout.py`` the map. Every space is first tried on a sample of entries. Without
-a ``feature`` the one whose trial ranks first is mapped, and the numbers in ``map.json`` are taken on other entries than
-the trial's wherever there are enough of them. Entries that were never selected have no usage to be compared by; they
-stand apart in a disc.
+``bank_map/spaces.py`` makes the spaces, ``bank_map/layout.py`` the map. Every space is first tried on a sample of
+entries. Without a ``feature`` the one whose trial ranks first is mapped, and the numbers in ``map.json`` are taken on
+other entries than the trial's wherever there are enough of them. Entries that were never selected have no usage to be
+compared by; they stand apart in a disc.
 
 A map is trusted when it keeps neighbours, keeps them better than a PCA plane, and does so better than for vectors
 whose columns have nothing in common. Where it is not, it has no clusters and ``why_not`` says why.

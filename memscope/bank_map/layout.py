@@ -1,6 +1,7 @@
 """Entries on a plane: vectors -> places, clusters, names, and how far the map may be believed. No torch.
 
-    vectors [N, F] --exact nearest neighbours--> UMAP --> places [N, 2] --k-means--> clusters (named in bank_map/names.py)
+    vectors [N, F] --exact nearest neighbours--> UMAP --> places [N, 2] --k-means--> clusters (named in
+    bank_map/names.py)
 
 UMAP (McInnes et al., arXiv 1802.03426) by cosine, seeded, from a PCA plane (as good a start as the spectral one for
 global structure, Kobak and Linderman 2021, and it cannot hang on a graph in pieces). A bank of more than ``fit_on``

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, locks, hashes, Parquet, processes. Nothing here knows of models or memories."""
+"""What every room stands on: errors, files, locks, hashes, Parquet, processes. It knows no model and no memory."""

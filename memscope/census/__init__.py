@@ -1,1 +1,1 @@
-"""Counting a recording: usage, preferences, reading, information, neighbours. No torch; ``query`` reads what is written here."""
+"""Counting a recording: usage, preferences, reading, information, neighbours. ``query`` reads what is written."""

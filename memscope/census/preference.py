@@ -1,4 +1,5 @@
-"""Does a gate prefer entries by what their init sentence is? The lift of every label of ``census/labels.py``, and tests.
+"""Does a gate prefer entries by what their init sentence is? The lift of every label of ``census/labels.py``, and
+tests.
 
     tables = {layer: layer_preferences(counts, labels, seed) for layer, counts in ...}
     preferences = adjust(tables)  # one row per layer, attribute and label
@@ -51,9 +52,9 @@ def layer_preferences(
 ) -> pd.DataFrame:
     """Lift, interval and p-values of every label in one layer; columns are defined in docs/metrics.md.
 
-    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label (``stats/jackknife.py``).
-    For rare labels log odds are log lift up to a constant; for common ones they keep the share below 1. It is NaN where
-    all selections with the label, or all without, come from one fold.
+    The interval is the delete-one-fold jackknife of the log odds of a selection to have the label
+    (``stats/jackknife.py``). For rare labels log odds are log lift up to a constant; for common ones they keep the
+    share below 1. It is NaN where all selections with the label, or all without, come from one fold.
 
     p is twice the smaller tail of the label's selections among permutations, ties and the observed labels counted in
     both tails, as in ``scipy.stats.permutation_test``. The upper tail, naively, for integer ``total [entry]``:

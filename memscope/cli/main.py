@@ -1,8 +1,8 @@
 """The command line: every command parses, calls one function and prints its result.
 
 Results go to standard output, progress and messages to standard error. Exit status 0, or 2 with one line for bad
-input, or 130 and 143 when stopped (``base/stop.py``). Heavy imports happen inside the commands, so that ``--help`` answers
-at once.
+input, or 130 and 143 when stopped (``base/stop.py``). Heavy imports happen inside the commands, so that ``--help``
+answers at once.
 """
 
 import os

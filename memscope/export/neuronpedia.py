@@ -7,7 +7,8 @@
     exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
     exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   what it started as and fires on
 
-A source is a memory layer, a feature an entry that the layer selected; ``export/neuronpedia_rows.py`` has what is on a line.
+A source is a memory layer, a feature an entry that the layer selected; ``export/neuronpedia_rows.py`` has what is on a
+line.
 """
 
 import gzip

@@ -1,1 +1,1 @@
-"""Questions about a recording, answered as tables. Command line, app, reports and exports ask here. No torch."""
+"""Questions about a recording, answered as tables, for command line, app, reports and exports. No torch."""

@@ -26,7 +26,8 @@ class EntryCard(NamedTuple):
 
     entry: int
     title: str | None
-    """What it fires on most often, where it fires most (``census/firing/fires_on.py``); none for an entry never selected."""
+    """What it fires on most often, where it fires most (``census/firing/fires_on.py``); none for an entry never
+    selected."""
     words: str | None
     """Words that set it apart, by TF-IDF; none where it fires in no word more than once."""
     sentence: str | None

@@ -1,1 +1,1 @@
-"""From a model and text to recorded rows: a corpus, a prompt, a run's checkpoints. The format on disk is in ``recording``."""
+"""From a model and text to recorded rows: of a corpus, a prompt, checkpoints. The format is in ``recording``."""

@@ -1,1 +1,1 @@
-"""The format of a recording on disk: names, parts, rows, checks. ``record`` makes recordings, ``query`` asks them. No torch."""
+"""The format of a recording on disk: names, parts, rows, checks. ``record`` makes it, ``query`` asks it."""

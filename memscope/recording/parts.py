@@ -4,7 +4,8 @@
     recording/tokens/part-000000.parquet     token-major: one row per token; rows are numbered through all parts
     recording/selections/part-000000.parquet entry-major: one row per selection, sorted by layer, entry and token
     recording/documents.parquet              doc, title, group, first_row, rows
-    recording/usage.parquet ...              aggregates (census/aggregate.py, census/firing/firing.py, census/neighbours.py, record/decode.py)
+    recording/usage.parquet ...              aggregates (census/aggregate.py, census/firing/firing.py,
+    census/neighbours.py, record/decode.py)
 
 A token-major row is ``doc pos token predicted loss`` and for every memory layer l ``l{l}_indices``, ``l{l}_gate``,
 ``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per gate head); with a

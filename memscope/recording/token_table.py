@@ -1,4 +1,5 @@
-"""Token-major rows as tables: one shape for what was recorded (``query/recording.py``) and what is traced live (``record/trace.py``)."""
+"""Token-major rows as tables: one shape for what was recorded (``query/recording.py``) and what is traced live
+(``record/trace.py``)."""
 
 from typing import NamedTuple
 

@@ -5,10 +5,11 @@
 An anomaly needs both an effect worth naming and, where chance could make one, a p-value that survives correction for
 everything looked at: in a recording without any effect the chance of a single false one is at most ``error_rate``. No
 effect means that the gate is blind to text and to what else it selects, and usage to labels. Entries may be used as
-unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts (``census/anomalies/looks.py``).
+unevenly as they like, tokens follow Zipf's law, documents differ in length, selections come in bursts
+(``census/anomalies/looks.py``).
 
-The census writes what has the effect (``census/anomalies/entries.py``, ``census/anomalies/pairs.py``); here the rest is added and the
-error rate applied. ``testing/anomalies.py`` plants each kind, so that each is known to be found.
+The census writes what has the effect (``census/anomalies/entries.py``, ``census/anomalies/pairs.py``); here the rest is
+added and the error rate applied. ``testing/anomalies.py`` plants each kind, so that each is known to be found.
 """
 
 from typing import NamedTuple
@@ -83,8 +84,9 @@ def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.D
     ``negative``    share of its tokens at which the read weight is negative       looks: binomial, by the layer's
     ``everywhere``  share of all tokens that select it                             none: p = 0
     ``uniform``     exp(entropy) of read shares / their number, mean over tokens   none: p = 0
-    ``preference``  lift                                                           labels shuffled (census/preference.py)
-    ==============  =============================================================  =================================
+    ``preference``  lift                                                           labels shuffled
+    (census/preference.py) ==============  =============================================================
+    =================================
     """
     counted = recording.sql("SELECT * FROM anomalies")
     titles = recording.documents["title"]

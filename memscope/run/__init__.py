@@ -1,1 +1,1 @@
-"""A run on disk and a model that is loaded from it: checkpoints, starts of entries, hooks. How it was trained is in ``train``."""
+"""A run on disk and the model loaded from it: checkpoints, starts of entries, hooks. Training is in ``train``."""

@@ -6,8 +6,8 @@ Pooled (``knowledge_length`` 1): an entry is the mean over its sentence's tokens
 sentence's token i; slots past its end hold the pad token. Entries without a sentence stay random. Everything needed
 to say later where an entry came from is saved with the run: ``bank_init.parquet`` (sentence, triples, token ids per
 entry) and ``bank_init.safetensors`` (initial entries, table, projection). Where entries may be revived in training, the
-sentences that initialise none, in the order in which they are used, are in ``bank_spare.parquet``; ``run/provenance.py``
-says where the entries of a loaded model started.
+sentences that initialise none, in the order in which they are used, are in ``bank_spare.parquet``;
+``run/provenance.py`` says where the entries of a loaded model started.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@
     run/checkpoints/step-00000100/model.safetensors  optimizer.safetensors  state.json
 
 A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model. The hashes of
-a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``base/seals.py``); runs of earlier
-versions, which have none, load unchecked.
+a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``base/seals.py``); runs of
+earlier versions, which have none, load unchecked.
 """
 
 import os

@@ -4,8 +4,8 @@
     start_entries(run)    # the starts themselves, [N, L, D]
 
 ``bank_init.*`` of a run stay what step 0 was. What a model says of its revived entries is in its own file
-(``model/entry_starts.py``), their sentences in ``bank_spare.parquet``; the vectors are made anew from both, as training made
-them. So whichever checkpoint is loaded, its own starts are found.
+(``model/entry_starts.py``), their sentences in ``bank_spare.parquet``; the vectors are made anew from both, as training
+made them. So whichever checkpoint is loaded, its own starts are found.
 """
 
 import numpy as np

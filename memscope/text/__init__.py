@@ -1,1 +1,1 @@
-"""Text that comes in: corpora, sentences, facts and the tokenizer. Text that goes out is in ``report`` and ``export``."""
+"""Text that comes in: corpora, sentences, facts, the tokenizer. Text that goes out is in ``report``, ``export``."""

@@ -1,1 +1,1 @@
-"""Training: the loop, the optimiser, many processes, evaluation. The model itself is in ``model``, its folder in ``run``."""
+"""Training: the loop, the optimiser, many processes, evaluation. The model is in ``model``, its folder in ``run``."""

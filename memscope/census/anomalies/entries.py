@@ -3,8 +3,9 @@
     found = pd.concat(layer_anomalies(recording, info, layer, text) for layer in info.layers)
 
 An entry is looked at as the set of tokens that select it: two gate heads, or two slots, that select it for one token
-count once. ``report/anomalies.py`` says which kinds there are; here each is first named by its effect, over all tokens, and
-then gets the chance of that effect at its looks (``census/anomalies/looks.py``), times everything that the kind looked at.
+count once. ``report/anomalies.py`` says which kinds there are; here each is first named by its effect, over all tokens,
+and then gets the chance of that effect at its looks (``census/anomalies/looks.py``), times everything that the kind
+looked at.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Loops over the tokens that select an entry, compiled by numba; ``census/anomalies/entries.py`` says what they are for."""
+"""Loops over the tokens that select an entry, compiled by numba; ``census/anomalies/entries.py`` says what they are
+for."""
 
 from typing import Any, NamedTuple, no_type_check
 

@@ -3,7 +3,8 @@
     contexts.parquet   layer entry kind rank row gate read   sorted by layer and entry
     firing.parquet     one row per used (layer, entry): what it fires on, documents, position, deciles of gate scores,
                        typical tokens
-    titles.parquet     entry title firings words             the tokens it fires on most often (census/firing/fires_on.py), and the
+    titles.parquet     entry title firings words             the tokens it fires on most often
+    (census/firing/fires_on.py), and the
                                                              words that set it apart, by TF-IDF
 
 A layer's entries are taken in blocks of at most ``BLOCK`` selections. What every row is about stays in memory: 36 bytes

@@ -1,4 +1,5 @@
-"""Loops over the selections of single entries, compiled by numba; ``census/firing/firing.py`` says what they are for."""
+"""Loops over the selections of single entries, compiled by numba; ``census/firing/firing.py`` says what they are
+for."""
 
 from typing import Any, NamedTuple, no_type_check
 

@@ -1,1 +1,1 @@
-"""Fast ways to compute what a PyTorch reference says, and the references. Layers that call them are one folder up."""
+"""Fast ways to compute what a PyTorch reference says, beside the reference. Layers that call them are in ``model``."""

@@ -1,9 +1,11 @@
-"""What differs between two recordings, as numbers and tables; ``report/compare/comparison.py`` puts them into words and figures.
+"""What differs between two recordings, as numbers and tables; ``report/compare/comparison.py`` puts them into words and
+figures.
 
     changes = find_changes(Recording("recordings/early"), Recording("recordings/late"))
     changes.layers, changes.switched
 
-Measures and their yardsticks are those of ``stats/stability.py``; both recordings are asked through the query layer only.
+Measures and their yardsticks are those of ``stats/stability.py``; both recordings are asked through the query layer
+only.
 """
 
 from collections.abc import Iterator

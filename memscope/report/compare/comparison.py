@@ -2,9 +2,9 @@
 
     memscope report recordings/early --against recordings/late --out reports/change
 
-writes ``compare.html`` and ``compare.md`` (``report/document.py``), ``compare.json`` with its schema (``report/schema.py``),
-tables as CSV and Parquet, and the figures. A is the first recording, B the one that ``--against`` names; a change is
-B - A.
+writes ``compare.html`` and ``compare.md`` (``report/document.py``), ``compare.json`` with its schema
+(``report/schema.py``), tables as CSV and Parquet, and the figures. A is the first recording, B the one that
+``--against`` names; a change is B - A.
 """
 
 from collections.abc import Iterator
