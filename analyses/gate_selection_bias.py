@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
+from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.report.plots.style import legend, panel
-from memscope.report.words import span
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import usage_metrics
 

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from study import batches, command_line, run_script, sample_windows, save
 from torch import Tensor
 
+from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.report.plots.style import layer_colors, layer_legend, legend, panels
-from memscope.report.words import span
 from memscope.run.capture import LayerCapture, capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 

@@ -9,7 +9,7 @@ import streamlit as st
 from app import outside
 from app.address import View
 from memscope.base.errors import InputError
-from memscope.report.words import visible
+from memscope.base.words import visible
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change

@@ -6,10 +6,10 @@ import streamlit as st
 
 from app import address, columns, figures, outside, state
 from app.components import context_view, decoding_view
+from memscope.base.words import visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
-from memscope.report.words import visible
 from memscope.stats.usage import HOT_FACTOR
 
 KINDS = {"top": "Highest gate scores", "quantile": "Middles of the fifths of its gate scores, highest first"}

@@ -7,7 +7,7 @@ from app import address, figures, outside, state
 from app.components import context_view
 from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.query.recording import Recording
-from memscope.recording.parts import INFO
+from memscope.recording.info import INFO
 from memscope.report.health import telling_entry
 from memscope.report.words import shared_by
 

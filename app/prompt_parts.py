@@ -10,13 +10,13 @@ import streamlit as st
 from app import columns, outside, state
 from app.address import View
 from app.components import token_view
+from memscope.base.words import visible
 from memscope.query.catalog import find_documents
 from memscope.query.fired import predicted_token, shared_by_layer, shared_selections
 from memscope.query.recording import Recording
 from memscope.query.token_measures import MEASURES, layer_measure, over_layers
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 from memscope.recording.token_table import Trace
-from memscope.report.words import visible
 
 TITLES = 300
 """Documents that the box of titles offers at once."""

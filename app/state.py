@@ -25,7 +25,7 @@ from memscope.query.catalog import find_recordings as find
 from memscope.query.catalog import open_recording, trouble
 from memscope.query.read_sample import ReadSample, read_sample
 from memscope.query.recording import Recording
-from memscope.recording.parts import INFO
+from memscope.recording.info import INFO
 from memscope.recording.token_table import Trace
 
 RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from memscope.base.runtime import keep_freed_memory
-from memscope.config.load import ModelConfig, load_config
+from memscope.config.load import load_config
+from memscope.config.model import ModelConfig
 from memscope.model.attention import causal_attention, fused_attention
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

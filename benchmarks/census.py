@@ -26,7 +26,7 @@ from memscope.base.runtime import peak_rss_bytes
 from memscope.census.aggregate import write_census
 from memscope.census.firing.firing import write_firing
 from memscope.census.neighbours import write_neighbours
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 from memscope.stats.usage import usage_metrics
 
 

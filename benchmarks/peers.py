@@ -19,8 +19,9 @@ from product_key_memory import PKM
 from torch import Tensor, nn
 
 from memscope.base.runtime import keep_freed_memory
-from memscope.config.load import MemoryConfig
-from memscope.model.memory import MemoryBank, MemoryLayer
+from memscope.config.memory import MemoryConfig
+from memscope.model.bank import MemoryBank
+from memscope.model.layer import MemoryLayer
 from memscope.train.optimizer import LazyAdamW
 
 HEADS, SELECTED, KEY = 4, 8, 128

@@ -23,7 +23,7 @@ from synthetic import write_recording, zipf_shares
 from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.census.aggregate import write_aggregates
 from memscope.query.recording import Recording
-from memscope.recording.parts import RecordingInfo, write_info
+from memscope.recording.info import RecordingInfo, write_info
 
 CONTEXTS = 25
 

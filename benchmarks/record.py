@@ -27,7 +27,7 @@ from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
 from memscope.config.load import Config, load_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.record.loop import plan_parts, record_parts
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 from memscope.text.corpus import PackedCorpus, document_windows
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "experiment_1_4_1.yaml"

@@ -10,7 +10,8 @@ from tokenizers.models import WordLevel
 
 from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.record.rows import round_scores
-from memscope.recording.parts import RecordingInfo, write_info, write_part
+from memscope.recording.info import RecordingInfo, write_info
+from memscope.recording.parts import write_part
 from memscope.recording.token_rows import TokenRows
 
 VOCAB, WINDOW, K, LAYERS = 6400, 512, 8, 8

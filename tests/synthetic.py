@@ -8,8 +8,8 @@ import numpy as np
 
 from memscope.record.rows import round_scores
 from memscope.recording.aggregates import list_files
+from memscope.recording.info import RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import read_part
-from memscope.recording.parts import RecordingInfo, read_info, write_info
 from memscope.recording.token_rows import TokenRows
 from memscope.testing.recordings import SPECIAL, cut_rows, make_info, write_recording, write_tokenizer
 

@@ -16,7 +16,7 @@ from memscope.base.parquet import read_parquet
 from memscope.census.aggregate import count_layer, token_frequency, write_aggregates, write_census
 from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
 from memscope.census.strata import Strata, divide
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
 
@@ -186,7 +186,7 @@ def recording(rows: TokenRows, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def info(recording: Path) -> RecordingInfo:
-    from memscope.recording.parts import read_info
+    from memscope.recording.info import read_info
 
     return read_info(recording)
 

@@ -22,7 +22,7 @@ from memscope.query import map_points
 from memscope.query.map_points import inside, unit_places
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.recording.parts import read_info, write_info
+from memscope.recording.info import read_info, write_info
 from memscope.report.anomalies import anomalies_in_words
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing.anomalies import plant_anomalies

@@ -18,7 +18,7 @@ import app
 from app import report_file
 from memscope.base.seals import SEAL, write_sealed
 from memscope.query.catalog import find_recordings, recordings_table
-from memscope.recording.parts import INFO
+from memscope.recording.info import INFO
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PAGES = ("overview", "prompts", "entries", "map", "gate_bias", "reading", "facts", "what_if", "compare")

@@ -14,7 +14,7 @@ from memscope.base.seals import write_sealed
 from memscope.config.load import dump_config
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.recording.parts import FORMAT_VERSION, INFO, read_info, write_info
+from memscope.recording.info import FORMAT_VERSION, INFO, read_info, write_info
 from memscope.run.checkpoint import LoadedRun
 
 Cli = Callable[..., CliResult]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memscope.config.load import Config, MemoryConfig, load_config
+from memscope.config.load import Config, load_config
+from memscope.config.memory import MemoryConfig
 from memscope.model import gate as gate_module
 from memscope.model.balance import Balance
 from memscope.model.gate import MemoryGate, QueryNorm

@@ -8,7 +8,7 @@ import pytest
 
 from memscope.query.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
 from memscope.query.recording import Recording
-from memscope.recording.parts import read_info, write_info
+from memscope.recording.info import read_info, write_info
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from memscope.base.errors import InputError
 from memscope.base.files import sha256_file
-from memscope.config.load import TrainConfig
+from memscope.config.training import TrainConfig
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.checkpoint import (
     MODEL,

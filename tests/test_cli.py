@@ -18,8 +18,9 @@ from conftest import CliResult, tiny_config
 from memscope.base.seals import read_sealed
 from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config
+from memscope.recording.info import read_info
 from memscope.recording.part_reader import read_part
-from memscope.recording.parts import finished_parts, read_info
+from memscope.recording.parts import finished_parts
 from memscope.run.checkpoint import LoadedRun
 from memscope.train.evaluate import evaluate
 

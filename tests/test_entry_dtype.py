@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from memscope.base.errors import InputError
 from memscope.config.load import Config, load_config
-from memscope.model.memory import MemoryBank
+from memscope.model.bank import MemoryBank
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer

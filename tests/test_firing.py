@@ -17,7 +17,7 @@ from memscope.census.firing import firing
 from memscope.census.firing.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
 from memscope.census.firing.kernels import sort_keys
 from memscope.census.firing.row_words import words_of_rows
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.text.tokenizer import Tokenizer
 

@@ -18,8 +18,8 @@ from memscope.base.seals import hashes, read_sealed, write_sealed
 from memscope.config.load import dump_config
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.recording.info import read_info
 from memscope.recording.part_reader import SelectionReader, read_part
-from memscope.recording.parts import read_info
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
 from memscope.run.metrics_log import read_metrics
 from memscope.run.provenance import start_entries, start_table

@@ -6,7 +6,8 @@ from test_native import CONFIG, SIZES
 from torch import Tensor
 
 from memscope.config.load import load_config
-from memscope.model.memory import MemoryBank, MemoryLayer
+from memscope.model.bank import MemoryBank
+from memscope.model.layer import MemoryLayer
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 

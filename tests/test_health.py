@@ -10,7 +10,7 @@ from synthetic import relist
 
 from memscope.base.files import read_json, write_json
 from memscope.query.recording import Recording
-from memscope.recording.parts import read_info, write_info
+from memscope.recording.info import read_info, write_info
 from memscope.report.findings import find_choice
 from memscope.report.health import Flag, health, short_number, short_percent, telling_entry
 

@@ -19,7 +19,7 @@ from memscope.base.files import atomic_path
 from memscope.base.lock import LOCK, one_maker, one_writer
 from memscope.config.load import dump_config
 from memscope.record.loop import RecordOptions, record
-from memscope.recording.parts import read_info
+from memscope.recording.info import read_info
 from memscope.text import corpus
 from memscope.text.corpus import pack_corpus
 from memscope.text.tokenizer import Tokenizer

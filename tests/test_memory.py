@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memscope.config.load import MemoryConfig
+from memscope.config.memory import MemoryConfig
+from memscope.model.bank import MemoryBank
 from memscope.model.gate import MemoryGate
-from memscope.model.memory import CrossAttentionMemory, MemoryBank, MemoryLayer
+from memscope.model.layer import MemoryLayer
 from memscope.model.ops.sparse_read import GatheredSlots
+from memscope.model.read import CrossAttentionMemory
 
 DIM = 24
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
-from memscope.config.load import Config, ModelConfig, validate_config
+from memscope.config.load import Config, validate_config
+from memscope.config.model import ModelConfig
 from memscope.model.transformer import Attention, KVCache, MemoryTransformer, next_token_loss
 
 

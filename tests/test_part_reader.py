@@ -16,16 +16,9 @@ from memscope.base.files import sha256_file, write_json
 from memscope.base.parquet import fixed_lists, matrix, read_parquet
 from memscope.base.seals import write_sealed
 from memscope.census.aggregate import write_aggregates
+from memscope.recording.info import Part, RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import SelectionReader, read_columns, read_part, read_rows
-from memscope.recording.parts import (
-    Part,
-    RecordingInfo,
-    read_info,
-    selections_path,
-    token_schema,
-    tokens_path,
-    write_info,
-)
+from memscope.recording.parts import selections_path, token_schema, tokens_path
 
 Change = Callable[[pa.Table], pa.Table]
 

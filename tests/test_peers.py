@@ -7,8 +7,9 @@ from PEER_pytorch import PEER
 from product_key_memory import PKM
 from torch import Tensor, nn
 
-from memscope.config.load import MemoryConfig
-from memscope.model.memory import MemoryBank, MemoryLayer
+from memscope.config.memory import MemoryConfig
+from memscope.model.bank import MemoryBank
+from memscope.model.layer import MemoryLayer
 
 DIM, HEADS, SIDE, KEY = 32, 4, 8, 6
 

@@ -19,11 +19,11 @@ from app.outside import printable_frame
 from memscope.base.errors import InputError
 from memscope.base.files import csv_text, read_json, write_json
 from memscope.base.printable import one_line, printable, printable_json, printable_values
+from memscope.base.words import visible
 from memscope.report.document import escape_markdown, shown
 from memscope.report.plots.bias import class_divergence, preference_forest
 from memscope.report.plots.compare import predicate_changes
 from memscope.report.plots.style import plain_label
-from memscope.report.words import visible
 
 Cli = Callable[..., CliResult]
 ROOT = Path(__file__).parents[1]

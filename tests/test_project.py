@@ -33,8 +33,8 @@ from memscope.bank_map.spaces import (
     usage_profiles,
 )
 from memscope.base.errors import InputError
+from memscope.recording.info import read_info, write_info
 from memscope.recording.part_reader import read_part
-from memscope.recording.parts import read_info, write_info
 from memscope.report.plots import map as map_plot
 from memscope.report.plots.map import NOT_TRUSTED, bank_map
 from memscope.run.checkpoint import LoadedRun

@@ -24,8 +24,9 @@ from memscope.census import aggregate as aggregate_module
 from memscope.query.recording import Recording
 from memscope.record import loop as record_module
 from memscope.record.loop import RecordOptions, plan_parts, record
+from memscope.recording.info import read_info
 from memscope.recording.part_reader import SelectionReader
-from memscope.recording.parts import finished_parts, read_info
+from memscope.recording.parts import finished_parts
 from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows

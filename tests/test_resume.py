@@ -17,7 +17,7 @@ from conftest import tiny_config
 from memscope.base.errors import InputError
 from memscope.config.load import Config
 from memscope.record.loop import RecordOptions, record
-from memscope.recording.parts import read_info
+from memscope.recording.info import read_info
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train

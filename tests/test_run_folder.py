@@ -12,7 +12,7 @@ from conftest import CliResult, tiny_config
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.config.load import Config, dump_config
-from memscope.config.sections import TrainConfig
+from memscope.config.training import TrainConfig
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.folder import MAY_CHANGE, START, check_run_folder
 from memscope.run.metrics_log import read_metrics

@@ -17,7 +17,7 @@ import pytest
 from app.server import HEADERS
 from memscope.base.errors import InputError
 from memscope.cli.serve import allowed_hosts, check_address, check_recordings, serve_app, server_options
-from memscope.recording.parts import read_info, write_info
+from memscope.recording.info import read_info, write_info
 
 
 def free_port() -> int:

@@ -13,19 +13,15 @@ from memscope.base.files import write_json
 from memscope.base.parquet import read_parquet
 from memscope.recording import part_reader
 from memscope.recording import parts as store
+from memscope.recording.info import FORMAT_VERSION, Part, RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import SelectionReader, read_part, read_rows
 from memscope.recording.parts import (
-    FORMAT_VERSION,
-    Part,
-    RecordingInfo,
     TokenRows,
     drop_progress,
     finished_parts,
     part_bytes,
-    read_info,
     selections_path,
     tokens_path,
-    write_info,
     write_part,
     write_progress,
 )

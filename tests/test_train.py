@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memscope.base.errors import InputError
-from memscope.config.load import Config, TrainConfig
+from memscope.config.load import Config
+from memscope.config.training import TrainConfig
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
 from memscope.run import folder as run_folder

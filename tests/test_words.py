@@ -2,7 +2,7 @@
 
 import pytest
 
-from memscope.report.words import visible
+from memscope.base.words import visible
 
 
 @pytest.mark.parametrize(

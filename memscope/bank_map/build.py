@@ -23,7 +23,7 @@ from memscope.bank_map.spaces import SPACES, Space, make_space
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
-from memscope.recording.parts import RecordingInfo, read_info
+from memscope.recording.info import RecordingInfo, read_info
 from memscope.run.checkpoint import LoadedRun
 
 BEST = "best"

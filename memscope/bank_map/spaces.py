@@ -27,8 +27,8 @@ from memscope.bank_map.layout import MIN_ENTRIES
 from memscope.bank_map.names import text_weights
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo
 from memscope.run.checkpoint import LoadedRun
 
 SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")

@@ -24,7 +24,7 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
 from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
-from memscope.recording.parts import read_info
+from memscope.recording.info import read_info
 from memscope.run.capture import WindowPass, run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval, ratio_interval

@@ -24,7 +24,7 @@ from scipy import sparse
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet, write_table
 from memscope.base.seals import hashes, read_vouching, write_sealed
-from memscope.config.sections import reachable_entries
+from memscope.config.memory import reachable_entries
 from memscope.stats.jackknife import ratio_interval
 from memscope.stats.usage import UNREAD_SHARE
 

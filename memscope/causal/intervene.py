@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
+from memscope.model.bank import MemoryBank
 from memscope.model.gate import Selection
-from memscope.model.memory import MemoryBank
 from memscope.model.ops.sparse_read import GatheredSlots
 from memscope.model.transformer import Block, MemoryTransformer
 

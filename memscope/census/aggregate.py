@@ -35,8 +35,8 @@ from memscope.census.summaries import (
     reading_statistics,
 )
 from memscope.recording.aggregates import check_sources, list_files
+from memscope.recording.info import RecordingInfo, write_info
 from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo, write_info
 from memscope.text.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(

@@ -21,8 +21,8 @@ from numba import njit
 from memscope.base.parquet import read_parquet
 from memscope.base.threads import in_threads
 from memscope.census.strata import Strata
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns
-from memscope.recording.parts import RecordingInfo
 from memscope.recording.row_columns import disk_array, pieces, row_columns
 from memscope.stats.jackknife import Jackknife
 

@@ -20,8 +20,8 @@ from memscope.base.parquet import TableWriter, matrix
 from memscope.base.threads import in_threads
 from memscope.census.anomalies.looks import first_indices, row_text, stretch_length
 from memscope.census.anomalies.pairs import N_APART, CoSelection, most_frequent_apart, pair_anomalies
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo
 
 N_NEIGHBOURS = 10
 MIN_TOGETHER = 5

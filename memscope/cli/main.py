@@ -189,7 +189,7 @@ def record(
         raise InputError(f"{run}: an FFN baseline has no memory to record")
     check_no_run(out)
     with one_writer(out):
-        from memscope.base.runtime import keep_freed_memory, peak_rss_bytes
+        from memscope.base.runtime import keep_freed_memory, peak_rss_bytes, processes
         from memscope.record.loop import RecordOptions
         from memscope.record.loop import record as run_recording
         from memscope.recording.parts import part_bytes
@@ -199,7 +199,12 @@ def record(
         if checkpoints == "all":
             from memscope.record.checkpoints import record_checkpoints
 
-            print_json({"history": str(record_checkpoints(run, corpus, out, options, device))})
+            recorded = record_checkpoints(run, corpus, out, options, device)
+            if processes().is_main:
+                from memscope.query.recording import Recording
+                from memscope.report.compare.history import write_history
+
+                print_json({"history": str(write_history([Recording(path) for path in recorded], out))})
             return
         info = run_recording(load(run, device), corpus, out, options)
     if info is None:  # under torchrun the main process speaks for all
@@ -221,7 +226,7 @@ def record(
 def census(recording: RecordingArgument) -> None:
     """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
     from memscope.census.aggregate import write_aggregates
-    from memscope.recording.parts import read_info
+    from memscope.recording.info import read_info
 
     info = read_info(recording)
     if not info.parts:

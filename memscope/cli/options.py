@@ -41,7 +41,7 @@ def check(
         InputError: it is not, or the recording is of another model than the run holds now.
     """
     from memscope.base.files import expect_file, sha256_file
-    from memscope.recording.parts import read_info
+    from memscope.recording.info import read_info
     from memscope.run.folder import MODEL, check_run
 
     config = check_run(run)

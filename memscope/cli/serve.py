@@ -17,7 +17,7 @@ import psutil
 import memscope
 from memscope.base.errors import InputError
 from memscope.base.stop import hold_signals
-from memscope.recording.parts import INFO, read_info
+from memscope.recording.info import INFO, read_info
 
 RECORDINGS = "MEMSCOPE_RECORDINGS"
 """Environment variable with what the app opens: a recording, or a folder of recordings."""

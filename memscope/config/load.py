@@ -15,17 +15,11 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from memscope.base.errors import InputError
-from memscope.config.sections import (
-    BlockKind,
-    DataConfig,
-    MemoryConfig,
-    ModelConfig,
-    Section,
-    TrainConfig,
-    reachable_entries,
-)
-
-__all__ = ["BlockKind", "Config", "DataConfig", "MemoryConfig", "ModelConfig", "TrainConfig", "load_config"]
+from memscope.config.data import DataConfig
+from memscope.config.memory import MemoryConfig, reachable_entries
+from memscope.config.model import ModelConfig
+from memscope.config.section import Section
+from memscope.config.training import TrainConfig
 
 
 class Config(Section):

@@ -22,10 +22,11 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
 from memscope.base.printable import printable
+from memscope.base.words import visible
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
 from memscope.report.document import shown
-from memscope.report.words import model_name, selections, visible
+from memscope.report.words import model_name, selections
 
 TOP_CONTEXTS = 8
 """Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
@@ -246,7 +247,7 @@ def _grouped(frame: pd.DataFrame, keys: list[str]) -> dict[tuple[int, ...], list
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("memscope"),
+        loader=jinja2.PackageLoader("memscope.export"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

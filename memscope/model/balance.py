@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memscope.config.load import MemoryConfig
+from memscope.config.memory import MemoryConfig
 
 
 class Balance(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from memscope.config.load import MemoryConfig
+from memscope.config.memory import MemoryConfig
 from memscope.model.balance import Balance
 from memscope.model.ops.fused import RMSNorm
 from memscope.model.ops.native import native_for

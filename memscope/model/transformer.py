@@ -21,12 +21,14 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from memscope.config.load import Config, ModelConfig
+from memscope.config.load import Config
+from memscope.config.model import ModelConfig
 from memscope.model.attention import attention_pattern, causal_attention, repeat_heads
 from memscope.model.balance import Balance
+from memscope.model.bank import MemoryBank, OpenBank
 from memscope.model.bigrams import BigramTable
 from memscope.model.gate import gate_keys
-from memscope.model.memory import MemoryBank, MemoryLayer, OpenBank
+from memscope.model.layer import MemoryLayer
 from memscope.model.ops.fused import RMSNorm
 
 Rotation = Complex[Tensor, "pos half_head_dim"]

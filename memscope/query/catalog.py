@@ -16,7 +16,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import read_json
 from memscope.query.recording import Recording
 from memscope.recording.aggregates import check_census
-from memscope.recording.parts import AGGREGATES, INFO, RecordingInfo, read_info
+from memscope.recording.info import AGGREGATES, INFO, RecordingInfo, read_info
 
 DEPTH = 3
 """Folders below the given one in which recordings are found."""

@@ -5,15 +5,13 @@ Files of a recording are sorted by entry within a layer, so each question opens 
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-
-if TYPE_CHECKING:
-    from memscope.query.recording import Recording
+from memscope.query.tables import RecordingTables
 
 _CHUNK = 1024
 FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"
@@ -47,7 +45,7 @@ class EntryCard(NamedTuple):
     """``layer count gate_sum read_sum read_signed_sum share`` for every memory layer; share of its selections."""
 
 
-def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]:
+def cards(recording: RecordingTables, entries: Iterable[int]) -> Iterator[EntryCard]:
     """Cards of entries, in the order asked."""
     asked = [_known(recording, entry) for entry in entries]
     for start in range(0, len(asked), _CHUNK):
@@ -65,7 +63,7 @@ def cards(recording: "Recording", entries: Iterable[int]) -> Iterator[EntryCard]
             )
 
 
-def contexts(recording: "Recording", entries: Iterable[int], before: int, after: int) -> pd.DataFrame:
+def contexts(recording: RecordingTables, entries: Iterable[int], before: int, after: int) -> pd.DataFrame:
     """Contexts of entries with the text around them."""
     found = recording.rows_of("contexts", entries)
     found = found.astype({"kind": str, "gate": np.float32, "read": np.float32})  # pandas cannot group float16
@@ -75,7 +73,7 @@ def contexts(recording: "Recording", entries: Iterable[int], before: int, after:
     return pd.concat([found, around], axis=1)
 
 
-def firing(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
+def firing(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
     """What entries fire on, tokens as texts."""
     found = recording.rows_of("firing", entries).sort_values(["entry", "layer"], ignore_index=True)
     for kind in _KINDS:
@@ -87,7 +85,7 @@ def firing(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
     return found
 
 
-def neighbours(recording: "Recording", entries: Iterable[int]) -> pd.DataFrame:
+def neighbours(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
     """Entries that are selected together with some entries, with sentence and title."""
     found = recording.rows_of("neighbours", entries).sort_values(["entry", "layer", "rank"], ignore_index=True)
     others = found["other"].unique().tolist()
@@ -117,7 +115,7 @@ def _escape_like(word: str) -> str:
 
 
 def _card(
-    recording: "Recording",
+    recording: RecordingTables,
     entry: int,
     fires_on: tuple[Any, Any],
     bank: pd.Series,
@@ -159,13 +157,13 @@ def _card(
     )
 
 
-def _known(recording: "Recording", entry: int) -> int:
+def _known(recording: RecordingTables, entry: int) -> int:
     if not 0 <= entry < recording.info.knowledge_num:
         raise InputError(f"entry {entry} does not exist; entries are 0 to {recording.info.knowledge_num - 1}")
     return int(entry)
 
 
-def _around(recording: "Recording", rows: list[int], before: int, after: int) -> pd.DataFrame:
+def _around(recording: RecordingTables, rows: list[int], before: int, after: int) -> pd.DataFrame:
     """Document, position and surrounding text of rows; text before the window that the model saw is left out."""
     documents = recording.documents
     docs = np.searchsorted(documents["first_row"].to_numpy(), rows, side="right") - 1
@@ -187,7 +185,7 @@ def _around(recording: "Recording", rows: list[int], before: int, after: int) ->
     return pd.concat([place, pd.DataFrame(texts, columns=["before", "token", "after"])], axis=1)
 
 
-def _texts(recording: "Recording", ids: Iterable[Any]) -> list[str]:
+def _texts(recording: RecordingTables, ids: Iterable[Any]) -> list[str]:
     return [recording.tokenizer.token_texts[int(i)] for i in ids]
 
 

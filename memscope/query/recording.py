@@ -10,10 +10,8 @@ The command line, the app and the report ask here and nowhere else.
 import glob
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pandas as pd
 
@@ -24,48 +22,23 @@ from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
-from memscope.recording.aggregates import check_census, check_recording
-from memscope.recording.lookup import EntryTable
-from memscope.recording.part_reader import SelectionReader, read_columns, read_rows
-from memscope.recording.parts import RecordingInfo, read_info, whole_tokens
+from memscope.query.tables import RecordingTables
+from memscope.recording.aggregates import check_census
+from memscope.recording.part_reader import SelectionReader, read_rows
+from memscope.recording.parts import whole_tokens
 from memscope.recording.token_table import Trace, make_trace
 from memscope.run.metrics_log import read_metrics
-from memscope.text.tokenizer import Tokenizer
 
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}
-_VIEWS = {"usage": "usage", "bias": "bias", "contexts": "contexts", "firing": "firing", "neighbours": "neighbours"}
-_VIEWS |= {"titles": "titles", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
-_VIEWS["anomalies"] = "anomalies"
 
 
-class Recording:
+class Recording(RecordingTables):
     """A finished recording, read-only.
 
     Raises:
         InputError: not a recording, or one that is not finished.
     """
-
-    def __init__(self, path: Path | str):
-        self.path = path = Path(path)
-        self.info: RecordingInfo = read_info(path)
-        if not self.info.complete:
-            raise InputError(
-                f"{path}: this recording is unfinished ({self.info.rows:,} of {self.info.total_tokens:,} tokens); "
-                "run the same 'memscope record' command again to complete it"
-            )
-        self._tables: dict[str, EntryTable] = {}
-        self._db = duckdb.connect()
-        check_recording(path, self.info)
-        for view, file in _VIEWS.items():
-            source = path / f"{file}.parquet"
-            quoted = glob.escape(str(source)).replace("'", "''")  # DuckDB reads [ and * in a path as a pattern
-            self._run(self._db, f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}')", [])
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return Tokenizer.load(self.path / "tokenizer.json")
 
     @cached_property
     def census(self) -> dict[str, Any]:
@@ -278,11 +251,6 @@ class Recording:
         folds[:, axis, table["entry"].to_numpy()] = counts.T
         return folds
 
-    @cached_property
-    def documents(self) -> pd.DataFrame:
-        """Recorded documents: ``doc title first_row rows``."""
-        return self.sql("SELECT * FROM docs ORDER BY doc")
-
     def trace(self, doc: int, first: int = 0, count: int = 256) -> Trace:
         """A stretch of a recorded document, token by token.
 
@@ -298,33 +266,9 @@ class Recording:
         rows = read_rows(self.path, self.info, int(place["first_row"]) + first, count)
         return make_trace(rows, self.info.layers, self.tokenizer)
 
-    def rows_of(self, view: str, entries: Iterable[int], columns: list[str] | None = None) -> pd.DataFrame:
-        """Rows of some entries in one of the views that have a column ``entry``: a look-up, not a scan."""
-        if view not in self._tables:
-            self._tables[view] = EntryTable(self.path / f"{_VIEWS[view]}.parquet")
-        return self._tables[view].rows(entries, columns)
-
     @cached_property
     def _selections(self) -> SelectionReader:
         return SelectionReader(self.path, self.info)
-
-    @cached_property
-    def token_ids(self) -> np.ndarray:
-        """Token ids of all rows: two bytes a token, read once for the texts of contexts."""
-        parts = (read_columns(self.path, self.info, part, ["token"]) for part in self.info.parts)
-        return np.concatenate([part["token"].to_numpy() for part in parts])
-
-    def sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
-        """Answer SQL on ``usage bias contexts firing neighbours anomalies titles decodings bank docs``."""
-        # A cursor per question: one recording serves many threads.
-        frame: pd.DataFrame = self._run(self._db.cursor(), query, values or []).df()
-        return frame
-
-    def _run(self, cursor: Any, query: str, values: list[Any]) -> Any:
-        try:
-            return cursor.execute(query, values)
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            raise InputError(f"{self.path}: damaged ({str(error).splitlines()[0]}); record again") from error
 
 
 _ENTRY_NUMBERS = """

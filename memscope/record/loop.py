@@ -28,19 +28,8 @@ from memscope.model.transformer import MemoryTransformer
 from memscope.record.decode import write_decodings
 from memscope.record.rows import RowCollector
 from memscope.recording.aggregates import check_files, list_files
-from memscope.recording.parts import (
-    AGGREGATES,
-    COPIES,
-    INFO,
-    Part,
-    RecordingInfo,
-    drop_progress,
-    finished_parts,
-    read_info,
-    write_info,
-    write_part,
-    write_progress,
-)
+from memscope.recording.info import AGGREGATES, COPIES, INFO, Part, RecordingInfo, read_info, write_info
+from memscope.recording.parts import drop_progress, finished_parts, write_part, write_progress
 from memscope.run.bank_init import PARQUET
 from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun

@@ -15,14 +15,8 @@ import pyarrow.parquet as pq
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, open_parquet, read_parquet
-from memscope.recording.parts import (
-    SELECTION_SCHEMA,
-    Part,
-    RecordingInfo,
-    token_schema,
-    whole_selections,
-    whole_tokens,
-)
+from memscope.recording.info import Part, RecordingInfo
+from memscope.recording.parts import SELECTION_SCHEMA, token_schema, whole_selections, whole_tokens
 from memscope.recording.token_rows import TokenRows, from_table
 
 _HALF_INFINITY = 0x7C00

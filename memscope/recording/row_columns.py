@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo
 
 PIECE = 1 << 20
 """Rows that are worked on at once."""

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import poisson
 
+from memscope.base.words import visible
 from memscope.query.recording import Recording
-from memscope.report.words import visible
 
 ERROR_RATE = 0.05
 """Chance of a single false anomaly in a recording without any effect."""

@@ -164,7 +164,7 @@ def escape_markdown(text: str) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("memscope"),
+        loader=jinja2.PackageLoader("memscope.report"),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.base.words import plural, span
 from memscope.query.recording import Recording
-from memscope.recording.parts import RecordingInfo
-from memscope.report.words import plural, selections, span
+from memscope.recording.info import RecordingInfo
+from memscope.report.words import selections
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
 
 _NAMED = 3

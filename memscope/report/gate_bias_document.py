@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from memscope.base.words import plural
 from memscope.query.recording import Recording
 from memscope.report.anomaly_table import METHOD, anomaly_table
 from memscope.report.document import Column, Context, Document, EntryNote, ReportFigure, ReportTable, make_table
@@ -11,7 +12,7 @@ from memscope.report.facts import fact_figures, fact_findings, fact_tables
 from memscope.report.findings import Finding, find_choice
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots
-from memscope.report.words import plural, selections, shared_by
+from memscope.report.words import selections, shared_by
 
 _SHOWN_ENTRIES = 20
 _SHOWN_CONTEXTS = 3

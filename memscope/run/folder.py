@@ -13,14 +13,13 @@ from memscope.base.errors import InputError
 from memscope.base.files import expect_file, read_json, sha256_file, write_json
 from memscope.base.seals import check_listed
 from memscope.config.load import Config, load_config
+from memscope.recording.info import INFO
 from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
 ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
 """What a run is, and what its entries started from."""
-INFO = "recording.json"
-"""What a recording has and a run has not."""
 MAY_CHANGE = frozenset(
     {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
     | {f"train.{kind}_interval" for kind in ("log", "eval", "save", "sample", "profile")}

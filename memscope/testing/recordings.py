@@ -23,7 +23,8 @@ from memscope.base.files import write_text
 from memscope.base.parquet import write_table
 from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
-from memscope.recording.parts import RecordingInfo, write_info, write_part
+from memscope.recording.info import RecordingInfo, write_info
+from memscope.recording.parts import write_part
 from memscope.recording.token_rows import TokenRows
 
 SPECIAL = ("<pad>", "<s>", "</s>")

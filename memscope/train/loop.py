@@ -23,7 +23,8 @@ from memscope.base.files import write_text
 from memscope.base.lock import one_writer
 from memscope.base.runtime import autocast, peak_rss_bytes, pick_device
 from memscope.base.seals import LIST, write_sealed
-from memscope.config.load import Config, TrainConfig, dump_config
+from memscope.config.load import Config, dump_config
+from memscope.config.training import TrainConfig
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.bank_init import FreshStarts

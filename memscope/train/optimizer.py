@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from memscope.base.runtime import gather_rows, in_huge_pages
-from memscope.config.load import TrainConfig
+from memscope.config.training import TrainConfig
 from memscope.model.ops.native import native_for
 from memscope.model.transformer import MemoryTransformer
 

@@ -26,7 +26,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from memscope.base.errors import InputError
 from memscope.base.runtime import pick_device
-from memscope.config.load import Config, TrainConfig
+from memscope.config.load import Config
+from memscope.config.training import TrainConfig
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.checkpoint import TrainingState
 from memscope.train.optimizer import average_sparse_gradients, clip_gradients, make_optimizer

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.config.load import TrainConfig
+from memscope.config.training import TrainConfig
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.checkpoint import TrainingState
 from memscope.train.optimizer import make_optimizer

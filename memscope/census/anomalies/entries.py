@@ -25,8 +25,8 @@ from memscope.census.anomalies.kernels import (
     sum_evenness,
 )
 from memscope.census.anomalies.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns
-from memscope.recording.parts import RecordingInfo
 from memscope.stats.usage import UNREAD_SHARE
 from memscope.text.tokenizer import Tokenizer
 

@@ -18,8 +18,8 @@ from numba import njit
 from scipy.stats import binom
 
 from memscope.base.parquet import matrix, read_parquet
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
-from memscope.recording.parts import RecordingInfo
 from memscope.recording.row_columns import disk_array, pieces, row_columns
 
 SHORTEST = 8

@@ -11,7 +11,7 @@ import pandas as pd
 from numba import njit
 
 from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, upper_tail
-from memscope.recording.parts import RecordingInfo
+from memscope.recording.info import RecordingInfo
 
 MIN_PAIR = 20
 """Tokens that select both of two duplicates, or would select both of two exclusive entries by chance, at least."""

@@ -20,8 +20,8 @@ from numba import njit
 from scipy.stats import binom
 
 from memscope.base.parquet import fixed_lists
+from memscope.base.words import visible
 from memscope.recording.row_columns import distinct_pairs, tally
-from memscope.report.words import visible
 
 SHOWN = 3
 """Tokens that a headline names."""

@@ -27,8 +27,8 @@ from memscope.base.threads import in_threads
 from memscope.census.firing.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.census.firing.kernels import best_of_rows, describe_entries, sort_keys
 from memscope.census.firing.row_words import RowWords, words_of_rows
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns
-from memscope.recording.parts import RecordingInfo
 from memscope.recording.row_columns import disk_array, pieces, row_columns, tally
 from memscope.text.tokenizer import Tokenizer
 

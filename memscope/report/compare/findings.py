@@ -1,10 +1,11 @@
 """A comparison of two recordings in words, each sentence with its numbers and what other text alone would show."""
 
+from memscope.base.words import plural, span
 from memscope.query.recording import Recording
 from memscope.report.compare.changes import Changes
 from memscope.report.compare.schema import LayerLikeness
 from memscope.report.findings import Finding, few_documents
-from memscope.report.words import plural, selections, span
+from memscope.report.words import selections
 from memscope.stats.stability import LIVELY
 
 

@@ -1,0 +1,70 @@
+"""The section ``model``: the shape of the decoder."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from memscope.config.section import Section
+
+BlockKind = Literal["memory", "ffn", "both"]
+
+
+class ModelConfig(Section):
+    """Shape of the decoder. The defaults with ``block: ffn`` are the founding experiment's baseline."""
+
+    vocab_size: int = Field(6400, gt=3)
+    """Number of token ids; must be the tokenizer's largest id and one more."""
+    dim: int = Field(512, gt=0)
+    """Width of the residual stream."""
+    n_layers: int = Field(8, gt=0)
+    """Number of blocks."""
+    n_heads: int = Field(32, gt=0)
+    """Query heads of self-attention; divides ``dim``."""
+    n_kv_heads: int = Field(8, gt=0)
+    """Key/value heads of self-attention (grouped-query attention, arXiv 2305.13245); divides ``n_heads``."""
+    max_seq_len: int = Field(512, gt=1)
+    """Longest sequence in tokens; also the training window."""
+    block: BlockKind | tuple[BlockKind, ...] = "memory"
+    """What follows attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU) or ``both`` side by
+    side; one for all layers or one per layer."""
+    hidden_dim: int = Field(0, ge=0)
+    """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
+    bigram_rows: int = Field(0, ge=0)
+    """Rows of a table that is looked up by a hash of a token and the one before, and added to the token's embedding
+    (after Engram, arXiv 2601.07372): the rival of a memory that looks up bigrams. 0 = none."""
+    rope_theta: float = Field(1e6, gt=0)
+    """Base of the rotary position embedding (arXiv 2104.09864)."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of RMSNorm (arXiv 1910.07467)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.dim % self.n_heads:
+            raise ValueError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"dim / n_heads = {self.head_dim} must be even for rotary embeddings")
+        if not isinstance(self.block, str) and len(self.block) != self.n_layers:
+            raise ValueError(f"block lists {len(self.block)} kinds for n_layers={self.n_layers}")
+        return self
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.n_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of the SwiGLU after derivation."""
+        return self.hidden_dim or 64 * -(-(8 * self.dim // 3) // 64)
+
+    @property
+    def blocks(self) -> tuple[BlockKind, ...]:
+        """Kind of every block, first layer first."""
+        return (self.block,) * self.n_layers if isinstance(self.block, str) else self.block
+
+    @property
+    def memory_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that read the bank."""
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind != "ffn")
