@@ -63,7 +63,7 @@ def say_what_is_wrong() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        from app.overview_parts import all_recordings
+        from app.parts.overview import all_recordings
 
         st.error("This recording cannot be opened.", icon=":material/error:")
         outside.code(str(error), language=None, wrap_lines=True)
@@ -168,7 +168,7 @@ def show_figure(
     """Draw a figure for the reader's theme, as wide as its column.
 
     Args:
-        draw: one of ``memscope.report.plots.usage`` or ``app.figures``.
+        draw: one of ``memscope.report.plots.usage`` or ``app.parts.figures``.
         arguments: what it draws; called only when the figure is not in the cache.
         by: what the arguments depend on besides the open recording.
         alt: what the figure shows, for those who do not see it.

@@ -15,7 +15,7 @@ from app_folder import make_folder
 from streamlit.testing.v1 import AppTest
 
 import app
-from app import report_file
+from app.parts import report_file
 from memscope.base.seals import SEAL, write_sealed
 from memscope.query.catalog import find_recordings, recordings_table
 from memscope.recording.info import INFO

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from conftest import CliResult
 
-from app import figures
 from app.outside import printable_frame
+from app.parts import figures
 from memscope.base.errors import InputError
 from memscope.base.files import csv_text, read_json, write_json
 from memscope.base.printable import one_line, printable, printable_json, printable_values

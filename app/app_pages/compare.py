@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import address, columns, compare_parts, figures, outside, state
+from app import address, outside, state
 from app.address import choice, integer, words
+from app.parts import columns, compare, figures
 from memscope.report.compare.pairs import paired_metrics
 
 PARTS = ("metrics", "entries", "prompt")
@@ -37,8 +38,8 @@ left.segmented_control(
     "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 right.selectbox("B: compare with", names, **view.widget("with"))
-b = compare_parts.open_other(name)
-compare_parts.sides(a, b, st.session_state["_recording"], name)
+b = compare.open_other(name)
+compare.sides(a, b, st.session_state["_recording"], name)
 
 if part == "metrics":
     state.show_figure(
@@ -49,16 +50,16 @@ if part == "metrics":
     )
     d = " and ".join(f"{r.info.rows * r.info.selected:,}" for r in (a, b))
     st.caption(f"Blue dots A, orange squares B, per layer; D = {d} selections a layer.")
-    compare_parts.metric_table(a, b)
+    compare.metric_table(a, b)
     st.caption(f"Beside each metric of A and B the change, B - A. D = {d} selections a layer.")
-    compare_parts.likeness(a, b, name)
+    compare.likeness(a, b, name)
 
 elif part == "entries":
     if a.info.knowledge_num != b.info.knowledge_num:
         st.info("The banks have different sizes, so their entries cannot be compared one by one.")
         st.stop()
     st.segmented_control("Layer", [ALL, *info.layers], required=True, **view.widget("layer"))
-    table = compare_parts.changed(a, b, name, None if layer == ALL else layer)
+    table = compare.changed(a, b, name, None if layer == ALL else layer)
     st.session_state["_changed"] = table["entry"].tolist()
 
     def open_row() -> None:
@@ -74,7 +75,7 @@ elif part == "entries":
         on_select=open_row,
         selection_mode="single-row",
         column_order=["entry", "count_a", "count_b", "share_a", "share_b", "change", "drift_a", "drift_b", "sentence"],
-        column_config=columns.ENTRY | compare_parts.CHANGE_CONFIG,
+        column_config=columns.ENTRY | compare.CHANGE_CONFIG,
         alt="Entries whose share of selections differs most",
     )
     st.caption(
@@ -84,4 +85,4 @@ elif part == "entries":
     )
 
 else:
-    compare_parts.same_prompt(view, a, b, name, text, token)
+    compare.same_prompt(view, a, b, name, text, token)

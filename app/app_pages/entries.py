@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import address, columns, entry_view, outside, state
+from app import address, outside, state
 from app.address import choice, integer, words
+from app.parts import columns, entry_view
 from memscope.query.bank_table import FIELDS, SORTS, STATES, entry_rows
 from memscope.stats.usage import HOT_FACTOR
 

@@ -3,8 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from app import address, anomaly_parts, bias_parts, columns, figures, outside, state
+from app import address, outside, state
 from app.address import choice, several
+from app.parts import anomalies, bias, columns, figures
 from memscope.report.plots import usage as plots
 
 WEIGHTINGS = {"count": "by_count", "gate score": "by_gate_score", "read weight": "by_read_weight"}
@@ -22,7 +23,7 @@ name = view.field("by", choice(list(WEIGHTINGS), name="weighting"))
 layers = view.field("layers", several(info.layers, "layer"))
 layer = view.field("layer", choice(info.layers, name="layer"))
 drawn = view.field("drawn", choice(DRAWN, name="way to draw"))
-value = view.field("value", choice(list(bias_parts.VALUES), name="value"))
+value = view.field("value", choice(list(bias.VALUES), name="value"))
 view.write()
 layers = layers or list(info.layers)
 weighting = WEIGHTINGS[name]
@@ -102,19 +103,19 @@ if part == "concentration":
         st.subheader("Entries that hold 50, 90 and 99%")
         state.show_figure(plots.top_mass, lambda: (metrics,), by, alt="Entries that hold 50, 90 and 99% of usage")
         st.caption(f"How few entries carry half, 90% and 99% of a layer's usage, beside all that it can select. {d}")
-    bias_parts.most_used(view, recording, layer, weighting, name, d)
+    bias.most_used(view, recording, layer, weighting, name, d)
 
 if part == "preferences":
-    bias_parts.preferences(view, recording, layer, d)
+    bias.preferences(view, recording, layer, d)
 
 if part == "profiles":
-    bias_parts.profiles(view, recording, value, d)
+    bias.profiles(view, recording, value, d)
 
 if part == "layers":
-    bias_parts.overlap(recording, d)
+    bias.overlap(recording, d)
 
 if part == "anomalies":
-    anomaly_parts.anomalies(view, recording)
+    anomalies.anomalies(view, recording)
 
 if part == "report":
-    bias_parts.report(recording)
+    bias.report(recording)

@@ -3,9 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, outside, state
+from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components import scatter, tip
+from app.parts import columns
 from memscope.query.bank_table import entry_rows
 from memscope.query.map_points import COLORS, DENSE, inside
 from memscope.report.plots.map import NOT_TRUSTED, choice_in_words

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import address, columns, outside, overview_parts, state
+from app import address, outside, state
 from app.address import choice
+from app.parts import columns, overview
 from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.report.plots import usage as plots
@@ -26,17 +27,17 @@ part = view.field("part", choice(PARTS, name="part"))
 view.write()
 
 with st.container(horizontal=True):
-    overview_parts.number("Recorded tokens", f"{info.rows:,}", "Tokens of the corpus that went through the model.")
-    overview_parts.number("Selections (D)", f"{per_layer * len(info.layers):,}", "One token, layer and entry each.")
-    overview_parts.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
-    overview_parts.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
-    overview_parts.number("Loss on this corpus", f"{recording.census['loss']:.3f}", "Nats per token.")
+    overview.number("Recorded tokens", f"{info.rows:,}", "Tokens of the corpus that went through the model.")
+    overview.number("Selections (D)", f"{per_layer * len(info.layers):,}", "One token, layer and entry each.")
+    overview.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
+    overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
+    overview.number("Loss on this corpus", f"{recording.census['loss']:.3f}", "Nats per token.")
 
 st.segmented_control(
     "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 if part == "health":
-    overview_parts.example(recording)
+    overview.example(recording)
     st.subheader("Is the memory healthy?")
     left, right = st.columns(2, gap="medium")
     for number, flag in enumerate(state.answer(health)):
@@ -66,7 +67,7 @@ if part == "health":
     )
 
 elif part == "model":
-    overview_parts.model_card(recording)
+    overview.model_card(recording)
 
 elif part == "training":
     curve = recording.training_curve()
@@ -79,7 +80,7 @@ elif part == "training":
         "Left: loss on training batches and on validation documents. Right: how many entries the validation tokens "
         "selected at least once; a line that falls means that the gate forgets entries."
     )
-    overview_parts.gate_over_time(curve)
+    overview.gate_over_time(curve)
 
 else:
-    overview_parts.all_recordings()
+    overview.all_recordings()

@@ -3,9 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from app import address, live, outside, prompt_parts, state
+from app import address, live, outside, state
 from app.address import choice, integer, words
 from app.components import fired_view, layer_grid, token_view
+from app.parts import prompts
 from memscope.base.errors import InputError
 from memscope.query.fired import fired_entries, recorded_slots
 from memscope.query.token_measures import MEASURES, layer_measure, over_layers
@@ -60,13 +61,13 @@ if measure == "one entry":
 
 predictions, slots = None, None
 if source == DOCUMENT:
-    token = prompt_parts.document_controls(view, recording, doc, token, WINDOW, start_over)
+    token = prompts.document_controls(view, recording, doc, token, WINDOW, start_over)
     part = token // WINDOW
     trace = state.trace_document(doc, part * WINDOW, WINDOW)
     slots = recorded_slots(recording, doc, token)
 else:
     live.expect_text()
-    texts = prompt_parts.text_form(view, two=source == TWO)
+    texts = prompts.text_form(view, two=source == TWO)
     view.write()
     if not all(texts):
         st.caption("Type a text: the recorded model reads it, and you see the entries that fire on every token.")
@@ -84,7 +85,7 @@ view.write()
 
 drift = state.numbers()["drift"].to_numpy()
 if source == TWO:
-    prompt_parts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, drift, pick)
+    prompts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, drift, pick)
     st.stop()
 
 shown = measure if measure != "loss" else "gate entropy"
@@ -108,11 +109,11 @@ layer_grid(
 )
 st.caption("One column a token, one row a layer; brighter is more. Click a cell to go to that token and layer.")
 
-prompt_parts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
+prompts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
 fired = fired_entries(recording, trace, token, slots)
 fired_view(fired, layer, lit if measure == "one entry" else None, key="fired", on_act=act)
 st.caption(
     f"The entries that token {token} selected in each layer, most read first: {info.selected} a layer. Orange bars "
     "compare gate scores, blue ones what the attention read, each with the largest of the layer; a read weight may be "
-    "negative. Filled tokens stand in the init sentence, outlined ones are new." + prompt_parts.slots_note(info, slots)
+    "negative. Filled tokens stand in the init sentence, outlined ones are new." + prompts.slots_note(info, slots)
 )

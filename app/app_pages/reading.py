@@ -3,8 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from app import address, columns, figures, outside, state
+from app import address, outside, state
 from app.address import choice
+from app.parts import columns, figures
 from memscope.query.read_sample import head_shares, unread_entries
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots

@@ -5,10 +5,11 @@ from functools import partial
 import numpy as np
 import streamlit as st
 
-from app import address, causal_parts, outside, state
+from app import address, outside, state
 from app.address import choice, integer, several, words
 from app.components import token_view
 from app.live import changed_contexts, compare_typed, expect_text
+from app.parts import causal
 from memscope.base.errors import InputError
 
 recording = state.recording()
@@ -16,7 +17,7 @@ info = recording.info
 
 st.title("What if")
 view = address.View("what_if")
-kind = view.field("change", choice(list(causal_parts.KINDS), name="change"))
+kind = view.field("change", choice(list(causal.KINDS), name="change"))
 view.field("entries", words())
 layers = view.field("layers", several(info.layers, name="layer"))
 view.field("amount", words("1"))
@@ -28,18 +29,18 @@ expect_text()
 
 st.segmented_control(
     "Change",
-    list(causal_parts.KINDS),
+    list(causal.KINDS),
     required=True,
-    format_func=causal_parts.KINDS.__getitem__,
+    format_func=causal.KINDS.__getitem__,
     **view.widget("change"),
 )
-causal_parts.change_form(view, kind, info.layers)
-st.caption(causal_parts.MEANINGS[kind])
+causal.change_form(view, kind, info.layers)
+st.caption(causal.MEANINGS[kind])
 if not text:
     st.caption("Type a text and say what to change: the recorded model reads it as it is and with the change.")
     st.stop()
 try:
-    change = causal_parts.read_change(view, kind, info.layers)
+    change = causal.read_change(view, kind, info.layers)
     compared = compare_typed(text, change)
 except InputError as error:
     st.warning("This cannot be done.", icon=":material/warning:")
@@ -65,8 +66,8 @@ for place, name in zip(st.columns(2, gap="medium"), ("before", "after"), strict=
             label=f"Tokens {name}",
             on_click=partial(pick, f"tokens_{name}"),
         )
-causal_parts.token_change(compared, token)
-causal_parts.token_table(compared)
+causal.token_change(compared, token)
+causal.token_table(compared)
 st.caption(
     "Deeper blue is more; before and after have their own scales. Loss is that of the next token. KL: how far the "
     "distribution of the next token moved. Both in nats."
@@ -85,7 +86,7 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
         "One text: no interval." if np.isnan(loss.low) else f"95% {loss.low:+.4f} to {loss.high:+.4f}, by document."
     )
     st.metric("Loss", f"{loss.estimate:+.4f} nats per token", help=spread)
-    causal_parts.context_table(changed.contexts)
+    causal.context_table(changed.contexts)
     st.caption(
         f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in the windows that select the "
         "entries most often. Loss is their mean change; 95% intervals are over documents. One entry alone says little: "

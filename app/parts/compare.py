@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, live, outside, state
+from app import live, outside, state
 from app.address import View
 from app.components import token_view
+from app.parts import columns
 from memscope.base.errors import InputError
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording

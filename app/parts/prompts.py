@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import columns, outside, state
+from app import outside, state
 from app.address import View
 from app.components import token_view
+from app.parts import columns
 from memscope.base.words import visible
 from memscope.query.catalog import find_documents
 from memscope.query.fired import predicted_token, shared_by_layer, shared_selections

@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import address, columns, figures, outside, state
+from app import address, outside, state
 from app.address import View, choice
-from app.report_file import make_report, report_file
+from app.parts import columns, figures
+from app.parts.report_file import make_report, report_file
 from memscope.query.recording import Recording
 from memscope.report.plots import bias as bias_plots
 

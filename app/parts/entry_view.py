@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import address, columns, figures, outside, state
+from app import address, outside, state
 from app.components import context_view, decoding_view
+from app.parts import columns, figures
 from memscope.base.words import visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
