@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 import app
 from app import address
-from app.components import color_levels, color_range
+from app.components.component import color_levels, color_range
 from app.parts import report_file
 from memscope.base.seals import read_sealed, write_sealed
 from memscope.query import map_points
@@ -170,7 +170,7 @@ def test_words_that_were_read_are_shown_or_the_way_to_them_is(
 
 
 def test_many_documents_are_found_by_title_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prompts, "TITLES", 2)
+    monkeypatch.setattr("app.parts.prompts.TITLES", 2)
     test = open_page("prompts")
     test.text_input(key="title").input("5").run()
     offered = test.selectbox(key="prompts.doc").options
@@ -354,7 +354,7 @@ def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.Monkey
     test.get_by_key("gate_bias.kind").set_value("exclusive").run()
     [row] = test.dataframe[0].value.itertuples()
     assert row.text.startswith("takes turns with entry") and asked(test, "kind") == "exclusive"
-    monkeypatch.setattr(anomalies, "anomalies_in_words", lambda _: every[:0])
+    monkeypatch.setattr("app.parts.anomalies.anomalies_in_words", lambda _: every[:0])
     st.cache_data.clear()
     none = open_page("gate_bias", recording="planted", part="anomalies")
     assert not none.exception and none.success[0].value.startswith("Nothing stands out")

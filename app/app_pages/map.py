@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
-from app.components import scatter, tip
+from app.components.scatter import scatter, tip
 from app.parts import columns
 from memscope.query.bank_table import entry_rows
 from memscope.query.map_points import COLORS, DENSE, inside

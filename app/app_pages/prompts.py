@@ -5,7 +5,9 @@ import streamlit as st
 
 from app import address, live, outside, state
 from app.address import choice, integer, words
-from app.components import fired_view, layer_grid, token_view
+from app.components.fired import fired_view
+from app.components.grid import layer_grid
+from app.components.tokens import token_view
 from app.parts import prompts
 from memscope.base.errors import InputError
 from memscope.query.fired import fired_entries, recorded_slots

@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, several, words
-from app.components import token_view
+from app.components.tokens import token_view
 from app.live import changed_contexts, compare_typed, expect_text
 from app.parts import causal
 from memscope.base.errors import InputError

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import live, outside, state
 from app.address import View
-from app.components import token_view
+from app.components.tokens import token_view
 from app.parts import columns
 from memscope.base.errors import InputError
 from memscope.query.fired import shared_by_layer, shared_selections

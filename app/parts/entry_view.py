@@ -5,7 +5,8 @@ import pandas as pd
 import streamlit as st
 
 from app import address, outside, state
-from app.components import context_view, decoding_view
+from app.components.contexts import context_view
+from app.components.decoding import decoding_view
 from app.parts import columns, figures
 from memscope.base.words import visible
 from memscope.query.bank_table import words_of

@@ -4,7 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from app import address, outside, state
-from app.components import context_view
+from app.components.contexts import context_view
 from app.parts import figures
 from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.query.recording import Recording

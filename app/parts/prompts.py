@@ -9,7 +9,7 @@ import streamlit as st
 
 from app import outside, state
 from app.address import View
-from app.components import token_view
+from app.components.tokens import token_view
 from app.parts import columns
 from memscope.base.words import visible
 from memscope.query.catalog import find_documents

@@ -1,0 +1,44 @@
+"""The map: points to hover, click and lasso, and the text of a point."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from app.components.component import make_component
+
+_SCATTER = make_component(
+    "scatter",
+    """
+<div class="box map"><div class="bar"><button class="lasso" type="button" aria-pressed="false">Lasso</button>
+<button class="home" type="button">Whole map</button>
+<button class="closer" type="button" aria-label="Zoom in">+</button>
+<button class="wider" type="button" aria-label="Zoom out">&minus;</button></div>
+<div class="key"></div><div class="tip"></div><div class="stage"><canvas role="img"></canvas></div></div>
+""",
+    Path(__file__).parents[1] / "vendor" / "regl-scatterplot.js",
+)
+_TIP = make_component("tip", "\n<output aria-live='polite'></output>\n<!-- a sentence -->\n")
+
+
+def scatter(
+    points: bytes,
+    *,
+    key: str,
+    on_hover: Callable[[], None],
+    on_click: Callable[[], None],
+    on_lasso: Callable[[], None],
+) -> None:
+    """Show a map of points.
+
+    Args:
+        points: ``map_points.pack_points``.
+        key: name of the widget; what happened is in ``st.session_state[key]``.
+        on_hover: called when the pointer rests on a point: ``hovered`` is its entry.
+        on_click: called when a point is clicked: ``clicked`` is its entry.
+        on_lasso: called when a lasso is closed: ``lassoed`` has its corners, in thousandths.
+    """
+    _SCATTER(data=points, key=key, on_hovered_change=on_hover, on_clicked_change=on_click, on_lassoed_change=on_lasso)
+
+
+def tip(entry: int, text: str, *, key: str) -> None:
+    """Hand the text of a hovered point to the map."""
+    _TIP(data={"entry": entry, "text": text}, key=key)
