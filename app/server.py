@@ -1,15 +1,16 @@
 """The app's web server: Streamlit's, with a guard in front that lets pages of other sites neither in nor around it."""
 
+import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import App
-
-from memscope.cli.serve import server_options
 
 # Streamlit's own scripts make functions out of text, its components run from blobs; nothing comes from another site.
 POLICY = (
@@ -24,6 +25,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 class Guard:
@@ -61,3 +63,34 @@ def serve(host: str, port: int) -> None:
     """Serve the app until a signal comes."""
     script = Path(__file__).with_name("streamlit_app.py")
     App(script, middleware=[Middleware(Guard)]).run(config=server_options(host, port))
+
+
+def server_options(host: str, port: int) -> dict[str, Any]:
+    """Streamlit's options for serving the app to this machine alone, unless ``host`` says otherwise.
+
+    They win over any Streamlit config file of the user.
+    """
+    return {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": True,  # no browser is opened, no e-mail address asked for
+        "server.fileWatcherType": "none",
+        "server.enableCORS": True,
+        "server.enableXsrfProtection": True,
+        "server.enableAgentApi": False,
+        "server.allowedHosts": allowed_hosts(host),
+        "browser.gatherUsageStats": False,
+        "client.showErrorDetails": "none",  # what went wrong is for the terminal
+        "client.toolbarMode": "viewer",
+        "logger.hideWelcomeMessage": True,
+        "logger.level": "warning",
+    }
+
+
+def allowed_hosts(host: str) -> list[str]:
+    """Names under which browsers may ask for the page; any other is refused, against DNS rebinding."""
+    names = ["localhost", "127.0.0.1", host]
+    if host in _ANY_ADDRESS:
+        names += [socket.gethostname(), socket.getfqdn()]
+        names += [address.address for card in psutil.net_if_addrs().values() for address in card]
+    return list(dict.fromkeys(name for name in names if name not in _ANY_ADDRESS))

@@ -19,10 +19,9 @@ from app import address, outside
 from memscope.base.errors import InputError
 from memscope.base.files import csv_text
 from memscope.base.printable import printable
-from memscope.cli.serve import RECORDINGS
 from memscope.query import bank_table, map_points
+from memscope.query.catalog import RECORDINGS, open_recording, trouble
 from memscope.query.catalog import find_recordings as find
-from memscope.query.catalog import open_recording, trouble
 from memscope.query.read_sample import ReadSample, read_sample
 from memscope.query.recording import Recording
 from memscope.recording.info import INFO

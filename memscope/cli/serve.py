@@ -10,17 +10,13 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 import memscope
 from memscope.base.errors import InputError
 from memscope.base.stop import hold_signals
+from memscope.query.catalog import RECORDINGS
 from memscope.recording.info import INFO, read_info
 
-RECORDINGS = "MEMSCOPE_RECORDINGS"
-"""Environment variable with what the app opens: a recording, or a folder of recordings."""
 _ANY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -89,34 +85,3 @@ def check_address(host: str, port: int) -> None:
             if error.errno == errno.EADDRINUSE:
                 raise InputError(f"--port {port}: in use on {host}; choose another, like --port {port + 1}") from error
             raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from error
-
-
-def server_options(host: str, port: int) -> dict[str, Any]:
-    """Streamlit's options for serving the app to this machine alone, unless ``host`` says otherwise.
-
-    They win over any Streamlit config file of the user.
-    """
-    return {
-        "server.address": host,
-        "server.port": port,
-        "server.headless": True,  # no browser is opened, no e-mail address asked for
-        "server.fileWatcherType": "none",
-        "server.enableCORS": True,
-        "server.enableXsrfProtection": True,
-        "server.enableAgentApi": False,
-        "server.allowedHosts": allowed_hosts(host),
-        "browser.gatherUsageStats": False,
-        "client.showErrorDetails": "none",  # what went wrong is for the terminal
-        "client.toolbarMode": "viewer",
-        "logger.hideWelcomeMessage": True,
-        "logger.level": "warning",
-    }
-
-
-def allowed_hosts(host: str) -> list[str]:
-    """Names under which browsers may ask for the page; any other is refused, against DNS rebinding."""
-    names = ["localhost", "127.0.0.1", host]
-    if host in _ANY_ADDRESS:
-        names += [socket.gethostname(), socket.getfqdn()]
-        names += [address.address for card in psutil.net_if_addrs().values() for address in card]
-    return list(dict.fromkeys(name for name in names if name not in _ANY_ADDRESS))

@@ -18,6 +18,8 @@ from memscope.query.recording import Recording
 from memscope.recording.aggregates import check_census
 from memscope.recording.info import AGGREGATES, INFO, RecordingInfo, read_info
 
+RECORDINGS = "MEMSCOPE_RECORDINGS"
+"""Environment variable with what the app opens: a recording, or a folder of recordings."""
 DEPTH = 3
 """Folders below the given one in which recordings are found."""
 

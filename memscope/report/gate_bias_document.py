@@ -14,9 +14,7 @@ from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots
 from memscope.report.words import selections, shared_by
 
-_SHOWN_ENTRIES = 20
-_SHOWN_CONTEXTS = 3
-_SHOWN_PREFERENCES = 20
+_SHOWN_ENTRIES, _SHOWN_CONTEXTS, _SHOWN_PREFERENCES = 20, 3, 20
 
 _EVENNESS = {
     "layer": Column("Layer", ",d"),
@@ -97,8 +95,7 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         )
     return Document(
         title="Gate-bias report",
-        subtitle="Which entries of the memory bank the gate selects, how evenly, toward what, "
-        "and what the attention reads of them.",
+        subtitle="Which entries the gate selects, how evenly, toward what, and what the attention reads of them.",
         facts=facts,
         findings=[*findings, *fact_findings(recording.path)],
         figures=[*_figures(recording), *fact_figures(recording.path)],
@@ -114,8 +111,8 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
             "figures/": "the figures as PNG and SVG",
         },
         entries=_entry_notes(recording),
-        entries_caption="Nearest tokens are measured in the space the bank was initialised in; marked ones stand in "
-        "the init sentence. In contexts the firing token is marked; gate scores are of that selection.",
+        entries_caption="Nearest tokens are measured in the space that the bank started in; marked ones stand in the "
+        "init sentence. In contexts the firing token is marked; gate scores are of that selection.",
     )
 
 
@@ -284,7 +281,7 @@ def _in_words(preferences: pd.DataFrame) -> pd.DataFrame:
 
 def _loss(recording: Recording) -> str:
     error = recording.census["layers"][0]["reading"].get("loss_se")
-    return f"{recording.census['loss']:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    return f"{recording.census['loss']:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _entry_notes(recording: Recording) -> list[EntryNote]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from app_browser import ARGUMENTS, CHROMIUM, check, menu, served, settle, visit, watched_tab
-from app_folder import HOSTILE_CLUSTER, make_folder
 
 from memscope.query.recording import Recording
+from tests.app_folder import HOSTILE_CLUSTER, make_folder
+from tests.browser.app_browser import ARGUMENTS, CHROMIUM, check, menu, served, settle, visit, watched_tab
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [

@@ -1,0 +1,125 @@
+"""The pages on interventions and facts, run without a browser on a small recording."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import app
+from memscope.causal.fact_tables import write_audit
+from memscope.causal.facts import audit_facts
+from memscope.query.recording import Recording
+from memscope.run.checkpoint import LoadedRun
+from memscope.text.fact_files import read_facts
+from tests.causal.test_facts import write_facts
+
+FRAME = Path(app.__file__).parent / "streamlit_app.py"
+TEXT = "Ada Holm was born in Aston ."
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_run: LoadedRun, tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recording twice: ``asked`` with an audit of facts, ``tiny`` without."""
+    import shutil
+
+    place = tmp_path_factory.mktemp("causal") / "recordings"
+    shutil.copytree(tiny_recording_path, place / "tiny")
+    shutil.copytree(tiny_recording_path, place / "asked")
+    facts = read_facts(write_facts(tiny_run.path, place / "facts.jsonl"))
+    write_audit(audit_facts(tiny_run, facts), place / "asked")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the app there
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_what_the_app_opened() -> Iterator[None]:
+    yield
+    st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+def open_page(name: str, recording: str = "tiny", **values: object) -> AppTest:
+    test = AppTest.from_file(str(FRAME), default_timeout=120)
+    test.query_params["recording"] = recording
+    test.run()
+    test.switch_page(f"app_pages/{name}.py")
+    for key, value in values.items():
+        test.query_params[key] = str(value)
+    return test.run()
+
+
+def popular(recording: Recording) -> int:
+    return int(recording.entries(sort="count", limit=1)["entry"].iloc[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "entries", "more"),
+    [
+        ("ablate", "{e}", {}),
+        ("zero", "{e}, 3", {}),
+        ("force", "5", {"amount": "2.5"}),
+        ("swap", "{e},7", {"layers": "1"}),
+        ("rewrite", "{e}", {"sentence": "Bo Lind works as a farmer in Calder ."}),
+        ("scale", "", {"amount": "0"}),
+    ],
+)
+def test_every_change_is_shown_before_and_after(
+    kind: str, entries: str, more: dict[str, str], tiny_recording: Recording
+) -> None:
+    named = {"entries": entries.format(e=popular(tiny_recording))} if entries else {}
+    test = open_page("what_if", change=kind, text=TEXT, **named, **more)
+    assert not test.exception
+    assert [one.value for one in test.subheader][:2] == ["Before", "After"]
+    table = test.dataframe[0].value
+    assert table["text"].iloc[0] == "<|im_start|>"
+    assert table["kl"].max() > 0
+    assert (table["loss_before"] != table["loss_after"]).any()
+
+
+def test_contexts_that_change_most_are_listed_on_demand(tiny_recording: Recording) -> None:
+    test = open_page("what_if", entries=popular(tiny_recording), text=TEXT)
+    assert len(test.dataframe) == 1
+    test.toggle(key="what_if.contexts").set_value(True).run()
+    assert not test.exception
+    shown = test.dataframe[1].value
+    assert shown["kl"].is_monotonic_decreasing and shown["kl"].iloc[0] > 0
+    assert any(metric.label == "Loss" for metric in test.metric)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"entries": "9999"}, "entry 9999 is not in the bank"),
+        ({"entries": "one"}, "expected numbers"),
+        ({"entries": ""}, "takes one entry or more"),
+        ({"entries": "1,2,3", "change": "swap"}, "takes two entries, not 3"),
+        ({"change": "rewrite", "entries": "1"}, "has no tokens"),
+        ({"entries": "1", "text": "x " * 200}, "tokens; give between"),
+    ],
+)
+def test_what_cannot_be_done_is_said(values: dict[str, str], message: str) -> None:
+    test = open_page("what_if", **({"text": TEXT} | values))
+    assert not test.exception
+    assert message in test.code[0].value
+
+
+@pytest.mark.parametrize("part", ["recall", "ablation", "predicates", "facts"])
+def test_an_audit_of_facts_is_shown(part: str) -> None:
+    test = open_page("facts", "asked", part=part)
+    assert not test.exception
+    assert test.title[0].value == "Facts"
+    assert "select an entry that states them" in test.markdown[0].value
+
+
+def test_without_an_audit_the_page_says_how_to_make_one() -> None:
+    test = open_page("facts")
+    assert not test.exception
+    assert "memscope facts" in test.code[0].value

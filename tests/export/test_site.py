@@ -1,0 +1,265 @@
+"""The site of a recording: whole or absent, complete, self-contained, and safe to open from disk in Chromium."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memscope.base.errors import InputError
+from memscope.export import site as static_site
+from memscope.export.site import StaticSite, write_static
+from memscope.query.recording import Recording
+from tests.conftest import HOSTILE
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="module")
+def site(tiny_recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> StaticSite:
+    return write_static(tiny_recording, tmp_path_factory.mktemp("site") / "tiny")
+
+
+def rows_of(site: StaticSite) -> list[list[object]]:
+    """What the script hands over."""
+    rows: list[list[object]] = []
+    for path in sorted((site.home.parent / "data").iterdir()):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("memscope.add(") and text.endswith(");\n")
+        rows += json.loads(text.removeprefix("memscope.add(").removesuffix(");\n"))
+    return rows
+
+
+def page_of(site: StaticSite, entry: int) -> str:
+    return (site.home.parent / "entries" / f"{entry // 1000:03d}" / f"{entry}.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def hostile_entry(tiny_recording: Recording) -> int:
+    table = tiny_recording.entries(limit=64)
+    [entry] = table.loc[table["sentence"].str.contains("<script>").fillna(False).astype(bool), "entry"]
+    return int(entry)
+
+
+def test_every_used_entry_has_a_row_and_a_page(site: StaticSite, tiny_recording: Recording) -> None:
+    table = tiny_recording.entries(limit=64)
+    used = table[table["count"] > 0]
+    rows = rows_of(site)
+    assert [row[0] for row in rows] == used["entry"].tolist()
+    assert [row[1] for row in rows] == used["count"].tolist()
+    pages = {int(path.stem) for path in (site.home.parent / "entries").rglob("*.html")}
+    assert pages == set(used["entry"])
+    assert (site.entries, site.left_out) == (len(used), 64 - len(used))
+    assert f"the other {64 - len(used)} never were" in " ".join(site.home.read_text().split())
+    assert site.bytes == sum(path.stat().st_size for path in site.home.parent.rglob("*") if path.is_file())
+
+
+def test_the_row_of_an_entry_names_the_layer_that_uses_it_most(site: StaticSite, tiny_recording: Recording) -> None:
+    usage = tiny_recording.usage()
+    for entry, _, _, layers, main, *_ in rows_of(site):
+        assert main == usage[:, entry].argmax()
+        assert layers == (usage[:, entry] > 0).sum()
+
+
+def test_a_page_shows_what_is_known_of_the_entry(site: StaticSite, tiny_recording: Recording) -> None:
+    table = tiny_recording.entries(limit=64)
+    entry = int(table["entry"][table["sentence"].notna()].iloc[0])
+    card, page = tiny_recording.entry(entry), page_of(site, entry)
+    assert f"<h1>Entry {entry}</h1>" in page
+    assert f"{card.drift:.4f}" in page
+    assert "place of birth" in page
+    for count in card.usage["count"]:
+        assert f"{count:,}" in page
+    contexts = tiny_recording.contexts(entry)
+    assert page.count("<mark>") >= min(static_site.TOP_CONTEXTS, len(contexts))
+    assert "Samples over all its gate scores" in page
+    others = tiny_recording.neighbours_of([entry])["other"]
+    links = re.findall(r'href="\.\./\d{3}/(\d+)\.html"', page)
+    assert set(others.astype(str)) <= set(links)
+    d = tiny_recording.info.rows * tiny_recording.info.selected
+    assert f"D = {d:,}" in page
+
+
+def test_links_lead_to_pages_that_are_there(site: StaticSite) -> None:
+    for path in (site.home.parent / "entries").rglob("*.html"):
+        for target in re.findall(r'(?:href|src)="([^"]+)"', path.read_text()):
+            assert (path.parent / target).resolve().is_file(), (path.name, target)
+
+
+def test_pages_run_no_script_and_load_nothing_from_elsewhere(site: StaticSite) -> None:
+    for path in site.home.parent.rglob("*.html"):
+        html = path.read_text()
+        assert "Content-Security-Policy" in html and "default-src 'none'" in html
+        assert not re.search(r'(href|src)="(https?:)?//', html)
+        assert not re.search(r"<[^>]+\s(on\w+|style)=", html)
+        assert ("<script" in html) == (path == site.home)
+
+
+def test_hostile_text_is_escaped_in_pages_and_data(site: StaticSite, hostile_entry: int) -> None:
+    for path in site.home.parent.rglob("*"):
+        if path.suffix in (".html", ".js") and path.name != "site.js":
+            text = path.read_text()
+            assert "<script>window" not in text and "<img src=x" not in text
+    assert "&lt;script&gt;window.hacked = true&lt;/script&gt;" in page_of(site, hostile_entry)
+    [row] = [row for row in rows_of(site) if row[0] == hostile_entry]
+    assert row[7] == HOSTILE.strip()
+
+
+def test_json_in_a_script_ends_neither_the_script_nor_a_line() -> None:
+    value = ["</script><!--", "a\u2028b\u2029c", "\\u003c", None, 1.5]
+    text = static_site._script_json(value)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == value
+
+
+def test_many_entries_are_split_into_files_most_used_first(
+    tiny_recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_site, "_ROWS_PER_FILE", 10)
+    site = write_static(tiny_recording, tmp_path / "site")
+    names = sorted(path.name for path in (tmp_path / "site" / "data").iterdir())
+    assert len(names) == -(-site.entries // 10)
+    assert re.findall(r'src="data/([^"]+)"', site.home.read_text()) == names
+    counts = [row[1] for row in rows_of(site)]
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_an_earlier_site_is_replaced(tiny_recording: Recording, site: StaticSite, tmp_path: Path) -> None:
+    out = shutil.copytree(site.home.parent, tmp_path / "site")
+    (out / "entries" / "stale.html").touch()
+    write_static(tiny_recording, out)
+    assert not (out / "entries" / "stale.html").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
+def test_any_other_folder_or_file_is_left_alone(tiny_recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"mine: holds files that are not a site of memscope"):
+        write_static(tiny_recording, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    with pytest.raises(InputError, match="this is a file"):
+        write_static(tiny_recording, tmp_path / "mine" / "thesis.tex")
+
+
+def test_a_site_that_breaks_off_leaves_nothing(
+    tiny_recording: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(static_site, "_summary", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_static(tiny_recording, tmp_path / "site")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- in Chromium, from disk -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).is_file():
+        pytest.skip(f"no Chromium at {CHROMIUM}")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, site: StaticSite):
+    """A tab on the index, opened from disk, that notes everything that goes wrong."""
+    tab = browser.new_context(viewport={"width": 1000, "height": 800}).new_page()
+    wrong: list[str] = []
+    folder = site.home.parent.as_uri()
+    tab.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.on("dialog", lambda dialog: wrong.append(dialog.message))
+    tab.on("request", lambda request: None if request.url.startswith(folder) else wrong.append(request.url))
+    tab.goto(site.home.as_uri())
+    tab.locator("#found").filter(has_text=f"of {site.entries} entries").wait_for()
+    yield tab
+    assert tab.evaluate("window.hacked") is None
+    assert wrong == []
+    tab.context.close()
+
+
+def shown(page) -> list[int]:
+    return [int(text) for text in page.locator("#rows td:first-child a").all_inner_texts()]
+
+
+@pytest.mark.browser
+def test_the_list_is_sorted_by_any_column(page, tiny_recording: Recording) -> None:
+    table = tiny_recording.entries(limit=64)
+    used = table[table["count"] > 0]
+    assert shown(page) == used["entry"].tolist()
+    page.get_by_role("button", name="Drift").click()
+    drift = used.assign(drift=used["drift"].round(5)).sort_values(["drift", "entry"], ascending=[False, True])
+    assert shown(page) == drift["entry"].tolist()
+    assert page.locator("th[data-sort=drift]").get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="Drift").click()
+    assert page.locator("th[data-sort=drift]").get_attribute("aria-sort") == "ascending"
+    page.get_by_role("button", name="Entry").click()
+    assert shown(page) == sorted(used["entry"])
+
+
+@pytest.mark.browser
+def test_search_finds_what_the_query_layer_finds(page, tiny_recording: Recording) -> None:
+    used = set(tiny_recording.usage_table()["entry"])
+    for words in ("aston", "Holm PRINTER", "birth", "no such words"):
+        page.get_by_role("searchbox").fill(words)
+        expected = {int(e) for e in tiny_recording.entries(search=words, limit=64)["entry"]} & used
+        assert set(shown(page)) == expected, words
+    page.get_by_role("searchbox").fill("17")
+    assert 17 in shown(page) or 17 not in used
+
+
+@pytest.mark.browser
+def test_the_address_keeps_search_and_order(page) -> None:
+    page.get_by_role("searchbox").fill("aston")
+    page.get_by_role("button", name="Entry").click()
+    rows, address = shown(page), page.url
+    assert address.endswith("#q=aston&sort=entry&order=up")
+    page.locator("#rows a").first.click()
+    page.get_by_role("heading", name=f"Entry {rows[0]}", exact=True).wait_for()
+    page.go_back()
+    page.locator("#rows tr").first.wait_for()
+    assert (page.url, shown(page)) == (address, rows)
+    assert page.get_by_role("searchbox").input_value() == "aston"
+
+
+@pytest.mark.browser
+def test_hostile_text_is_text_in_the_list_and_on_its_page(page, hostile_entry: int) -> None:
+    page.get_by_role("searchbox").fill("<script>window.hacked onerror")
+    assert shown(page) == [hostile_entry]
+    assert "<script>window.hacked = true</script>" in page.locator("#rows").inner_text()
+    page.locator("#rows a").click()
+    page.get_by_role("heading", name=f"Entry {hostile_entry}", exact=True).wait_for()
+    assert "<img src=x onerror='window.hacked = true'>" in page.locator(".lead").inner_text()
+    assert page.locator("img, script").count() == 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_sticks_out_of_the_window(page, site: StaticSite, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    for target in (site.home, *sorted((site.home.parent / "entries").rglob("*.html"))[:3]):
+        page.goto(target.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, target.name
+
+
+@pytest.mark.browser
+def test_long_lists_are_shown_in_pages(page) -> None:
+    rows = [[100 + n, 1000 - n, 0.5, 1, 0, None, f"sentence {n}", ""] for n in range(250)]
+    page.get_by_role("searchbox").fill("sentence")
+    page.evaluate("rows => { memscope.expected += rows.length; memscope.add(rows) }", rows)
+    page.locator("#found").filter(has_text="1 to 100 of 250 entries").wait_for()
+    page.get_by_role("button", name="Next page").click()
+    page.get_by_role("button", name="Next page").click()
+    assert page.locator("#found").inner_text() == "201 to 250 of 250 entries"
+    assert page.get_by_role("button", name="Next page").is_disabled()
+    assert page.url.endswith("#q=sentence&page=3")

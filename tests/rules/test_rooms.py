@@ -1,0 +1,178 @@
+"""Which room may know which, and what must not occur in any."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RANKS = (
+    {"base", "stats"},
+    {"config", "text"},
+    {"model.ops"},
+    {"model", "recording"},
+    {"run", "census.firing", "census.anomalies"},
+    {"census", "train", "query", "bank_map"},
+    {"record", "testing"},
+    {"causal", "report.plots"},
+    {"report"},
+    {"report.compare", "export"},
+    {"cli"},
+)
+"""Rooms of ``memscope``, lowest first: a room imports only from rooms that stand in an earlier line."""
+WITHOUT_TORCH = {"stats", "config", "text", "recording", "census", "query", "report", "export"}
+"""Rooms, with the rooms in them, whose modules import torch neither themselves nor by way of others."""
+FOR_THE_APP = {"base", "stats", "config", "text", "recording", "census", "query", "causal", "report"}
+"""Rooms that the app may import; what runs a model, ``app/live.py`` alone imports, when it is asked for."""
+MOST_MODULES = 10
+MOST_LINES = 350
+
+
+def module_name(path: Path) -> str:
+    """``memscope.room.x`` for a file; a folder's ``__init__`` is the folder."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for name in ("memscope", "app") for path in sorted((ROOT / name).rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+MODULES = [name for name, path in FILES.items() if path.name not in ("__init__.py", "__main__.py")]
+
+
+def imported(*trees: ast.AST) -> set[str]:
+    """Names that code imports, those in functions and under TYPE_CHECKING included."""
+    names: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+IMPORTS = {name: imported(TREES[name]) for name in MODULES}
+ARROWS = {name: names & FILES.keys() & set(MODULES) for name, names in IMPORTS.items()}
+
+
+def room(module: str) -> str:
+    """The folder of a module of ``memscope``: ``report.plots`` for ``memscope.report.plots.style``."""
+    return module.removeprefix("memscope.").rpartition(".")[0]
+
+
+def reachable(module: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = ARROWS[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def arrows(package: str) -> Iterator[tuple[str, str]]:
+    yield from ((name, other) for name in MODULES if name.startswith(f"{package}.") for other in ARROWS[name])
+
+
+def test_the_arrows_are_those_of_the_package() -> None:
+    assert "memscope.model.gate" in ARROWS["memscope.model.layer"]  # else the tests here prove nothing
+    assert {"memscope.config.load", "memscope.base.files"} <= reachable("memscope.train.loop")
+    assert {room(name) for name in MODULES if name.startswith("memscope.")} == set().union(*RANKS)
+
+
+def test_a_room_imports_only_lower_rooms() -> None:
+    rank = {name: number for number, line in enumerate(RANKS) for name in line}
+    offenders = [
+        f"{name} imports {other}"
+        for name, other in arrows("memscope")
+        if room(name) != room(other) and rank[room(other)] >= rank[room(name)]
+    ]
+    assert not offenders
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert not [name for name in MODULES if name.startswith("memscope.") and name in reachable(name)]
+
+
+def test_torch_stays_out_of_what_the_app_and_the_report_read() -> None:
+    heavy = {"torch", "transformer_lens", "accelerate", "jaxtyping"}
+    offenders = [
+        f"{name}, by way of {other}"
+        for name in MODULES
+        if name.split(".")[1] in WITHOUT_TORCH and name.startswith("memscope.")
+        for other in {name} | reachable(name)
+        if heavy & {module.partition(".")[0] for module in IMPORTS[other]}
+    ]
+    assert not offenders
+
+
+def test_the_package_imports_no_page_no_analysis_and_no_streamlit() -> None:
+    outside = {"streamlit", "app", "analyses", "tests", "benchmarks", "docs"}
+    offenders = {
+        name: found
+        for name in MODULES
+        if name.startswith("memscope.") and (found := outside & {module.partition(".")[0] for module in IMPORTS[name]})
+    }
+    assert not offenders
+
+
+def test_pages_load_no_model_and_parts_know_no_page() -> None:
+    at_once = {
+        name: imported(*(node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)))
+        for name in MODULES
+    }
+    offenders = [
+        f"{name} imports {other}"
+        for name, other in arrows("app")
+        if other.startswith("memscope.")
+        and (
+            (name != "app.live" and other.split(".")[1] not in FOR_THE_APP)
+            or (other in at_once[name] and any("torch" in IMPORTS[part] for part in {other} | reachable(other)))
+        )
+    ]
+    offenders += [f"{name} imports {other}" for name, other in arrows("app") if other.startswith("app.app_pages.")]
+    assert not offenders
+
+
+def test_a_folder_holds_few_modules_and_its_init_defines_nothing() -> None:
+    folders = {path.parent for path in FILES.values()}
+    crowded = [folder for folder in folders if len([*folder.glob("[!_]*.py")]) > MOST_MODULES]
+    assert not crowded
+    for name in FILES.keys() - set(MODULES) - {"memscope"}:
+        if FILES[name].name == "__init__.py":
+            [docstring] = TREES[name].body
+            assert isinstance(docstring, ast.Expr) and str(ast.literal_eval(docstring.value)).count("\n") == 0, name
+
+
+def test_files_stay_short() -> None:
+    long = {name: lines for name, path in FILES.items() if (lines := len(path.read_text().splitlines())) > MOST_LINES}
+    assert not long
+
+
+def test_no_pickle_is_loaded_and_no_raw_html_shown() -> None:
+    offenders = []
+    for name in MODULES:
+        for node in ast.walk(TREES[name]):
+            words = isinstance(node, ast.keyword) and node.arg in ("unsafe_allow_html", "allow_pickle")
+            calls = isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save", "np.load")
+            offenders += [f"{name}:{node.lineno}"] if words or calls else []
+        if {module.partition(".")[0] for module in IMPORTS[name]} & {"pickle", "joblib", "dill", "shelve"}:
+            offenders.append(name)
+    assert not offenders
+
+
+def test_help_imports_none_of_the_heavy_packages() -> None:
+    script = (
+        "import sys\n"
+        "sys.argv = ['memscope', '--help']\n"
+        "from memscope.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stderr.strip().splitlines()[-1]))
+    assert "Usage" in done.stdout
+    assert "typer" in loaded
+    heavy = {"torch", "transformer_lens", "accelerate", "umap", "numba", "streamlit", "pandas", "numpy", "duckdb"}
+    assert not loaded & heavy
