@@ -207,7 +207,7 @@ def _downloaded(data: Any) -> str | bytes:
 
 
 def test_all_downloads_are_downloaded_in_these_tests() -> None:
-    """Facts have theirs in test_app_causal.py, anomalies in test_app.py, the report in the browser."""
+    """Facts have theirs in test_causal.py, anomalies in test_pages.py, the report in the browser."""
     calls = sum(path.read_text().count("state.download(") for path in FRAME.parent.rglob("*.py"))
     tested = sum(map(len, DOWNLOADS.values())) - 1  # the config's button is Streamlit's own
     assert calls == tested + 2  # those of the facts and of the anomalies
