@@ -21,7 +21,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed-dev  ## write docs/cli.md from the commands' own help, and docs/config.md from the config's fields
+docs: .venv/installed-dev  ## write docs/reference/cli.md from the commands' own help, and docs/reference/config.md from the config's fields
 	$(BIN)/python docs/generate.py
 
 clean-demo:  ## forget the demo's run, recording and report

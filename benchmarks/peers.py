@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py
 
-The mathematics of each pair is the same (tests/model/test_peers.py holds outputs and gradients together), as are entries,
-heads and selections. Forward and backward, and a whole step with AdamW, alternate; medians. In float32:
+The mathematics of each pair is the same (tests/model/test_peers.py holds outputs and gradients together), as are
+entries, heads and selections. Forward and backward, and a whole step with AdamW, alternate; medians. In float32:
 product-key-memory cannot run under autocast (its ``embedding_bag`` refuses mixed types). Our layer multiplies by an
 output matrix, and as PEER by one for read queries, that theirs do not have.
 """

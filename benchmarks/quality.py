@@ -62,7 +62,7 @@ VARIANTS = {
     "earlier, softmax read": [*EARLIER, "read_fn=softmax"],
     "earlier, base learning rate": [*EARLIER, "memory_lr_scale=1"],
 }
-"""Changes to the config by name; ``EARLIER`` is the memory that docs/memory.md varies."""
+"""Changes to the config by name; ``EARLIER`` is the memory that docs/explanation/memory.md varies."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Write docs/cli.md and docs/config.md from the commands' help and the config's docstrings: ``make docs``.
+"""Write docs/reference/cli.md and config.md from the commands' help and the config's docstrings: ``make docs``.
 
 The tests call ``render_cli`` and ``render_config`` and compare, so that the pages cannot fall behind.
 """
@@ -44,6 +44,6 @@ def render_config() -> str:
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "reference"
     (folder / "cli.md").write_text(render_cli() + "\n", encoding="utf-8")
     (folder / "config.md").write_text(render_config() + "\n", encoding="utf-8")

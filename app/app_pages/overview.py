@@ -46,7 +46,7 @@ if part == "health":
             show(flag.text, icon=icon)
     st.caption(
         "A tick: as it should be. A circle with i: worth a look. A triangle: much of the memory does nothing. Each "
-        "line says over how many selections it holds; docs/metrics.md defines every number."
+        "line says over how many selections it holds; docs/reference/metrics.md defines every number."
     )
     st.subheader("In more words")
     for finding in state.answer(find):

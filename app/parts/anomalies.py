@@ -61,5 +61,5 @@ def anomalies(view: View, recording: Recording) -> None:
         },
         alt="Anomalies of the recording",
     )
-    st.caption("Select a row to open its entry. docs/metrics.md says what each kind needs to be named.")
+    st.caption("Select a row to open its entry. docs/reference/metrics.md says what each kind needs to be named.")
     state.download("Anomalies as CSV", lambda: found, "anomalies")

@@ -1,8 +1,8 @@
 """The loops over single selections that the census needs, compiled by numba: one pass, no temporary per selection.
 
 Each function works on one layer of one part, adds into arrays that its caller owns and releases the GIL, so layers
-can be counted in parallel threads. What they compute is stated as plain definitions in docs/metrics.md and checked
-against naive loops in the tests.
+can be counted in parallel threads. docs/reference/metrics.md has plain definitions of
+what they compute, and the tests check them against naive loops.
 """
 
 from typing import Any, no_type_check

@@ -50,7 +50,7 @@ CHANCE_DRAWS = 9_999
 def layer_preferences(
     counts: np.ndarray, labels: EntryLabels, seed: int, permutations: int = 0, spread: Jackknife | None = None
 ) -> pd.DataFrame:
-    """Lift, interval and p-values of every label in one layer; columns are defined in docs/metrics.md.
+    """Lift, interval and p-values of every label in one layer; columns are defined in docs/reference/metrics.md.
 
     The interval is the delete-one-fold jackknife of the log odds of a selection to have the label
     (``stats/jackknife.py``). For rare labels log odds are log lift up to a constant; for common ones they keep the

@@ -18,8 +18,8 @@ def causal_attention(
 
     On the CPU it is several products of a few hundred rows, each over all query heads that share keys, and PyTorch's
     own softmax: with its gradient three times as fast in bfloat16 as PyTorch's fused kernel, measured without AMX
-    (docs/memory.md). What it keeps for the gradient grows with the square of ``pos``, and scores are rounded to the
-    type of ``q`` before their softmax. On other devices it is PyTorch's fused kernel.
+    (docs/explanation/memory.md). What it keeps for the gradient grows with the square of ``pos``, and scores are
+    rounded to the type of ``q`` before their softmax. On other devices it is PyTorch's fused kernel.
     """
     if q.device.type == "cpu" and q.shape[1] == k.shape[1]:
         return _in_blocks(q, k, v)

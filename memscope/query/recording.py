@@ -213,7 +213,7 @@ class Recording(RecordingTables):
         return pd.DataFrame({"row": rows.astype(np.int64), "gate": gates.astype(np.float32)})
 
     def preferences(self) -> pd.DataFrame:
-        """Lift of selection by what an entry's init sentence is, per layer; columns in docs/metrics.md."""
+        """Lift of selection by what an entry's init sentence is, per layer; columns in docs/reference/metrics.md."""
         return self.sql("SELECT * FROM bias")
 
     def map(self) -> pd.DataFrame | None:

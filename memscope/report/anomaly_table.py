@@ -23,7 +23,7 @@ METHOD = (
     f"recording without any effect, the chance of a single row is {ERROR_RATE:.0%} at most. Tokens count, however "
     "often one selects an entry. Selections come in bursts, so chance is taken at looks only: one token of an entry in "
     "each stretch of text, twice as long as selection repeats itself, against what is usual in the same document. "
-    "Kinds that no chance makes have p = 0. docs/metrics.md defines each kind."
+    "Kinds that no chance makes have p = 0. docs/reference/metrics.md defines each kind."
 )
 
 

@@ -103,7 +103,7 @@ class Anomaly(Documented):
 
     kind: str
     """One of dead, unread, duplicate, everywhere, document, uniform, negative, exclusive, token, previous, bigram,
-    start, class, preference; docs/metrics.md defines them."""
+    start, class, preference; docs/reference/metrics.md defines them."""
     layer: int
     """Number of the layer."""
     entry: int

@@ -132,7 +132,8 @@ def _check_same(old: Config, new: Config, run: Path) -> None:
     if refused:
         said = "; ".join(f"{key} was {_value(old, key)!r}, is {_value(new, key)!r}" for key in refused[:3])
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
-        raise InputError(f"{run}: was started with another config ({said}{more}); see docs/training.md, Going on")
+        where = "docs/reference/training.md, Going on"
+        raise InputError(f"{run}: was started with another config ({said}{more}); see {where}")
     if (was := start.get("sequences_per_step", _sequences(new))) != _sequences(new):
         raise InputError(
             f"{run}: a step had {was} sequences, and batch_size x accumulation_steps x processes are "

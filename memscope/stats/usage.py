@@ -52,7 +52,7 @@ class UsageCounts:
 
 @dataclass(frozen=True)
 class UsageMetrics:
-    """Evenness of one usage distribution; definitions in docs/metrics.md."""
+    """Evenness of one usage distribution; definitions in docs/reference/metrics.md."""
 
     entries: int
     """N."""

@@ -147,7 +147,7 @@ def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_a_study_has_its_question_in_the_readme_and_its_result_in_the_docs(script: Path) -> None:
     assert script.name in (ROOT / "analyses" / "README.md").read_text()
-    docs = (ROOT / "docs" / "studies.md").read_text() + (ROOT / "docs" / "results.md").read_text()
+    docs = "".join(page.read_text() for page in (ROOT / "docs" / "log").glob("*.md"))
     assert f"analyses/{script.name}" in docs
 
 

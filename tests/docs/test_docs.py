@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 import generate  # noqa: E402
 
+REFERENCE = ROOT / "docs" / "reference"
 COMMANDS = list(typer.main.get_command(app).commands)
 
 
@@ -27,8 +28,8 @@ def test_every_command_has_help_and_stands_in_the_readme(command: str) -> None:
 
 def test_generated_pages_are_up_to_date() -> None:
     message = "run 'make docs'"
-    assert (ROOT / "docs" / "cli.md").read_text() == generate.render_cli() + "\n", message
-    assert (ROOT / "docs" / "config.md").read_text() == generate.render_config() + "\n", message
+    assert (REFERENCE / "cli.md").read_text() == generate.render_cli() + "\n", message
+    assert (REFERENCE / "config.md").read_text() == generate.render_config() + "\n", message
 
 
 def test_readme_commands_exist() -> None:
@@ -40,11 +41,11 @@ def test_readme_commands_exist() -> None:
     assert targets and all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_readme_tree_lists_every_module() -> None:
-    text = (ROOT / "README.md").read_text()
-    modules = [path.name for path in (ROOT / "memscope").rglob("*.py") if not path.name.startswith("__")]
-    missing = [name for name in modules if name not in text]
-    assert not missing
+def test_readme_tree_lists_every_room() -> None:
+    [tree] = re.findall(r"^```\n(memscope/.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    rooms = [path.parent for path in (ROOT / "memscope").rglob("__init__.py") if path.parent != ROOT / "memscope"]
+    assert rooms
+    assert [room.name for room in rooms if f"{room.name}/" not in tree] == []
 
 
 def numbers(census: object) -> set[str]:
@@ -57,7 +58,7 @@ def numbers(census: object) -> set[str]:
 
 
 def test_every_file_column_and_number_of_a_recording_is_explained(tiny_recording_path: Path) -> None:
-    text = (ROOT / "docs" / "metrics.md").read_text()
+    text = (REFERENCE / "metrics.md").read_text()
     names = numbers(json.loads((tiny_recording_path / "census.json").read_text()))
     names |= json.loads((tiny_recording_path / "recording.json").read_text()).keys()
     for file in tiny_recording_path.rglob("*.parquet"):
@@ -70,7 +71,7 @@ def test_every_file_column_and_number_of_a_recording_is_explained(tiny_recording
         return any(re.search(rf"\b{re.escape(word)}\b|{re.escape(word)}`", text) for word in (name, kinds))
 
     missing = sorted(name for name in names if not explained(name))
-    assert not missing, f"docs/metrics.md does not explain {', '.join(missing)}"
+    assert not missing, f"docs/reference/metrics.md does not explain {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("folder", ["analyses", "benchmarks"])
@@ -80,6 +81,6 @@ def test_every_script_stands_in_the_readme_of_its_folder(folder: str) -> None:
 
 
 def test_links_in_the_docs_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -140,7 +140,7 @@ def test_a_step_keeps_its_sequences_on_another_number_of_processes(
 
 
 def test_the_docs_list_what_may_change() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text()
     table = text[text.index("## Going on") : text.index("## What was tried")]
     assert all(f"`{key.partition('.')[2]}`" in table for key in MAY_CHANGE)
     listed = {key for key in TrainConfig.model_fields if f"`{key}`" in table and f"train.{key}" not in MAY_CHANGE}

@@ -122,7 +122,7 @@ def count_firings(entries: np.ndarray, entry: np.ndarray, row: np.ndarray, rows:
 
 
 def headlines(firings: Firings, rows: RowPairs) -> dict[str, Any]:
-    """Columns of ``firing.parquet`` that say what entries fire on; docs/metrics.md describes them."""
+    """Columns of ``firing.parquet`` that say what entries fire on; docs/reference/metrics.md describes them."""
     (coverage, clear), (coverage_before, clear_before) = (
         _pattern(firings.total, labels, counts, share)
         for labels, counts, share in (
