@@ -184,7 +184,7 @@ class MemoryGate(nn.Module):
     def _search_product(self, scores: Tensor, bias: Tensor | None, selected: int) -> tuple[Tensor, Tensor]:
         """Entries ``[b, t, h, selected]`` with the best sums of scores ``[b, t, h, 2, side]`` plus bias, and margins.
 
-        In plain PyTorch: the reference, and the way on other devices than the CPU.
+        In plain PyTorch: the reference of ``ops/cpu/product_keys.cpp``, and the way on other devices than the CPU.
         """
         compiled, side = native_for(scores), scores.shape[-1]
         if compiled is not None and scores.stride(-1) == 1:

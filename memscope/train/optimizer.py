@@ -66,7 +66,8 @@ class LazyAdamW(torch.optim.AdamW):
 def rounding_bits(step: int, rows: Int[Tensor, " row"], width: int) -> tuple[Int[Tensor, "row width"], ...]:
     """16 random bits for each number of updated rows: weights, first and second moments.
 
-    A hash of step, row and column, the same as in ``native.cpp``: a resumed run rounds as one that was never stopped.
+    A hash of step, row and column, the same as in ``model/ops/cpu/adam_rows.cpp``: a resumed run rounds as one that was
+    never stopped.
     """
     key = _mixed(_mixed(torch.tensor(step, device=rows.device)) + rows)
     one = _mixed(key[:, None] + torch.arange(width, device=rows.device))

@@ -1,1 +1,1 @@
-"""Fast ways to compute what a PyTorch reference says, beside the reference. Layers that call them are in ``model``."""
+"""References in PyTorch and loops that equal them: C++ in ``cpu/``, Triton's beside it. Layers are in ``model``."""

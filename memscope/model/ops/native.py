@@ -1,6 +1,7 @@
-"""The compiled loops of ``native.cpp``: built once with the machine's own compiler, absent where there is none.
+"""The compiled loops of ``cpu/``: built once with the machine's own compiler, absent where there is none.
 
 Everything that uses them has a plain PyTorch path, which is the reference, and the way on other devices than the CPU.
+Each file of ``cpu/`` names the reference that it equals. ``native_for`` is the one function that chooses by device.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("native.cpp")
+SOURCES = Path(__file__).with_name("cpu")
+"""Folder of the sources; ``library.cpp`` includes all others."""
 # Sums may be reassociated, which vector registers need. Not -ffast-math: NaN must stay NaN.
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fassociative-math", "-fno-signed-zeros"]
@@ -39,16 +41,19 @@ def native() -> Any:
 
 
 def native_for(tensor: Tensor) -> Any:
-    """The compiled loops if they can work on this tensor, else none."""
+    """The loops for the device of a tensor, else none: then the caller takes its plain PyTorch path.
+
+    Only the CPU has loops. Those of another device, as Triton kernels, stand beside ``cpu/`` with the same names and
+    arguments, and are returned from here; callers stay as they are.
+    """
     return native() if tensor.device.type == "cpu" else None
 
 
 def _library() -> Path:
-    """The shared library, built if it is not there: a new name for other source, flags, PyTorch or processor."""
+    """The shared library, built if it is not there."""
     from torch.utils import cpp_extension
 
-    version = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, torch.__version__, _processor()]).encode())
-    name = f"memscope_{version.hexdigest()[:12]}"
+    name = _name()
     root = Path(cpp_extension.get_default_build_root())
     library = root / f"{name}.so"
     if library.is_file():
@@ -59,11 +64,20 @@ def _library() -> Path:
         path = os.environ.get("PATH", "")
         os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])  # where pip put ninja
         try:
-            cpp_extension.load(name, [str(SOURCE)], extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
+            source = str(SOURCES / "library.cpp")
+            cpp_extension.load(name, [source], extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
         finally:
             os.environ["PATH"] = path
         (Path(folder) / f"{name}.so").replace(library)
     return library
+
+
+def _name() -> str:
+    """The library's name, another for other sources, flags, PyTorch or processor."""
+    paths = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
+    sources = [text for path in paths for text in (path.name, path.read_text())]
+    version = hashlib.sha256("\n".join([*sources, *FLAGS, torch.__version__, _processor()]).encode())
+    return f"memscope_{version.hexdigest()[:12]}"
 
 
 def _processor() -> str:

@@ -5,10 +5,11 @@
     logits = slots.dot(query)                    # [batch, pos, head, slot]
     z = slots.sum(weights)                       # [batch, pos, head, width]
 
-``GatheredSlots`` does the same in plain PyTorch on ``[batch, pos, slot, width]``: the reference, and the way on other
-devices than the CPU. The backward pass of a gather adds rows up; here every thread adds to rows of its own, all layers
-into one buffer, of which only the rows that were read are touched (as the "reverse indices" of Berges et al. 2024,
-arXiv 2412.09764, but with no sort).
+``GatheredSlots`` does the same in plain PyTorch on ``[batch, pos, slot, width]``. It is the reference that the loops of
+``cpu/gather.cpp``, ``cpu/scatter.cpp`` and ``cpu/gelu_read.cpp`` equal, and the way on other devices than the CPU. The
+backward pass of a gather adds rows up; here every thread adds to rows of its own, all layers into one buffer, of which
+only the rows that were read are touched (as the "reverse indices" of Berges et al. 2024, arXiv 2412.09764, but with no
+sort).
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from memscope.base.runtime import in_huge_pages
 from memscope.model.ops.fused import autocast_dtype, gated_gelu
-from memscope.model.ops.native import native
+from memscope.model.ops.native import native_for
 
 
 class Slots(ABC):
@@ -125,7 +126,7 @@ class OpenTable:
     def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
         second = (None, None, 0) if other is None else (other.vectors, other.weights, other.column)
         first = (term.vectors, term.weights, term.column)
-        native().scatter_sum(*self.sums(), term.rows, term.slices, *first, *second)
+        native_for(self.rows).scatter_sum(*self.sums(), term.rows, term.slices, *first, *second)
 
     def take_gradient(self) -> Tensor | None:
         """The gradient of the parameter, given away; none if nothing was read."""
@@ -148,7 +149,7 @@ class SparseSum:
     def take(self, shape: torch.Size) -> Tensor:
         """The entries that were added to, as a sparse tensor; zeros again afterwards."""
         entries = self.touched.nonzero().squeeze(1)
-        values = native().take_rows(self.rows.view(shape).flatten(1), entries).unflatten(1, shape[1:])
+        values = native_for(self.rows).take_rows(self.rows.view(shape).flatten(1), entries).unflatten(1, shape[1:])
         self.touched.zero_()
         # Coalesced by construction; the other invariants hold as well.
         return torch.sparse_coo_tensor(entries[None], values, shape, is_coalesced=True, check_invariants=False)
@@ -218,10 +219,12 @@ class _Read(NamedTuple):
     slices: int
 
     def dot(self, vectors: Float[Tensor, "token head width"]) -> Float[Tensor, "token head slot"]:
-        return native().gather_dot(vectors, self.table.rows, self.column, self.slices, self.rows)
+        return native_for(vectors).gather_dot(vectors, self.table.rows, self.column, self.slices, self.rows)
 
     def sum(self, weights: Float[Tensor, "token head slot"], dtype: torch.dtype) -> Float[Tensor, "token head width"]:
-        return native().gather_sum(weights, self.table.rows, self.column, self.width, self.slices, self.rows, dtype)
+        return native_for(weights).gather_sum(
+            weights, self.table.rows, self.column, self.width, self.slices, self.rows, dtype
+        )
 
     def add(self, weights: Float[Tensor, "token head slot"], vectors: Float[Tensor, "token head width"]) -> None:
         self.table.add(Term(weights, vectors, self.column, self.slices, self.rows))
@@ -281,7 +284,7 @@ class _GeluRead(Function):
     def forward(ctx: Any, anchor: Tensor, vectors: Tensor, scores: Tensor, table: OpenTable, place: Any) -> Tensor:
         ctx.save_for_backward(vectors, scores)
         ctx.table, ctx.place = table, place
-        return native().gelu_read(vectors, scores, table.rows, *place, autocast_dtype())
+        return native_for(vectors).gelu_read(vectors, scores, table.rows, *place, autocast_dtype())
 
     @staticmethod
     @once_differentiable
@@ -289,5 +292,5 @@ class _GeluRead(Function):
         table, gradient = ctx.table, gradient.contiguous()
         wants_table = ctx.needs_input_grad[0]
         sums = table.sums() if wants_table else (None, None)
-        gradients = native().gelu_read_backward(gradient, *ctx.saved_tensors, table.rows, *ctx.place, *sums)
+        gradients = native_for(gradient).gelu_read_backward(gradient, *ctx.saved_tensors, table.rows, *ctx.place, *sums)
         return (torch.zeros(()) if wants_table else None), *gradients, None, None

@@ -1,6 +1,8 @@
 """The compiled loops against the plain PyTorch that stands in for them where there is no compiler."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +15,14 @@ from memscope.config.load import Config, load_config
 from memscope.model.gate import MemoryGate
 from memscope.model.ops import native as native_module
 from memscope.model.ops.fused import RMSNorm, gated_gelu
-from memscope.model.ops.native import OFF, native
+from memscope.model.ops.native import OFF, SOURCES, native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.train.optimizer import make_optimizer
 
 pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
 
-CONFIG = Path(__file__).parents[3] / "configs" / "memory_small.yaml"
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "configs" / "memory_small.yaml"
 SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=1024", "knowledge_dim=48"]
 
 
@@ -28,7 +31,7 @@ def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (
         "memscope.model.ops.fused",
         "memscope.model.gate",
-        "memscope.model.memory",
+        "memscope.model.bank",
         "memscope.train.optimizer",
     ):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
@@ -167,15 +170,37 @@ def test_the_product_search_is_that_of_pytorch(selected: int, monkeypatch: pytes
 
 def test_a_failing_build_warns_once_and_leaves_pytorch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     native.cache_clear()
-    broken = tmp_path / "native.cpp"
-    broken.write_text("#error no such machine\n")
-    monkeypatch.setattr(native_module, "SOURCE", broken)
+    (tmp_path / "library.cpp").write_text("#error no such machine\n")
+    monkeypatch.setattr(native_module, "SOURCES", tmp_path)
     try:
         with pytest.warns(UserWarning, match="without compiled loops"):
             assert native() is None
         assert native() is None
     finally:
         native.cache_clear()
+
+
+def test_the_library_has_every_file_of_loops_and_every_file_names_its_reference() -> None:
+    loops = {path.name: path.read_text() for path in SOURCES.glob("*.cpp")}
+    library = loops.pop("library.cpp")
+    assert {f'#include "{name}"' for name in loops} == {line for line in library.splitlines() if line[:1] == "#"}
+    for name, text in loops.items():
+        head = text.partition("#include")[0]
+        references = re.findall(r"memscope/[\w/]+\.py", head)
+        assert references
+        assert all(name in (ROOT / reference).read_text() for reference in references), name
+
+
+@pytest.mark.parametrize("name", ["lanes.h", "gather.cpp"])
+def test_a_change_of_any_source_makes_another_library(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(SOURCES, tmp_path / "cpu")
+    monkeypatch.setattr(native_module, "SOURCES", tmp_path / "cpu")
+    before = native_module._name()
+    assert before == native_module._name()
+    (tmp_path / "cpu" / name).write_text((SOURCES / name).read_text() + "\n")
+    assert native_module._name() != before
 
 
 def test_an_environment_variable_switches_the_loops_off() -> None:
