@@ -47,7 +47,7 @@ def check_run(run: Path, checkpoint: Path | None = None) -> Config:
         raise InputError(f"{run}: not a run folder (no {CONFIG}); train one with 'memscope train'")
     weights = (checkpoint or run) / MODEL
     if not weights.is_file():
-        raise InputError(f"{weights.parent}: no {MODEL}; the run has not saved a checkpoint yet")
+        raise InputError(f"{weights.parent}: no {MODEL}; no finished checkpoint yet; go on with --resume")
     return load_config(run / CONFIG)
 
 

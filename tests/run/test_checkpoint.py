@@ -133,7 +133,7 @@ def test_missing_tensors_are_refused(tmp_path: Path) -> None:
         ("config.yaml", None, r"not a run folder \(no config.yaml\); train one with 'memscope train'"),
         ("config.yaml", "model: {vocab_size: 320, dim: 64}", "model.safetensors: '.*' has shape|another model than"),
         ("config.yaml", "model: [", "not valid YAML"),
-        ("model.safetensors", None, "no model.safetensors; the run has not saved a checkpoint yet"),
+        ("model.safetensors", None, "no model.safetensors; no finished checkpoint yet"),
         ("tokenizer.json", None, r"tokenizer\.json: no such tokenizer file"),
         ("tokenizer.json", "{}", "not a tokenizer.json"),
     ],
