@@ -21,8 +21,10 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed-dev  ## write docs/reference/cli.md from the commands' own help, and docs/reference/config.md from the config's fields
+docs: .venv/installed-dev  ## write the pages, the index and the pictures that are made from the code and from other pages
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/architecture.py
+	$(BIN)/python docs/memory_figure.py
 
 clean-demo:  ## forget the demo's run, recording and report
 	rm -rf runs/demo recordings/demo reports/demo

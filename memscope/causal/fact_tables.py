@@ -42,7 +42,7 @@ class FactAudit:
     """What came of asking facts."""
 
     facts: pd.DataFrame
-    """One row a fact, see docs/reference/metrics.md."""
+    """One row a fact, see docs/reference/files.md."""
     recall: pd.DataFrame
     """``layer place facts recall even shuffled p same_predicate p_same``; layer -1 means any. ``facts_same`` of them
     have another fact of their predicate, and ``recall_same`` is theirs, to be set against ``same_predicate``."""
