@@ -2,15 +2,23 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8501
 BIN := .venv/bin
+WORKERS ?= 2
+# A module's tests stay in one process, which shares what the module made; slow modules start first (tests/conftest.py).
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+# Tests start many processes; without files of bytecode each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs setup-browser clean-demo
+.PHONY: demo test quick check format docs setup-browser clean-demo
 
 demo: reports/demo/gate_bias.html recordings/demo/map.parquet  ## train a memory model here, record it, write its report and map, open the app
 	$(BIN)/memscope app recordings/demo --port $(PORT)
 
 test: .venv/installed-dev setup-browser  ## run all tests
-	$(BIN)/pytest
+	$(PYTEST)
+
+quick: .venv/installed-dev  ## run the tests that take no seconds; with `make check` this is for daily work
+	$(PYTEST) -m "not slow and not browser"
 
 check: .venv/installed-dev  ## lint and types
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Shared fixtures: a small corpus, a run trained on it and a recording of it, made once per test session."""
 
+import gc
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train.loop import train
 from memscope.train.prepare import prepare_run
+from tests.processes import run_group
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
 THREADS = os.environ.get("MEMSCOPE_TEST_THREADS", "1")
@@ -47,9 +49,20 @@ _WORK = ["a painter", "an engineer", "a physician", "a composer", "a farmer", "a
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # else one process is long at work when the others are done
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what was imported stays: each training collects garbage, and need not look at it again
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -159,10 +172,22 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """Trains under torchrun: ``torchrun(config, run, *words, processes=2, **variables)`` is the process that ended.
+def group(tmp_path: Path) -> Callable[..., Any]:
+    """Trains in processes as torchrun starts them, in no time: ``group(config, run, *words, processes=2, **variables)``
+    has their ``returncode``, ``stdout`` and ``stderr``.
+    """
 
-    ``program`` is what runs in place of ``-m memscope``.
+    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
+        (tmp_path / "config.yaml").write_text(dump_config(config))
+        train = ["train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
+        return run_group([str(word) for word in train], tmp_path, processes, variables)
+
+    return call
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., Any]:
+    """The same under torchrun itself, where a test is about that; ``program`` is what runs in place of ``-m memscope``.
     """
 
     def call(

@@ -167,11 +167,11 @@ def test_evaluation_measures_a_layer_against_its_own_entries(run: LoadedRun) -> 
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_two_processes_train_a_split_bank_like_one(
-    corpus_dir: Path, tmp_path: Path, torchrun: Callable[..., Any], lazy: bool
+    corpus_dir: Path, tmp_path: Path, group: Callable[..., Any], lazy: bool
 ) -> None:
     settings = {"steps": 4, "eval_interval": 2, "log_interval": 1, "eval_tokens": 128, "lazy_bank": lazy}
     train(grouped(corpus_dir, {**settings, "batch_size": 4}), tmp_path / "one", device="cpu")
-    done = torchrun(grouped(corpus_dir, {**settings, "batch_size": 2}), tmp_path / "two")
+    done = group(grouped(corpus_dir, {**settings, "batch_size": 2}), tmp_path / "two")
     assert done.returncode == 0, done.stderr
     one, two = (
         [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]

@@ -314,9 +314,9 @@ def test_a_run_records_and_decodes(corpus_dir: Path, tmp_path: Path, memory: dic
     assert table["count"].sum() > 0
 
 
-def test_two_processes_train_like_one(corpus_dir: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+def test_two_processes_train_like_one(corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]) -> None:
     train(tiny(corpus_dir, batch_size=4), tmp_path / "one", device="cpu")
-    done = torchrun(tiny(corpus_dir, batch_size=2), tmp_path / "two")
+    done = group(tiny(corpus_dir, batch_size=2), tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["processes"] == 2
     for kind in ("train", "eval"):

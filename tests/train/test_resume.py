@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -21,13 +20,10 @@ from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
 from tests.conftest import tiny_config
+from tests.processes import FRESH
 
 STEPS = 12
 CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
-
-FRESH = multiprocessing.get_context("forkserver")
-"""Every training and recording is a process of its own, forked from one that has done the imports."""
-FRESH.set_forkserver_preload(["memscope.train.loop", "memscope.record.loop"])
 
 
 def make_config(corpus_dir: Path) -> Config:

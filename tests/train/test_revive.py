@@ -448,10 +448,10 @@ def test_sentences_that_changed_since_do_not_change_what_a_run_says(
 
 @pytest.mark.parametrize("memory", [{}, {"gate": "full", "num_selected": 1}, MOVING], ids=["product", "full", "moving"])
 def test_two_processes_revive_what_one_does(
-    reviving: Callable[..., Config], torchrun: Callable[..., Any], tmp_path: Path, memory: dict[str, object]
+    reviving: Callable[..., Config], group: Callable[..., Any], tmp_path: Path, memory: dict[str, object]
 ) -> None:
     train(reviving(memory, batch_size=4, learning_rate=1e-3, steps=8, revive_after=1), tmp_path / "one", device="cpu")
-    done = torchrun(reviving(memory, batch_size=2, learning_rate=1e-3, steps=8, revive_after=1), tmp_path / "two")
+    done = group(reviving(memory, batch_size=2, learning_rate=1e-3, steps=8, revive_after=1), tmp_path / "two")
     assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
