@@ -30,6 +30,7 @@ from tests.processes import run_group
 THREADS = os.environ.get("MEMSCOPE_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
 torch.set_num_threads(int(THREADS))
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first
 
 # A shell has its background jobs ignore Ctrl-C, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -187,8 +188,7 @@ def group(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """The same under torchrun itself, where a test is about that; ``program`` is what runs in place of ``-m memscope``.
-    """
+    """The same under torchrun itself, where a test is about that; ``program`` is what runs in place of ``-m memscope``."""
 
     def call(
         config: Config,

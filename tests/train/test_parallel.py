@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from memscope.base.errors import InputError
@@ -42,16 +44,27 @@ def short(corpus_dir: Path, memory: dict[str, object] | None = None, **train_val
     return tiny_config(corpus_dir, model={"max_seq_len": 32}, memory=memory or {}, train=values)
 
 
-@pytest.fixture
-def launch(tmp_path: Path) -> Launch:
-    """Train with two processes as a file of ``configs/accelerate`` says; returns the summary."""
+def launch_variables(how: str) -> dict[str, str]:
+    """What ``accelerate launch`` says to its processes with a file of ``configs/accelerate``."""
+    words = ["--config_file", str(FOLDER / f"{how}.yaml"), "-m", "memscope"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return dict(prepare_multi_gpu_env(arguments))
 
-    def call(how: str, config: Config, run: Path, *words: str) -> dict[str, Any]:
-        (tmp_path / "config.yaml").write_text(dump_config(config))
-        launcher = ["accelerate.commands.launch", "--config_file", FOLDER / f"{how}.yaml", "--main_process_port", 0]
-        train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
-        command = [sys.executable, "-m", *map(str, [*launcher, *train])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+
+@pytest.fixture
+def launch(tmp_path: Path, group: Launch) -> Launch:
+    """Train with two processes as a file of ``configs/accelerate`` says, ``really`` launched; returns the summary."""
+
+    def call(how: str, config: Config, run: Path, *words: str, really: bool = False) -> dict[str, Any]:
+        done: Any
+        if really or how == "deepspeed":
+            (tmp_path / "config.yaml").write_text(dump_config(config))
+            launcher = ["accelerate.commands.launch", "--config_file", FOLDER / f"{how}.yaml", "--main_process_port", 0]
+            train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
+            command = [sys.executable, "-m", *map(str, [*launcher, *train])]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        else:
+            done = group(config, run, *words, **launch_variables(how))
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("step 4: validation loss") == 1  # one process speaks
         summary: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])  # DeepSpeed prints before it
@@ -82,11 +95,13 @@ def assert_same_weights(run: Path, reference: Path) -> None:
 def test_two_copies_train_like_one_process_at_the_same_global_batch(
     corpus_dir: Path, tmp_path: Path, torchrun: Launch, launch: Launch, lazy: bool, compiled: bool
 ) -> None:
-    settings = {"lazy_bank": lazy, "compile": compiled}
-    whole, config = (short(corpus_dir, batch_size=size, **settings) for size in (4, 2))
     one, two = tmp_path / "one", tmp_path / "two"
-    assert torchrun(whole, one, processes=1).returncode == 0  # on its own: type checks of tests are not compiled
-    summary = launch("ddp", config, two) if lazy else json.loads(torchrun(config, two).stdout)
+    train(short(corpus_dir, batch_size=4, lazy_bank=lazy), one, device="cpu")
+    config = short(corpus_dir, batch_size=2, lazy_bank=lazy, compile=compiled)
+    if compiled:
+        summary = launch("ddp", config, two)
+    else:  # by either launcher
+        summary = launch("ddp", config, two, really=True) if lazy else json.loads(torchrun(config, two).stdout)
     assert summary == read_sealed(two / "run.json", "train again")
     assert (summary["processes"], summary["strategy"], summary["tokens"]) == (2, "ddp", 4 * 4 * 32)
     assert_same_losses(two, one)
@@ -145,7 +160,8 @@ def test_two_parts_train_like_one_process_at_the_same_global_batch(
     if how == "fsdp2" and "accumulation_steps" in settings:  # DeepSpeed refuses it
         settings = {**settings, "freeze_bank_steps": 1}
     train(short(corpus_dir, memory, batch_size=4, **settings), tmp_path / "one", device="cpu")
-    summary = launch(how, short(corpus_dir, memory, batch_size=2, **settings), tmp_path / "two")
+    config = short(corpus_dir, memory, batch_size=2, **settings)
+    summary = launch(how, config, tmp_path / "two", really="knowledge_length" in memory)
     assert (summary["processes"], summary["strategy"]) == (2, how)
     exact = "dtype" not in settings  # bfloat16 gradients depend on how a batch is cut
     assert_same_losses(tmp_path / "two", tmp_path / "one", within=1e-4 if exact else 1e-3)
