@@ -1,10 +1,12 @@
-"""Clocks of the training loop: throughput without the pauses, and where a step's time goes."""
+"""Clocks of the training loop: throughput without the pauses, where a step's time goes, and the bar of steps."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from tqdm import tqdm
 
 
 class Throughput:
@@ -61,3 +63,29 @@ class StepClock:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+class Progress:
+    """A bar of steps on stderr, and lines above it; only a terminal shows the bar, only the main process says lines."""
+
+    def __init__(self, first_step: int, n_steps: int, is_main: bool):
+        self._is_main = is_main
+        hidden = not is_main or not sys.stderr.isatty()
+        self._bar = tqdm(total=n_steps, initial=first_step, unit="step", file=sys.stderr, disable=hidden)
+
+    def say(self, line: str) -> None:
+        """Write a line above the bar."""
+        if self._is_main:
+            self._bar.write(line, file=sys.stderr)
+
+    def step(self) -> None:
+        """Count one finished step."""
+        self._bar.update()
+
+    def show_loss(self, loss: float) -> None:
+        """Put the loss behind the bar, from its next update on."""
+        self._bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

@@ -255,7 +255,7 @@ def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, 
 def test_compiling_without_a_compiler_is_refused(
     corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memscope.train.loop.native", lambda: None)
+    monkeypatch.setattr("memscope.train.setup.native", lambda: None)
     with pytest.raises(InputError, match="compile=true needs a C"):
         train(tiny_config(corpus_dir, train={"compile": True}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
