@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import state
+from app import recordings
 
 # An icon of Streamlit's own would be fetched from another site.
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
@@ -38,6 +38,6 @@ page = st.navigation(
         for name, (title, icon, help_) in PAGES.items()
     ]
 )
-state.choose_recording()
-with state.say_what_is_wrong():
+recordings.choose_recording()
+with recordings.say_what_is_wrong():
     page.run()

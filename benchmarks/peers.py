@@ -2,10 +2,11 @@
 
     python benchmarks/peers.py
 
-The mathematics of each pair is the same (tests/model/test_peers.py holds outputs and gradients together), as are
-entries, heads and selections. Forward and backward, and a whole step with AdamW, alternate; medians. In float32:
-product-key-memory cannot run under autocast (its ``embedding_bag`` refuses mixed types). Our layer multiplies by an
-output matrix, and as PEER by one for read queries, that theirs do not have.
+The layers of each pair compute the same function (tests/model/test_peers.py compares outputs and gradients), with
+equally many entries, heads and selections. The two alternate, and medians are printed: of forward and backward, and of
+a whole step with AdamW. All is in float32, because product-key-memory cannot run under autocast (its
+``embedding_bag`` refuses mixed types). Our layer multiplies by an output matrix that theirs do not have, and as PEER
+also by a matrix for read queries.
 """
 
 import argparse

@@ -9,9 +9,9 @@ from app.components.scatter import scatter, tip
 from app.parts import columns
 from memscope.query.bank_table import entry_rows
 from memscope.query.map_points import COLORS, DENSE, inside
-from memscope.report.plots.map import NOT_TRUSTED, choice_in_words
 
 SHOWN = ("all", "used", "never selected")
+NOT_TRUSTED = "Do not trust this map: near entries are not alike, and its groups mean nothing."
 MOST = 200  # rows of the table under the map
 
 recording = state.recording()
@@ -35,6 +35,16 @@ entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 lasso = view.field("lasso", corners())
 every = view.field("every", flag())
 view.write()
+
+
+def choice_in_words() -> str:
+    """How the space of the map was chosen; nothing where the reader of the run named it."""
+    tried = [space["feature"] for space in said["chosen_among"] if "gain" in space]
+    if not tried:
+        return ""
+    apart = said["measured_on"]["apart_from_trial"]
+    measured = "measured on entries that did not take part in the choice" if apart else "measured on the same entries"
+    return f", the best of {len(tried)} spaces ({', '.join(tried)}; {measured})"
 
 
 def hover() -> None:
@@ -93,7 +103,7 @@ if len(places) >= DENSE:
     )
 pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words(said)}. "
+    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words()}. "
     f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
     f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "

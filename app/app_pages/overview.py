@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, outside, state
+from app import address, outside, recordings, state
 from app.address import choice
 from app.parts import columns, overview
 from memscope.report.findings import find
@@ -83,4 +83,4 @@ elif part == "training":
     overview.gate_over_time(curve)
 
 else:
-    overview.all_recordings()
+    recordings.all_recordings()

@@ -59,7 +59,7 @@ if part == "shares":
     state.download("Reading as CSV", lambda: reading[["layer", *columns.READING]], "reading")
 
 elif part == "gate against read":
-    sample = state.sample(layer)
+    sample = state.read_sample(layer)
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
         state.show_figure(
@@ -107,7 +107,7 @@ elif part == "heads":
     )
 
 elif part == "unread entries":
-    sample = state.sample(layer)
+    sample = state.read_sample(layer)
     table = unread_entries(recording, sample)
     share, by_norm = (float((shares < UNREAD_SHARE).mean()) for shares in (sample.read, sample.norm))
     st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread, {by_norm:.1%} by norm.**")

@@ -9,20 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from memscope.report.plots.style import (
-    LABELLED,
-    ORANGE,
-    PERCENT,
-    SIZE,
-    blue,
-    ink,
-    layer_colors,
-    layer_legend,
-    legend,
-    panel,
-    panels,
-    plain_label,
-)
+from memscope.report.plots import style
 
 _SHARES = ("coverage", "unread_share", "by_score_share")
 """Metrics that are shown in percent."""
@@ -36,17 +23,17 @@ def score_histogram(scores: dict[int, np.ndarray], layers: Sequence[int], *, dar
         layers: all memory layers, which colours go by.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     figure.set_figheight(2.4)
     low = min(float(values.min()) for values in scores.values())
     high = max(float(values.max()) for values in scores.values())
     edges = np.linspace(low, high if high > low else low + 1, 41)
-    colors = dict(zip(layers, layer_colors(len(layers), dark), strict=True))
+    colors = dict(zip(layers, style.layer_colors(len(layers), dark), strict=True))
     for layer, values in scores.items():
         axes.stairs(np.histogram(values, edges)[0], edges, color=colors[layer], linewidth=1.6, label=f"layer {layer}")
     axes.set(xlabel="gate score", ylabel="selections")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    legend(axes)
+    style.legend(axes)
     return figure
 
 
@@ -58,21 +45,21 @@ def layer_usage(usage: pd.DataFrame, even: float, *, dark: bool = False) -> Figu
         even: selections that every entry would get in a layer.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     figure.set_figheight(2.4)
     place = np.arange(len(usage))
-    axes.bar(place, usage["count"], 0.6, color=layer_colors(len(usage), dark))
-    axes.axhline(even, color=ink(dark), linestyle="--", linewidth=1, label=f"even share ({even:,.1f})")
+    axes.bar(place, usage["count"], 0.6, color=style.layer_colors(len(usage), dark))
+    axes.axhline(even, color=style.ink(dark), linestyle="--", linewidth=1, label=f"even share ({even:,.1f})")
     axes.set(xlabel="layer", ylabel="selections")
     axes.set_xticks(place, [str(layer) for layer in usage["layer"]])
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    legend(axes)
+    style.legend(axes)
     return figure
 
 
 def place_on_map(x: np.ndarray, y: np.ndarray, entry: int, *, dark: bool = False) -> Figure:
     """Where one entry lies among all, drawn by density."""
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     figure.set_size_inches(3.2, 3.2)
     known = ~(np.isnan(x) | np.isnan(y))
     density, _, _ = np.histogram2d(x[known], y[known], 140)
@@ -85,7 +72,9 @@ def place_on_map(x: np.ndarray, y: np.ndarray, entry: int, *, dark: bool = False
         cmap="Greys_r" if dark else "Greys",
         alpha=0.8,
     )
-    axes.plot(x[entry], y[entry], "o", color=ORANGE, markersize=11, markeredgecolor=ink(dark), markeredgewidth=1.5)
+    axes.plot(
+        x[entry], y[entry], "o", color=style.ORANGE, markersize=11, markeredgecolor=style.ink(dark), markeredgewidth=1.5
+    )
     axes.set_axis_off()
     return figure
 
@@ -100,7 +89,7 @@ def count_histogram(counts: np.ndarray, layers: Sequence[int], log: bool, *, dar
             99.5th percentile, with the last one holding all above.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     used = counts[counts > 0]
     top = float(used.max()) if used.size else 1.0
     if log:
@@ -115,11 +104,11 @@ def count_histogram(counts: np.ndarray, layers: Sequence[int], log: bool, *, dar
         edges = np.linspace(0, float(np.quantile(used, 0.995)) if used.size else 1.0, 41)
         values = np.minimum(counts, edges[-1])
         axes.set(xlabel="usage of an entry (right end: all above)", ylabel="entries")
-    for row, color in zip(values, layer_colors(len(layers), dark), strict=True):
+    for row, color in zip(values, style.layer_colors(len(layers), dark), strict=True):
         axes.stairs(np.histogram(row, edges)[0], edges, color=color, linewidth=1.5)
     if counts.any():
-        axes.axvline(float(counts.mean()), color=ink(dark), linestyle="--", linewidth=1, label="even share")
-    layer_legend(axes, layers, dark)
+        axes.axvline(float(counts.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="even share")
+    style.layer_legend(axes, layers, dark)
     return figure
 
 
@@ -133,17 +122,17 @@ def profile(rows: dict[int, pd.DataFrame], value: str, name: str, axis: str, *, 
         axis: what the labels are.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     layers = list(rows)
     labels = next(iter(rows.values()))["label"].tolist()
-    for frame, color in zip(rows.values(), layer_colors(len(layers), dark), strict=True):
+    for frame, color in zip(rows.values(), style.layer_colors(len(layers), dark), strict=True):
         axes.plot(np.arange(len(frame)), frame[value], "o-", color=color, markersize=4)
         if f"even_{value}" in frame:
             axes.plot(np.arange(len(frame)), frame[f"even_{value}"], ":", color=color, linewidth=1)
-    axes.set_xticks(np.arange(len(labels)), map(plain_label, labels), rotation=35, ha="right")
+    axes.set_xticks(np.arange(len(labels)), map(style.plain_label, labels), rotation=35, ha="right")
     axes.set(xlabel=axis, ylabel=name)
     _percent(axes, value)
-    layer_legend(axes, layers, dark, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    style.layer_legend(axes, layers, dark, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure
 
 
@@ -151,38 +140,40 @@ def histograms_of(
     values: dict[str, np.ndarray], edges: np.ndarray, xlabel: str, ylabel: str, log: str, *, dark: bool = False
 ) -> Figure:
     """Shares per bin, one line per name; names are ordered (layers, heads); ``log`` names logarithmic axes."""
-    figure, axes = panel(dark)
-    colors = layer_colors(len(values), dark)
+    figure, axes = style.panel(dark)
+    colors = style.layer_colors(len(values), dark)
     axes.set(xscale="log" if "x" in log else "linear", yscale="log" if "y" in log else "linear")
     if "y" not in log:
-        axes.yaxis.set_major_formatter(PERCENT)
+        axes.yaxis.set_major_formatter(style.PERCENT)
     for number, ((name, counts), color) in enumerate(zip(values.items(), colors, strict=True)):
-        named = len(values) <= LABELLED or number in (0, len(values) - 1)
+        named = len(values) <= style.LABELLED or number in (0, len(values) - 1)
         shares = counts / max(1, counts.sum())
-        label = plain_label(name) if named else None
+        label = style.plain_label(name) if named else None
         axes.stairs(shares, edges, color=color, linewidth=1.5, baseline=None, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    legend(axes)
+    style.legend(axes)
     return figure
 
 
 def gate_against_read(gate: np.ndarray, read: np.ndarray, selected: int, *, dark: bool = False) -> Figure:
     """Density of selections by gate share and read share, both over their token's sum, on logarithmic axes."""
-    figure, axes = panel(dark)
-    figure.set_size_inches(SIZE[0], 4.0)
+    figure, axes = style.panel(dark)
+    figure.set_size_inches(style.SIZE[0], 4.0)
     edges = np.geomspace(1e-3, 1, 61)
     counts, _, _ = np.histogram2d(np.clip(gate.ravel(), 1e-3, 1), np.clip(read.ravel(), 1e-3, 1), [edges, edges])
     mesh = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(np.log10(np.maximum(counts.T, 0.5)), np.log10(0.5)), cmap="viridis"
     )
-    axes.plot([1e-3, 1], [1e-3, 1], color=ink(dark), linewidth=1, linestyle="--", label="reads as it selects")
-    axes.axhline(0.01, color=ORANGE, linewidth=1.2, label="unread below")
-    axes.axvline(1 / selected, color=ink(dark), linewidth=0.8, linestyle=":", label=f"even gate share (1/{selected})")
+    axes.plot([1e-3, 1], [1e-3, 1], color=style.ink(dark), linewidth=1, linestyle="--", label="reads as it selects")
+    axes.axhline(0.01, color=style.ORANGE, linewidth=1.2, label="unread below")
+    axes.axvline(
+        1 / selected, color=style.ink(dark), linewidth=0.8, linestyle=":", label=f"even gate share (1/{selected})"
+    )
     axes.set(xscale="log", yscale="log", xlabel="share of the token's gate scores", ylabel="share of the token's read")
     bar = figure.colorbar(mesh, ax=axes, label="selections, log10")
-    bar.ax.yaxis.label.set_color(ink(dark))
-    bar.ax.tick_params(colors=ink(dark))
-    legend(axes, loc="upper left")
+    bar.ax.yaxis.label.set_color(style.ink(dark))
+    bar.ax.tick_params(colors=style.ink(dark))
+    style.legend(axes, loc="upper left")
     return figure
 
 
@@ -196,16 +187,16 @@ def metrics_over_time(curve: pd.DataFrame, metrics: dict[str, str], *, dark: boo
     """
     evaluations = curve[curve["kind"] == "eval"]
     layers = sorted({int(name.split("/")[0].removeprefix("layer_")) for name in curve if name.startswith("layer_")})
-    figure, axes = panels(len(metrics), dark)
+    figure, axes = style.panels(len(metrics), dark)
     figure.set_size_inches(2.9 * len(metrics), 2.7)
     for place, (metric, name) in zip(axes, metrics.items(), strict=True):
-        for layer, color in zip(layers, layer_colors(len(layers), dark), strict=True):
+        for layer, color in zip(layers, style.layer_colors(len(layers), dark), strict=True):
             place.plot(evaluations["step"], evaluations[f"layer_{layer}/{metric}"], "o-", color=color, markersize=4)
         place.set(xlabel="training step", ylabel=name)
         place.set_ylim(bottom=0)
         place.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         _percent(place, metric)
-    layer_legend(axes[0], layers, dark)
+    style.layer_legend(axes[0], layers, dark)
     return figure
 
 
@@ -217,22 +208,22 @@ def paired_metrics(both: pd.DataFrame, metrics: dict[str, str], *, dark: bool = 
         metrics: column and its name.
         dark: for a dark page.
     """
-    figure, axes = panels(len(metrics), dark)
+    figure, axes = style.panels(len(metrics), dark)
     figure.set_size_inches(2.9 * len(metrics), 2.7)
     place = np.arange(len(both))
-    for panel_, (metric, name) in zip(axes, metrics.items(), strict=True):
-        panel_.vlines(place, both[f"{metric}_a"], both[f"{metric}_b"], color=ink(dark), linewidth=1)
-        panel_.plot(place, both[f"{metric}_a"], "o", color=blue(dark), label="A")
-        panel_.plot(place, both[f"{metric}_b"], "s", color=ORANGE, label="B")
+    for panel, (metric, name) in zip(axes, metrics.items(), strict=True):
+        panel.vlines(place, both[f"{metric}_a"], both[f"{metric}_b"], color=style.ink(dark), linewidth=1)
+        panel.plot(place, both[f"{metric}_a"], "o", color=style.blue(dark), label="A")
+        panel.plot(place, both[f"{metric}_b"], "s", color=style.ORANGE, label="B")
         highest = float(both[[f"{metric}_a", f"{metric}_b"]].max(axis=None))
-        panel_.set(xlabel="layer", ylabel=name, ylim=(0, 1.12 * highest or 1))
-        panel_.set_xticks(place, [str(layer) for layer in both["layer"]])
-        panel_.margins(x=0.12)
-        _percent(panel_, metric)
-    legend(axes[0])
+        panel.set(xlabel="layer", ylabel=name, ylim=(0, 1.12 * highest or 1))
+        panel.set_xticks(place, [str(layer) for layer in both["layer"]])
+        panel.margins(x=0.12)
+        _percent(panel, metric)
+    style.legend(axes[0])
     return figure
 
 
 def _percent(axes: Axes, metric: str) -> None:
     if metric in _SHARES:
-        axes.yaxis.set_major_formatter(PERCENT if axes.get_ylim()[1] > 0.05 else PercentFormatter(1))
+        axes.yaxis.set_major_formatter(style.PERCENT if axes.get_ylim()[1] > 0.05 else PercentFormatter(1))

@@ -6,9 +6,7 @@ import streamlit as st
 from app import address, outside, state
 from app.components.contexts import context_view
 from app.parts import figures
-from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
 from memscope.query.recording import Recording
-from memscope.recording.info import INFO
 from memscope.report.health import telling_entry
 from memscope.report.words import shared_by
 
@@ -122,39 +120,6 @@ def gate_over_time(curve: pd.DataFrame) -> None:
         f"Usage on validation documents at each evaluation, D = {d:,.0f} selections a layer; fewer than in the "
         "recording, so coverage is lower here."
     )
-
-
-def all_recordings() -> None:
-    """Every recording in the folder, and runs beside it that were not recorded."""
-    found = state.find_recordings(state.root())
-    table = recordings_table(found, state.root())
-    st.session_state["_all"] = table["recording"].tolist()
-
-    def open_row() -> None:
-        chosen = st.session_state["all"].selection.rows
-        if chosen:
-            st.session_state["_recording"] = st.session_state["_all"][chosen[0]]
-            st.session_state["_used"] = True
-
-    outside.table(
-        table,
-        hide_index=True,
-        height="content",
-        key="all",
-        on_select=open_row,
-        selection_mode="single-row",
-        column_config={
-            name: st.column_config.NumberColumn(format="localized") for name in ("tokens", "selections", "entries")
-        }
-        | {"loss": st.column_config.NumberColumn("loss, nats", format="%.3f")},
-        alt="Recordings in this folder",
-    )
-    st.caption(f"Every {INFO} in {state.root().name}/ and up to {DEPTH} folders below it. Select a row to open it.")
-    waiting = runs_without_recording(state.root(), found)
-    if waiting:
-        st.subheader("Runs without a recording here")
-        for path in waiting:
-            outside.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")
 
 
 def _facts(facts: dict[str, str], alt: str, height: int | str = "content") -> None:

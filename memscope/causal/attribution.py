@@ -92,18 +92,6 @@ def attribute(
     )
 
 
-def direct_attribution(
-    model: MemoryTransformer,
-    tokens: Int[Tensor, "batch pos"],
-    targets: Int[Tensor, "batch pos"],
-    norm: Literal["exact", "frozen"] = "exact",
-) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Indices and direct logit attribution ``[batch, pos, K]`` per layer, without the check by ablation."""
-    with _forward(model, tokens) as done:
-        exact, frozen = _direct(model, done, targets)
-        return done.indices, exact if norm == "exact" else frozen
-
-
 def gradient_attribution(
     model: MemoryTransformer,
     tokens: Int[Tensor, "batch pos"],

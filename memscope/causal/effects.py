@@ -1,8 +1,9 @@
 """What an intervention does to a corpus: loss, logit of the target and KL of the next-token distribution, per token.
 
     windows = document_windows(corpus, model.cfg.model.max_seq_len, 65536)
-    effects = measure_effect(run, corpus, windows, partial(ablate, run.model, [4711]), entries=[4711])
-    mean_change(effects)                                  # nats per token, with a 95% interval
+    trials = {"4711": Trial(partial(ablate, run.model, [4711]), entries=[4711])}
+    effects = measure_effects(run, corpus, windows, trials)
+    mean_change(effects["4711"])                          # nats per token, with a 95% interval
 
 A change means little alone: ``usage_matched`` and ``random_entries`` choose entries for controls, and
 ``compare_change`` sets one against the other. Both passes run in float32 whatever the run was trained in, so that
@@ -45,20 +46,6 @@ class Trial(NamedTuple):
     """If the intervention acts only where one of these is selected: windows that select none are not run again."""
     layers: Sequence[int] | None = None
     """Memory layers in which it does so; default all."""
-
-
-def measure_effect(
-    run: LoadedRun,
-    corpus: PackedCorpus,
-    windows: list[DocumentWindow],
-    intervention: Intervention,
-    entries: Entries | None = None,
-    layers: Sequence[int] | None = None,
-    batch_size: int = 8,
-) -> pd.DataFrame:
-    """``measure_effects`` of one intervention."""
-    trial = Trial(intervention, entries, layers)
-    return measure_effects(run, corpus, windows, {"": trial}, batch_size)[""]
 
 
 def measure_effects(

@@ -53,11 +53,6 @@ def write_neighbours(recording: Path, info: RecordingInfo) -> pd.DataFrame:
     return pd.concat(pairs, ignore_index=True)
 
 
-def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[str, np.ndarray]:
-    """The neighbours of one layer's entries, as columns."""
-    return neighbour_columns(co_selection(recording, info, layer), layer)
-
-
 def neighbour_columns(found: CoSelection, layer: int) -> dict[str, np.ndarray]:
     """Columns of ``neighbours.parquet`` for one layer."""
     entry, rank = np.nonzero(found.other >= 0)

@@ -10,6 +10,7 @@ from scipy.stats import rankdata
 from memscope.census.kernels import SUMS
 from memscope.census.strata import TokenClass
 from memscope.stats.jackknife import Jackknife
+from memscope.stats.stability import jensen_shannon
 from memscope.stats.usage import jackknife_errors, usage_metrics
 
 WEIGHTINGS = ("by_count", "by_gate_score", "by_read_weight")
@@ -149,7 +150,6 @@ def layer_overlap(usage: np.ndarray, groups: int = 1) -> dict[str, list[list[flo
 def _overlap(usage: np.ndarray) -> dict[str, np.ndarray]:
     """``layer_overlap`` of the layers of one group."""
     used = usage > 0
-    share = usage / np.maximum(usage.sum(1, keepdims=True), 1)
     size = used.mean(1)
     both = (used[:, None] & used[None]).sum(-1) if len(usage) <= 1 else used.astype(np.float32) @ used.T
     either = used.sum(1)[:, None] + used.sum(1)[None] - both
@@ -160,7 +160,7 @@ def _overlap(usage: np.ndarray) -> dict[str, np.ndarray]:
         "jaccard": both / np.maximum(either, 1),
         "even_jaccard": chance / np.maximum(size[:, None] + size[None] - chance, 1e-300),
         "rank_correlation": correlation,
-        "jensen_shannon": np.array([[_jensen_shannon(a, b) for b in share] for a in share]),
+        "jensen_shannon": np.array([[jensen_shannon(a, b) for b in usage] for a in usage]),
     }
     return {name: np.nan_to_num(values).astype(float) for name, values in matrices.items()}
 
@@ -169,11 +169,6 @@ def _divergence(part: np.ndarray, whole: np.ndarray) -> float:
     used = np.flatnonzero(part)
     p, q = part[used] / max(part.sum(dtype=np.int64), 1), whole[used] / max(whole.sum(), 1)
     return float((p * np.log(p / q)).sum())
-
-
-def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    middle = (p + q) / 2
-    return float(sum(0.5 * (a[a > 0] * np.log(a[a > 0] / middle[a > 0])).sum() for a in (p, q)))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, float | None]:

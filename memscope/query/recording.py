@@ -151,11 +151,6 @@ class Recording(RecordingTables):
         texts = bank.merge(titles, on="entry", how="left")[["entry", "title", "words", *bank.columns[1:]]]
         return page[["entry"]].merge(texts, on="entry").merge(page, on="entry")
 
-    def count_entries(self, search: str = "") -> int:
-        """Number of entries that a search finds."""
-        where, values = entry_pages.search_condition(search)
-        return int(self.sql(f"SELECT count(*) AS n FROM bank WHERE {where}", values)["n"][0])
-
     def sentences(self, entries: Iterable[int]) -> dict[int, str | None]:
         """Init sentences of some entries."""
         frame = self.rows_of("bank", entries, ["entry", "sentence"])

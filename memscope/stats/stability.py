@@ -9,7 +9,6 @@ document resemble each other, so other text moves the measures by several times 
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import rel_entr
 from scipy.stats import binom, rankdata
 
 from memscope.stats.jackknife import Jackknife
@@ -67,7 +66,7 @@ def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0 if a.sum() == b.sum() else float(np.log(2))
     p, q = a / a.sum(), b / b.sum()
     middle = (p + q) / 2
-    return float(max(0.0, (rel_entr(p, middle) + rel_entr(q, middle)).sum() / 2))
+    return float(max(0.0, sum(0.5 * (r[r > 0] * np.log(r[r > 0] / middle[r > 0])).sum() for r in (p, q))))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

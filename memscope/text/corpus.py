@@ -58,11 +58,6 @@ class PackedCorpus:
     text_bytes: np.ndarray | None = None
     """UTF-8 bytes of every document's text, int64; none where there is no text, as in what was recorded."""
 
-    @property
-    def n_documents(self) -> int:
-        """Number of documents."""
-        return len(self.titles)
-
 
 class DocumentWindow(NamedTuple):
     """A stretch of one document: inputs are ``tokens[start:end]``, the target of each is its successor."""

@@ -302,7 +302,7 @@ def test_a_map_that_is_not_trusted_says_so_first_and_colours_no_clusters(folder:
         os.utime(folder / "tiny" / "map.parquet")  # what caches look at
         test = open_page("map")
         assert not test.exception
-        assert "not to be believed" in test.warning[0].value and "It keeps too little." in test.warning[0].value
+        assert "Do not trust this map" in test.warning[0].value and "It keeps too little." in test.warning[0].value
         assert "Cluster" not in test.selectbox(key="map.by").options
         assert open_page("map", by="cluster").selectbox(key="map.by").value == "usage"
         del said["trusted"]  # made before maps were checked

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_rgba
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 
@@ -35,8 +34,6 @@ from memscope.bank_map.spaces import (
 from memscope.base.errors import InputError
 from memscope.recording.info import read_info, write_info
 from memscope.recording.part_reader import read_part
-from memscope.report.plots import map as map_plot
-from memscope.report.plots.map import NOT_TRUSTED, bank_map
 from memscope.run.checkpoint import LoadedRun
 
 
@@ -109,18 +106,11 @@ def test_the_space_with_structure_is_chosen_and_all_are_told(
     assert len(said["clusters"]) == 24
 
 
-def test_a_map_that_is_not_trusted_has_no_clusters_and_its_figure_says_so_first(
-    tiny_run: LoadedRun, recording: Path
-) -> None:
+def test_a_map_that_is_not_trusted_has_no_clusters(tiny_run: LoadedRun, recording: Path) -> None:
     said = write_map(tiny_run, recording, "values")
     assert not said["trusted"] and said["why_not"] and said["clusters"] == []
     frame = pd.read_parquet(recording / "map.parquet")
     assert (frame["cluster"] == -1).all()
-    figure = bank_map(frame, said)
-    assert figure.get_suptitle().splitlines() == [NOT_TRUSTED, *said["why_not"]]
-    assert figure.axes[0].get_legend() is None and not figure.axes[0].collections
-    pixels = np.asarray(figure.axes[0].images[0].get_array())[..., :3]
-    assert (pixels == np.array(to_rgba(map_plot._GREY)[:3])).all()
 
 
 def test_planted_blobs_come_out_as_the_clusters(planted: tuple[np.ndarray, np.ndarray, BankMap]) -> None:
@@ -427,95 +417,6 @@ def test_a_bank_that_diverged_writes_nothing(tiny_run: LoadedRun, recording: Pat
         with torch.no_grad():
             entries.copy_(before)
     assert not (recording / "map.parquet").exists()
-
-
-def drawable(n: int, groups: int = 3, apart: int = 0) -> tuple[pd.DataFrame, dict[str, object]]:
-    """A map of n entries and what ``map.json`` would say of it."""
-    chance = np.random.default_rng(0)
-    cluster = np.sort(chance.integers(0, groups, n))
-    points = pd.DataFrame({"entry": np.arange(n), "x": cluster + chance.random(n), "y": chance.random(n)})
-    points["cluster"] = cluster
-    points["count"] = chance.integers(0, 1000, n)
-    points["drift"] = np.where(chance.random(n) < 0.5, np.nan, chance.random(n))
-    sizes = np.bincount(cluster, minlength=groups)
-    worth = {"trustworthiness": 0.5, "neighbours_kept": 0.01}
-    return points, {
-        "trusted": True,
-        "why_not": [],
-        "feature": "values",
-        "chosen_among": [],
-        "metric": "cosine",
-        "entries": n,
-        "placed": n - apart,
-        "trustworthiness": 0.76,
-        "neighbours_kept": 0.09,
-        "yardstick": {"pca": worth, "random": worth},
-        "clusters": [
-            {"cluster": number, "size": int(size), "name": f"_name $x^{number} of \\{number}$"}
-            for number, size in enumerate(sizes)
-        ],
-    }
-
-
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("color", ["cluster", "count", "drift"])
-@pytest.mark.parametrize("n", [12, 3000, 30_000])
-def test_maps_of_any_size_draw_in_any_colour(n: int, color: str, dark: bool, tmp_path: Path) -> None:
-    figure = bank_map(*drawable(n), color, dark=dark)
-    figure.savefig(tmp_path / "map.png")
-    figure.savefig(tmp_path / "map.svg")
-    assert (tmp_path / "map.png").stat().st_size > 5000
-    assert (tmp_path / "map.svg").stat().st_size < 2_000_000
-    assert "0.76" in figure.get_supxlabel()
-
-
-def test_the_list_of_clusters_has_names_as_they_are_and_says_how_many_it_leaves_out() -> None:
-    points, info = drawable(3000, groups=40)
-    texts = [text.get_text() for text in bank_map(points, info).axes[0].get_legend().get_texts()]
-    assert len(texts) == map_plot.LISTED + 1
-    assert texts[1].startswith("1  _name \\$x^1 of \\1\\$ (")  # drawn as text, not as a formula
-    assert texts[-1] == "and 14 smaller ones"
-
-
-def test_clusters_that_lie_close_have_different_colours() -> None:
-    line = np.stack([np.arange(14.0), np.zeros(14)], 1)
-    colors = map_plot._spread_colors(line, dark=False)
-    assert (colors[1:] != colors[:-1]).any(1).all()
-    assert len(np.unique(colors, axis=0)) == 7
-
-
-@pytest.mark.parametrize("n", [300, 30_000])
-def test_entries_that_stand_apart_are_grey(n: int, tmp_path: Path) -> None:
-    points, info = drawable(n, groups=3, apart=100)
-    figure = bank_map(points, info)
-    handle = figure.axes[0].get_legend().legend_handles[2]
-    assert to_rgba(handle.get_color()) == to_rgba(map_plot._GREY)
-    figure.savefig(tmp_path / "map.png")
-
-
-def test_pixels_hold_the_commonest_cluster_the_mean_and_the_number_of_entries() -> None:
-    # Two corners: three entries at (0, 0) in clusters 1, 2, 2 and one at (1, 1) in cluster 0.
-    points = pd.DataFrame({"x": [0.0, 0, 0, 1], "y": [0.0, 0, 0, 1]})
-    raster = map_plot._Raster(points)
-    commonest = raster.commonest(np.array([1, 2, 2, 0]))
-    assert (commonest[0, 0], commonest[-1, -1]) == (2, 0)
-    assert raster.commonest(np.array([2, 1, 0, 0]))[0, 0] == 0  # of equally common ones the lowest
-    mean = raster.mean(np.array([1.0, 3.0, np.nan, np.nan]), np.array([True, True, False, False]))
-    assert mean[0, 0] == 2
-    assert mean.mask[-1, -1]
-    opacity = raster.opacity()
-    assert (opacity[0, 0], opacity[0, -1]) == (1, 0)
-    assert opacity[-1, -1] == pytest.approx(0.35)
-
-
-def test_a_column_without_a_single_value_draws_the_map_in_grey(tmp_path: Path) -> None:
-    points, info = drawable(50)
-    bank_map(points.assign(drift=np.nan), info, "drift").savefig(tmp_path / "map.png")
-    bank_map(points.assign(count=0), info, "count").savefig(tmp_path / "map.png")
-
-
-def test_drawing_a_map_takes_neither_pyplot_nor_torch_nor_umap() -> None:
-    assert not {"matplotlib.pyplot", "torch", "umap", "sklearn"} & modules_after("memscope.report.plots.map")
 
 
 def test_making_a_map_of_vectors_takes_no_torch() -> None:

@@ -8,7 +8,6 @@ from memscope.causal.attribution import (
     ablation_effects,
     agreement,
     attribute,
-    direct_attribution,
     gradient_attribution,
 )
 from memscope.causal.intervene import ablate, ablate_selections
@@ -31,7 +30,8 @@ def true_change(model: MemoryTransformer, layer: int, row: int, pos: int, k: int
 @pytest.mark.parametrize("memory", [COMPETING | {"knowledge_length": 2, "gate_heads": 2}, FREE, BY_QUERY])
 def test_in_the_last_layer_direct_attribution_is_the_effect_of_ablation(memory: dict[str, object]) -> None:
     model = make_model(**memory)
-    indices, direct = direct_attribution(model, TOKENS, TARGETS)
+    attribution = attribute(model, TOKENS, TARGETS, sample=1)
+    indices, direct = attribution.indices, attribution.direct
     assert indices[1].shape == direct[1].shape == (3, 11, model.cfg.memory.selected)
     for row, pos, k in ((0, 0, 0), (1, 4, 3), (2, 9, 1)):
         change = true_change(model, 1, row, pos, k)[row, pos, TARGETS[row, pos]]
@@ -42,7 +42,8 @@ def test_in_the_last_layer_direct_attribution_is_the_effect_of_ablation(memory: 
 
 def test_attributions_of_an_entry_add_up_to_the_effect_of_ablating_it_in_the_last_layer() -> None:
     model = make_model(**FREE)
-    indices, direct = direct_attribution(model, TOKENS, TARGETS)
+    attribution = attribute(model, TOKENS, TARGETS, sample=1)
+    indices, direct = attribution.indices, attribution.direct
     target = TARGETS[:, :-1, None]
     with torch.no_grad():
         before = model(TOKENS)[:, :-1].gather(-1, target).sum()
@@ -55,7 +56,7 @@ def test_attributions_of_an_entry_add_up_to_the_effect_of_ablating_it_in_the_las
 
 def test_frozen_shares_of_the_memory_and_of_the_rest_add_up_to_the_logit() -> None:
     model = make_model(**FREE)
-    _, frozen = direct_attribution(model, TOKENS, TARGETS, norm="frozen")
+    frozen = attribute(model, TOKENS, TARGETS, sample=1).frozen
     logits, cache = model.run_with_cache(TOKENS)
     final = cache["blocks.1.hook_resid_post"]
     added = cache["blocks.0.hook_mem_out"] + cache["blocks.1.hook_mem_out"]

@@ -15,7 +15,6 @@ from memscope.causal.effects import (
     entry_usage,
     interval_unit,
     mean_change,
-    measure_effect,
     measure_effects,
     most_changed,
     random_entries,
@@ -41,7 +40,8 @@ def made_up(changes: list[list[float]]) -> pd.DataFrame:
 def test_effects_are_those_of_two_passes_over_each_window(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     model = tiny_run.model
     windows = document_windows(tiny_corpus, 64, 900)
-    effects = measure_effect(tiny_run, tiny_corpus, windows, partial(scale, model, 0.0), batch_size=3)
+    off = Trial(partial(scale, model, 0.0))
+    effects = measure_effects(tiny_run, tiny_corpus, windows, {"off": off}, batch_size=3)["off"]
     assert len(effects) == sum(min(w.end + 1, tiny_corpus.starts[w.doc + 1]) - w.start - 1 for w in windows)
     row = 0
     for window in windows:
@@ -74,9 +74,9 @@ def test_windows_that_select_no_ablated_entry_are_rightly_left_out(
         runs.append(1)
         return ablate(model, rare)
 
-    full = measure_effect(tiny_run, tiny_corpus, windows, counted, batch_size=2)
+    full = measure_effects(tiny_run, tiny_corpus, windows, {"all": Trial(counted)}, batch_size=2)["all"]
     every = len(runs)
-    short = measure_effect(tiny_run, tiny_corpus, windows, counted, entries=rare, batch_size=2)
+    short = measure_effects(tiny_run, tiny_corpus, windows, {"rare": Trial(counted, rare)}, batch_size=2)["rare"]
     assert len(runs) - every < every
     pd.testing.assert_frame_equal(full.drop(columns="reached"), short.drop(columns="reached"), rtol=1e-4, atol=1e-5)
     early = ~short["reached"]
@@ -185,7 +185,8 @@ def test_a_contrast_is_paired_by_document_and_averages_controls() -> None:
 
 def test_contexts_most_changed_come_with_their_text(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     windows = document_windows(tiny_corpus, 64, 300)
-    effects = measure_effect(tiny_run, tiny_corpus, windows, partial(scale, tiny_run.model, 0.0))
+    off = Trial(partial(scale, tiny_run.model, 0.0))
+    effects = measure_effects(tiny_run, tiny_corpus, windows, {"off": off})["off"]
     shown = most_changed(effects, tiny_corpus, windows, tiny_run.tokenizer, limit=5, before=100)
     assert shown["kl"].tolist() == sorted(effects["kl"], reverse=True)[:5]
     for row in shown.itertuples():

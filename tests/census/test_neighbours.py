@@ -10,12 +10,17 @@ import pytest
 
 from memscope.base.parquet import read_parquet
 from memscope.census import neighbours
-from memscope.census.neighbours import MIN_TOGETHER, N_NEIGHBOURS, layer_neighbours, write_neighbours
+from memscope.census.neighbours import MIN_TOGETHER, N_NEIGHBOURS, co_selection, neighbour_columns, write_neighbours
+from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from tests.synthetic import make_rows, write_recording
 
 LENGTHS = [60, 25, 60, 33, 150]
 Pairs = dict[tuple[int, int], tuple[int, float]]
+
+
+def layer_neighbours(recording: Path, info: RecordingInfo, layer: int) -> dict[str, np.ndarray]:
+    return neighbour_columns(co_selection(recording, info, layer), layer)
 
 
 def naive_npmi(indices: np.ndarray) -> Pairs:

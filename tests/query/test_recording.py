@@ -31,9 +31,7 @@ def odd_recording(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def found(recording: Recording, search: str) -> set[str]:
-    frame = recording.entries(search=search, limit=100)
-    assert recording.count_entries(search) == len(frame)
-    return set(frame["sentence"].dropna())
+    return set(recording.entries(search=search, limit=100)["sentence"].dropna())
 
 
 def test_usage_counts_add_up_to_the_selections_of_the_recording(tiny_recording: Recording) -> None:
@@ -72,18 +70,20 @@ def test_odd_numbers_find_nothing(odd_recording: Recording, search: str) -> None
 
 
 def test_an_empty_search_finds_every_entry(tiny_recording: Recording) -> None:
-    assert tiny_recording.count_entries() == tiny_recording.count_entries("  ") == 64
+    for search in ("", "  "):
+        assert len(tiny_recording.entries(search=search, limit=100)) == 64
 
 
 def test_search_finds_what_entries_fire_on(tiny_recording: Recording) -> None:
     entry, title, words = tiny_recording.entries(limit=64)[["entry", "title", "words"]].dropna().iloc[0]
     for text in (title.split("“")[1].split("”")[0], words.replace(" · ", " ")):
         assert entry in tiny_recording.entries(search=text, limit=64)["entry"].tolist()
-    assert tiny_recording.count_entries("firings") == tiny_recording.count_entries("clear pattern") == 0
+    for text in ("firings", "clear pattern"):
+        assert len(tiny_recording.entries(search=text)) == 0
 
 
 def test_search_reads_triples_too(tiny_recording: Recording) -> None:
-    assert tiny_recording.count_entries("birth Holm Aston") == 53  # every sentence has this triple
+    assert len(tiny_recording.entries(search="birth Holm Aston", limit=100)) == 53  # every sentence has this triple
 
 
 @pytest.mark.parametrize("sort", SORT_COLUMNS)
@@ -167,7 +167,7 @@ def test_an_unknown_document_or_position_is_refused(tiny_recording: Recording) -
 @pytest.mark.parametrize("name", ["rec[1]", "what? *", "it's", "größe 漢字"])
 def test_a_recording_may_lie_in_a_folder_of_any_name(tiny_recording_path: Path, tmp_path: Path, name: str) -> None:
     recording = Recording(shutil.copytree(tiny_recording_path, tmp_path / name))
-    assert recording.count_entries() == 64
+    assert len(recording.entries(limit=100)) == 64
     assert len(recording.trace(0).tokens) > 0
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from memscope.bank_map.spaces import entry_values, read_outputs
-from memscope.causal.attribution import ablation_effects, attribute, direct_attribution
+from memscope.causal.attribution import ablation_effects, attribute
 from memscope.causal.edit import encode_sentence, locate_entry
-from memscope.causal.effects import compare_change, entry_usage, mean_change, measure_effect, usage_matched
+from memscope.causal.effects import Trial, compare_change, entry_usage, mean_change, measure_effects, usage_matched
 from memscope.causal.facts import audit_facts
 from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
@@ -169,7 +169,8 @@ def test_frozen_attribution_is_the_value_on_the_axis_of_the_token(world: World) 
     entry, token = world.detector
     tokens, model = world.tokens(), world.run.model
     targets = torch.where(tokens == token, world.plan.pushed, -100)
-    indices, frozen = direct_attribution(model, tokens, targets, norm="frozen")
+    attribution = attribute(model, tokens, targets, sample=1)
+    indices, frozen = attribution.indices, attribution.frozen
     with capture_memory(model) as captured, torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=f"blocks.{PLANTED_LAYER}.hook_resid_post")
         length = cache[f"blocks.{PLANTED_LAYER}.hook_resid_post"].square().mean(-1).sqrt()
@@ -183,30 +184,27 @@ def test_frozen_attribution_is_the_value_on_the_axis_of_the_token(world: World) 
 def test_ablating_the_detector_hurts_its_token_and_nothing_else(world: World, mode: str) -> None:
     entry, token = world.detector
     take_out = partial(ablate, world.run.model, [entry], mode, layers=[PLANTED_LAYER])
-    effects = measure_effect(world.run, world.corpus, world.windows, take_out)
+    usage = entry_usage(world.recording.path, [PLANTED_LAYER])
+    matched = [usage_matched(usage, [entry], seed) for seed in range(2)]
+    trials = {"detector": Trial(take_out)} | {
+        f"control {number}": Trial(partial(ablate, world.run.model, control, mode, layers=[PLANTED_LAYER]))
+        for number, control in enumerate(matched)
+    }
+    measured = measure_effects(world.run, world.corpus, world.windows, trials)
+    effects = measured.pop("detector")
     at, asked = effects["token"] == token, effects["target"] == world.plan.pushed
     change = effects["logit_after"] - effects["logit_before"]
     assert (change[at & asked] < -0.5).all() and change[at & asked].mean() < -2
     assert (effects["kl"][~at] < 1e-6).all() and (effects["kl"][at] > 0.01).all() and effects["kl"][at].median() > 1
     whole = mean_change(effects[at & asked])
     assert whole.low > 1
-    usage = entry_usage(world.recording.path, [PLANTED_LAYER])
-    controls = [
-        measure_effect(
-            world.run,
-            world.corpus,
-            world.windows,
-            partial(ablate, world.run.model, usage_matched(usage, [entry], seed), mode, layers=[PLANTED_LAYER]),
-        )
-        for seed in range(2)
-    ]
-    assert compare_change(effects, controls).low > 0
+    assert compare_change(effects, list(measured.values())).low > 0
 
 
 def test_ablating_a_decoy_or_a_dead_entry_changes_nothing(world: World) -> None:
     for entries in (world.plan.truth.decoys, world.plan.truth.dead):
         take_out = partial(ablate, world.run.model, list(entries), layers=[PLANTED_LAYER])
-        effects = measure_effect(world.run, world.corpus, world.windows, take_out)
+        effects = measure_effects(world.run, world.corpus, world.windows, {"out": Trial(take_out)})["out"]
         assert effects["kl"].max() < 1e-4
         assert (effects["loss_after"] - effects["loss_before"]).abs().max() < 0.02
 

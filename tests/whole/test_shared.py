@@ -51,7 +51,7 @@ def test_the_validation_corpus_packs_whole(tokenizer: Tokenizer, tmp_path: Path)
     packed = pack_corpus(SHARED / "corpus" / "valid.jsonl", tokenizer, tmp_path)
     assert len(packed.tokens) == pytest.approx(918_000, rel=0.01)
     documents = list(read_documents(SHARED / "corpus" / "valid.jsonl"))
-    assert packed.n_documents == len(documents)
+    assert len(packed.titles) == len(documents)
     last = packed.tokens[packed.starts[-2] : packed.starts[-1]].tolist()
     assert tokenizer.decode(last[1:-1]) == documents[-1].text
 

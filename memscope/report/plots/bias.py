@@ -15,20 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from memscope.report.plots.style import (
-    LABELLED,
-    ORANGE,
-    PERCENT,
-    SIZE,
-    blue,
-    ink,
-    layer_colors,
-    layer_legend,
-    legend,
-    panel,
-    plain_label,
-)
-from memscope.report.plots.style import panels as side_by_side
+from memscope.report.plots import style
 
 _OCTAVES = 5
 """Lifts further than so many doublings from 1 are drawn at the edge."""
@@ -54,22 +41,26 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
     order = preferences.assign(found=preferences["significant"] | preferences["rank_significant"])
     order = order.sort_values(["found", "p"], ascending=[False, True], kind="stable")
     shown = order.head(limit).sort_values("lift", ascending=False, kind="stable")
-    figure, axes = panel(dark)
-    figure.set_size_inches(2 * SIZE[0], 1.1 + 0.24 * max(4, len(shown)))
+    figure, axes = style.panel(dark)
+    figure.set_size_inches(2 * style.SIZE[0], 1.1 + 0.24 * max(4, len(shown)))
     place = np.arange(len(shown))
     columns = ("low", "lift", "high", "chance_low", "chance_high")
     octaves = np.log2(shown[list(columns)].to_numpy(float).clip(2.0**-_OCTAVES, 2.0**_OCTAVES))
     widest = int(np.ceil(np.nanmax(np.abs(octaves), initial=1.0)))
     low, lift, high, chance_low, chance_high = 2.0**octaves.T
-    axes.hlines(place, chance_low, chance_high, color=ink(dark), alpha=0.22, linewidth=8, label="shuffled labels, 95%")
-    axes.hlines(place, low, high, color=blue(dark), linewidth=1.6, label="other documents, 95%")
+    axes.hlines(
+        place, chance_low, chance_high, color=style.ink(dark), alpha=0.22, linewidth=8, label="shuffled labels, 95%"
+    )
+    axes.hlines(place, low, high, color=style.blue(dark), linewidth=1.6, label="other documents, 95%")
     found = shown["found"].to_numpy(bool)
     page = "#14171c" if dark else "white"
-    for group, face, label in ((~found, page, "not significant"), (found, blue(dark), "significant (q ≤ 5%)")):
+    for group, face, label in ((~found, page, "not significant"), (found, style.blue(dark), "significant (q ≤ 5%)")):
         if group.any():
-            axes.plot(lift[group], place[group], "o", color=face, markeredgecolor=blue(dark), label=label, zorder=3)
-    axes.axvline(1, color=ink(dark), linestyle="--", linewidth=1)
-    names = [f"{plain_label(f'{row.attribute}: {row.label}')} · layer {row.layer}" for row in shown.itertuples()]
+            axes.plot(
+                lift[group], place[group], "o", color=face, markeredgecolor=style.blue(dark), label=label, zorder=3
+            )
+    axes.axvline(1, color=style.ink(dark), linestyle="--", linewidth=1)
+    names = [f"{style.plain_label(f'{row.attribute}: {row.label}')} · layer {row.layer}" for row in shown.itertuples()]
     axes.set_yticks(place, names)
     axes.set(xscale="log", xlim=(2.0**-widest / 1.1, 2.0**widest * 1.1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xlabel("lift: share of selections / share of entries (1 = as its entries)")
@@ -77,7 +68,7 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
     axes.set_xticks(2.0 ** np.arange(-widest, widest + 1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x >= 1 else f"1/{1 / x:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
-    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    style.legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure
 
 
@@ -91,15 +82,15 @@ def overlap_heatmap(
         layers: names of the layers, in the order of the matrices.
         dark: for a dark page.
     """
-    figure, [left, right] = side_by_side(2, dark)
+    figure, [left, right] = style.panels(2, dark)
     jaccard, chance, divergence = (np.array(overlap[k]) for k in ("jaccard", "even_jaccard", "jensen_shannon"))
     pairs = ~np.eye(len(layers), dtype=bool)
     beyond = np.where(pairs, jaccard - chance, np.nan)
     widest = max(0.02, float(np.nanmax(np.abs(beyond), initial=0)))
     _matrix(figure, left, beyond, jaccard, layers, "PuOr_r", (-widest, widest), dark)
-    left.set_title("Jaccard index; colour: above or below chance", fontsize=9, color=ink(dark))
+    left.set_title("Jaccard index; colour: above or below chance", fontsize=9, color=style.ink(dark))
     _matrix(figure, right, np.where(pairs, divergence, np.nan), divergence, layers, "viridis_r", (0.0, _DISJOINT), dark)
-    right.set_title("Jensen-Shannon divergence of usage, nats", fontsize=9, color=ink(dark))
+    right.set_title("Jensen-Shannon divergence of usage, nats", fontsize=9, color=style.ink(dark))
     return figure
 
 
@@ -114,16 +105,16 @@ def class_divergence(
         classes: what the classes are, for the axis.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     labels = list(dict.fromkeys(row["label"] for rows in profiles for row in rows))
-    for rows, color in zip(profiles, layer_colors(len(layers), dark), strict=True):
+    for rows, color in zip(profiles, style.layer_colors(len(layers), dark), strict=True):
         place = [labels.index(row["label"]) for row in rows]
         axes.plot(place, [row["divergence"] for row in rows], "o-", color=color, markersize=4)
         axes.plot(place, [row["even_divergence"] for row in rows], ":", color=color, linewidth=1)
-    axes.plot([], [], ":", color=ink(dark), linewidth=1, label="as many tokens at random")
-    axes.set_xticks(range(len(labels)), map(plain_label, labels), rotation=30, ha="right", fontsize=8)
+    axes.plot([], [], ":", color=style.ink(dark), linewidth=1, label="as many tokens at random")
+    axes.set_xticks(range(len(labels)), map(style.plain_label, labels), rotation=30, ha="right", fontsize=8)
     axes.set(xlabel=classes, ylabel="KL from the layer's usage (nats)", ylim=(0, None))
-    layer_legend(axes, layers, dark)
+    style.layer_legend(axes, layers, dark)
     return figure
 
 
@@ -135,19 +126,19 @@ def entropy_dots(reading: pd.DataFrame, selected: int, *, dark: bool = False) ->
         selected: selections per token (K).
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     place = np.arange(len(reading))
     most = float(np.log(selected)) if selected > 1 else 1.0
     for name, color, marker, label in (
-        ("gate_entropy", blue(dark), "o", "gate shares"),
-        ("read_entropy", ORANGE, "s", "read shares"),
+        ("gate_entropy", style.blue(dark), "o", "gate shares"),
+        ("read_entropy", style.ORANGE, "s", "read shares"),
     ):
         error = pd.to_numeric(reading.get(f"{name}_se", pd.Series(0.0, reading.index))).fillna(0)
         axes.errorbar(place, reading[name] / most, error / most, fmt=marker, color=color, capsize=3, label=label)
-    axes.axhline(1, color=ink(dark), linestyle="--", linewidth=1, label="all selected entries alike")
+    axes.axhline(1, color=style.ink(dark), linestyle="--", linewidth=1, label="all selected entries alike")
     axes.set(ylim=(0, 1.25), xlabel="layer", ylabel=f"entropy / ln {selected}")
     axes.set_xticks(place, [str(layer) for layer in reading["layer"]])
-    legend(axes, loc="upper center", ncols=3)
+    style.legend(axes, loc="upper center", ncols=3)
     return figure
 
 
@@ -160,11 +151,11 @@ def margin_lines(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
         reading: ``Recording.reading_metrics()``; the first bin of its ``margin_histogram`` holds ties.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     layers = reading["layer"].tolist()
     occupied = [2.0**_MARGIN_LOWEST]
     for number, (values, color) in enumerate(
-        zip(reading["margin_histogram"], layer_colors(len(layers), dark), strict=True)
+        zip(reading["margin_histogram"], style.layer_colors(len(layers), dark), strict=True)
     ):
         share = np.asarray(values, dtype=np.float64) / max(sum(values), 1)
         edges = 2.0 ** (_MARGIN_LOWEST + 0.5 * np.arange(len(share) + 1))
@@ -174,8 +165,8 @@ def margin_lines(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
     low = min(occupied[1:], default=occupied[0])
     axes.set(xscale="log", xlim=(low, max(*occupied, 2 * low)), ylim=(0, None))
     axes.set(xlabel="selection margin: above the best rejected entry", ylabel="share of tokens and gate heads")
-    axes.yaxis.set_major_formatter(PERCENT)
-    legend(axes)
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    style.legend(axes)
     return figure
 
 
@@ -187,18 +178,21 @@ def drift_curves(drift: np.ndarray, used: np.ndarray, *, dark: bool = False) -> 
         used: whether any layer selected the entry, bool ``[N]``.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
-    for members, color, style, label in ((used, blue(dark), "-", "used"), (~used, ORANGE, "--", "never selected")):
+    figure, axes = style.panel(dark)
+    for members, color, line, label in (
+        (used, style.blue(dark), "-", "used"),
+        (~used, style.ORANGE, "--", "never selected"),
+    ):
         values = np.sort(drift[members & ~np.isnan(drift)])
         if len(values):
             kept = np.unique(np.linspace(0, len(values) - 1, 400).astype(int))
             further = 1 - kept / len(values)
-            axes.plot(values[kept].clip(_LEAST_DRIFT), further, style, color=color, label=f"{label} ({len(values):,})")
+            axes.plot(values[kept].clip(_LEAST_DRIFT), further, line, color=color, label=f"{label} ({len(values):,})")
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="drift (1 − cosine to the initial entry)")
     axes.set_ylabel("entries that moved at least so far")
-    axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_formatter(style.PERCENT)
     if axes.has_data():
-        legend(axes)
+        style.legend(axes)
     return figure
 
 
@@ -215,7 +209,7 @@ def _matrix(
     """Cells coloured by one matrix and named by another; NaN stays empty."""
     image = axes.imshow(color, cmap=colormaps[colors], vmin=limits[0], vmax=limits[1])
     bar = figure.colorbar(image, ax=axes, shrink=0.85)
-    bar.ax.tick_params(colors=ink(dark), labelsize=8)
+    bar.ax.tick_params(colors=style.ink(dark), labelsize=8)
     names = [str(layer) for layer in layers]
     axes.set_xticks(range(len(layers)), names)
     axes.set_yticks(range(len(layers)), names)
@@ -223,7 +217,7 @@ def _matrix(
     axes.set_xlabel("layer", fontsize=9)
     axes.set_ylabel("layer", fontsize=9)
     axes.grid(visible=False)
-    if len(layers) > LABELLED:
+    if len(layers) > style.LABELLED:
         return
     form = ".2f" if np.nanmax(np.where(np.isnan(color), np.nan, shown), initial=0) >= 0.1 else ".3f"
     for row, column in np.argwhere(~np.isnan(color)):

@@ -12,21 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from memscope.report.plots.style import (
-    GREEN,
-    LABELLED,
-    ORANGE,
-    PERCENT,
-    SIZE,
-    THOUSANDS,
-    blue,
-    ink,
-    layer_colors,
-    layer_legend,
-    legend,
-    panel,
-    panels,
-)
+from memscope.report.plots import style
 
 _POINTS = 400
 """Points that a curve over all entries is thinned to."""
@@ -40,20 +26,20 @@ def usage_histogram(counts: np.ndarray, layers: Sequence[int], *, dark: bool = F
         layers: names of the layers, in the order of the first axis.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     n = counts.shape[1]
-    for row, color in zip(counts, layer_colors(len(layers), dark), strict=True):
+    for row, color in zip(counts, style.layer_colors(len(layers), dark), strict=True):
         used = np.sort(row[row > 0])[::-1]
         if len(used):
             kept = np.unique(np.geomspace(1, len(used), _POINTS).astype(int)) - 1
             axes.plot(kept + 1, used[kept], color=color)
             axes.plot(len(used), used[-1], "o", color=color, markersize=4)
     if counts.any():
-        axes.axhline(float(counts.mean()), color=ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
+        axes.axhline(float(counts.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
         axes.set_yscale("log")
     axes.set(xscale="log", xlim=(0.9, n * 1.1), xlabel="rank of entry within its layer (1 = most used)")
     axes.set_ylabel("selections" if np.issubdtype(counts.dtype, np.integer) else "summed weight")
-    layer_legend(axes, layers, dark)
+    style.layer_legend(axes, layers, dark)
     return figure
 
 
@@ -65,17 +51,17 @@ def lorenz_curve(counts: np.ndarray, layers: Sequence[int], *, dark: bool = Fals
         layers: names of the layers, in the order of the first axis.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     n = counts.shape[1]
     kept = np.unique(np.linspace(0, n, _POINTS).astype(int))
-    for row, color in zip(counts, layer_colors(len(layers), dark), strict=True):
+    for row, color in zip(counts, style.layer_colors(len(layers), dark), strict=True):
         mass = np.concatenate([[0.0], np.cumsum(np.sort(row), dtype=np.float64)])
         axes.plot(kept / n, mass[kept] / max(mass[-1], 1e-300), color=color)
-    axes.plot([0, 1], [0, 1], color=ink(dark), linestyle="--", linewidth=1, label="even selection")
+    axes.plot([0, 1], [0, 1], color=style.ink(dark), linestyle="--", linewidth=1, label="even selection")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="share of entries, least used first", ylabel="share of usage")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PERCENT)
-    layer_legend(axes, layers, dark)
+        axis.set_major_formatter(style.PERCENT)
+    style.layer_legend(axes, layers, dark)
     return figure
 
 
@@ -86,19 +72,19 @@ def coverage_bars(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
         metrics: ``Recording.layer_metrics()``.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     place = np.arange(len(metrics))
-    bars = axes.bar(place - 0.2, metrics["coverage"], 0.36, color=blue(dark), label="recorded")
+    bars = axes.bar(place - 0.2, metrics["coverage"], 0.36, color=style.blue(dark), label="recorded")
     even = axes.bar(
-        place + 0.2, metrics["even_coverage"], 0.36, color="none", edgecolor=ink(dark), label="even selection"
+        place + 0.2, metrics["even_coverage"], 0.36, color="none", edgecolor=style.ink(dark), label="even selection"
     )
-    for group in (bars, even) if len(metrics) <= LABELLED else ():
-        axes.bar_label(group, fmt=_short_percent, fontsize=8, padding=2, color=ink(dark))
+    for group in (bars, even) if len(metrics) <= style.LABELLED else ():
+        axes.bar_label(group, fmt=_short_percent, fontsize=8, padding=2, color=style.ink(dark))
     axes.set(ylim=(0, 1.3), ylabel="entries used", xlabel="layer")
     axes.set_xticks(place, [str(layer) for layer in metrics["layer"]])
     axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PERCENT)
-    legend(axes, loc="upper right", ncols=2)
+    axes.yaxis.set_major_formatter(style.PERCENT)
+    style.legend(axes, loc="upper right", ncols=2)
     return figure
 
 
@@ -109,11 +95,17 @@ def top_mass(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
         metrics: ``Recording.layer_metrics()``.
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
-    figure.set_figheight(max(SIZE[1], 0.3 * len(metrics)))
+    figure, axes = style.panel(dark)
+    figure.set_figheight(max(style.SIZE[1], 0.3 * len(metrics)))
     place = np.arange(len(metrics))
-    axes.hlines(place, metrics["top50"].clip(lower=1), metrics["top99"].clip(lower=1), color=ink(dark), linewidth=1)
-    for name, color, marker in (("top50", blue(dark), "o"), ("top90", ORANGE, "s"), ("top99", GREEN, "D")):
+    axes.hlines(
+        place, metrics["top50"].clip(lower=1), metrics["top99"].clip(lower=1), color=style.ink(dark), linewidth=1
+    )
+    for name, color, marker in (
+        ("top50", style.blue(dark), "o"),
+        ("top90", style.ORANGE, "s"),
+        ("top99", style.GREEN, "D"),
+    ):
         x = metrics[name].clip(lower=1)
         axes.plot(x, place, marker, color=color, markersize=7, label=f"{name.removeprefix('top')}% of usage")
         for entries, y in zip(metrics[name], place, strict=True):
@@ -125,14 +117,14 @@ def top_mass(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
                 ha="center",
                 va="top" if name == "top90" else "bottom",
                 fontsize=8,
-                color=ink(dark),
+                color=style.ink(dark),
             )
     n = int(metrics["entries"].max())
-    axes.axvline(n, color=ink(dark), linestyle="--", linewidth=1, label=f"all it can select ({n:,})")
+    axes.axvline(n, color=style.ink(dark), linestyle="--", linewidth=1, label=f"all it can select ({n:,})")
     axes.set(xscale="log", xlim=(0.8, n * 1.6), ylim=(len(metrics) - 0.4, -0.6))
     axes.set(xlabel="most used entries (number)", ylabel="layer")
     axes.set_yticks(place, [str(layer) for layer in metrics["layer"]])
-    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    style.legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure
 
 
@@ -143,9 +135,9 @@ def read_share_histogram(reading: pd.DataFrame, *, dark: bool = False) -> Figure
         reading: ``Recording.reading_metrics()``; its ``read_share_histogram`` has equal bins over [0, 1].
         dark: for a dark page.
     """
-    figure, axes = panel(dark)
+    figure, axes = style.panel(dark)
     highest = 0.1  # a share that any entry got
-    for values, color in zip(reading["read_share_histogram"], layer_colors(len(reading), dark), strict=True):
+    for values, color in zip(reading["read_share_histogram"], style.layer_colors(len(reading), dark), strict=True):
         histogram = np.asarray(values, dtype=np.float64)
         share = histogram / max(histogram.sum(), 1)
         edges = np.linspace(0, 1, len(share) + 1)
@@ -153,8 +145,8 @@ def read_share_histogram(reading: pd.DataFrame, *, dark: bool = False) -> Figure
         highest = max(highest, float(edges[1:][share > 0].max(initial=0)))
     axes.set(yscale="log", xlim=(0, highest), xlabel="share of its token's read that an entry gets")
     axes.set_ylabel("share of selections (bins of 2%)")
-    axes.xaxis.set_major_formatter(PERCENT)
-    layer_legend(axes, reading["layer"].tolist(), dark)
+    axes.xaxis.set_major_formatter(style.PERCENT)
+    style.layer_legend(axes, reading["layer"].tolist(), dark)
     return figure
 
 
@@ -172,22 +164,25 @@ def training_curve(curve: pd.DataFrame, *, dark: bool = False) -> Figure:
         for name in curve.columns
         if name.startswith("layer_") and name.endswith("/dead")
     }
-    figure, both = panels(2 if used else 1, dark)
+    figure, both = style.panels(2 if used else 1, dark)
     loss = both[0]
-    for kind, color, style, label in (("train", blue(dark), "-", "training"), ("eval", ORANGE, "o-", "validation")):
+    for kind, color, marks, label in (
+        ("train", style.blue(dark), "-", "training"),
+        ("eval", style.ORANGE, "o-", "validation"),
+    ):
         rows = curve[curve["kind"] == kind] if len(curve) else curve
         if len(rows):
-            loss.plot(rows["step"], rows["loss"], style, color=color, label=label)
+            loss.plot(rows["step"], rows["loss"], marks, color=color, label=label)
     loss.set(xlabel="training step", ylabel="loss (nats per token)")
     if loss.has_data():
-        legend(loss)
+        style.legend(loss)
     if used:
         entries = both[1]
-        for values, color in zip(used.values(), layer_colors(len(used), dark), strict=True):
+        for values, color in zip(used.values(), style.layer_colors(len(used), dark), strict=True):
             entries.plot(evaluations["step"], values, "o-", color=color)
         entries.set(xlabel="training step", ylabel="entries used on validation", ylim=(0, None))
-        entries.yaxis.set_major_formatter(THOUSANDS)
-        layer_legend(entries, list(used), dark)
+        entries.yaxis.set_major_formatter(style.THOUSANDS)
+        style.layer_legend(entries, list(used), dark)
     for axes in both:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
