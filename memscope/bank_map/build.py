@@ -1,23 +1,34 @@
-"""A map of a run's bank: entries near each other that are alike in a stated space; ``map.parquet``, ``map.json``.
+"""Make a map of a run's bank, on which entries that are alike in a stated space lie near each other.
 
     write_map(load_run("runs/demo"), Path("recordings/demo"))                     # in the space that maps best
     write_map(load_run("runs/demo"), Path("recordings/demo"), feature="values")
 
-``bank_map/spaces.py`` makes the spaces, ``bank_map/layout.py`` the map. Every space is first tried on a sample of
-entries. Without a ``feature`` the one whose trial ranks first is mapped, and the numbers in ``map.json`` are taken on
-other entries than the trial's wherever there are enough of them. Entries that were never selected have no usage to be
-compared by; they stand apart in a disc.
+``bank_map/spaces.py`` makes the spaces and ``bank_map/layout.py`` the map. Every space is first tried on a sample of
+entries. Without a ``feature``, the space whose trial ranks first is mapped. The numbers in ``map.json`` are measured on
+entries outside the trial wherever there are enough of them. Entries that were never selected cannot be compared by
+usage; they stand apart in a disc.
 
-A map is trusted when it keeps neighbours, keeps them better than a PCA plane, and does so better than for vectors
-whose columns have nothing in common. Where it is not, it has no clusters and ``why_not`` says why.
+A map is trusted when it keeps neighbours, keeps them better than a PCA plane, and keeps them better than a map of
+vectors whose columns have nothing in common. A map that is not trusted has no clusters, and ``why_not`` gives the
+reasons.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from memscope.bank_map.layout import MapSettings, Trial, make_map, place_apart, try_map, why_not_trusted
+from memscope.bank_map.layout import (
+    BankMap,
+    MapQuality,
+    MapSettings,
+    Trial,
+    make_map,
+    place_apart,
+    try_map,
+    why_not_trusted,
+)
 from memscope.bank_map.names import name_clusters
 from memscope.bank_map.spaces import SPACES, Space, make_space
 from memscope.base.errors import InputError
@@ -50,71 +61,109 @@ def write_map(
         recording: folder of the finished recording.
         feature: one of ``SPACES``, or ``best``: all are tried.
         seed: of everything random; the same seed gives the same map.
-        layer: this memory layer alone, for all spaces but ``values``.
-        settings: the map's other settings; its seed gives way to ``seed``.
+        layer: use this memory layer alone; for all spaces but ``values``.
+        settings: the other settings of the map; its seed is replaced by ``seed``.
 
     Returns:
-        What ``map.json`` says.
+        The contents of ``map.json``, without the hashes of files.
 
     Raises:
-        InputError: another run than was recorded, an unfinished recording, an unknown feature or layer, fewer than
-            ten entries that have the feature, or entries that are not finite.
+        InputError: the recording is of another run or unfinished, the feature or layer is unknown, fewer than ten
+            entries have the feature, or entries are not finite.
     """
-    settings = MapSettings(**{**vars(settings or MapSettings()), "seed": seed})
+    settings = replace(settings or MapSettings(), seed=seed)
     info = read_info(recording)
     layers = _check(run, recording, info, feature, layer)
-    feature, space, trial, tried = _choose(run, recording, info, feature, layers, settings, layer is None)
-    found = make_map(space.vectors, settings, trial.rows)
-    why_not = why_not_trusted(found.quality, trial)
-    clusters = np.full(len(space.entries), NO_CLUSTER) if why_not else found.cluster
-    names = [] if why_not else name_clusters(clusters, space.weights, space.terms)
-    apart = np.setdiff1d(np.arange(info.knowledge_num), space.entries, assume_unique=True)
-    names += [NEVER_SELECTED] if len(apart) and not why_not else []
-    places = np.empty((info.knowledge_num, 2), np.float32)
-    places[space.entries], places[apart] = found.places, place_apart(found.places, len(apart))
-    cluster = np.full(info.knowledge_num, len(names) - 1)  # of those that stand apart; without names no cluster at all
-    cluster[space.entries] = clusters
-    sizes = np.bincount(cluster[cluster >= 0], minlength=len(names)).tolist()
-    quality = found.quality
-    said = {
+    choice = _choose(run, recording, info, feature, layers, settings, layer is None)
+    bank_map = make_map(choice.space.vectors, settings, choice.trial.rows)
+    why_not = why_not_trusted(bank_map.quality, choice.trial)
+    places = _all_places(choice.space, bank_map, info.knowledge_num)
+    cluster, names = _all_clusters(choice.space, bank_map, info.knowledge_num, trusted=not why_not)
+    described = {
         "trusted": not why_not,
         "why_not": why_not,
-        "feature": feature,
-        "chosen_among": tried,
-        "layers": layers,
-        "seed": seed,
-        "n_neighbors": settings.n_neighbors,
-        "min_dist": settings.min_dist,
-        "metric": "cosine",
-        "entries": info.knowledge_num,
-        "placed": len(space.entries),
-        "fitted_on": found.fitted_on,
-        "trustworthiness": quality.trustworthiness["map"],
-        "neighbours_kept": quality.neighbours_kept["map"],
-        "yardstick": {
-            other: {
-                "trustworthiness": quality.trustworthiness[other],
-                "neighbours_kept": quality.neighbours_kept[other],
-            }
-            for other in ("pca", "random")
-        },
-        "trial": trial.said(),
-        "measured_on": {"entries": quality.sample, "neighbours": quality.k, "apart_from_trial": quality.apart},
-        "clusters": [
-            {"cluster": number, "size": size, "name": name}
-            for number, (size, name) in enumerate(zip(sizes, names, strict=True))
-        ],
+        **_how_made(choice, layers, settings, bank_map, info.knowledge_num),
+        **_quality(bank_map.quality, choice.trial),
+        "clusters": _cluster_sizes(cluster, names),
     }
     columns = {
-        "entry": np.arange(info.knowledge_num, dtype=np.uint32),
+        "entry": np.arange(len(places), dtype=np.uint32),
         "x": places[:, 0],
         "y": places[:, 1],
         "cluster": cluster.astype(np.int32),
     }
-    (recording / MAP_INFO).unlink(missing_ok=True)  # it vouches for the other file, so it comes last
+    (recording / MAP_INFO).unlink(missing_ok=True)  # it vouches for the other file, so it is written last
     write_table(recording / MAP, columns)
-    write_sealed(recording / MAP_INFO, said | {"files": hashes(recording, [MAP])})
-    return said
+    write_sealed(recording / MAP_INFO, described | {"files": hashes(recording, [MAP])})
+    return described
+
+
+class _Choice(NamedTuple):
+    """The space to map."""
+
+    feature: str
+    space: Space
+    trial: Trial
+    tried: list[dict[str, Any]]
+    """The spaces that were tried and how each did, for ``map.json``; empty where the caller named the feature."""
+
+
+def _all_places(space: Space, bank_map: BankMap, n_entries: int) -> np.ndarray:
+    """Places of all entries, float32 ``[N, 2]``; those without the feature stand apart."""
+    apart = np.setdiff1d(np.arange(n_entries), space.entries, assume_unique=True)
+    places = np.empty((n_entries, 2), np.float32)
+    places[space.entries], places[apart] = bank_map.places, place_apart(bank_map.places, len(apart))
+    return places
+
+
+def _all_clusters(space: Space, bank_map: BankMap, n_entries: int, trusted: bool) -> tuple[np.ndarray, list[str]]:
+    """Cluster of every entry, int64 ``[N]``, and the names of the clusters; entries that stand apart are the last."""
+    if not trusted:
+        return np.full(n_entries, NO_CLUSTER), []
+    names = name_clusters(bank_map.cluster, space.weights, space.terms)
+    cluster = np.full(n_entries, len(names))
+    cluster[space.entries] = bank_map.cluster
+    return cluster, names + [NEVER_SELECTED] * (len(space.entries) < n_entries)
+
+
+def _how_made(
+    choice: _Choice, layers: list[int], settings: MapSettings, bank_map: BankMap, n_entries: int
+) -> dict[str, Any]:
+    return {
+        "feature": choice.feature,
+        "chosen_among": choice.tried,
+        "layers": layers,
+        "seed": settings.seed,
+        "n_neighbors": settings.n_neighbors,
+        "min_dist": settings.min_dist,
+        "metric": "cosine",
+        "entries": n_entries,
+        "placed": len(choice.space.entries),
+        "fitted_on": bank_map.fitted_on,
+    }
+
+
+def _quality(quality: MapQuality, trial: Trial) -> dict[str, Any]:
+    def of(layout: str) -> dict[str, float]:
+        return {
+            "trustworthiness": quality.trustworthiness[layout],
+            "neighbours_kept": quality.neighbours_kept[layout],
+        }
+
+    return {
+        **of("map"),
+        "yardstick": {layout: of(layout) for layout in ("pca", "random")},
+        "trial": trial.as_dict(),
+        "measured_on": {"entries": quality.sample, "neighbours": quality.k, "apart_from_trial": quality.apart},
+    }
+
+
+def _cluster_sizes(cluster: np.ndarray, names: list[str]) -> list[dict[str, Any]]:
+    sizes = np.bincount(cluster[cluster >= 0], minlength=len(names)).tolist()
+    return [
+        {"cluster": number, "size": size, "name": name}
+        for number, (size, name) in enumerate(zip(sizes, names, strict=True))
+    ]
 
 
 def _choose(
@@ -125,12 +174,13 @@ def _choose(
     layers: list[int],
     settings: MapSettings,
     all_layers: bool,
-) -> tuple[str, Space, Trial, list[dict[str, Any]]]:
-    """The space to map with its trial, and what is said of all that were tried."""
+) -> _Choice:
+    """The space of the feature, or of all spaces the one whose trial ranks first."""
     if feature != BEST:
         space = make_space(run, recording, info, feature, layers, settings.seed)
-        return feature, space, try_map(space.vectors, settings), []
-    best: tuple[float, str, Space, Trial] | None = None
+        return _Choice(feature, space, try_map(space.vectors, settings), [])
+    best: _Choice | None = None
+    best_rank = -np.inf
     tried: list[dict[str, Any]] = []
     for name in SPACES:
         if name == "values" and not all_layers:
@@ -142,19 +192,19 @@ def _choose(
             continue
         trial = try_map(space.vectors, settings)
         rank = trial.gain * len(space.entries) / info.knowledge_num  # entries without a place gain nothing
-        tried.append({"feature": name, "placed": len(space.entries), "rank": rank} | trial.said())
-        if best is None or rank > best[0]:
-            best = rank, name, space, trial
+        tried.append({"feature": name, "placed": len(space.entries), "rank": rank} | trial.as_dict())
+        if best is None or rank > best_rank:
+            best, best_rank = _Choice(name, space, trial, []), rank
     assert best is not None  # values or keys are there for every bank
-    return best[1], best[2], best[3], tried
+    return best._replace(tried=tried)
 
 
 def _check(run: LoadedRun, recording: Path, info: RecordingInfo, feature: str, layer: int | None) -> list[int]:
-    """Refuse what cannot be mapped; returns the memory layers that the feature is about."""
+    """Refuse input that cannot be mapped; returns the memory layers that the feature is about."""
     if run.fingerprint != info.fingerprint:
         raise InputError(
-            f"{recording}: is a recording of another model than {run.path} holds now; record that run again or give "
-            "the run it was made from"
+            f"{recording}: this is a recording of another model than {run.path} holds now; record that run again, or "
+            "give the run that was recorded"
         )
     if not info.complete:
         raise InputError(f"{recording}: this recording is unfinished; run the same 'memscope record' command again")

@@ -101,8 +101,8 @@ class Trial(NamedTuple):
         """Trustworthiness of the map above the better one of a PCA plane and of a map of shuffled vectors."""
         return self.trustworthiness["map"] - max(self.trustworthiness["pca"], self.trustworthiness["shuffled"])
 
-    def said(self) -> dict[str, Any]:
-        """As ``map.json`` has it."""
+    def as_dict(self) -> dict[str, Any]:
+        """The trial as ``map.json`` holds it."""
         return {
             "entries": len(self.rows),
             "trustworthiness": self.trustworthiness,

@@ -1,7 +1,7 @@
 """Commands that intervene: ``ablate``, ``facts`` and ``edit``."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -43,17 +43,19 @@ def ablate(
         str | None, typer.Option("--layers", metavar="6,7", help="In these memory layers; default all.")
     ] = None,
     mode: Annotated[
-        str, typer.Option(help="renormalise (selection removed, weights shared out again) or zero (value zeroed).")
+        Literal["renormalise", "zero"],
+        typer.Option(help="renormalise: the other selections share the weight; zero: the entry's value is zero."),
     ] = "renormalise",
     control: Annotated[
-        str, typer.Option(help="Entries to compare with: usage (used about as often) or random (any used ones).")
+        Literal["usage", "random"],
+        typer.Option(help="Entries to compare with. usage: used about as often; random: any that are used."),
     ] = "usage",
     controls: Annotated[int, typer.Option(min=0, help="Draws of control entries.")] = 3,
     corpus: Annotated[
         Path | None, typer.Option("--corpus", metavar="FILE", help="Text to read; default the recorded text.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=1, help="Read about so many tokens, from all over the text.")
+        int, typer.Option("--tokens", min=1, help="Read about this many tokens, from all parts of the text.")
     ] = 16384,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
@@ -61,9 +63,7 @@ def ablate(
 ) -> None:
     """Run a text with and without some entries, and without controls; prints the change of loss, logit and KL."""
     if (entries is None) == (top_usage is None):
-        raise InputError("ablate: what? Give either --entries 1,2,3 or --top-usage 1%")
-    _choose("--mode", mode, ("renormalise", "zero"))
-    _choose("--control", control, ("usage", "random"))
+        raise InputError("ablate: give the entries, either by --entries 1,2,3 or by --top-usage 1%")
     chosen_layers = None if layers is None else _numbers("--layers", layers)
 
     check(run, corpus=corpus, recording=recording)
@@ -80,11 +80,19 @@ def ablate(
         if corpus is None
         else pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
     )
-    taken = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
-    options: dict[str, Any] = {"mode": mode, "control": control}
+    ablated = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
     with one_writer(out):
         study = study_ablation(
-            loaded, text, taken, usage, layers=chosen_layers, tokens=tokens, controls=controls, seed=seed, **options
+            loaded,
+            text,
+            ablated,
+            usage,
+            mode=mode,
+            layers=chosen_layers,
+            tokens=tokens,
+            control=control,
+            controls=controls,
+            seed=seed,
         )
         write_study(study, out)
     if as_json:
@@ -106,7 +114,9 @@ def facts(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; default the recording.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many facts, drawn at random; default all.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask at most this many facts, drawn at random; default all.")
+    ] = None,
     as_json: JsonOption = False,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -114,7 +124,7 @@ def facts(
     """Audit facts: are entries that started from a fact selected when it is asked, and does the answer need them?"""
     folder = out or recording
     if folder is None:
-        raise InputError("facts: where to? Give --recording REC, or --out DIR")
+        raise InputError("facts: give the folder to write, by --recording REC or by --out DIR")
 
     check(run, facts=facts, recording=recording)
 
@@ -123,10 +133,10 @@ def facts(
     from memscope.causal.facts import audit_facts
     from memscope.text.fact_files import read_facts
 
-    asked, loaded = read_facts(facts), load(run, device)
+    known, loaded = read_facts(facts), load(run, device)
     usage = None if recording is None else entry_usage(recording)
     with one_writer(folder):
-        audit = audit_facts(loaded, asked, usage, limit, seed)
+        audit = audit_facts(loaded, known, usage, limit, seed)
         written = write_audit(audit, folder)
     if as_json:
         print_json(audit.summary)
@@ -144,7 +154,8 @@ def edit(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Facts to edit, each alone.")] = 100,
     method: Annotated[
-        str, typer.Option(help="sentence (the entry gets the new sentence) or row (the entry alone is trained).")
+        Literal["sentence", "row"],
+        typer.Option(help="sentence: the entry gets the new sentence; row: the entry alone is trained."),
     ] = "row",
     steps: Annotated[int, typer.Option(min=1, help="row: Adam steps.")] = 20,
     rate: Annotated[float, typer.Option(min=0, help="row: learning rate.")] = 0.05,
@@ -152,8 +163,6 @@ def edit(
     device: DeviceOption = "auto",
 ) -> None:
     """Edit facts by rewriting one entry; prints efficacy, generalisation and specificity as JSON."""
-    _choose("--method", method, ("sentence", "row"))
-
     check(run, facts=facts)
 
     from memscope.causal.edit import edit_facts, write_edits
@@ -161,14 +170,9 @@ def edit(
 
     known, loaded = read_facts(facts), load(run, device)
     with one_writer(out):
-        result = edit_facts(loaded, known, count, method, steps, rate, seed)  # type: ignore[arg-type]
+        result = edit_facts(loaded, known, count, method, steps, rate, seed)
         write_edits(result, out)
     print_json(result.summary)
-
-
-def _choose(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{option} {value}: choose {' or '.join(known)}")
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -7,7 +7,7 @@ answers at once.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,7 +34,21 @@ from memscope.cli.options import (
     show,
 )
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands. A value that an option does not take is bad input like any other: one line, exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if type(error) is not typer.BadParameter:  # an option that is missing: typer shows how to use the command
+                raise
+            raise InputError(error.format_message().replace("Value error, ", "")) from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="See inside a language model's memory: train, record, measure and browse trainable memory banks.",
     no_args_is_help=True,
     add_completion=False,
@@ -42,8 +56,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool | None) -> None:
-    if wanted:
+def _print_version(asked: bool | None) -> None:
+    if asked:
         from importlib.metadata import version
 
         print(f"memscope {version('memscope')}")
@@ -167,7 +181,8 @@ def record(
     out: Annotated[Path, typer.Option("--out", metavar="REC", help="Folder of the recording; resumed if unfinished.")],
     tokens: TokensOption = None,
     checkpoints: Annotated[
-        str, typer.Option(help="newest, or all: one recording per checkpoint below REC, and their history.")
+        Literal["newest", "all"],
+        typer.Option(help="all: one recording per checkpoint, in folders of REC, and their history."),
     ] = "newest",
     part_tokens: Annotated[int, typer.Option(min=1, help="Tokens per Parquet part.")] = 32768,
     score_bits: Annotated[
@@ -181,8 +196,6 @@ def record(
 
     Under torchrun every process records its own parts.
     """
-    if checkpoints not in ("newest", "all"):
-        raise InputError(f"--checkpoints {checkpoints}: choose newest or all")
     from memscope.run.folder import check_no_run
 
     if not check(run, corpus=corpus).model.memory_layers:
@@ -270,9 +283,10 @@ def map_entries(
     run: RunArgument,
     recording: RecordingArgument,
     feature: Annotated[
-        str, typer.Option(help="values, usage, read, contexts, coselection or keys; best tries all of them.")
+        Literal["best", "values", "usage", "read", "contexts", "coselection", "keys"],
+        typer.Option(help="Compare entries by values, usage, read, contexts, coselection or keys; best tries all."),
     ] = "best",
-    layer: Annotated[int | None, typer.Option(help="This memory layer alone; not for values.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Use this memory layer alone; not for values.")] = None,
     seed: SeedOption = 0,
 ) -> None:
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,19 +32,19 @@ def report(
     from memscope.query.recording import Recording
 
     if out is None and (static is None or against is not None):
-        raise InputError("report: where to? Give --out DIR, or --static DIR for the site alone")
+        raise InputError("report: give the folder to write, by --out DIR, or by --static DIR for the site alone")
     opened = Recording(recording)
     if out is not None:
-        other = None if against is None else Recording(against)
+        second = None if against is None else Recording(against)
         with one_writer(out):
-            if other is None:
+            if second is None:
                 from memscope.report.gate_bias import write_report
 
                 written = write_report(opened, out)
             else:
                 from memscope.report.compare.comparison import write_comparison
 
-                written = write_comparison(opened, other, out)
+                written = write_comparison(opened, second, out)
             for path in written:
                 show(path)
     if static is not None:
@@ -55,11 +55,14 @@ def report(
 
 def export(
     recording: RecordingArgument,
-    to: Annotated[str, typer.Option("--to", help="delphi (sparse safetensors) or neuronpedia (JSON lines).")],
+    to: Annotated[
+        Literal["delphi", "neuronpedia"],
+        typer.Option("--to", help="delphi: sparse safetensors; neuronpedia: JSON lines."),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to create.")],
     splits: Annotated[int, typer.Option(min=1, help="delphi: shards per layer.")] = 5,
     sequence_tokens: Annotated[int, typer.Option(min=1, help="delphi: tokens per sequence.")] = 32,
-    limit: Annotated[int, typer.Option(min=1, help="neuronpedia: so many entries, most used first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="neuronpedia: at most this many entries, most used first.")] = 1000,
 ) -> None:
     """Export a recording for other tools."""
     from memscope.query.recording import Recording
@@ -73,8 +76,6 @@ def export(
             from memscope.export.neuronpedia import export_neuronpedia
 
             export_neuronpedia(Recording(recording), out, limit=limit)
-        case _:
-            raise InputError(f"--to {to}: choose delphi or neuronpedia")
     show(out)
 
 
@@ -83,7 +84,7 @@ def run_app(
         Path | None, typer.Argument(metavar="[REC]", help="Recording to open; default: all under recordings/.")
     ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to listen on; all who reach it can read.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; everyone who reaches it can read.")] = "127.0.0.1",
 ) -> None:
     """Browse recordings in a web page on this machine."""
     from memscope.cli.serve import serve_app

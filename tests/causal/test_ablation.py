@@ -92,11 +92,10 @@ def test_the_command_prints_a_table_and_writes_a_study(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "Give either --entries"),
-        (("--entries", "1", "--top-usage", "1%"), "Give either --entries"),
+        ((), "give the entries"),
+        (("--entries", "1", "--top-usage", "1%"), "give the entries"),
         (("--entries", "one"), "--entries one: expected numbers"),
         (("--top-usage", "much"), "--top-usage much: expected a share"),
-        (("--entries", "1", "--mode", "off"), "choose renormalise or zero"),
         (("--entries", "1", "--layers", "9"), "layer 9 has no memory"),
     ],
 )

@@ -149,5 +149,3 @@ def test_the_command_prints_the_measures(cli, tiny_run_path: Path, tmp_path: Pat
     done: CliResult = cli("edit", tiny_run_path, path, "--out", tmp_path / "out", "--count", 3, "--steps", 2)
     assert done.code == 0 and json.loads(done.out)["edits"] == 3
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"edits.json", "edits.parquet"}
-    done = cli("edit", tiny_run_path, path, "--out", tmp_path / "out", "--method", "magic")
-    assert done.code == 2 and "choose sentence or row" in done.err

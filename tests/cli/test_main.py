@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import typer.main
 
+from memscope.bank_map.build import FEATURES
 from memscope.base.seals import read_sealed
 from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config
@@ -201,7 +203,31 @@ def test_record_takes_every_option(cli: Cli, tiny_run_path: Path, corpus_dir: Pa
     assert rows.head_read is not None and rows.slot_read is not None
     for odd in (["--score-bits", 0], ["--score-bits", 11], ["--part-tokens", 0]):
         assert cli(*words, *odd).code == 2
-    assert_one_line(cli(*words, "--checkpoints", "some"), "--checkpoints some: choose newest or all")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("record", "run", "--corpus", "c", "--out", "o", "--checkpoints", "some"),
+            "'some' is not one of 'newest', 'all'",
+        ),
+        (("map", "run", "rec", "--feature", "meaning"), "'meaning' is not one of 'best', 'values'"),
+        (("ablate", "run", "rec", "--out", "o", "--mode", "off"), "'off' is not one of 'renormalise', 'zero'"),
+        (("ablate", "run", "rec", "--out", "o", "--control", "no"), "'no' is not one of 'usage', 'random'"),
+        (("edit", "run", "facts", "--out", "o", "--method", "magic"), "'magic' is not one of 'sentence', 'row'"),
+        (("export", "rec", "--to", "pdf", "--out", "o"), "'pdf' is not one of 'delphi', 'neuronpedia'"),
+        (("eval", "run", "--corpus", "c", "--tokens", "0"), "Invalid value for '--tokens'"),
+    ],
+)
+def test_a_value_that_an_option_does_not_take_is_one_line(cli: Cli, words: tuple[str, ...], message: str) -> None:
+    assert_one_line(cli(*words), message)
+
+
+def test_every_space_of_the_map_can_be_chosen() -> None:
+    [feature] = [p for p in command_line.app.registered_commands if p.name == "map"]
+    choices = get_args(get_args(get_type_hints(feature.callback, include_extras=True)["feature"])[0])
+    assert choices == FEATURES
 
 
 def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(
