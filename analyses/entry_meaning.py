@@ -72,8 +72,8 @@ def choose_entries(recording: Recording) -> dict[int, np.ndarray]:
 def sentence_tokens(recording: Recording, entries: np.ndarray) -> csr_array:
     """Which tokens the sentences of entries have, 0 or 1, ``[sentence, vocab]``."""
     ids = recording.rows_of("bank", entries.tolist(), ["entry", "token_ids"]).set_index("entry")["token_ids"][entries]
-    tokens = [np.unique(one) for one in ids]
-    rows = np.repeat(np.arange(len(tokens)), [len(one) for one in tokens])
+    tokens = [np.unique(sentence) for sentence in ids]
+    rows = np.repeat(np.arange(len(tokens)), [len(sentence) for sentence in tokens])
     shape = (len(entries), recording.tokenizer.vocab_size)
     return csr_array(coo_array((np.ones(len(rows)), (rows, np.concatenate(tokens))), shape))
 
@@ -123,11 +123,11 @@ def causal_logits(
     for numbers, tokens, lengths in batches(texts, 8):
         batch, last = torch.from_numpy(tokens), torch.from_numpy(lengths) - 1
         rows = torch.arange(len(batch))
-        here = torch.zeros(batch.shape, dtype=torch.bool)
-        here[rows, last] = True
+        is_entry = torch.zeros(batch.shape, dtype=torch.bool)
+        is_entry[rows, last] = True
         wanted = torch.from_numpy(entries[number_of[numbers]])[:, None]
         before = run.model(batch)[rows, last]
-        with ablate(run.model, wanted, layers=[layer], positions=here):
+        with ablate(run.model, wanted, layers=[layer], positions=is_entry):
             after = run.model(batch)[rows, last]
         np.add.at(added, number_of[numbers], (before - after).double().numpy())
     return added / np.bincount(number_of, minlength=len(entries))[:, None]
@@ -160,21 +160,21 @@ def study(
     Raises:
         InputError: no layer has two entries that can be asked.
     """
-    asked = {layer: chosen for layer, chosen in entries.items() if len(chosen) > 1}
-    if not asked:
+    several = {layer: chosen for layer, chosen in entries.items() if len(chosen) > 1}
+    if not several:
         raise InputError(f"{recording.path}: fewer than two used entries of a layer started from a sentence")
     tables: list[pd.DataFrame] = []
     scores: dict[str, list[Score]] = {name: [] for name in MEANINGS}
     chance = np.random.default_rng(0)
-    for layer, chosen in asked.items():
+    for layer, chosen in several.items():
         sentences = sentence_tokens(recording, chosen)
         lens = logit_lens(run.model, layer, torch.from_numpy(chosen)).numpy()
         ablated = np.sort(chance.permutation(len(chosen))[:sample])
         added = causal_logits(run, recording, layer, chosen[ablated], contexts)
-        found = dict(zip(MEANINGS, score_firing(recording, layer, chosen, sentences), strict=False))
-        found["lens"], found["causal"] = score_auc(lens, sentences), score_auc(added, sentences[ablated])
-        tables.append(_describe(recording, layer, chosen, found, ablated, added))
-        for name, score in found.items():
+        by_meaning = dict(zip(MEANINGS, score_firing(recording, layer, chosen, sentences), strict=False))
+        by_meaning["lens"], by_meaning["causal"] = score_auc(lens, sentences), score_auc(added, sentences[ablated])
+        tables.append(_describe(recording, layer, chosen, by_meaning, ablated, added))
+        for name, score in by_meaning.items():
             scores[name].append(score)
     table = pd.concat(tables, ignore_index=True)
     return table, pd.DataFrame([_summarise(table, name, scores[name]) for name in MEANINGS])
@@ -184,8 +184,8 @@ def _summarise(table: pd.DataFrame, name: str, scores: list[Score]) -> dict[str,
     rows = table[table[f"{name}_own"].notna()]
     own, other = rows[f"{name}_own"], rows[f"{name}_other"]
     difference, low, high = mean_interval((own - other).to_numpy())
-    found = {"own": own.mean(), "other": other.mean(), "difference": difference, "low": low, "high": high}
-    return {"meaning": name, "entries": len(rows), **found, "p": permutation_p(scores)}
+    row = {"own": own.mean(), "other": other.mean(), "difference": difference, "low": low, "high": high}
+    return {"meaning": name, "entries": len(rows), **row, "p": permutation_p(scores)}
 
 
 def _describe(

@@ -36,14 +36,14 @@ VARIANTS = ("as trained", "centred", "whitened", "random")
 @torch.no_grad()
 def collect_queries(run: LoadedRun, windows: list[np.ndarray]) -> dict[int, Tensor]:
     """Gate queries of every token, by memory layer, ``[token, head, query]``."""
-    found: dict[int, list[Tensor]] = {layer: [] for layer in run.config.model.memory_layers}
-    names = [f"blocks.{layer}.memory.hook_query" for layer in found]
+    queries: dict[int, list[Tensor]] = {layer: [] for layer in run.config.model.memory_layers}
+    names = [f"blocks.{layer}.memory.hook_query" for layer in queries]
     for _, tokens, lengths in batches(windows, 8):
         _, cache = run.model.run_with_cache(torch.from_numpy(tokens), names_filter=names)
         real = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
-        for layer, name in zip(found, names, strict=True):
-            found[layer].append(cache[name][real])
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+        for layer, name in zip(queries, names, strict=True):
+            queries[layer].append(cache[name][real])
+    return {layer: torch.cat(parts) for layer, parts in queries.items()}
 
 
 def vary(queries: Tensor, variant: str, seed: int = 0) -> Tensor:
@@ -94,11 +94,13 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
     """One row per layer and variant: ``layer variant kl even_kl coverage directions beyond_even``."""
     queries = collect_queries(run, sample_windows(recording, tokens))
     rows = []
-    for layer, found in queries.items():
+    for layer, layer_queries in queries.items():
         select = partial(_select, run, layer)
-        directions = count_directions(found)
+        directions = count_directions(layer_queries)
         for variant in VARIANTS:
-            metrics = select_kl(vary(found, variant), select, recording.info.group_size, recording.info.distinct)
+            metrics = select_kl(
+                vary(layer_queries, variant), select, recording.info.group_size, recording.info.distinct
+            )
             rows.append({"layer": layer, "variant": variant, **metrics, "directions": directions})
     table = pd.DataFrame(rows)
     return table.assign(beyond_even=table["kl"] - table["even_kl"])
@@ -141,12 +143,12 @@ def main() -> None:
         print(f"  {variant}: KL to uniform beyond even {span(wide[variant].tolist(), '.2f')} nats")
     layers, preferences = recording.layer_metrics(), recording.preferences()
     information = [layer["profiles"]["information"] for layer in recording.census["layers"]]
-    told = [kinds["token_held_out"] for kinds in information]
+    shares = [kinds["token_held_out"] for kinds in information]
     by_share, by_rank = (int(preferences[name].sum()) for name in ("significant", "rank_significant"))
     print(
         f"  the recording: half of a layer's selections on {span(layers['top50'].tolist(), ',')} of "
         f"{recording.info.group_size:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
-        f"sentences by share and by rank; at least {span(told, '.2f')} nats of information about the input token"
+        f"sentences by share and by rank; at least {span(shares, '.2f')} nats of information about the input token"
     )
     save(arguments.out, "gate_selection_bias", table, draw(table))
 

@@ -84,8 +84,8 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
         for _, batch, lengths in batches(sample_windows(recording, tokens), 8):
             run.model(torch.from_numpy(batch))
             real = torch.arange(batch.shape[1]) < torch.from_numpy(lengths)[:, None]
-            for layer, found in captured.items():
-                sums[layer].append(_measure_layer(found, real))
+            for layer, capture in captured.items():
+                sums[layer].append(_measure_layer(capture, real))
     total = pd.DataFrame({layer: pd.DataFrame(rows).sum() for layer, rows in sums.items()}).T
     table = pd.DataFrame({"layer": total.index, "tokens": total["tokens"].to_numpy().astype(int)})
     for name in ("effective", "effective_per_head", "negative", "head_agreement"):
@@ -97,8 +97,8 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
     return table
 
 
-def _measure_layer(found: LayerCapture, real: Tensor) -> dict[str, float]:
-    return measure(found.head_weights[real], found.gate_scores[real])
+def _measure_layer(capture: LayerCapture, real: Tensor) -> dict[str, float]:
+    return measure(capture.head_weights[real], capture.gate_scores[real])
 
 
 def draw(recording: Recording, table: pd.DataFrame) -> Figure:

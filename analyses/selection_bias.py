@@ -62,7 +62,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
         loss = dict(zip(("loss", "loss_low", "loss_high"), mean_change(effects[name], "loss"), strict=True))
         row = {"layer": name, "by_score_share": shares.get(name, np.mean(list(shares.values()))), **loss}
         for when, tables in usage.items():
-            row |= {f"{what}_{when}": value for what, value in tables.get(name, {}).items()}
+            row |= {f"{measure}_{when}": value for measure, value in tables.get(name, {}).items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -81,12 +81,12 @@ def count_usage(
                 values = [part.cpu().numpy()[done.batch.mask] for part in chosen]
                 counts.update(axis, *values)
                 silent[axis] += (values[1] == 0).sum()
-    found = {}
+    usage = {}
     for axis, layer in enumerate(info.layers):
         count = counts.count[axis][info.entries_of(layer)]
         metrics = usage_metrics(count, int(count.sum())).as_dict()
-        found[str(layer)] = {name: metrics[name] for name in SHOWN} | {"silent": silent[axis] / count.sum()}
-    return found
+        usage[str(layer)] = {name: metrics[name] for name in SHOWN} | {"silent": silent[axis] / count.sum()}
+    return usage
 
 
 def draw(table: pd.DataFrame) -> Figure:

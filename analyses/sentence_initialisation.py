@@ -37,8 +37,8 @@ _TOLD_APART = ("database_init_path", "embedding_init_path", "entry_cosine")
 def shuffle_words(sentences: list[str], seed: int = 0) -> list[str]:
     """Deal the words of all sentences out again: each keeps its number of words, and the whole its words."""
     words = [sentence.split() for sentence in sentences]
-    dealt = iter(np.random.default_rng(seed).permutation([word for one in words for word in one]).tolist())
-    return [" ".join(next(dealt) for _ in one) for one in words]
+    dealt = iter(np.random.default_rng(seed).permutation([word for sentence in words for word in sentence]).tolist())
+    return [" ".join(next(dealt) for _ in sentence) for sentence in words]
 
 
 def describe_run(path: Path) -> pd.DataFrame:

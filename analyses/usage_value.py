@@ -68,9 +68,9 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, axes = panel()
     axes.set_yscale("symlog", linthresh=0.01)
     layers = sorted(table["layer"].unique())
-    for place, (part, colour) in enumerate(zip(PARTS, (blue(dark=False), ORANGE, GREEN), strict=True)):
+    for position, (part, colour) in enumerate(zip(PARTS, (blue(dark=False), ORANGE, GREEN), strict=True)):
         rows = table[table["part"] == part]
-        x = [layers.index(layer) + (place - 1) * 0.15 for layer in rows["layer"]]
+        x = [layers.index(layer) + (position - 1) * 0.15 for layer in rows["layer"]]
         spread = [rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]
         axes.errorbar(x, rows["loss"], spread, fmt="o", markersize=4, color=colour, label=part)
     axes.set(xlabel="layer", ylabel="nats per token lost without them")

@@ -62,10 +62,10 @@ def several(options: Sequence[Any], name: str = "choice") -> Field:
     known = {str(option): option for option in options}
 
     def parse(text: str) -> list[Any]:
-        asked = text.split("-")
-        if not set(asked) <= known.keys():
+        texts = text.split("-")
+        if not set(texts) <= known.keys():
             raise ValueError(f"There is no such {name} as the address asks for.")
-        return [known[one] for one in known if one in asked]
+        return [known[label] for label in known if label in texts]
 
     return Field(
         list(options), parse, lambda value: set(value) <= set(options), lambda value: "-".join(map(str, value))
@@ -89,13 +89,14 @@ def corners() -> Field:
     def parse(text: str) -> list[tuple[int, int]]:
         numbers = [part.split("_") for part in text.split(".")][:200]
         if any(
-            len(pair) != 2 or any(not one.lstrip("-").isdecimal() or len(one) > 6 for one in pair) for pair in numbers
+            len(pair) != 2 or any(not number.lstrip("-").isdecimal() or len(number) > 6 for number in pair)
+            for pair in numbers
         ):
             raise ValueError("The address holds a lasso that cannot be read.")
-        found = [(int(x), int(y)) for x, y in numbers]
-        if len(found) < 3:
+        points = [(int(x), int(y)) for x, y in numbers]
+        if len(points) < 3:
             raise ValueError("The address holds a lasso with fewer than three corners.")
-        return found
+        return points
 
     return Field([], parse, lambda value: isinstance(value, list), lambda value: ".".join(f"{x}_{y}" for x, y in value))
 
@@ -182,9 +183,9 @@ def go(page: str, **values: Any) -> None:
     first comes to this page with the query of the next one. What stood here then is remembered by that.
     """
     address = {"recording": st.session_state["_recording"], **{name: str(value) for name, value in values.items()}}
-    here, _ = st.session_state["_address"]
+    page_left, _ = st.session_state["_address"]
     remembered: dict[Any, Any] = st.session_state.setdefault("_left", {})
-    remembered[(here, *sorted(address.items()))] = dict(_kept(here))
+    remembered[(page_left, *sorted(address.items()))] = dict(_kept(page_left))
     while len(remembered) > _REMEMBERED:
         remembered.pop(next(iter(remembered)))
     st.switch_page(f"app_pages/{page}.py", query_params=address)

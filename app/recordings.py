@@ -56,8 +56,8 @@ def _choose() -> None:
 
 def all_recordings() -> None:
     """Every recording in the folder, and runs beside it that were not recorded."""
-    found = state.find_recordings(state.root())
-    table = recordings_table(found, state.root())
+    recordings = state.find_recordings(state.root())
+    table = recordings_table(recordings, state.root())
     st.session_state["_all"] = table["recording"].tolist()
 
     def open_row() -> None:
@@ -80,7 +80,7 @@ def all_recordings() -> None:
         alt="Recordings in this folder",
     )
     st.caption(f"Every {INFO} in {state.root().name}/ and up to {DEPTH} folders below it. Select a row to open it.")
-    waiting = runs_without_recording(state.root(), found)
+    waiting = runs_without_recording(state.root(), recordings)
     if waiting:
         st.subheader("Runs without a recording here")
         for path in waiting:

@@ -26,10 +26,10 @@ def main() -> None:
     for burst in arguments.bursts:
         planted = [_rows(seed, burst, KINDS) for seed in range(arguments.seeds)]
         clean = [_rows(1000 + seed, burst, ()) for seed in range(arguments.seeds)]
-        truth = sum(len(one.rows) for one, _, _ in planted)
-        hits = sum(len(one.rows & found) for one, found, _ in planted)
-        false = sum(len(found - one.rows) for one, found, _ in planted)
-        wrong = sum(bool(found) for _, found, _ in clean)
+        truth = sum(len(anomaly.rows) for anomaly, _, _ in planted)
+        hits = sum(len(anomaly.rows & rows) for anomaly, rows, _ in planted)
+        false = sum(len(rows - anomaly.rows) for anomaly, rows, _ in planted)
+        wrong = sum(bool(rows) for _, rows, _ in clean)
         held_back = sum(held for _, _, held in clean)
         print(
             f"{burst:5.2f}  {truth:7d}  {hits:5d}  {false:10d}  |  {len(clean):16d}  {wrong:16d}  {held_back:9d}",
@@ -41,8 +41,8 @@ def _rows(seed: int, burst: float, kinds: tuple[str, ...]) -> tuple[PlantedText,
     with TemporaryDirectory() as folder:
         planted = plant_anomalies(Path(folder) / "recording", seed, kinds, burst)
         recording = Recording(planted.path)
-        found = find_anomalies(recording)[list(COLUMNS[:5])].itertuples(index=False, name=None)
-        named = {tuple(row) for row in found}
+        table = find_anomalies(recording)[list(COLUMNS[:5])].itertuples(index=False, name=None)
+        named = {tuple(row) for row in table}
         return planted, named, len(find_anomalies(recording, 1e9)) - len(named)
 
 

@@ -34,9 +34,9 @@ def main() -> None:
         model = load_config(CONFIGS / f"{name}.yaml").model
         for dtype in (torch.bfloat16, torch.float32):
             (theirs, their_error), (ours, our_error) = compare(model, batch, dtype, rounds)
-            what = f"{name} {str(dtype).removeprefix('torch.')}"
+            label = f"{name} {str(dtype).removeprefix('torch.')}"
             print(
-                f"{what:21} PyTorch {theirs * 1e3:6.1f} ms (error {their_error:.4f})"
+                f"{label:21} PyTorch {theirs * 1e3:6.1f} ms (error {their_error:.4f})"
                 f"   in blocks {ours * 1e3:6.1f} ms ({our_error:.4f})   {theirs / ours:5.2f}x"
             )
 
@@ -51,11 +51,11 @@ def compare(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int) -> 
     seconds: dict[Attend, list[float]] = {fused_attention: [], causal_attention: []}
     errors = {attend: error(run(attend, tensors, weights), exact) for attend in seconds}  # warms up, too
     for _ in range(rounds):
-        for attend, taken in seconds.items():
+        for attend, times in seconds.items():
             started = time.perf_counter()
             run(attend, tensors, weights)
-            taken.append(time.perf_counter() - started)
-    return [(median(taken), errors[attend]) for attend, taken in seconds.items()]
+            times.append(time.perf_counter() - started)
+    return [(median(times), errors[attend]) for attend, times in seconds.items()]
 
 
 def run(attend: Attend, tensors: list[Tensor], weights: Tensor) -> list[Tensor]:

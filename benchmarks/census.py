@@ -87,14 +87,14 @@ def _warm_up() -> None:
 
 def _count_in_duckdb(folder: Path, info: RecordingInfo) -> int:
     database = duckdb.connect()
-    found = 0
+    total = 0
     for layer in info.layers:
-        found += database.execute(
+        total += database.execute(
             f"""SELECT count(*) FROM (SELECT entry, count(*) FROM (SELECT unnest(l{layer}_indices) AS entry
                 FROM read_parquet(?)) GROUP BY entry)""",
             [str(folder / "tokens" / "*.parquet")],
         ).fetchone()[0]
-    return found
+    return total
 
 
 def _line(name: str, seconds: float, peer: float, selections: int, rss: float) -> None:
@@ -128,13 +128,13 @@ def _compare(census: dict[str, Any], n_entries: int, used_pairs: int) -> None:
         "margin": (reading["margin"], 0.1),
         "loss": (census["loss"], 5.0),
         "used (layer, entry) pairs, DuckDB": (
-            sum(round(one["by_count"]["coverage"] * n_entries) for one in census["layers"]),
+            sum(round(layer["by_count"]["coverage"] * n_entries) for layer in census["layers"]),
             used_pairs,
         ),
     }
     print(f"\n{'':38}{'census':>14}{'truth':>14}{'difference':>12}")
-    for name, (found, true) in truth.items():
-        print(f"{name:38}{found:14.5f}{true:14.5f}{found / max(true, 1e-300) - 1 if true else 0:12.2%}")
+    for name, (counted, true) in truth.items():
+        print(f"{name:38}{counted:14.5f}{true:14.5f}{counted / max(true, 1e-300) - 1 if true else 0:12.2%}")
     information = layer["profiles"]["information"]
     print(f"information entry-position {information['position']:.5f} nats, shuffled {information['even_position']:.5f}")
     assert len(census["layers"]) == LAYERS

@@ -27,19 +27,19 @@ def main() -> None:
     sizes = parser.parse_args().tokens or [23_000, 77_000]
     print(f"{'tokens':>8}{'own':>6}{'of':>5}{'true':>8}{'counted':>9}{'less shuffled':>15}{'held out':>10}{'se':>8}")
     for tokens in sizes:
-        for own, count in PLANTED:
+        for private, count in PLANTED:
             rng = np.random.default_rng(0)
-            token, entry, true = plant(tokens, own, count, rng)
+            token, entry, true = plant(tokens, private, count, rng)
             label = np.repeat(token, SELECTED)
             counted = mutual_info_score(label, entry.ravel())
             shuffled = mutual_info_score(np.repeat(rng.permutation(token), SELECTED), entry.ravel())
             nats, error = measure(token, entry, 20)
-            print(f"{tokens:8,}{own:6.2f}{count:5}{true:8.3f}{counted:9.3f}", end="")
+            print(f"{tokens:8,}{private:6.2f}{count:5}{true:8.3f}{counted:9.3f}", end="")
             print(f"{counted - shuffled:15.3f}{nats:10.3f}{error:8.3f}", flush=True)
 
 
 def plant(
-    tokens: int, own: float, count: int, rng: np.random.Generator, types: int = TYPES, entries: int = ENTRIES
+    tokens: int, private: float, count: int, rng: np.random.Generator, types: int = TYPES, entries: int = ENTRIES
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Tokens ``[token]``, entries ``[token, SELECTED]`` and the information between them in nats."""
     frequency, share = (
@@ -49,14 +49,14 @@ def plant(
     mine = rng.choice(entries, (types, count), p=share)
     token = rng.choice(types, tokens, p=frequency)
     entry = mine[token[:, None], rng.integers(0, count, (tokens, SELECTED))]
-    any_entry = rng.random(entry.shape) >= own
+    any_entry = rng.random(entry.shape) >= private
     entry[any_entry] = rng.choice(entries, any_entry.sum(), p=share)
-    overall = (1 - own) * share
-    np.add.at(overall, mine.ravel(), np.repeat(frequency, count) * own / count)
+    overall = (1 - private) * share
+    np.add.at(overall, mine.ravel(), np.repeat(frequency, count) * private / count)
     true = 0.0
     for kind, weight in enumerate(frequency):
-        p = (1 - own) * share
-        np.add.at(p, mine[kind], own / count)
+        p = (1 - private) * share
+        np.add.at(p, mine[kind], private / count)
         used = p > 0
         true += weight * float((p[used] * np.log(p[used] / overall[used])).sum())
     return token, entry, true
@@ -65,10 +65,10 @@ def plant(
 def measure(token: np.ndarray, entry: np.ndarray, folds: int) -> tuple[float, float]:
     """``HeldOut.information`` with blocks of tokens for documents."""
     fold = np.arange(len(token)) * folds // len(token)
-    found = HeldOut(token, fold, folds)
+    held_out = HeldOut(token, fold, folds)
     order = np.argsort(entry.ravel(), kind="stable")
-    found.add(entry.ravel()[order].astype(np.int64), order // entry.shape[1])
-    nats, error = found.information(Jackknife(np.bincount(fold)))
+    held_out.add(entry.ravel()[order].astype(np.int64), order // entry.shape[1])
+    nats, error = held_out.information(Jackknife(np.bincount(fold)))
     assert nats is not None and error is not None
     return nats, error
 

@@ -35,16 +35,16 @@ def main() -> None:
     print(f"{'':44}{'plain, t':>12}{'memscope':>12}{'error/spread':>14}")
     for name, lengths in LENGTHS.items():
         rng = np.random.default_rng(0)
-        for what, within in (("mean, documents differ", 0.0), ("mean, tokens differ as much", 50.0)):
+        for label, within in (("mean, documents differ", 0.0), ("mean, tokens differ as much", 50.0)):
             shape = (len(lengths), 20 * corpora)
             means = rng.normal(0, 1, shape) + rng.normal(0, within, shape) / np.sqrt(lengths)[:, None]
-            _line(name, what, means * lengths[:, None], lengths, None)
+            _line(name, label, means * lengths[:, None], lengths, None)
         share = rng.beta(2, 18, (len(lengths), 20 * corpora))
         _line(name, "log odds of a label on 10%", share * lengths[:, None], lengths, np.log(1 / 9))
         _kl(name, lengths, corpora, rng)
 
 
-def _line(name: str, what: str, sums: np.ndarray, lengths: np.ndarray, log_odds: float | None) -> None:
+def _line(name: str, label: str, sums: np.ndarray, lengths: np.ndarray, log_odds: float | None) -> None:
     """Coverage for sums ``[document, corpus]``; of log odds if their truth is given, else of a mean of 0."""
 
     def number(total: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -58,28 +58,31 @@ def _line(name: str, what: str, sums: np.ndarray, lengths: np.ndarray, log_odds:
     plain = np.sqrt((n - 1) / n * ((left - left.mean(0)) ** 2).sum(0))
     errors = spread.errors(value, left)
     held = [np.mean(np.abs(value - truth) <= half) for half in (t.ppf(0.975, n - 1) * plain, spread.critical * errors)]
-    print(f"{name + ': ' + what:44}{held[0]:12.3f}{held[1]:12.3f}{errors.mean() / value.std():14.2f}")
+    print(f"{name + ': ' + label:44}{held[0]:12.3f}{held[1]:12.3f}{errors.mean() / value.std():14.2f}")
 
 
 def _kl(name: str, lengths: np.ndarray, corpora: int, rng: np.random.Generator) -> None:
     source = 1 / np.arange(1, _ENTRIES + 1)
     source /= source.sum()
-    spread, kl, found, plain, n = Jackknife(lengths), [], [], [], len(lengths)
+    spread, kl, metrics, plain, n = Jackknife(lengths), [], [], [], len(lengths)
     for _ in range(corpora):
         taste = rng.gamma(source * 1000, size=(n, _ENTRIES)) + 1e-300
         folds = np.stack(
             [rng.multinomial(size * _SELECTED, p / p.sum()) for size, p in zip(lengths, taste, strict=True)]
         )
         kl.append(_kl_of(folds.sum(0)))
-        found.append(jackknife_errors(folds, spread))
+        metrics.append(jackknife_errors(folds, spread))
         left = np.array([_kl_of(usage) for usage in spread.without(folds)])
         plain.append(np.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum()))
-    value, errors = np.array(kl), np.array([one["kl_to_uniform_se"] for one in found])
+    value, errors = np.array(kl), np.array([sample["kl_to_uniform_se"] for sample in metrics])
     off = np.abs(value - value.mean())
     held = np.mean(off <= t.ppf(0.975, n - 1) * np.array(plain)), np.mean(off <= spread.critical * errors)
     print(f"{name + ': KL to uniform':44}{held[0]:12.3f}{held[1]:12.3f}{errors.mean() / value.std():14.2f}")
     more = value.mean() - (np.log(_ENTRIES) + (source * np.log(source)).sum())
-    few, even = np.mean([one["kl_to_uniform_few"] for one in found]), (_ENTRIES - 1) / (2 * lengths.sum() * _SELECTED)
+    few, even = (
+        np.mean([sample["kl_to_uniform_few"] for sample in metrics]),
+        (_ENTRIES - 1) / (2 * lengths.sum() * _SELECTED),
+    )
     print(f"    few documents add {more:.4f} nats; estimated {few:.4f}; independent selections would add {even:.4f}")
 
 

@@ -101,8 +101,8 @@ def main() -> None:
     for name, (theirs, ours) in pairs.items():
         passes = compare([theirs, ours], arguments, with_optimizer=False)
         steps = compare([theirs, ours], arguments, with_optimizer=True)
-        for what, (a, b) in (("forward + backward", passes), ("with AdamW", steps)):
-            print(f"{name:20} {what:20} theirs {a * 1e3:8.1f} ms   ours {b * 1e3:8.1f} ms   {a / b:6.2f}x")
+        for label, (a, b) in (("forward + backward", passes), ("with AdamW", steps)):
+            print(f"{name:20} {label:20} theirs {a * 1e3:8.1f} ms   ours {b * 1e3:8.1f} ms   {a / b:6.2f}x")
 
 
 def compare(layers: list[nn.Module], arguments: argparse.Namespace, with_optimizer: bool) -> list[float]:
@@ -113,11 +113,11 @@ def compare(layers: list[nn.Module], arguments: argparse.Namespace, with_optimiz
     works = [work(layer, arguments, with_optimizer) for layer in layers]
     seconds: list[list[float]] = [[] for _ in works]
     for _ in range(arguments.rounds + 1):  # the first round warms up
-        for taken, run in zip(seconds, works, strict=True):
+        for times, run in zip(seconds, works, strict=True):
             started = time.perf_counter()
             run()
-            taken.append(time.perf_counter() - started)
-    return [median(taken[1:]) for taken in seconds]
+            times.append(time.perf_counter() - started)
+    return [median(times[1:]) for times in seconds]
 
 
 def work(layer: nn.Module, arguments: argparse.Namespace, with_optimizer: bool) -> Callable[[], None]:

@@ -65,13 +65,13 @@ def _measure(folder: Path, n_entries: int, selections: int, pages: int) -> None:
         times = _times(lambda entry: _page(recording, entry), entries)
         ratio = np.median(times) / np.median(scan)
         print(f"{name:36}{np.median(times):11.1f}{np.quantile(times, 0.95):9.1f}{ratio:8.2f}")
-    others: dict[str, Callable[[int], object]] = {
+    questions: dict[str, Callable[[int], object]] = {
         "256 tokens of a document": lambda _: recording.trace(int(rng.integers(len(recording.documents)))),
         "page of the table of entries": lambda _: recording.entries(limit=50),
         "search in sentences": lambda entry: recording.entries(search=f"w{entry % 6000}", limit=50),
         "all selections of an entry": lambda entry: recording.selections(entry, 0),
     }
-    for name, work in others.items():
+    for name, work in questions.items():
         times = _times(work, by_usage[:50])
         print(
             f"{name:36}{np.median(times):11.1f}{np.quantile(times, 0.95):9.1f}{np.median(times) / np.median(scan):8.2f}"

@@ -102,7 +102,7 @@ def _write_context(folder: Path, n_entries: int, tokens: int) -> None:
     backend.save(str(folder / "tokenizer.json"))
     ids = np.random.default_rng(2).integers(len(SPECIAL), VOCAB, (n_entries, 2))
     predicates = np.where(np.arange(n_entries) % 10 == 0, "planted", "other").tolist()
-    one = np.arange(n_entries + 1, dtype=np.int32)
+    offsets = np.arange(n_entries + 1, dtype=np.int32)
     write_table(
         folder / "bank_init.parquet",
         {
@@ -110,7 +110,7 @@ def _write_context(folder: Path, n_entries: int, tokens: int) -> None:
             "sentence": [f"{words[a]}{words[b]}".strip() for a, b in ids],
             "token_ids": fixed_lists(ids, pa.uint32()),
             **{
-                name: pa.ListArray.from_arrays(one, pa.array(values))
+                name: pa.ListArray.from_arrays(offsets, pa.array(values))
                 for name, values in (
                     ("subject", [words[a] for a, _ in ids]),
                     ("predicate", predicates),

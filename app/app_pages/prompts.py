@@ -46,9 +46,9 @@ def pick_cell() -> None:
 
 
 def act() -> None:
-    asked = st.session_state["fired"].acted
-    entry, at = int(asked["entry"]), int(asked["layer"])
-    if asked["act"] != "light":
+    clicked = st.session_state["fired"].acted
+    entry, at = int(clicked["entry"]), int(clicked["layer"])
+    if clicked["act"] != "light":
         address.go("entries", entry=entry, layer=at)
     view.put(by="loss" if entry < 0 else "one entry", entry=None if entry < 0 else entry)
 

@@ -12,8 +12,8 @@ _ALL = "all"
 
 def anomalies(view: View, recording: Recording) -> None:
     """Every anomaly in words; a row opens its entry."""
-    found = state.answer(anomalies_in_words)
-    counts = found["kind"].value_counts(sort=False)
+    table = state.answer(anomalies_in_words)
+    counts = table["kind"].value_counts(sort=False)
     kinds = [_ALL, *counts.index]
     kind = view.field("kind", choice(kinds, name="kind of anomaly"))
     view.write()
@@ -21,17 +21,17 @@ def anomalies(view: View, recording: Recording) -> None:
         "Entries and layers that do something out of the ordinary, faults first. In a recording without any effect the "
         f"chance of a single row here is {ERROR_RATE:.0%}, whatever was looked at. {recording.info.rows:,} tokens."
     )
-    if found.empty:
+    if table.empty:
         st.success(f"Nothing stands out. Looked for: {', '.join(KINDS)}.", icon=":material/check_circle:")
         return
     st.pills(
         "Kind",
         kinds,
         required=True,
-        format_func=lambda name: f"{name} {len(found) if name == _ALL else counts[name]:,}",
+        format_func=lambda name: f"{name} {len(table) if name == _ALL else counts[name]:,}",
         **view.widget("kind"),
     )
-    shown = found if kind == _ALL else found[found["kind"] == kind]
+    shown = table if kind == _ALL else table[table["kind"] == kind]
     st.session_state["_anomalies"] = list(zip(shown["entry"].tolist(), shown["layer"].tolist(), strict=True))
 
     def open_row() -> None:
@@ -62,4 +62,4 @@ def anomalies(view: View, recording: Recording) -> None:
         alt="Anomalies of the recording",
     )
     st.caption("Select a row to open its entry. docs/reference/metrics.md says what each kind needs to be named.")
-    state.download("Anomalies as CSV", lambda: found, "anomalies")
+    state.download("Anomalies as CSV", lambda: table, "anomalies")

@@ -123,16 +123,16 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
 def profiles(view: View, recording: Recording, value: str, d: str) -> None:
     """How selection depends on the position and the frequency of the reading token."""
     layers = recording.census["layers"]
-    for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
-        with place:
+    for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
+        with column:
             st.subheader(f"By {axis}")
-            _divergence(recording, [one["profiles"][kind] for one in layers], kind, axis, d)
+            _divergence(recording, [layer["profiles"][kind] for layer in layers], kind, axis, d)
     st.selectbox("Along the same groups", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
-    for place, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
-        with place:
-            _along({one["layer"]: pd.DataFrame(one["profiles"][kind]) for one in layers}, kind, axis, value)
+    for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
+        with column:
+            _along({layer["layer"]: pd.DataFrame(layer["profiles"][kind]) for layer in layers}, kind, axis, value)
     st.caption(f"Means over the tokens of each group. {d}")
-    information = pd.DataFrame([{"layer": one["layer"], **one["profiles"]["information"]} for one in layers])
+    information = pd.DataFrame([{"layer": layer["layer"], **layer["profiles"]["information"]} for layer in layers])
     st.subheader("What tells most about the selected entry")
     outside.table(
         information,
@@ -175,13 +175,13 @@ def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str) -> N
 
 def overlap(recording: Recording, d: str) -> None:
     """How alike the layers use the bank."""
-    found = recording.census["overlap"]
+    overlaps = recording.census["overlap"]
     layers = recording.info.layers
     if len(layers) == 1:
         st.info("There is one memory layer, so there is nothing to compare.")
         return
     state.show_figure(
-        bias_plots.overlap_heatmap, lambda: (found, layers), "overlap", alt="Which layers use the same entries"
+        bias_plots.overlap_heatmap, lambda: (overlaps, layers), "overlap", alt="Which layers use the same entries"
     )
     st.caption(
         "Left: entries used by both layers over entries used by either; orange pairs share more than independent sets "
@@ -190,7 +190,7 @@ def overlap(recording: Recording, d: str) -> None:
     )
     names = [f"layer {layer}" for layer in layers]
     outside.table(
-        pd.DataFrame(found["rank_correlation"], columns=names).assign(layer=names).set_index("layer"),
+        pd.DataFrame(overlaps["rank_correlation"], columns=names).assign(layer=names).set_index("layer"),
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
         alt="Rank correlation of usage between layers",

@@ -55,8 +55,8 @@ def change_form(view: View, kind: str, layers: Sequence[int]) -> None:
         if kind in _AMOUNTS:
             next(fields).text_input(_AMOUNTS[kind], key=view.key("amount"))
         if kind == "rewrite":
-            place = next(fields)
-            place.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
+            column = next(fields)
+            column.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
         st.segmented_control("Layers", list(layers), selection_mode="multi", key=view.key("layers"))
         st.text_area("Text to read", key=view.key("text"), placeholder="Ada Lovelace was born in", height=80)
         st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=0))
@@ -70,16 +70,16 @@ def read_change(view: View, kind: str, layers: Sequence[int]) -> "Change":
     """
     from memscope.causal.what_if import Change
 
-    said = {name: st.session_state[view.key(name)] for name in ("entries", "layers", "amount", "sentence")}
-    if not said["layers"]:
+    values = {name: st.session_state[view.key(name)] for name in ("entries", "layers", "amount", "sentence")}
+    if not values["layers"]:
         raise InputError("no layer is chosen; choose at least one")
     try:
-        entries = tuple(int(part) for part in said["entries"].replace(",", " ").split()) if kind != "scale" else ()
-        amount = float(said["amount"]) if kind in _AMOUNTS else 0.0
+        entries = tuple(int(part) for part in values["entries"].replace(",", " ").split()) if kind != "scale" else ()
+        amount = float(values["amount"]) if kind in _AMOUNTS else 0.0
     except ValueError as error:
         raise InputError(f"expected numbers ({error})") from error
-    chosen = None if list(said["layers"]) == list(layers) else tuple(said["layers"])
-    return Change(kind, entries, chosen, amount, said["sentence"] if kind == "rewrite" else "")  # type: ignore[arg-type]
+    chosen = None if list(values["layers"]) == list(layers) else tuple(values["layers"])
+    return Change(kind, entries, chosen, amount, values["sentence"] if kind == "rewrite" else "")  # type: ignore[arg-type]
 
 
 def token_change(compared: pd.DataFrame, token: int) -> None:

@@ -170,8 +170,8 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
         outside.code(str(error), language=None, wrap_lines=True)
         return
     losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
-    for letter, traced, loss, place in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
-        with place:
+    for letter, traced, loss, column in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
+        with column:
             at = min(token, len(traced.trace.tokens) - 1)
 
             def pick(letter: str = letter) -> None:
@@ -204,11 +204,11 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
     st.caption(
         "The banks differ, so an entry number means another entry on each side; the most read ones of each token:"
     )
-    for r, traced, pos, place in zip((a, b), traces, places, st.columns(2, gap="medium"), strict=True):
+    for r, traced, pos, column in zip((a, b), traces, places, st.columns(2, gap="medium"), strict=True):
         fired = traced.trace.selections
         fired = fired[(fired["pos"] == pos) & (fired["rank"] < _MOST_READ)]
         sentences = r.sentences(fired["entry"])
-        place.dataframe(
+        column.dataframe(
             fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]]),
             hide_index=True,
             height=320,

@@ -148,17 +148,17 @@ def usage(recording: Recording, card: EntryCard) -> None:
 
 def contexts(recording: Recording, entry: int, layer: int | None) -> None:
     """Where it fires, top ones and a sample of the rest."""
-    found = state.answer(Recording.contexts, entry, layer, 24, 12)
-    if found.empty:
+    table = state.answer(Recording.contexts, entry, layer, 24, 12)
+    if table.empty:
         st.caption("It fires nowhere: no token of this corpus selected it.")
         return
-    groups = {title: found[found["kind"] == kind].head(20) for kind, title in KINDS.items()}
+    groups = {title: table[table["kind"] == kind].head(20) for kind, title in KINDS.items()}
     groups = {title: rows for title, rows in groups.items() if len(rows)}
     order = pd.concat(groups.values())
 
     def open_token() -> None:
-        place = order.iloc[int(st.session_state["contexts"].clicked)]
-        address.go("prompts", doc=int(place["doc"]), token=int(place["pos"]), layer=int(place["layer"]))
+        row = order.iloc[int(st.session_state["contexts"].clicked)]
+        address.go("prompts", doc=int(row["doc"]), token=int(row["pos"]), layer=int(row["layer"]))
 
     context_view(groups, key="contexts", on_click=open_token)
     d = recording.info.rows * recording.info.selected
@@ -171,19 +171,19 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
 
 def firing(recording: Recording, entry: int) -> None:
     """Tokens that it fires on, follows, predicts and precedes."""
-    found = state.answer(Recording.firing_of, [entry])
-    if found.empty:
+    table = state.answer(Recording.firing_of, [entry])
+    if table.empty:
         return
     st.markdown("**Typical tokens**")
     shown = {
-        "layer": found["layer"],
-        "selections": found["count"],
-        "fires on": found["fires_on"],
-        "documents": found["docs"],
-        "after": _tokens(found, "previous"),
-        "on the token": _tokens(found, "input"),
-        "model predicts next": _tokens(found, "predicted"),
-        "comes next": _tokens(found, "next"),
+        "layer": table["layer"],
+        "selections": table["count"],
+        "fires on": table["fires_on"],
+        "documents": table["docs"],
+        "after": _tokens(table, "previous"),
+        "on the token": _tokens(table, "input"),
+        "model predicts next": _tokens(table, "predicted"),
+        "comes next": _tokens(table, "next"),
     }
     outside.table(
         pd.DataFrame(shown),
@@ -200,13 +200,13 @@ def firing(recording: Recording, entry: int) -> None:
 
 def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: str) -> None:
     """Entries selected together with it."""
-    found = state.answer(Recording.neighbours_of, [entry])
-    found = found if layer is None else found[found["layer"] == layer]
-    if found.empty:
+    table = state.answer(Recording.neighbours_of, [entry])
+    table = table if layer is None else table[table["layer"] == layer]
+    if table.empty:
         st.caption("No entry is selected together with it more than by chance.")
         return
-    found = found.sort_values("npmi", ascending=False).head(20)
-    st.session_state["_neighbours"] = found["other"].tolist()
+    table = table.sort_values("npmi", ascending=False).head(20)
+    st.session_state["_neighbours"] = table["other"].tolist()
 
     def open_row() -> None:
         rows = st.session_state["neighbours"].selection.rows
@@ -214,7 +214,7 @@ def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: 
             address.go(open_entry, entry=int(st.session_state["_neighbours"][rows[0]]))
 
     outside.table(
-        found,
+        table,
         hide_index=True,
         key="neighbours",
         on_select=open_row,
@@ -262,8 +262,8 @@ def _metric(label: str, value: str, note: str, help_: str | None = None) -> None
     st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True, height="stretch", help=help_)
 
 
-def _tokens(found: pd.DataFrame, kind: str) -> list[list[str]]:
+def _tokens(table: pd.DataFrame, kind: str) -> list[list[str]]:
     return [
         [f"{visible(token)} ×{lift:,.0f}" for token, lift in zip(tokens, lifts, strict=True)]
-        for tokens, lifts in zip(found[f"{kind}_tokens"], found[f"{kind}_lift"], strict=True)
+        for tokens, lifts in zip(table[f"{kind}_tokens"], table[f"{kind}_lift"], strict=True)
     ]

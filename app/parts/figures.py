@@ -47,11 +47,11 @@ def layer_usage(usage: pd.DataFrame, even: float, *, dark: bool = False) -> Figu
     """
     figure, axes = style.panel(dark)
     figure.set_figheight(2.4)
-    place = np.arange(len(usage))
-    axes.bar(place, usage["count"], 0.6, color=style.layer_colors(len(usage), dark))
+    position = np.arange(len(usage))
+    axes.bar(position, usage["count"], 0.6, color=style.layer_colors(len(usage), dark))
     axes.axhline(even, color=style.ink(dark), linestyle="--", linewidth=1, label=f"even share ({even:,.1f})")
     axes.set(xlabel="layer", ylabel="selections")
-    axes.set_xticks(place, [str(layer) for layer in usage["layer"]])
+    axes.set_xticks(position, [str(layer) for layer in usage["layer"]])
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     style.legend(axes)
     return figure
@@ -189,13 +189,13 @@ def metrics_over_time(curve: pd.DataFrame, metrics: dict[str, str], *, dark: boo
     layers = sorted({int(name.split("/")[0].removeprefix("layer_")) for name in curve if name.startswith("layer_")})
     figure, axes = style.panels(len(metrics), dark)
     figure.set_size_inches(2.9 * len(metrics), 2.7)
-    for place, (metric, name) in zip(axes, metrics.items(), strict=True):
+    for panel, (metric, name) in zip(axes, metrics.items(), strict=True):
         for layer, color in zip(layers, style.layer_colors(len(layers), dark), strict=True):
-            place.plot(evaluations["step"], evaluations[f"layer_{layer}/{metric}"], "o-", color=color, markersize=4)
-        place.set(xlabel="training step", ylabel=name)
-        place.set_ylim(bottom=0)
-        place.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        _percent(place, metric)
+            panel.plot(evaluations["step"], evaluations[f"layer_{layer}/{metric}"], "o-", color=color, markersize=4)
+        panel.set(xlabel="training step", ylabel=name)
+        panel.set_ylim(bottom=0)
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        _percent(panel, metric)
     style.layer_legend(axes[0], layers, dark)
     return figure
 
@@ -210,14 +210,14 @@ def paired_metrics(both: pd.DataFrame, metrics: dict[str, str], *, dark: bool = 
     """
     figure, axes = style.panels(len(metrics), dark)
     figure.set_size_inches(2.9 * len(metrics), 2.7)
-    place = np.arange(len(both))
+    position = np.arange(len(both))
     for panel, (metric, name) in zip(axes, metrics.items(), strict=True):
-        panel.vlines(place, both[f"{metric}_a"], both[f"{metric}_b"], color=style.ink(dark), linewidth=1)
-        panel.plot(place, both[f"{metric}_a"], "o", color=style.blue(dark), label="A")
-        panel.plot(place, both[f"{metric}_b"], "s", color=style.ORANGE, label="B")
+        panel.vlines(position, both[f"{metric}_a"], both[f"{metric}_b"], color=style.ink(dark), linewidth=1)
+        panel.plot(position, both[f"{metric}_a"], "o", color=style.blue(dark), label="A")
+        panel.plot(position, both[f"{metric}_b"], "s", color=style.ORANGE, label="B")
         highest = float(both[[f"{metric}_a", f"{metric}_b"]].max(axis=None))
         panel.set(xlabel="layer", ylabel=name, ylim=(0, 1.12 * highest or 1))
-        panel.set_xticks(place, [str(layer) for layer in both["layer"]])
+        panel.set_xticks(position, [str(layer) for layer in both["layer"]])
         panel.margins(x=0.12)
         _percent(panel, metric)
     style.legend(axes[0])

@@ -47,15 +47,15 @@ def example(recording: Recording) -> None:
         with right:
             st.markdown(f"**Entry {entry}**, for example, started as")
             outside.text(sentence or "random numbers: this bank has no sentences")
-            found = state.answer(Recording.contexts, entry, layer, 14, 6)
-            found = found[found["kind"] == "top"].head(3)
+            contexts = state.answer(Recording.contexts, entry, layer, 14, 6)
+            contexts = contexts[contexts["kind"] == "top"].head(3)
 
             def open_token() -> None:
-                place = found.iloc[int(st.session_state["example"].clicked)]
-                address.go("prompts", doc=int(place["doc"]), token=int(place["pos"]), layer=int(place["layer"]))
+                context = contexts.iloc[int(st.session_state["example"].clicked)]
+                address.go("prompts", doc=int(context["doc"]), token=int(context["pos"]), layer=int(context["layer"]))
 
             context_view(
-                {"and now fires most strongly on the marked tokens": found}, key="example", on_click=open_token
+                {"and now fires most strongly on the marked tokens": contexts}, key="example", on_click=open_token
             )
             with st.container(horizontal=True):
                 if st.button("Open this entry", icon=":material/database:"):

@@ -29,7 +29,7 @@ def document_controls(
     """Boxes to choose a document, a token and a stretch of it; returns the token."""
     titles = recording.documents["title"]
     many = len(titles) > TITLES
-    *name, number, place, pages = st.columns([2, 3, 1.2, 3.3] if many else [3.5, 1.2, 3.5], vertical_alignment="bottom")
+    *name, number, box, pages = st.columns([2, 3, 1.2, 3.3] if many else [3.5, 1.2, 3.5], vertical_alignment="bottom")
     if many:
         wanted = st.session_state.get("title", "")
         known = sorted({doc, *find_documents(titles, wanted, TITLES)})
@@ -48,7 +48,7 @@ def document_controls(
         **view.widget("doc", start_over),
     )
     rows = int(recording.documents["rows"][doc])
-    place.number_input("Token", 0, rows - 1, **view.widget("token"))
+    box.number_input("Token", 0, rows - 1, **view.widget("token"))
     part, parts = token // window, -(-rows // window)
     if parts > 1:
 
@@ -64,8 +64,8 @@ def text_form(view: View, two: bool) -> list[str]:
     """A form for one text or two; returns them as they were when last sent."""
     with st.form("texts", border=False):
         places = st.columns(2 if two else 1)
-        for place, name, label in zip(places, ("text", "other"), ("Text to read", "Second text"), strict=False):
-            place.text_area(label, key=view.key(name), placeholder="Ada Lovelace was born in", height=100)
+        for column, name, label in zip(places, ("text", "other"), ("Text to read", "Second text"), strict=False):
+            column.text_area(label, key=view.key(name), placeholder="Ada Lovelace was born in", height=100)
         st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0, token_b=0))
     return [st.session_state[view.key(name)] for name in ("text", "other")[: len(places)]]
 
@@ -132,10 +132,10 @@ def two_texts(
     """Two texts side by side, and the entries that their chosen tokens share."""
     info = recording.info
     chosen = [min(token, len(trace.tokens) - 1) for token, trace in zip(tokens, traces, strict=True)]
-    for place, trace, token, name, letter in zip(
+    for column, trace, token, name, letter in zip(
         st.columns(2, gap="medium"), traces, chosen, ("token", "token_b"), "AB", strict=True
     ):
-        with place:
+        with column:
             if measure == "loss":
                 values = trace.tokens["loss"].to_numpy(np.float64)
             else:

@@ -40,8 +40,8 @@ def drop_reports() -> None:
 
 
 def _path(recording: Recording) -> Path:
-    place = f"{recording.path.resolve()} {recording.info.model_dump_json()}"
-    return _folder() / f"{recording.path.name}-{abs(hash(place)):x}.zip"
+    identity = f"{recording.path.resolve()} {recording.info.model_dump_json()}"
+    return _folder() / f"{recording.path.name}-{abs(hash(identity)):x}.zip"
 
 
 @functools.cache

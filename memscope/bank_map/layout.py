@@ -183,9 +183,9 @@ def make_map(vectors: np.ndarray, settings: MapSettings, tried: np.ndarray | Non
     fitted = np.arange(n) if n <= settings.fit_on else np.sort(chance.choice(n, settings.fit_on, replace=False))
     plane = _plane(unit[fitted])
     places = _draw_in(_place(unit, fitted, plane, settings))
-    others = np.setdiff1d(np.arange(n), [] if tried is None else tried, assume_unique=True)
-    apart = tried is not None and len(others) >= len(tried)
-    quality = _judge(unit, places, plane, settings.seed, others if apart else np.arange(n))
+    untried = np.setdiff1d(np.arange(n), [] if tried is None else tried, assume_unique=True)
+    apart = tried is not None and len(untried) >= len(tried)
+    quality = _judge(unit, places, plane, settings.seed, untried if apart else np.arange(n))
     return BankMap(places, _cluster(places, settings), len(fitted), quality._replace(apart=apart))
 
 
@@ -234,8 +234,8 @@ def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettin
     n_neighbors = min(settings.n_neighbors, len(fitted) - 1)
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(unit[fitted])
     distance, neighbor = search.kneighbors(n_neighbors=n_neighbors - 1)
-    own = np.arange(len(fitted))[:, None]
-    known = (np.hstack([own, neighbor]), np.hstack([np.zeros(own.shape), _exact(distance)]).astype(np.float32))
+    row = np.arange(len(fitted))[:, None]
+    known = (np.hstack([row, neighbor]), np.hstack([np.zeros(row.shape), _exact(distance)]).astype(np.float32))
     start = plane.transform(unit[fitted])
     # Entries that are all alike would all start in one point and never part.
     start = start / max(float(start.std()), 1e-12) + np.random.default_rng(settings.seed).normal(0, 1e-4, start.shape)
@@ -286,11 +286,11 @@ def _exact(distance: np.ndarray) -> np.ndarray:
 def _cluster(places: np.ndarray, settings: MapSettings) -> np.ndarray:
     count = min(settings.n_clusters, max(1, len(places) // MIN_ENTRIES))
     model = MiniBatchKMeans(count, random_state=settings.seed, n_init=10, batch_size=8192)
-    found = model.fit_predict(places)
-    by_size = np.argsort(-np.bincount(found, minlength=count), kind="stable")
+    cluster = model.fit_predict(places)
+    by_size = np.argsort(-np.bincount(cluster, minlength=count), kind="stable")
     number = np.empty(count, np.int64)
     number[by_size] = np.arange(count)
-    return number[found]
+    return number[cluster]
 
 
 def _judge(unit: np.ndarray, places: np.ndarray, plane: Any, seed: int, among: np.ndarray) -> MapQuality:
@@ -312,7 +312,7 @@ def _judge(unit: np.ndarray, places: np.ndarray, plane: Any, seed: int, among: n
 def _nearest_others(points: np.ndarray, rows: np.ndarray, k: int, algorithm: str) -> np.ndarray:
     """The k points nearest to each of ``rows``, itself left out, ``[row, k]``."""
     search = NearestNeighbors(n_neighbors=k + 1, algorithm=algorithm).fit(points)
-    found = search.kneighbors(points[rows], return_distance=False)
-    other = found != rows[:, None]
-    other[other.all(1), -1] = False  # among equals a point may not find itself
-    return np.asarray(found[other].reshape(len(rows), k))
+    nearest = search.kneighbors(points[rows], return_distance=False)
+    is_other = nearest != rows[:, None]
+    is_other[is_other.all(1), -1] = False  # among equals a point may not find itself
+    return np.asarray(nearest[is_other].reshape(len(rows), k))

@@ -107,16 +107,17 @@ def entry_keys(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
     columns: dict[int, list[np.ndarray]] = {}
     for layer in layers:
         gate = run.model.memory_layer(layer).gate
-        keys = gate.keys.detach().float().cpu().numpy()  # [H, n, q], or [H, 2, side, q / 2] of a product gate
+        of_heads = gate.keys.detach().float().cpu().numpy()  # [H, n, q], or [H, 2, side, q / 2] of a product gate
         if config.gate == "product":
-            row, column = np.divmod(np.arange(config.group_size), keys.shape[2])
-            keys = np.concatenate([keys[:, 0, row], keys[:, 1, column]], -1)
-        columns.setdefault(gate.first, []).append(keys.transpose(1, 0, 2).reshape(config.group_size, -1))
-    found = np.zeros((config.knowledge_num, max(sum(k.shape[1] for k in one) for one in columns.values())), np.float32)
-    for first, one in columns.items():
-        side_by_side = np.concatenate(one, 1)
-        found[first : first + config.group_size, : side_by_side.shape[1]] = side_by_side
-    return found
+            row, column = np.divmod(np.arange(config.group_size), of_heads.shape[2])
+            of_heads = np.concatenate([of_heads[:, 0, row], of_heads[:, 1, column]], -1)
+        columns.setdefault(gate.first, []).append(of_heads.transpose(1, 0, 2).reshape(config.group_size, -1))
+    width = max(sum(keys.shape[1] for keys in heads) for heads in columns.values())
+    keys = np.zeros((config.knowledge_num, width), np.float32)
+    for first, heads in columns.items():
+        side_by_side = np.concatenate(heads, 1)
+        keys[first : first + config.group_size, : side_by_side.shape[1]] = side_by_side
+    return keys
 
 
 def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
@@ -129,8 +130,8 @@ def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vo
         for name in names:
             entry = matrix(table[name]).ravel().astype(np.int64)
             pair, count = np.unique(entry * vocab_size + token, return_counts=True)
-            place = (pair // vocab_size, pair % vocab_size)
-            counts = counts + sparse.csr_matrix((count.astype(np.float32), place), shape=counts.shape)
+            cell = (pair // vocab_size, pair % vocab_size)
+            counts = counts + sparse.csr_matrix((count.astype(np.float32), cell), shape=counts.shape)
     return counts
 
 
@@ -157,9 +158,9 @@ def context_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], 
         for back in range(1, BEFORE + 1):
             row = np.arange(back, len(token))[::step]
             row = row[pos[row] % info.window >= back]
-            for here in indices:
-                place = (here[row].ravel(), np.repeat(token[row - back], info.selected))
-                counts = counts + sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), shape=counts.shape)
+            for of_layer in indices:
+                cell = (of_layer[row].ravel(), np.repeat(token[row - back], info.selected))
+                counts = counts + sparse.csr_matrix((np.ones(len(cell[0]), np.float32), cell), shape=counts.shape)
     return counts
 
 
@@ -168,13 +169,13 @@ def coselection_profiles(recording: Path, info: RecordingInfo, layers: Sequence[
     step = max(1, -(-info.rows * info.selected * len(layers) // _MOST))
     entries, columns, n = [], [], 0
     for _, _, indices in _selections(recording, info, layers):
-        for here in indices:
-            chosen = here[::step]
+        for of_layer in indices:
+            chosen = of_layer[::step]
             entries.append(chosen.ravel())
             columns.append(np.repeat(n + np.arange(len(chosen)), info.selected))
             n += len(chosen)
-    place = np.concatenate(entries), np.concatenate(columns)
-    selects = sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), shape=(info.knowledge_num, n))
+    cell = np.concatenate(entries), np.concatenate(columns)
+    selects = sparse.csr_matrix((np.ones(len(cell[0]), np.float32), cell), shape=(info.knowledge_num, n))
     selects.data[:] = 1  # two heads on one entry are one token
     count = np.maximum(np.diff(selects.indptr), 1)
     weights = sparse.diags(1 / np.sqrt(count)) @ selects

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, locks, hashes, Parquet, processes. It knows no model and no memory."""
+"""Tools that every room uses: errors, files, locks, hashes, Parquet, processes. They know no model and no memory."""

@@ -4,9 +4,9 @@
 class InputError(ValueError):
     """The caller's input cannot be used.
 
-    The message says what was wrong, where (``file:line`` when there is one) and what to do.
+    The message says what is wrong, where it is (``file:line`` when there is one) and how to mend it.
     """
 
 
 class DamageError(InputError):
-    """A file is not what memscope wrote; who can make it again does so."""
+    """A file is not as memscope wrote it; callers that can make it again do so."""

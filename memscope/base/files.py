@@ -1,7 +1,7 @@
-"""Files written whole or not at all, and fingerprints of what was read.
+"""Write files whole or not at all, and fingerprint files that are read.
 
-Everything memscope writes goes to a temporary name beside its target and is renamed into place, so that a
-full disk or a killed process never leaves half a file under a name that something else trusts.
+memscope writes every file under a temporary name beside its target and renames it into place. A full disk or a killed
+process therefore never leaves half a file under a name that other code trusts.
 """
 
 import errno
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = ".unfinished"
 _mine: set[Path] = set()
-"""What this process has not finished writing."""
+"""Temporary paths that this process has not finished writing."""
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it to ``target`` when the block succeeds.
 
     The block may create a file or a folder there. On an error the temporary is removed and ``target`` is
-    untouched. A folder replaces an existing folder. What was written is on the disk before the rename, and the rename
-    before the block ends, so that files that rely on each other survive a power failure in the order they were made.
+    untouched. A folder replaces an existing folder. The content is on the disk before the rename, and the rename is on
+    the disk before the block ends, so files that rely on each other survive a power failure in the order of writing.
 
     Raises:
         InputError: the parent folder cannot be created or written.
@@ -68,16 +68,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, name: str = "") -> None:
-    """Remove what a killed process left half-written in ``folder``, of the target ``name`` if one is given.
+    """Remove files that a killed process left half-written in ``folder``; with a ``name``, only those of that target.
 
-    Only for who writes there alone (``base/lock.py``).
+    Call it only while no other process writes there (``base/lock.py``).
     """
     for path in folder.glob(f".{glob.escape(name) or '*'}.*{_SUFFIX}"):
         _remove(path)
 
 
 def make_folder(path: Path) -> Path:
-    """Create ``path`` and its parents and check that it is a folder one can write to."""
+    """Create ``path`` and its parents and check that it is a writable folder."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,14 +88,14 @@ def make_folder(path: Path) -> Path:
 
 
 def expect_file(path: Path, kind: str) -> None:
-    """Check that ``path`` is a file; ``kind`` says what for.
+    """Check that ``path`` is a file; ``kind`` names its use in the message.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a file.
     """
     if not path.is_file():
-        what = "this is a folder, not a" if path.is_dir() else "no such"
-        raise InputError(f"{path}: {what} {kind}")
+        problem = "this is a folder, not a" if path.is_dir() else "no such"
+        raise InputError(f"{path}: {problem} {kind}")
 
 
 def write_text(target: Path, text: str) -> None:
@@ -105,7 +105,7 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; what is unseen in its texts is written as escape sequences."""
+    """Write ``value`` as indented JSON, atomically; invisible characters become escape sequences."""
     write_text(target, printable_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
@@ -115,9 +115,9 @@ def write_csv(target: Path, frame: "pd.DataFrame") -> None:
 
 
 def csv_text(frame: "pd.DataFrame") -> str:
-    """A table as CSV, with signs for what is unseen (``printable``).
+    """A table as CSV; invisible characters are written out (``printable``).
 
-    No text cell can be taken for a formula by a spreadsheet; one that could starts with '.
+    A text cell that a spreadsheet could take for a formula gets a leading '.
     """
     text = frame.select_dtypes(include=["object", "string"]).columns
     safe = frame.assign(**{column: frame[column].map(_unformula) for column in text})
@@ -135,7 +135,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except IsADirectoryError as error:
-        raise InputError(f"{path}: this is a folder, a JSON file was expected") from error
+        raise InputError(f"{path}: this is a folder; a JSON file was expected") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text; a JSON file was expected") from error
     except json.JSONDecodeError as error:
@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises when it cannot write ``path`` (a full disk, say) into an ``OSError``."""
+    """Turn the error that safetensors raises when it cannot write ``path`` (a full disk) into an ``OSError``."""
     try:
         yield
     except SafetensorError as error:

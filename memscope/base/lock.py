@@ -1,9 +1,9 @@
-"""A folder has one writer: whoever writes a folder holds its lock, and a second start is told who does.
+"""A folder has one writer: the process that writes it holds its lock, and a second process is told which one does.
 
     with one_writer(Path("recordings/demo")):
         ...
 
-Locks are ``flock``'s: they end with their process, however it ends, so that a killed command is simply started again.
+A ``flock`` ends with its process, however the process ends, so a killed command can simply be started again.
 """
 
 import errno
@@ -22,7 +22,7 @@ from memscope.base.files import make_folder, remove_unfinished
 
 LOCK = ".lock"
 _PLACES = ("", "tokens", "selections", "checkpoints", "figures")
-"""Where in a folder files are written, and a killed writer may have left some unfinished."""
+"""Parts of a folder in which files are written, and in which a killed writer may have left unfinished ones."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 _held: set[Path] = set()
 """Locks of this process."""
@@ -30,12 +30,12 @@ _held: set[Path] = set()
 
 @contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Write ``folder`` alone in this block. It is made; what a killed writer left unfinished in it is removed.
+    """Let this process alone write ``folder`` in this block. Creates it and removes files that a killed writer left.
 
     Under torchrun the first process holds the lock for all. A block inside another one on the same folder does nothing.
 
     Raises:
-        InputError: another process writes there, or the folder cannot be made.
+        InputError: another process writes there, or the folder cannot be created.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -44,8 +44,8 @@ def one_writer(folder: Path) -> Iterator[None]:
     make_folder(folder)
     try:
         with _lock(folder / LOCK, folder) as first:
-            for place in _PLACES if first else ():
-                remove_unfinished(folder / place)
+            for part in _PLACES if first else ():
+                remove_unfinished(folder / part)
             yield
     finally:
         if made:
@@ -55,14 +55,16 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def one_maker(target: Path, waits: bool = False) -> Iterator[None]:
-    """Make the file or folder ``target`` alone in this block, for what appears whole, by rename: its lock lies beside.
+    """Let this process alone make ``target`` in this block; for files and folders that are renamed into place.
+
+    The lock file lies beside the target.
 
     Args:
-        target: what is made.
-        waits: wait for another process that makes it, and say so, in place of an error. Look then whether it is there.
+        target: the file or folder to make.
+        waits: wait for another process that makes it, with a message, in place of an error. The target may then exist.
 
     Raises:
-        InputError: another process makes it, or the folder around cannot be made.
+        InputError: another process makes it, or its parent folder cannot be created.
     """
     make_folder(target.parent)
     with _lock(target.with_name(f".{target.name}{LOCK}"), target, waits) as first:
@@ -72,13 +74,13 @@ def one_maker(target: Path, waits: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(path: Path, what: Path, waits: bool = False) -> Iterator[bool]:
+def _lock(path: Path, target: Path, waits: bool = False) -> Iterator[bool]:
     """Hold a lock file; yields whether this process did not hold it before."""
     path = path.absolute()
     if path in _held:
         yield False
         return
-    with _take(path, what, waits) as file:
+    with _take(path, target, waits) as file:
         _held.add(path)
         try:
             file.truncate(0)
@@ -89,10 +91,10 @@ def _lock(path: Path, what: Path, waits: bool = False) -> Iterator[bool]:
             yield True
         finally:
             _held.remove(path)
-            path.unlink(missing_ok=True)  # before the lock ends with the file: whoever waits for it sees it gone
+            path.unlink(missing_ok=True)  # under the lock: a process that waits for it sees that it is gone
 
 
-def _take(path: Path, what: Path, waits: bool) -> TextIO:
+def _take(path: Path, target: Path, waits: bool) -> TextIO:
     """Open and lock a file that is still there once it is locked."""
     while True:
         file = path.open("a+", encoding="utf-8")
@@ -103,24 +105,25 @@ def _take(path: Path, what: Path, waits: bool) -> TextIO:
             if not waits:
                 file.close()
                 raise InputError(
-                    f"{what}: {holder} writes there; wait until it is done, or choose another place"
+                    f"{target}: {holder} writes there; wait until it is done, or choose another place"
                 ) from None
-            print(f"memscope: {what}: waiting for {holder}, which makes it", file=sys.stderr)
+            print(f"memscope: {target}: waiting for {holder}, which makes it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
             print(
-                f"memscope: {what}: this file system has no locks; see that nothing else writes there", file=sys.stderr
+                f"memscope: {target}: this file system has no locks; see that nothing else writes there",
+                file=sys.stderr,
             )
         with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 return file
-        file.close()  # its holder was done, and has removed it
+        file.close()  # its holder has finished and removed it
 
 
 def _holder(path: Path) -> str:
-    """What the lock file says of its process; anything may stand in a file."""
+    """The process that a lock file names, as one printable line: the file may hold anything."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -11,12 +11,12 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 
 TABLE_ROW_GROUP = 4096
-"""Rows per row group of an aggregate: what a look-up of one entry decompresses."""
+"""Rows per row group of an aggregate; a look-up of one entry decompresses one row group."""
 ENTRY_ROW_GROUP = 512
-"""The same where an entry is one wide row, and pages ask for a few dozen scattered ones."""
+"""Rows per row group where an entry is one wide row and pages read a few dozen scattered rows."""
 
 _FEW_GROUPS = 16
-"""Up to so many row groups one thread is faster than waking others."""
+"""Up to this many row groups, one thread is faster than several."""
 
 
 def read_parquet(
@@ -25,10 +25,10 @@ def read_parquet(
     row_groups: list[int] | None = None,
     metadata: pq.FileMetaData | None = None,
 ) -> pa.Table:
-    """Read a Parquet file, or some columns or row groups of it; ``metadata`` from an earlier reading saves a moment.
+    """Read a Parquet file, or some columns or row groups of it; ``metadata`` from an earlier read saves time.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: the file is missing or damaged.
     """
     with open_parquet(path, metadata) as file:
         groups = list(range(file.num_row_groups)) if row_groups is None else row_groups
@@ -42,7 +42,7 @@ def open_parquet(path: Path, metadata: pq.FileMetaData | None = None) -> pq.Parq
     """Open a Parquet file for its metadata or single row groups; close it, or use it as a context manager.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: the file is missing or damaged.
     """
     try:
         return pq.ParquetFile(path, metadata=metadata)
@@ -111,5 +111,5 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({str(error).splitlines()[0]})"
-    return InputError(f"{path}: {what}; run the command that made it again")
+    problem = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({str(error).splitlines()[0]})"
+    return InputError(f"{path}: {problem}; run the command that made it again")

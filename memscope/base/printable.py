@@ -1,38 +1,38 @@
-"""Text from outside as a reader may see it: what is invisible, or acts on a terminal or on other text, becomes a sign.
+"""Make text from outside safe to show: invisible characters and those that act on a terminal become signs.
 
     printable("\x1b[31mred")   # \\x1b[31mred
 
-Everything that shows a text of a corpus, a tokenizer, a config or a command line passes it through here: the command
-line, reports, the static site, figures, exports and the app. Data keep the text as it is.
+Code that shows a text of a corpus, a tokenizer, a config or a command line passes it through here: the command line,
+reports, the static site, figures, exports and the app. Data files keep the text as it is.
 """
 
 import re
 from typing import Any
 
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, but for tab and newline
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of the text after it
-    "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # without width, and other ends of lines
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # characters that turn the direction of the text after them
+    "\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb"  # characters without width, and other line ends
     "\U000e0000-\U000e007f"  # tags
-    "\ud800-\udfff]"  # halves of surrogate pairs, also the bytes of an argument that is not UTF-8
+    "\ud800-\udfff]"  # halves of surrogate pairs, such as the bytes of an argument that is not UTF-8
 )
-"""Joiners (U+200C, U+200D) and the soft hyphen are left: scripts and emoji need them."""
+"""Joiners (U+200C, U+200D) and the soft hyphen stay: scripts and emoji need them."""
 
 
 def printable(text: str) -> str:
-    """The text with every unseen character written out as Python would: ``\\x1b``, ``\\u202e``."""
+    """The text with every invisible character written out as in Python: ``\\x1b``, ``\\u202e``."""
     if text.isascii() and text.isprintable():
         return text
     return _UNSEEN.sub(_written_out, text.replace("\r\n", "\n"))
 
 
 def one_line(text: str) -> str:
-    """The same on one line: white space of any kind and length is one space."""
+    """``printable`` text on one line: white space of any kind and length becomes one space."""
     return " ".join(printable(text).split())
 
 
 def printable_json(text: str) -> str:
-    """JSON with every unseen character as an escape sequence: it means the same, and nothing in it acts."""
+    """JSON text with every invisible character as an escape sequence; its meaning stays the same."""
     return _UNSEEN.sub(_json_escape, text)
 
 

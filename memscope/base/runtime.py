@@ -1,4 +1,4 @@
-"""Where and in which precision a model runs, beside which other processes, and what it used."""
+"""The device, precision, processes and memory of a running model."""
 
 import ctypes
 import os
@@ -17,10 +17,12 @@ from memscope.base.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA (under torchrun this process's own), then MPS, then the CPU; other names are torch devices.
+    """The device of a name: ``auto`` takes CUDA, then MPS, then the CPU; other names are torch devices.
+
+    Under torchrun, ``auto`` takes the GPU of this process.
 
     Raises:
-        InputError: an unknown device, or one that this machine lacks.
+        InputError: the device is unknown, or this machine lacks it.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -29,7 +31,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch built without that device
+    except (RuntimeError, AssertionError) as error:  # PyTorch built without the device raises AssertionError
         raise InputError(
             f"--device {name}: not usable here ({str(error).splitlines()[0]}); try --device auto"
         ) from error
@@ -42,27 +44,27 @@ class Processes(NamedTuple):
     rank: int
     world_size: int
     wait: Callable[[], None]
-    """Blocks until all processes have come here."""
+    """Block until all processes have arrived."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that speaks and writes for all."""
+        """Whether this is the process that prints and writes for all."""
         return self.rank == 0
 
 
 def processes() -> Processes:
-    """This process among those of ``torchrun``, joined through Accelerate; alone without it."""
+    """This process among those of ``torchrun``, joined through Accelerate; a single process without ``torchrun``."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(0, 1, lambda: None)
     from accelerate import PartialState
 
-    # Processes only wait for one another here, which works over gloo on every device; a slow one may take its time.
+    # Processes only wait for one another here; gloo can do that on every device. The timeout is long for slow ones.
     state = PartialState(cpu=True, timeout=timedelta(days=7))
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
 
 
 def agreed(number: int, device: torch.device) -> int:
-    """The same number in all processes that train together: the first one's. Machines may round differently."""
+    """The first process's ``number``, in all processes that train together: machines may round differently."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return number
     shared = torch.tensor(number, device=device)
@@ -71,7 +73,11 @@ def agreed(number: int, device: torch.device) -> int:
 
 
 def gather_rows(*parts: torch.Tensor) -> list[torch.Tensor]:
-    """Tensors of as many rows each, with the rows of all processes, which have different numbers of them, in order."""
+    """Concatenate rows over all processes, in order; the processes may hold different numbers of rows.
+
+    Args:
+        parts: tensors with equally many rows in this process.
+    """
     count = torch.tensor([len(parts[0])], device=parts[0].device)
     counts = [torch.zeros_like(count) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(counts, count)
@@ -94,7 +100,7 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
 
 def peak_rss_bytes() -> int:
     """Largest resident set size of this process so far, in bytes."""
-    if sys.platform == "linux":  # ru_maxrss would count what the parent process held when it started this one
+    if sys.platform == "linux":  # ru_maxrss would count the memory of the parent process at the start of this one
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -104,8 +110,8 @@ def peak_rss_bytes() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of returning each to the kernel; call once, before the work.
 
-    A training step frees and asks for the same large tensors over and over; with glibc's default every one of them
-    is unmapped, mapped and page-faulted again, a third of a step on a CPU. Does nothing on other C libraries.
+    A training step frees and allocates the same large tensors again and again. By default glibc unmaps, maps and
+    page-faults each of them every time, which takes a third of a step on a CPU. Does nothing on other C libraries.
     """
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_threshold, one_gib = -1, -3, 1 << 30
@@ -115,9 +121,9 @@ def keep_freed_memory() -> None:
 
 
 def in_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, not written to yet, for which Linux is asked to use pages of 2 MiB.
+    """Ask Linux to use pages of 2 MiB for a tensor that was not written to yet; returns the tensor.
 
-    Rows of a large table are read at random places, and each in a page of 4 KiB costs a walk through page tables.
+    Reads of random rows of a large table walk the page tables for every row when pages have 4 KiB.
     """
     if tensor.device.type == "cpu" and sys.platform == "linux":
         madv_hugepage, page = 14, resource.getpagesize()
@@ -128,6 +134,6 @@ def in_huge_pages(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def return_freed_memory() -> None:
-    """Give the kernel back what ``keep_freed_memory`` made glibc keep, between two kinds of work."""
+    """Return the memory to the kernel that ``keep_freed_memory`` made glibc keep; call between two kinds of work."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,11 +1,11 @@
-"""Damage shows: files are compared with the hashes they were written with, and JSON with the hash inside it.
+"""Detect damage: compare files with the hashes noted when they were written, and JSON with the hash inside it.
 
     write_sealed(folder / "map.json", {"seed": 0, "files": hashes(folder, ["map.parquet"])})
     read_sealed(folder / "map.json", "map again")       # an InputError if a bit of it changed
     check_file(folder / "map.parquet", sha256, "map again")
 
-A sealed JSON file vouches for its neighbours. Whoever writes those anew removes it first and writes it last, so that
-a killed process leaves files that nothing vouches for, never a hash that is wrong.
+A sealed JSON file vouches for its neighbours. Code that writes those again removes it first and writes it last, so a
+killed process leaves files without a hash, never a wrong hash.
 """
 
 import hashlib
@@ -21,22 +21,22 @@ from memscope.base.files import read_json, sha256_file, write_json
 SEAL = "sha256"
 """Key of the hash in a sealed JSON file."""
 LIST = "files.json"
-"""Lists the hashes of a folder's files where no other file does."""
+"""Name of the file that lists the hashes of a folder's files, where no other file does."""
 _checked: dict[Path, tuple[object, ...]] = {}
 _lock = Lock()
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the files of these names that are there, by name."""
+    """SHA-256 of those files among ``names`` that exist, by name."""
     return {name: sha256_file(folder / name) for name in names if (folder / name).is_file()}
 
 
 def check_file(path: Path, sha256: str, advice: str) -> None:
-    """Compare a file with the hash it was written with: once per process, and again when the file changes.
+    """Compare a file with the hash noted when it was written: once per process, and again when the file changes.
 
     Raises:
-        DamageError: missing or damaged; ``advice`` says what to do.
-        InputError: outside of its folder by way of a link.
+        DamageError: the file is missing or damaged; ``advice`` says what to do.
+        InputError: the file is a link that leads out of its folder.
     """
     try:
         status = path.stat()
@@ -45,7 +45,7 @@ def check_file(path: Path, sha256: str, advice: str) -> None:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: is a link that leads out of its folder; {advice}")
     known = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256)
-    with _lock:  # several threads that need one file wait for one of them to read it
+    with _lock:  # threads that need the same file wait until one of them has read it
         if _checked.get(path) != known:
             if sha256_file(path) != sha256:
                 raise DamageError(f"{path}: damaged (its bytes are not those that were written); {advice}")
@@ -53,7 +53,7 @@ def check_file(path: Path, sha256: str, advice: str) -> None:
 
 
 def listed(folder: Path, advice: str) -> dict[str, str]:
-    """Hashes by file name that ``folder/files.json`` lists; none if it is not there, as in folders of old.
+    """Hashes by file name that ``folder/files.json`` lists; empty without this file, as in folders of old versions.
 
     Raises:
         DamageError: the list itself is damaged.
@@ -76,22 +76,22 @@ def write_sealed(target: Path, value: dict[str, Any]) -> None:
 
 
 def read_sealed(path: Path, advice: str, required: bool = True) -> dict[str, Any]:
-    """Read what ``write_sealed`` wrote, without the hash.
+    """Read a file of ``write_sealed``, without the hash.
 
     Args:
         path: of the file.
-        advice: what to do if it is damaged, as the end of a sentence.
-        required: whether a file without a hash is refused; memscope wrote some without one before.
+        advice: how to mend a damaged file, as the end of a sentence.
+        required: refuse a file without a hash; earlier versions of memscope wrote some.
 
     Raises:
-        DamageError: missing, not JSON, or damaged.
+        DamageError: the file is missing, not JSON, or damaged.
     """
     raw = read_own_json(path)
     return unseal(raw, path, advice) if required or (isinstance(raw, dict) and SEAL in raw) else raw
 
 
 def read_vouching(path: Path, advice: str) -> dict[str, Any]:
-    """``read_sealed``, and ``check_file`` for all neighbours that it lists."""
+    """``read_sealed``, then ``check_file`` for all neighbours that the file lists."""
     value = read_sealed(path, advice)
     for name, sha256 in value["files"].items():
         check_file(path.parent / name, sha256, advice)
@@ -99,10 +99,10 @@ def read_vouching(path: Path, advice: str) -> dict[str, Any]:
 
 
 def read_own_json(path: Path) -> Any:
-    """Read JSON that memscope wrote: what is not JSON is damaged.
+    """Read JSON that memscope wrote: a file that is not JSON is damaged.
 
     Raises:
-        DamageError: missing or not JSON.
+        DamageError: the file is missing or not JSON.
     """
     try:
         return read_json(path)
@@ -111,10 +111,10 @@ def read_own_json(path: Path) -> Any:
 
 
 def unseal(raw: Any, path: Path, advice: str) -> dict[str, Any]:
-    """What a sealed JSON file says, from its parsed content.
+    """The parsed content of a sealed JSON file, checked and without its hash.
 
     Raises:
-        DamageError: the content is not that which the hash was made of; ``path`` and ``advice`` are for the message.
+        DamageError: the hash is not that of the content; ``path`` and ``advice`` are for the message.
     """
     value = {key: item for key, item in raw.items() if key != SEAL} if isinstance(raw, dict) else {}
     if not isinstance(raw, dict) or raw.get(SEAL) != _digest(value):

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM: one line, exit status 130 or 143, soon, whatever runs; nothing half-written is left.
+"""Stop at Ctrl-C and SIGTERM: soon, with one line and exit status 130 or 143, and without half-written files.
 
-A signal is a ``KeyboardInterrupt`` in the main thread, which tidies up as after an error. Long work in C (an import, a
-compiled loop, a wait for other processes) does not see it. So a thread, woken by the part of the signal's handling that
-is in C, ends the process if it is still there ``GRACE`` seconds later.
+A signal becomes a ``KeyboardInterrupt`` in the main thread, which tidies up as after an error. Long work in C (an
+import, a compiled loop, a wait for other processes) does not see it. Therefore a thread, which the C part of signal
+handling wakes, ends the process if it still runs ``GRACE`` seconds later.
 """
 
 import os
@@ -23,34 +23,34 @@ _said = False
 
 
 def stop_on_signals() -> None:
-    """Have signals stop this process; call it first of all, in the main thread.
+    """Let signals stop this process; call it before anything else, in the main thread.
 
-    Signals that the caller has this process ignore (``nohup``, background jobs of a script) stay ignored.
+    Signals that this process was started to ignore (``nohup``, background jobs of a script) stay ignored.
     """
-    heard = {number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+    watched = {number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in heard:
+    for number in watched:
         signal.signal(number, _stop)
     os.register_at_fork(after_in_child=_forget)
-    threading.Thread(target=_watch, args=(reading, heard), name="memscope-stop", daemon=True).start()
+    threading.Thread(target=_watch, args=(reading, watched), name="memscope-stop", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def hold_signals() -> set[signal.Signals | int]:
-    """Have signals wait, through the start of another program too, until ``stop_on_signals``; returns what waited."""
+    """Block signals until ``stop_on_signals``, also over the start of another program; returns those blocked before."""
     return signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def at_end(tidy: Callable[[], None]) -> Callable[[], None]:
-    """Have a function called before this process is stopped: it removes what should not stay."""
+    """Call ``tidy`` before a signal ends this process, to remove files that should not stay."""
     _at_end.append(tidy)
     return tidy
 
 
 def tidy_up() -> None:
-    """Call what ``at_end`` was given."""
+    """Call the functions that ``at_end`` was given."""
     for tidy in _at_end:
         tidy()
 
@@ -61,10 +61,10 @@ def stopped() -> bool:
 
 
 def leave() -> NoReturn:
-    """Say that a signal has stopped this process, under torchrun the first process for all, and end it.
+    """End this process and say that a signal has stopped it; under torchrun the first process says so for all.
 
-    Python's own ending is left out: it joins threads that work on, and unloads libraries whose threads may then wait
-    for one another for ever.
+    Python's regular exit is left out: it joins threads that still work, and unloads libraries whose threads may then
+    wait for one another for ever.
     """
     global _said
     assert _stopped is not None
@@ -72,7 +72,7 @@ def leave() -> NoReturn:
         _said = True
         name = "" if _stopped == signal.SIGINT else f" by {signal.Signals(_stopped).name}"
         after_progress = "\n" if sys.stderr is not None and sys.stderr.isatty() else ""
-        os.write(2, f"{after_progress}memscope: stopped{name}\n".encode())  # no lock of print's, which may be held
+        os.write(2, f"{after_progress}memscope: stopped{name}\n".encode())  # not print: its lock may be held
     tidy_up()
     os._exit(128 + _stopped)
 
@@ -81,15 +81,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     global _stopped
     if _stopped is None:
         _stopped = number
-        # What the interruption breaks off need not be told: threads, destructors.
+        # Threads and destructors that the interruption breaks off need no message.
         silent: Any = lambda _: None  # noqa: E731
         sys.unraisablehook = threading.excepthook = silent
         raise KeyboardInterrupt
 
 
-def _watch(reading: int, heard: set[signal.Signals]) -> NoReturn:
+def _watch(reading: int, watched: set[signal.Signals]) -> NoReturn:
     global _stopped
-    while (number := os.read(reading, 1)[0]) not in heard:
+    while (number := os.read(reading, 1)[0]) not in watched:
         pass
     time.sleep(GRACE)
     _stopped = _stopped or number
@@ -97,7 +97,7 @@ def _watch(reading: int, heard: set[signal.Signals]) -> NoReturn:
 
 
 def _forget() -> None:
-    """In a child that is a copy of this process: it is none of memscope's commands."""
+    """In a forked child: let signals act as usual, because it is not a command of memscope."""
     signal.set_wakeup_fd(-1)
     for number in _SIGNALS:
         if signal.getsignal(number) is _stop:

@@ -1,4 +1,4 @@
-"""Numbers and tokens as a reader sees them."""
+"""Numbers and tokens in words for readers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,19 +7,19 @@ from memscope.base.printable import printable
 
 
 def span(values: Iterable[Any], form: str) -> str:
-    """Lowest to highest number, or the one when both look alike."""
+    """``lowest to highest``, or one number when both look alike."""
     ordered = sorted(values)
     low, high = format(ordered[0], form), format(ordered[-1], form)
     return low if low == high else f"{low} to {high}"
 
 
-def plural(count: int, one: str, many: str) -> str:
+def plural(count: int, singular: str, plural_: str) -> str:
     """The noun that fits a number."""
-    return one if count == 1 else many
+    return singular if count == 1 else plural_
 
 
 def visible(text: str) -> str:
-    """A token as a reader sees it: leading and trailing spaces, newlines, tabs and what is unseen become signs."""
+    """A token for readers: leading and trailing spaces, newlines, tabs and invisible characters become signs."""
     inner = text.strip(" ")
     if not inner:
         return "␣" * len(text) or "∅"

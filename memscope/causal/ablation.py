@@ -108,8 +108,8 @@ def study_ablation(
         else:
             chosen[f"control {draw + 1}"] = _random_controls(usage, entries, seed + draw, groups)
     trials = {
-        what: Trial(partial(ablate, run.model, taken, mode, layers=layers), taken, layers)
-        for what, taken in chosen.items()
+        trial: Trial(partial(ablate, run.model, ablated_entries, mode, layers=layers), ablated_entries, layers)
+        for trial, ablated_entries in chosen.items()
     }
     windows = spread_windows(run, corpus, tokens)
     effects = measure_effects(run, corpus, windows, trials)
@@ -143,8 +143,8 @@ def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: 
     """Other used entries at random, as many of each group of the bank."""
     size, drawn = len(usage) // groups, []
     for start in range(0, len(usage), size):
-        own = entries[entries // size == start // size] - start
-        drawn.append(start + random_entries(usage[start : start + size], len(own), seed, exclude=own))
+        in_group = entries[entries // size == start // size] - start
+        drawn.append(start + random_entries(usage[start : start + size], len(in_group), seed, exclude=in_group))
     return np.concatenate(drawn)
 
 
@@ -160,10 +160,17 @@ def spread_windows(run: LoadedRun, corpus: PackedCorpus, tokens: int | None) -> 
 
 def _table(chosen: dict[str, np.ndarray], usage: np.ndarray, effects: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for what, taken in chosen.items():
-        changes = {name: mean_change(effects[what], name) for name in MEASURES}
-        rows.append({"what": what, "entries": len(taken), "usage": int(usage[taken].sum()), **_columns(changes)})
-    controls = [frame for what, frame in effects.items() if what != "ablated"]
+    for trial, trial_entries in chosen.items():
+        changes = {name: mean_change(effects[trial], name) for name in MEASURES}
+        rows.append(
+            {
+                "what": trial,
+                "entries": len(trial_entries),
+                "usage": int(usage[trial_entries].sum()),
+                **_columns(changes),
+            }
+        )
+    controls = [frame for trial, frame in effects.items() if trial != "ablated"]
     if controls:
         changes = {name: compare_change(effects["ablated"], controls, name) for name in MEASURES}
         rows.append({"what": "difference", "entries": None, "usage": None, **_columns(changes)})

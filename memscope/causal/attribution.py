@@ -124,10 +124,10 @@ def agreement(
         read = torch.stack([estimate[layer] != 0 for estimate in estimates.values()]).any(0)
         events = (read & (targets >= 0)[..., None]).nonzero()
         events = events[torch.from_numpy(rng.permutation(len(events))[:sample]).to(events.device)]
-        own, total = ablation_effects(model, tokens, targets, layer, events, metric)
+        of_target, of_metric = ablation_effects(model, tokens, targets, layer, events, metric)
         for method, estimate in estimates.items():
             estimated = estimate[layer][tuple(events.T)].float().cpu().numpy()
-            truth = (total if method == "gradient" else own).cpu().numpy()
+            truth = (of_metric if method == "gradient" else of_target).cpu().numpy()
             rows.append((layer, method, len(events), _spearman(estimated, truth)))
     return pd.DataFrame(rows, columns=["layer", "method", "selections", "spearman"])
 
@@ -147,7 +147,7 @@ def ablation_effects(
     """
     n_selected = model.cfg.memory.selected
     before = model(tokens)
-    own, total = [], []
+    of_target, of_metric = [], []
     for chunk in events.split(_BATCH):
         row, pos, k = chunk.T
         number = torch.arange(len(chunk), device=tokens.device)
@@ -155,15 +155,15 @@ def ablation_effects(
         mask[number, pos, k] = True
         with ablate_selections(model, {layer: mask}, "zero"):
             after = model(tokens[row])
-        asked = targets[row]
-        change = _target_logits(before[row], asked) - _target_logits(after, asked)
-        own.append(change[number, pos])
+        chunk_targets = targets[row]
+        change = _target_logits(before[row], chunk_targets) - _target_logits(after, chunk_targets)
+        of_target.append(change[number, pos])
         if metric == "loss":
-            change = next_token_loss(before[row], asked) - next_token_loss(after, asked)
-        total.append(change.sum(-1))
-    if not own:
+            change = next_token_loss(before[row], chunk_targets) - next_token_loss(after, chunk_targets)
+        of_metric.append(change.sum(-1))
+    if not of_target:
         return torch.zeros(0), torch.zeros(0)
-    return torch.cat(own), torch.cat(total)
+    return torch.cat(of_target), torch.cat(of_metric)
 
 
 @torch.no_grad()

@@ -130,28 +130,30 @@ def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> 
     """Draw facts, and for each a new object of another fact of its predicate, paraphrases and neighbours."""
     rng = np.random.default_rng(seed)
     facts = answerable(facts, run.tokenizer)
-    asked = tokenize_facts(facts, run.tokenizer)
+    tokenized = tokenize_facts(facts, run.tokenizer)
     table = pd.DataFrame({"predicate": [f.predicate for f in facts], "object": [f.object for f in facts]})
     of_predicate = {key: rows.to_numpy() for key, rows in table.groupby("predicate").groups.items()}
     of_object = {key: rows.to_numpy() for key, rows in table.groupby(["predicate", "object"]).groups.items()}
     limit = run.config.model.max_seq_len
     edits: list[Edit] = []
     for row in rng.permutation(len(facts)):
-        fact, true = facts[row], int(asked.answers[row])
-        others = of_predicate[fact.predicate]
-        others = others[asked.answers[others] != true]
-        if not len(others) or len(asked.questions[row]) > limit:
+        fact, true = facts[row], int(tokenized.answers[row])
+        rivals = of_predicate[fact.predicate]
+        rivals = rivals[tokenized.answers[rivals] != true]
+        if not len(rivals) or len(tokenized.questions[row]) > limit:
             continue
-        new_object = facts[int(rng.choice(others))].object
+        new_object = facts[int(rng.choice(rivals))].object
         [ids], [new] = tokenize_facts([fact._replace(object=new_object)], run.tokenizer)
         near = of_object[fact.predicate, fact.object]
-        near = near[[facts[one].subject != fact.subject for one in near] & (asked.answers[near] == true)]
+        near = near[
+            [facts[neighbour].subject != fact.subject for neighbour in near] & (tokenized.answers[near] == true)
+        ]
         near = rng.permutation(near)[:_NEIGHBOURS]
-        if ids != asked.questions[row] or new in (true, -1):
+        if ids != tokenized.questions[row] or new in (true, -1):
             continue  # the two objects are not said in the same place
-        prompts = [("question", asked.questions[row])]
+        prompts = [("question", tokenized.questions[row])]
         prompts += [("paraphrase", ids) for ids in _paraphrases(run, fact, true)]
-        prompts += [("neighbour", asked.questions[one]) for one in near if len(asked.questions[one]) <= limit]
+        prompts += [("neighbour", ids) for ids in (tokenized.questions[n] for n in near) if len(ids) <= limit]
         edits.append(Edit(fact, new_object, true, int(new), prompts))
         if len(edits) == count:
             return edits
@@ -170,8 +172,8 @@ def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token
     indices, effect = gradient_attribution(model, question, targets)
     every = torch.cat([values.flatten() for values in indices.values()])
     effects = torch.cat([values.flatten() for values in effect.values()])
-    entries, place = every.unique(return_inverse=True)
-    total = torch.zeros(len(entries), device=effects.device).index_add(0, place, effects.float())
+    entries, position = every.unique(return_inverse=True)
+    total = torch.zeros(len(entries), device=effects.device).index_add(0, position, effects.float())
     return int(entries[total.argmax()])
 
 
@@ -223,8 +225,8 @@ def summarise(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         values: dict[str, dict[str, Any]] = {name: {}, f"{name}_margin": {}}
         for when in ("before", "after"):
             margin = sign * (part[f"new_{when}"] - part[f"true_{when}"])
-            for measure, one in ((name, (margin > 0).astype(float)), (f"{name}_margin", margin)):
-                per_edit = one.groupby(part["edit"]).mean().reindex(edits).to_numpy()
+            for measure, result in ((name, (margin > 0).astype(float)), (f"{name}_margin", margin)):
+                per_edit = result.groupby(part["edit"]).mean().reindex(edits).to_numpy()
                 has = ~np.isnan(per_edit)
                 filled = np.where(has, per_edit, 0.0)
                 with np.errstate(invalid="ignore"):
@@ -256,15 +258,15 @@ def _paraphrases(run: LoadedRun, fact: Fact, true: int) -> list[list[int]]:
     texts = [text for text in starts if fact.subject in text]
     pairs = run.tokenizer.encode_pairs([(t.rstrip(), t[len(t.rstrip()) :] + fact.object) for t in texts])
     room = run.config.model.max_seq_len - 1
-    found = [[run.tokenizer.bos, *ids[-room:]] for ids, answer in pairs if answer[:1] == [true]]
-    return found[:_PARAPHRASES]
+    prompts = [[run.tokenizer.bos, *ids[-room:]] for ids, answer in pairs if answer[:1] == [true]]
+    return prompts[:_PARAPHRASES]
 
 
 def _probabilities(run: LoadedRun, edit: Edit) -> np.ndarray:
     """P(true) and P(new) after every prompt, ``[prompt, 2]``."""
     device = run.model.embed.weight.device
     ids = [ids for _, ids in edit.prompts]
-    last = torch.tensor([len(one) - 1 for one in ids], device=device)
+    last = torch.tensor([len(prompt) - 1 for prompt in ids], device=device)
     chance = ask(run.model, pad_rows(ids, run.tokenizer.pad).to(device), last).softmax(-1)
     return chance[:, [edit.true_token, edit.new_token]].double().cpu().numpy()
 

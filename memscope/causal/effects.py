@@ -266,8 +266,8 @@ def _per_unit(tables: Sequence[pd.DataFrame], column: str) -> tuple[np.ndarray, 
     """Sums of changes ``[table, unit]`` and tokens ``[unit]``; all tables have the same rows."""
     unit = tables[0]["doc"].to_numpy(np.int64)
     if interval_unit(tables[0]) != "documents":
-        place = tables[0]["pos"].to_numpy(np.int64) // BLOCK
-        unit = unit * (int(place.max()) + 1) + place
+        block = tables[0]["pos"].to_numpy(np.int64) // BLOCK
+        unit = unit * (int(block.max()) + 1) + block
     _, unit = np.unique(unit, return_inverse=True)
     changes = [
         table["kl"] if column == "kl" else table[f"{column}_after"] - table[f"{column}_before"] for table in tables

@@ -81,9 +81,9 @@ class Questions:
         self._keys.setdefault(("anywhere", layer), []).append(keys[real].ravel())
         axis = self.layers.index(layer)
         for row, chosen, weights in zip(rows, indices[last], read[last], strict=True):
-            own = np.isin(chosen, self.entries[row])
-            self.read[row, axis] = weights[own].sum()
-            self.read_share[row, axis] = np.abs(weights[own]).sum() / max(np.abs(weights).sum(), 1e-12)
+            stating = np.isin(chosen, self.entries[row])
+            self.read[row, axis] = weights[stating].sum()
+            self.read_share[row, axis] = np.abs(weights[stating]).sum() / max(np.abs(weights).sum(), 1e-12)
 
     def finish(self) -> "Questions":
         """Sort what was added; call once, at the end."""
@@ -122,13 +122,13 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
         seed: of shuffles.
     """
     stated = np.flatnonzero(table["n_entries"].to_numpy() > 0)
-    hits = {place: _hits(questions, stated, place) for place in ("asked", "anywhere")}
-    for place, found in hits.items():
+    hits = {where: _hits(questions, stated, where) for where in ("asked", "anywhere")}
+    for where, hit in hits.items():
         for axis, layer in enumerate(questions.layers):
             column = np.zeros(len(table), bool)
-            column[stated] = found[axis]
-            table[f"l{layer}_{place}"] = column
-        table[place] = table[[f"l{layer}_{place}" for layer in questions.layers]].any(axis=1)
+            column[stated] = hit[axis]
+            table[f"l{layer}_{where}"] = column
+        table[where] = table[[f"l{layer}_{where}" for layer in questions.layers]].any(axis=1)
     table["read"], table["read_share"] = questions.read.sum(1), questions.read_share.max(1)
     for name in ("own", "control"):
         table[f"drop_{name}"] = table["logit"] - table[f"logit_{name}"]
@@ -144,8 +144,8 @@ def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
     write_table(folder / FACTS, pa.Table.from_pandas(audit.facts, preserve_index=False))
     tables = {"recall": audit.recall, "predicates": audit.predicates}
     rows = {name: frame.astype(object).where(frame.notna(), None).to_dict("records") for name, frame in tables.items()}
-    said = {"format": FORMAT, "summary": audit.summary, **rows, "files": hashes(folder, [FACTS])}
-    write_sealed(folder / SUMMARY, said)
+    content = {"format": FORMAT, "summary": audit.summary, **rows, "files": hashes(folder, [FACTS])}
+    write_sealed(folder / SUMMARY, content)
     return [folder / FACTS, folder / SUMMARY]
 
 
@@ -160,7 +160,7 @@ def load_audit(folder: Path) -> FactAudit | None:
     return FactAudit(facts, pd.DataFrame(raw["recall"]), pd.DataFrame(raw["predicates"]), raw["summary"])
 
 
-def _hits(questions: Questions, stated: np.ndarray, place: str, source: np.ndarray | None = None) -> np.ndarray:
+def _hits(questions: Questions, stated: np.ndarray, where: str, source: np.ndarray | None = None) -> np.ndarray:
     """Whether each stated question selects an entry of fact ``source`` (default: its own), bool ``[layer, question]``.
 
     Equivalent to ``any(entry in selected[layer, question] for entry in entries[source])``.
@@ -170,12 +170,12 @@ def _hits(questions: Questions, stated: np.ndarray, place: str, source: np.ndarr
     entry = np.concatenate([questions.entries[fact] for fact in source])
     asking = np.repeat(np.arange(len(stated)), sizes)
     keys = stated[asking] * questions.n_entries + entry
-    found = np.zeros((len(questions.layers), len(stated)), bool)
+    hits = np.zeros((len(questions.layers), len(stated)), bool)
     for axis, layer in enumerate(questions.layers):
-        known = getattr(questions, place)[layer]
+        known = getattr(questions, where)[layer]
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        found[axis, asking[known[at] == keys]] = True
-    return found
+        hits[axis, asking[known[at] == keys]] = True
+    return hits
 
 
 def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray, seed: int) -> pd.DataFrame:
@@ -183,24 +183,24 @@ def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray,
     overlap = _overlap(questions, stated)
     everything = np.zeros(len(stated), np.int64)
     predicate = pd.factorize(table["predicate"].to_numpy()[stated])[0]
-    others = {
+    shuffles = {
         name: _Others(overlap, group) for name, group in (("shuffled", everything), ("same_predicate", predicate))
     }
     rows = []
-    for place in ("asked", "anywhere"):
-        true = _with_any(_hits(questions, stated, place))
-        even = _even_recall(questions, stated, place)
-        chance = {name: _chance(questions, stated, place, other, rng) for name, other in others.items()}
+    for where in ("asked", "anywhere"):
+        true = _with_any(_hits(questions, stated, where))
+        even = _even_recall(questions, stated, where)
+        chance = {name: _chance(questions, stated, where, shuffle, rng) for name, shuffle in shuffles.items()}
         for axis, layer in enumerate([*questions.layers, ANY]):
             row: dict[str, Any] = {
                 "layer": layer,
-                "place": place,
+                "place": where,
                 "facts": len(stated),
                 "recall": float(true[axis].mean()),
             }
             row["even"] = float(even[axis])
             for name, p in (("shuffled", "p"), ("same_predicate", "p_same")):
-                has = others[name].exist
+                has = shuffles[name].exist
                 recall = float(true[axis, has].mean()) if has.any() else None
                 draws = chance[name][:, axis]
                 row[name] = float(draws.mean()) if has.any() else None
@@ -212,20 +212,20 @@ def _recall_table(table: pd.DataFrame, questions: Questions, stated: np.ndarray,
 
 
 def _chance(
-    questions: Questions, stated: np.ndarray, place: str, others: "_Others", rng: np.random.Generator
+    questions: Questions, stated: np.ndarray, where: str, shuffle: "_Others", rng: np.random.Generator
 ) -> np.ndarray:
     """Recall of other facts' entries, by shuffle and layer, any layer last, ``[shuffle, layer + 1]``."""
     means = np.zeros((N_SHUFFLES, len(questions.layers) + 1))
-    for number in range(N_SHUFFLES if others.exist.any() else 0):
-        found = _with_any(_hits(questions, stated, place, stated[others.draw(rng)]))
-        means[number] = found[:, others.exist].mean(1)
+    for number in range(N_SHUFFLES if shuffle.exist.any() else 0):
+        hits = _with_any(_hits(questions, stated, where, stated[shuffle.draw(rng)]))
+        means[number] = hits[:, shuffle.exist].mean(1)
     return means
 
 
 def _overlap(questions: Questions, stated: np.ndarray) -> sparse.csr_array:
     """Which stated facts share an entry, themselves included, bool ``[fact, fact]``."""
     entries = [questions.entries[row] for row in stated]
-    sizes = [len(own) for own in entries]
+    sizes = [len(stating) for stating in entries]
     columns = np.concatenate(entries) if entries else np.empty(0, np.int64)
     rows = np.repeat(np.arange(len(stated)), sizes)
     states = sparse.csr_array((np.ones(len(rows), np.int64), (rows, columns)), (len(stated), questions.n_entries))
@@ -271,20 +271,21 @@ class _Others:
         return np.asarray(self._forbidden[at] == keys)
 
 
-def _with_any(found: np.ndarray) -> np.ndarray:
-    return np.concatenate([found, found.any(0, keepdims=True)])
+def _with_any(hits: np.ndarray) -> np.ndarray:
+    return np.concatenate([hits, hits.any(0, keepdims=True)])
 
 
-def _even_recall(questions: Questions, stated: np.ndarray, place: str) -> np.ndarray:
+def _even_recall(questions: Questions, stated: np.ndarray, where: str) -> np.ndarray:
     """Recall if every question selected as many entries as it does, drawn evenly; per layer, then for any layer.
 
     Drawn, that is, from the entries that the layer can select, of which some may state the fact.
     """
     missed, size = [], questions.group_size
     for layer in questions.layers:
-        own = reachable_entries(layer, questions.layers, questions.n_entries, questions.groups)
-        stating = np.array([np.count_nonzero(questions.entries[row] // size == own.start // size) for row in stated])
-        keys = getattr(questions, place)[layer]
+        reachable = reachable_entries(layer, questions.layers, questions.n_entries, questions.groups)
+        in_group = [np.count_nonzero(questions.entries[row] // size == reachable.start // size) for row in stated]
+        stating = np.array(in_group)
+        keys = getattr(questions, where)[layer]
         n_selected = np.bincount(keys // questions.n_entries, minlength=questions.n_questions)[stated]
         missed.append((1 - stating / size) ** n_selected)
     return np.array([1 - miss.mean() for miss in [*missed, np.prod(missed, axis=0)]])
@@ -323,7 +324,7 @@ def _summary(table: pd.DataFrame, recall: pd.DataFrame) -> dict[str, Any]:
     }
     group = both["ablated"].map(lambda entries: tuple(sorted(entries)))
     any_layer = recall[recall["layer"] == ANY].set_index("place")
-    found = table[table["asked"]]
+    selected = table[table["asked"]]
     return {
         "facts": len(table),
         "stated": int((table["n_entries"] > 0).sum()),
@@ -332,9 +333,9 @@ def _summary(table: pd.DataFrame, recall: pd.DataFrame) -> dict[str, Any]:
         "top10": float((table["rank"] <= 10).mean()),
         "ablated": len(both),
         "ablated_groups": int(group.nunique()),
-        **{f"recall_{place}": float(any_layer.loc[place, "recall"]) for place in ("asked", "anywhere")},
-        "asked": len(found),
-        "asked_and_read": int((found["read_share"] >= UNREAD_SHARE).sum()),
+        **{f"recall_{where}": float(any_layer.loc[where, "recall"]) for where in ("asked", "anywhere")},
+        "asked": len(selected),
+        "asked_and_read": int((selected["read_share"] >= UNREAD_SHARE).sum()),
         **{name: _grouped_mean(values.to_numpy(), group) for name, values in changes.items()},
     }
 

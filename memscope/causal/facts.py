@@ -85,10 +85,10 @@ def answerable(facts: Sequence[Fact], tokenizer: Tokenizer) -> list[Fact]:
     known = tokenize_facts(facts, tokenizer).answers >= 0
     left = [fact for fact, is_known in zip(facts, known, strict=True) if is_known]
     if missing := [fact.object for fact, is_known in zip(facts, known, strict=True) if not is_known]:
-        said = f"the tokenizer has no token for the object of {len(missing)} of {len(facts)} facts"
+        problem = f"the tokenizer has no token for the object of {len(missing)} of {len(facts)} facts"
         if not left:
-            raise InputError(f"{said}, {missing[0][:40]!r} say")
-        print(f"{said}, {missing[0][:40]!r} say: they are left out", file=sys.stderr)
+            raise InputError(f"{problem}, {missing[0][:40]!r} say")
+        print(f"{problem}, {missing[0][:40]!r} say: they are left out", file=sys.stderr)
     return left
 
 
@@ -118,18 +118,18 @@ def audit_facts(
     entries = match_entries(facts, run)
     if not any(len(own) for own in entries):
         raise InputError(f"{run.path}: no entry started from one of these facts; are they of the same collection?")
-    asked = tokenize_facts(facts, run.tokenizer)
-    _check_length(run, facts, asked)
+    tokenized = tokenize_facts(facts, run.tokenizer)
+    _check_length(run, facts, tokenized)
 
     table = pd.DataFrame(facts).drop(columns="evidence").assign(entries=entries, n_entries=[len(e) for e in entries])
-    questions, answers = _ask_all(run, asked, entries)
+    questions, answers = _ask_all(run, tokenized, entries)
     table = table.assign(**answers)
     usage = questions.usage() if usage is None else usage
     own = [np.intersect1d(stating, questions.selected(row)) for row, stating in enumerate(entries)]
     rows = np.array([row for row, found in enumerate(own) if len(found)], np.int64)
     control = {int(row): _control(questions, int(row), own[row], usage) for row in rows}
     for name, taken in (("own", own), ("control", control)):
-        columns = _ablate_all(run, asked, [int(row) for row in rows if len(taken[row])], taken)
+        columns = _ablate_all(run, tokenized, [int(row) for row in rows if len(taken[row])], taken)
         for column, values in columns.items():
             table[f"{column}_{name}"] = values
     table["ablated"] = [own[row].tolist() for row in range(len(facts))]
@@ -162,24 +162,27 @@ def ask(
     raise AssertionError("the last hook did not fire")
 
 
-def _check_length(run: LoadedRun, facts: Sequence[Fact], asked: Asked) -> None:
-    longest = max(range(len(facts)), key=lambda row: len(asked.questions[row]))
-    tokens, limit = len(asked.questions[longest]), run.config.model.max_seq_len
+def _check_length(run: LoadedRun, facts: Sequence[Fact], tokenized: Asked) -> None:
+    longest = max(range(len(facts)), key=lambda row: len(tokenized.questions[row]))
+    tokens, limit = len(tokenized.questions[longest]), run.config.model.max_seq_len
     if tokens > limit:
         raise InputError(f"the question {facts[longest].question[:60]!r} has {tokens} tokens, the model reads {limit}")
 
 
 def _answers(
-    run: LoadedRun, asked: Asked, rows: Sequence[int], entries: dict[int, np.ndarray] | list[np.ndarray] | None = None
+    run: LoadedRun,
+    tokenized: Asked,
+    rows: Sequence[int],
+    entries: dict[int, np.ndarray] | list[np.ndarray] | None = None,
 ) -> Iterator[_Answer]:
     """Ask questions, shortest first; with ``entries`` each one without those of its own."""
     device = run.model.embed.weight.device
-    order = sorted(rows, key=lambda row: len(asked.questions[row]))
+    order = sorted(rows, key=lambda row: len(tokenized.questions[row]))
     while order:
-        longest = len(asked.questions[order[min(len(order), _BATCH_TOKENS // 8) - 1]])
+        longest = len(tokenized.questions[order[min(len(order), _BATCH_TOKENS // 8) - 1]])
         batch, order = order[: max(1, _BATCH_TOKENS // longest)], order[max(1, _BATCH_TOKENS // longest) :]
-        lengths = np.array([len(asked.questions[row]) for row in batch])
-        tokens = pad_rows([asked.questions[row] for row in batch], run.tokenizer.pad)
+        lengths = np.array([len(tokenized.questions[row]) for row in batch])
+        tokens = pad_rows([tokenized.questions[row] for row in batch], run.tokenizer.pad)
         without: AbstractContextManager[None] = nullcontext()
         if entries is not None:
             without = ablate(run.model, pad_rows([entries[row].tolist() for row in batch], -1).to(device))
@@ -188,36 +191,36 @@ def _answers(
         yield _Answer(np.array(batch), logits, lengths, captured)
 
 
-def _ask_all(run: LoadedRun, asked: Asked, entries: list[np.ndarray]) -> tuple[Questions, dict[str, Any]]:
+def _ask_all(run: LoadedRun, tokenized: Asked, entries: list[np.ndarray]) -> tuple[Questions, dict[str, Any]]:
     """Selections in every question; and per question the answer's logit, log-probability (nats) and rank from 1."""
     layers = run.config.model.memory_layers
     memory = run.config.memory
-    questions = Questions(layers, len(asked.questions), memory.knowledge_num, entries, memory.bank_groups)
-    columns = {name: np.zeros(len(asked.questions)) for name in ("logit", "logprob", "rank")}
-    for answer in _answers(run, asked, range(len(asked.questions))):
-        for name, values in _judge(answer, asked).items():
+    questions = Questions(layers, len(tokenized.questions), memory.knowledge_num, entries, memory.bank_groups)
+    columns = {name: np.zeros(len(tokenized.questions)) for name in ("logit", "logprob", "rank")}
+    for answer in _answers(run, tokenized, range(len(tokenized.questions))):
+        for name, values in _judge(answer, tokenized).items():
             columns[name][answer.rows] = values
         for layer in layers:
-            found = answer.captured[layer]
-            indices, read = found.indices.cpu().numpy(), found.read_weights.cpu().numpy()
+            captured = answer.captured[layer]
+            indices, read = captured.indices.cpu().numpy(), captured.read_weights.cpu().numpy()
             questions.add(layer, answer.rows, answer.lengths, indices, read)
-    return questions.finish(), {"answer": asked.answers, **columns, "rank": columns["rank"].astype(np.int64)}
+    return questions.finish(), {"answer": tokenized.answers, **columns, "rank": columns["rank"].astype(np.int64)}
 
 
 def _ablate_all(
-    run: LoadedRun, asked: Asked, rows: list[int], entries: dict[int, np.ndarray] | list[np.ndarray]
+    run: LoadedRun, tokenized: Asked, rows: list[int], entries: dict[int, np.ndarray] | list[np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The answer's logit and log-probability without entries; NaN for questions that were not asked again."""
-    columns = {name: np.full(len(asked.questions), np.nan) for name in ("logit", "logprob")}
-    for answer in _answers(run, asked, rows, entries):
-        judged = _judge(answer, asked)
+    columns = {name: np.full(len(tokenized.questions), np.nan) for name in ("logit", "logprob")}
+    for answer in _answers(run, tokenized, rows, entries):
+        judged = _judge(answer, tokenized)
         for name, values in columns.items():
             values[answer.rows] = judged[name]
     return columns
 
 
-def _judge(answer: _Answer, asked: Asked) -> dict[str, np.ndarray]:
-    target = torch.from_numpy(asked.answers[answer.rows]).to(answer.logits.device)[:, None]
+def _judge(answer: _Answer, tokenized: Asked) -> dict[str, np.ndarray]:
+    target = torch.from_numpy(tokenized.answers[answer.rows]).to(answer.logits.device)[:, None]
     logit = answer.logits.gather(-1, target)
     logprob = (logit - answer.logits.logsumexp(-1, keepdim=True))[:, 0]
     rank = 1 + (answer.logits > logit).sum(-1)
@@ -234,8 +237,10 @@ def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray)
     free, group = ~np.isin(entries, questions.entries[row]), entries // questions.group_size
     chosen: list[int] = []
     for entry in own:
-        here = counts[entries == entry][0]
-        order = np.lexsort((np.abs(np.log1p(usage[entries]) - np.log1p(usage[entry])), np.abs(np.log2(counts / here))))
+        usage_here = counts[entries == entry][0]
+        order = np.lexsort(
+            (np.abs(np.log1p(usage[entries]) - np.log1p(usage[entry])), np.abs(np.log2(counts / usage_here)))
+        )
         best = next((at for at in order if free[at] and group[at] == entry // questions.group_size), None)
         if best is None:
             break

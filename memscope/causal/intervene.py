@@ -67,8 +67,8 @@ def ablate(
     def choose(layer: int, indices: Tensor) -> Tensor:
         # Two axes: each row of the batch has its own entries.
         by_row = wanted[:, None, None] if wanted.dim() == 2 else None
-        found = torch.isin(indices, wanted) if by_row is None else (indices[..., None] == by_row).any(-1)
-        return found & _at(indices, positions)[..., None]
+        matches = torch.isin(indices, wanted) if by_row is None else (indices[..., None] == by_row).any(-1)
+        return matches & _at(indices, positions)[..., None]
 
     with _remove(model, _layers(model, layers), choose, mode):
         yield
@@ -102,12 +102,12 @@ def force(
     _check_entries(model, torch.tensor([entry]))
     layers = _reaching(model, layers, entry)
     forced: dict[int, Tensor] = {}
-    own: dict[int, Selection] = {}
+    selections: dict[int, Selection] = {}
 
     def put(layer: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
             at = _at(indices, positions)
-            weakness = own[layer].scores.masked_fill(indices != own[layer].indices, torch.inf).flip(-1)
+            weakness = selections[layer].scores.masked_fill(indices != selections[layer].indices, torch.inf).flip(-1)
             weakest = indices.shape[-1] - 1 - weakness.argmin(-1, keepdim=True)  # the last of equal ones
             missing = at & ~(indices == entry).any(-1)
             indices = torch.where(missing[..., None], indices.scatter(-1, weakest, entry), indices)
@@ -120,8 +120,8 @@ def force(
         return lambda scores: scores.masked_fill(forced[layer], score)
 
     # Indices pass their hook before gate scores do, so the gate is asked what scores there will be.
-    makers = {"memory.hook_query": _ask(model, own), "memory.hook_indices": put, "memory.hook_gate_scores": set_score}
-    with _hooks(model, layers, makers):
+    makers = {"memory.hook_query": _ask(model, selections), "memory.hook_indices": put}
+    with _hooks(model, layers, makers | {"memory.hook_gate_scores": set_score}):
         yield
 
 
@@ -130,15 +130,15 @@ def unbias(
     model: MemoryTransformer, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
     """Select by raw scores alone, as if there were no selection bias, and give what is selected its gate scores."""
-    own: dict[int, Selection] = {}
+    selections: dict[int, Selection] = {}
 
     def take(name: str) -> Callable[[int], _Act]:
         def act(layer: int, values: Tensor) -> Tensor:
-            return torch.where(_at(values, positions)[..., None], getattr(own[layer], name), values)
+            return torch.where(_at(values, positions)[..., None], getattr(selections[layer], name), values)
 
         return lambda layer: partial(act, layer)
 
-    makers = {"memory.hook_query": _ask(model, own, biased=False), "memory.hook_indices": take("indices")}
+    makers = {"memory.hook_query": _ask(model, selections, biased=False), "memory.hook_indices": take("indices")}
     with _hooks(model, _layers(model, layers), makers | {"memory.hook_gate_scores": take("scores")}):
         yield
 
@@ -161,8 +161,8 @@ def swap(
 
     def exchange(_: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
-            other = torch.where(indices == first, second, torch.where(indices == second, first, indices))
-            return torch.where(_at(indices, positions)[..., None], other, indices)
+            exchanged = torch.where(indices == first, second, torch.where(indices == second, first, indices))
+            return torch.where(_at(indices, positions)[..., None], exchanged, indices)
 
         return act
 
@@ -301,9 +301,9 @@ def _hooks(
         yield
 
 
-def _ask(model: MemoryTransformer, own: dict[int, Selection], biased: bool = True) -> Callable[[int], _Act]:
+def _ask(model: MemoryTransformer, selections: dict[int, Selection], biased: bool = True) -> Callable[[int], _Act]:
     """Note what the gate selects for the queries that it sees."""
-    return lambda layer: lambda query: own.update({layer: model.memory_layer(layer).gate.select(query, biased)})
+    return lambda layer: lambda query: selections.update({layer: model.memory_layer(layer).gate.select(query, biased)})
 
 
 def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[int]:
@@ -317,9 +317,9 @@ def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[
 
 def _reaching(model: MemoryTransformer, layers: Sequence[int] | None, *entries: int) -> Sequence[int]:
     """The layers meant, which must be able to select all of some entries; by default all that are."""
-    asked, reach = _layers(model, layers), model.cfg.entries_of
-    able = [a for a in asked if all(reach(a).start <= entry < reach(a).stop for entry in entries)]
-    if not able if layers is None else len(able) < len(asked):
+    wanted, reach = _layers(model, layers), model.cfg.entries_of
+    able = [a for a in wanted if all(reach(a).start <= entry < reach(a).stop for entry in entries)]
+    if not able if layers is None else len(able) < len(wanted):
         names, who = " and ".join(map(str, entries)), "no layer" if layers is None else "not every layer named"
         raise InputError(
             f"{who} can select entry {names}: the bank is split in {model.cfg.memory.bank_groups} groups; "

@@ -41,11 +41,11 @@ def serve_app(recording: Path | None, host: str, port: int) -> None:
     environment = {**os.environ, RECORDINGS: str(opened.resolve()), "PYTHONPATH": os.pathsep.join(search)}
     shown = "localhost" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
     print(f"memscope: http://{shown}:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)
-    heard = hold_signals()  # until the next program listens to them
+    unblocked = hold_signals()  # until the next program listens to them
     try:
         os.execve(command[0], command, environment)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def check_recordings(path: Path) -> None:

@@ -137,7 +137,7 @@ def _activations(
         values = [0.0] * (end - start)
         for at, score in zip((row[here] - start).tolist(), gate[here].tolist(), strict=True):
             values[at] = short_float(score)
-        own = float(gate[np.searchsorted(row, context.row)])
+        gate_score = float(gate[np.searchsorted(row, context.row)])
         lines.append(
             {
                 **source.keys,
@@ -150,7 +150,7 @@ def _activations(
                 "maxValueTokenIndex": values.index(max(values)),
                 "minValue": min(values),
                 "qualifyingTokenIndex": int(context.row - start),
-                **(top if context.kind == "top" else activation_bin(falling, own, source.recording.info.rows)),
+                **(top if context.kind == "top" else activation_bin(falling, gate_score, source.recording.info.rows)),
             }
         )
     return lines
@@ -178,10 +178,10 @@ def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[
     ]
 
 
-def _identity(source: Source, entry: int, *what: object) -> str:
+def _identity(source: Source, entry: int, *parts: object) -> str:
     """A primary key as long as Neuronpedia's own; the same in every export of the same recording."""
     info = source.recording.info
-    name = " ".join(map(str, (info.fingerprint, info.corpus_sha256, source.layer, entry, *what)))
+    name = " ".join(map(str, (info.fingerprint, info.corpus_sha256, source.layer, entry, *parts)))
     return hashlib.sha256(name.encode()).hexdigest()[:25]
 
 

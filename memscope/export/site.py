@@ -209,21 +209,21 @@ def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: l
         "fires_on": firing["fires_on"],
         "docs": firing["docs"],
         "gates": list(firing["gate_deciles"]),
-        "typical": [(name, found) for name, found in typical if found],
+        "typical": [(name, tokens) for name, tokens in typical if tokens],
         "contexts": list(_contexts(contexts)),
         "neighbours": neighbours,
     }
 
 
-def _contexts(found: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _contexts(contexts: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Contexts under their headings; rows that the top already shows are not repeated."""
-    found = [_space_outside(context) for context in found]
-    top = [c | {"label": ""} for c in found if c["kind"] == "top"][:TOP_CONTEXTS]
+    contexts = [_space_outside(context) for context in contexts]
+    top = [c | {"label": ""} for c in contexts if c["kind"] == "top"][:TOP_CONTEXTS]
     yield "Highest gate scores", top
     shown = {c["row"] for c in top}
     fifths = [
         c | {"label": f"fifth {c['rank'] + 1} of 5 · "}
-        for c in found
+        for c in contexts
         if c["kind"] == "quantile" and c["row"] not in shown
     ]
     if fifths:

@@ -71,20 +71,22 @@ class RowCollector:
         captured = [done.captured[layer] for layer in self.layers]
         values["indices"] = torch.stack([flat(c.indices) for c in captured], 1).cpu().numpy().astype(np.uint32)
         for name in self.kinds:
-            found = torch.stack([flat(_captured(one, name)).flatten(1) for one in captured], 1)
-            if "margin" not in name and not bool(found.isfinite().all()):
+            stacked = torch.stack([flat(_captured(layer, name)).flatten(1) for layer in captured], 1)
+            if "margin" not in name and not bool(stacked.isfinite().all()):
                 raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
-            exact = found.dtype == torch.bool
-            values[name] = found.cpu().numpy() if exact else round_scores(found.float().cpu().numpy(), self.score_bits)
+            exact = stacked.dtype == torch.bool
+            values[name] = (
+                stacked.cpu().numpy() if exact else round_scores(stacked.float().cpu().numpy(), self.score_bits)
+            )
         return values
 
 
 def _captured(layer: LayerCapture, kind: str) -> Tensor:
     """What a pass captured of a layer, by its name in ``TokenRows``."""
     names = {"gate": "gate_scores", "read": "read_weights", "head_read": "head_weights", "slot_read": "slot_weights"}
-    found: Tensor | None = getattr(layer, {**names, "read_norm": "read_norms"}.get(kind, kind))
-    assert found is not None, f"{kind} was not captured"
-    return found
+    values: Tensor | None = getattr(layer, {**names, "read_norm": "read_norms"}.get(kind, kind))
+    assert values is not None, f"{kind} was not captured"
+    return values
 
 
 def round_scores(values: np.ndarray, bits: int) -> np.ndarray:

@@ -93,10 +93,10 @@ def check_tables(recording: Path, names: list[str] | None = None) -> None:
             schema = file.schema_arrow
         for column in COLUMNS[name].split():
             title, _, kind = column.partition(":")
-            place = schema.get_field_index(title)
-            found = schema.field(place).type if place >= 0 else "not there"
-            if place < 0 or not _is(schema.field(place).type, kind):
-                raise InputError(f"{path}: column {title} is {found}, expected {kind}; record again")
+            number = schema.get_field_index(title)
+            kind_there = schema.field(number).type if number >= 0 else "not there"
+            if number < 0 or not _is(schema.field(number).type, kind):
+                raise InputError(f"{path}: column {title} is {kind_there}, expected {kind}; record again")
 
 
 def check_census(path: Path, census: Any, info: RecordingInfo) -> dict[str, Any]:
@@ -127,23 +127,23 @@ def _check_documents(path: Path, info: RecordingInfo) -> None:
         raise InputError(f"{path}: documents do not follow one another; record again")
 
 
-def _agree(path: Path, what: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise InputError(f"{path}: has {found:,} {what}, {INFO} says {expected:,}; record again")
+def _agree(path: Path, what: str, count: int, expected: int) -> None:
+    if count != expected:
+        raise InputError(f"{path}: has {count:,} {what}, {INFO} says {expected:,}; record again")
 
 
-def _is(found: pa.DataType, kind: str) -> bool:
+def _is(data_type: pa.DataType, kind: str) -> bool:
     if kind.startswith("["):
-        is_list = kinds.is_list(found) or kinds.is_large_list(found) or kinds.is_fixed_size_list(found)
-        return is_list and _is(found.value_type, kind[1:-1])
-    if kinds.is_dictionary(found):
-        return _is(found.value_type, kind)
+        is_list = kinds.is_list(data_type) or kinds.is_large_list(data_type) or kinds.is_fixed_size_list(data_type)
+        return is_list and _is(data_type.value_type, kind[1:-1])
+    if kinds.is_dictionary(data_type):
+        return _is(data_type.value_type, kind)
     match kind:
         case "int":
-            return kinds.is_integer(found)
+            return kinds.is_integer(data_type)
         case "number":
-            return kinds.is_floating(found) or kinds.is_integer(found) or kinds.is_null(found)
+            return kinds.is_floating(data_type) or kinds.is_integer(data_type) or kinds.is_null(data_type)
         case "bool":
-            return kinds.is_boolean(found)
+            return kinds.is_boolean(data_type)
         case _:
-            return kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_null(found)
+            return kinds.is_string(data_type) or kinds.is_large_string(data_type) or kinds.is_null(data_type)

@@ -156,8 +156,8 @@ def read_info(recording: Path) -> RecordingInfo:
     if not (recording / INFO).is_file():
         parts = any((recording / name).exists() for name in (INFO, "tokens"))
         is_run = (recording / "config.yaml").is_file() and not parts
-        what = "a run" if is_run else f"not a recording (no {INFO})"
-        raise InputError(f"{recording}: {what}; make a recording with 'memscope record'")
+        problem = "a run" if is_run else f"not a recording (no {INFO})"
+        raise InputError(f"{recording}: {problem}; make a recording with 'memscope record'")
     raw = read_own_json(recording / INFO)
     if isinstance(raw, dict) and SEAL in raw:
         unseal(raw, recording / INFO, AGAIN)  # before anything of it is believed

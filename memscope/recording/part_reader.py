@@ -98,8 +98,8 @@ class SelectionReader:
 
         Within an entry rows rise.
         """
-        found = [self._of_part(number, layer, first, last) for number in range(len(self._paths))]
-        entry, row, gate = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        parts = [self._of_part(number, layer, first, last) for number in range(len(self._paths))]
+        entry, row, gate = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return entry, row, gate
 
     def _of_part(self, number: int, layer: int, first: int, last: int) -> list[np.ndarray]:
@@ -108,8 +108,8 @@ class SelectionReader:
         table = read_parquet(path, ["entry", "row", "gate"], np.flatnonzero(chosen).tolist())
         entry, row, gate = (table[name].to_numpy() for name in ("entry", "row", "gate"))
         if len(entry):
-            own = self._info.entries_of(layer)
-            if entry[0] < own.start or entry[-1] >= own.stop or (entry[1:] < entry[:-1]).any():
+            reachable = self._info.entries_of(layer)
+            if entry[0] < reachable.start or entry[-1] >= reachable.stop or (entry[1:] < entry[:-1]).any():
                 raise InputError(f"{path}: entries of layer {layer} are out of range or order; record again")
             if row.min() < first_row or row.max() >= first_row + n_rows:
                 raise InputError(f"{path}: has rows that are not of this part; record again")
@@ -119,11 +119,11 @@ class SelectionReader:
         return [column[begin:end] for column in (entry, row, gate)]
 
 
-def _check_columns(path: Path, found: pa.Schema, expected: pa.Schema, names: Sequence[str]) -> None:
+def _check_columns(path: Path, schema: pa.Schema, expected: pa.Schema, names: Sequence[str]) -> None:
     for name in names:
-        place = found.get_field_index(name)
-        if place < 0 or found.field(place).type != expected.field(name).type:
-            is_there = "is not there" if place < 0 else f"is of type {found.field(place).type}"
+        number = schema.get_field_index(name)
+        if number < 0 or schema.field(number).type != expected.field(name).type:
+            is_there = "is not there" if number < 0 else f"is of type {schema.field(number).type}"
             raise InputError(
                 f"{path}: column {name} {is_there}, recording.json asks for {expected.field(name).type}; record again"
             )
@@ -164,9 +164,13 @@ def _problem(name: str, column: pa.ChunkedArray, info: RecordingInfo) -> str | N
         return None
     values = matrix(column)
     if kind == "indices":
-        own, low, high = info.entries_of(int(layer)), int(values.min()), int(values.max())
-        is_inside = own.start <= low and high < own.stop
-        return None if is_inside else f"has entries {low} to {high}, the layer's are {own.start} to {own.stop - 1}"
+        reachable, low, high = info.entries_of(int(layer)), int(values.min()), int(values.max())
+        is_inside = reachable.start <= low and high < reachable.stop
+        return (
+            None
+            if is_inside
+            else f"has entries {low} to {high}, the layer's are {reachable.start} to {reachable.stop - 1}"
+        )
     if kind == "gate":
         return "has scores that are negative or not finite" if _not_scores(values) else None
     bits = values.view(np.uint16) & ~np.uint16(_HALF_SIGN)

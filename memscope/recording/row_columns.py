@@ -50,24 +50,24 @@ def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> d
     last_doc = last_token = -1
     for part, first in zip(info.parts, info.first_rows(), strict=True):
         table = read_columns(recording, info, part, wanted)
-        found = {name: table[name].to_numpy().astype(np.int32) for name in wanted}
-        here = slice(first, first + part.rows)
+        stored = {name: table[name].to_numpy().astype(np.int32) for name in wanted}
+        rows = slice(first, first + part.rows)
         for name in names:
             match name:
                 case "position":
-                    columns[name][here] = found["pos"] % info.window
+                    columns[name][rows] = stored["pos"] % info.window
                 case "previous":
-                    before = np.append(last_token, found["token"][:-1])
-                    columns[name][here] = np.where(found["pos"] % info.window > 0, before, -1)
-                    last_token = int(found["token"][-1])
+                    before = np.append(last_token, stored["token"][:-1])
+                    columns[name][rows] = np.where(stored["pos"] % info.window > 0, before, -1)
+                    last_token = int(stored["token"][-1])
                 case "following":
-                    same = found["doc"][1:] == found["doc"][:-1]
-                    columns[name][here] = np.append(np.where(same, found["token"][1:], -1), -1)
-                    if first and found["doc"][0] == last_doc:  # a document that goes on from the part before
-                        columns[name][first - 1] = found["token"][0]
-                    last_doc = int(found["doc"][-1])
+                    same = stored["doc"][1:] == stored["doc"][:-1]
+                    columns[name][rows] = np.append(np.where(same, stored["token"][1:], -1), -1)
+                    if first and stored["doc"][0] == last_doc:  # a document that goes on from the part before
+                        columns[name][first - 1] = stored["token"][0]
+                    last_doc = int(stored["doc"][-1])
                 case _:
-                    columns[name][here] = found[name]
+                    columns[name][rows] = stored[name]
     return columns
 
 
@@ -91,8 +91,8 @@ def distinct_pairs(high: np.ndarray, low: np.ndarray, wide: int) -> tuple[np.nda
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for piece in pieces(len(high)):
         new, times = np.unique(high[piece].astype(np.int64) * wide + low[piece], return_counts=True)
-        together, place = np.unique(np.concatenate([keys, new]), return_inverse=True)
+        together, position = np.unique(np.concatenate([keys, new]), return_inverse=True)
         total = np.zeros(len(together), np.int64)
-        np.add.at(total, place, np.concatenate([counts, times]))
+        np.add.at(total, position, np.concatenate([counts, times]))
         keys, counts = together, total
     return keys, counts

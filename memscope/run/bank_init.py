@@ -120,8 +120,8 @@ class FreshStarts:
                 slots[row] = _slots_of(self._token_ids[int(sentence)].as_py(), self._space, n_slots, self._pad)
             else:
                 chance = np.random.default_rng([self._seed, int(step), int(entry)])
-                own = chance.standard_normal((n_slots, width), np.float32) * (1 - self._cosine) ** 0.5
-                slots[row] = (own + self._cosine**0.5) * width**-0.5
+                noise = chance.standard_normal((n_slots, width), np.float32) * (1 - self._cosine) ** 0.5
+                slots[row] = (noise + self._cosine**0.5) * width**-0.5
         return slots
 
 
@@ -140,8 +140,8 @@ def representatives(token_ids: list[list[int]], table: np.ndarray, count: int, s
     clusters.fit(means)
     nearest = np.unique(pairwise_distances_argmin(clusters.cluster_centers_, means))
     chance = np.random.default_rng(seed)
-    others = np.setdiff1d(np.arange(len(means)), nearest)
-    filled = np.concatenate([nearest, chance.choice(others, count - len(nearest), replace=False)])
+    rest = np.setdiff1d(np.arange(len(means)), nearest)
+    filled = np.concatenate([nearest, chance.choice(rest, count - len(nearest), replace=False)])
     return [int(number) for number in chance.permutation(filled)]
 
 

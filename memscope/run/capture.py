@@ -81,14 +81,14 @@ def capture_memory(
         indices, scores, margin, *compared = (latest.pop(f"{prefix}.hook_{name}") for name in noted)
         pattern = pattern.detach()
         slots = pattern.float().mean(2).unflatten(-1, (indices.shape[-1], -1))
-        one = LayerCapture(indices, scores.float(), margin, slots, pattern if keep_pattern else None)
+        capture = LayerCapture(indices, scores.float(), margin, slots, pattern if keep_pattern else None)
         if detail:
-            one.score_margin, one.by_score = compared
-            one.read_norms = one.read_weights
+            capture.score_margin, capture.by_score = compared
+            capture.read_norms = capture.read_weights
             if model.cfg.memory.read_fn == "gelu":  # weights have signs
                 norms = torch.linalg.vector_norm(pattern, 1, dim=2, dtype=torch.float32) / pattern.shape[2]
-                one.read_norms = norms.unflatten(-1, (indices.shape[-1], -1)).sum(-1)
-        captured[int(prefix.split(".")[1])] = one
+                capture.read_norms = norms.unflatten(-1, (indices.shape[-1], -1)).sum(-1)
+        captured[int(prefix.split(".")[1])] = capture
 
     hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
     for layer in model.cfg.model.memory_layers:

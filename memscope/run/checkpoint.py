@@ -128,7 +128,7 @@ def publish_newest(run: Path, keep: int) -> None:
     The model is a hard link where the file system has them.
     """
     checkpoints = list_checkpoints(run)
-    others = listed(run, _ADVICE)
+    files = listed(run, _ADVICE)
     (run / LIST).unlink(missing_ok=True)  # whoever is killed before the new one leaves a run that nothing vouches for
     with atomic_path(run / MODEL) as temporary:
         try:
@@ -136,8 +136,8 @@ def publish_newest(run: Path, keep: int) -> None:
         except OSError:
             shutil.copyfile(checkpoints[-1] / MODEL, temporary)
     published = _known_hashes(run, checkpoints[-1]).get(MODEL) or sha256_file(run / MODEL)
-    others = others or hashes(run, (*SETTINGS, *ORIGIN))
-    write_sealed(run / LIST, {"files": others | {MODEL: published}})
+    files = files or hashes(run, (*SETTINGS, *ORIGIN))
+    write_sealed(run / LIST, {"files": files | {MODEL: published}})
     for folder in checkpoints[:-keep]:
         shutil.rmtree(folder)
 

@@ -39,8 +39,8 @@ def check_run(run: Path, checkpoint: Path | None = None) -> Config:
         InputError: not a run folder, one without a model yet, or a config that cannot be read.
     """
     if not run.is_dir():
-        what = "this is a file; a run is a folder" if run.exists() else "no such folder"
-        raise InputError(f"{run}: {what}; train a run with 'memscope train'")
+        problem = "this is a file; a run is a folder" if run.exists() else "no such folder"
+        raise InputError(f"{run}: {problem}; train a run with 'memscope train'")
     if (run / INFO).is_file():
         raise InputError(f"{run}: this is a recording; give the run that it was made of")
     if not (run / CONFIG).is_file():
@@ -100,14 +100,14 @@ def write_start(config: Config, run: Path, samples: int) -> None:
         write_json(run / START, {"sha256": hashes, "sequences_per_step": samples})
 
 
-def check_steps(run: Path, done: int, asked: int) -> None:
+def check_steps(run: Path, done: int, wanted: int) -> None:
     """Refuse fewer steps than a run has done.
 
     Raises:
         InputError: for it.
     """
-    if asked < done:
-        raise InputError(f"{run}: has done {done} steps, and train.steps or train.epochs ask for {asked}; give more")
+    if wanted < done:
+        raise InputError(f"{run}: has done {done} steps, and train.steps or train.epochs ask for {wanted}; give more")
 
 
 def _check_same(old: Config, new: Config, run: Path) -> None:
@@ -130,10 +130,10 @@ def _check_same(old: Config, new: Config, run: Path) -> None:
     if set(refused) <= _BATCH and _sequences(new) == start.get("sequences_per_step"):
         refused = []  # on another number of processes
     if refused:
-        said = "; ".join(f"{key} was {_value(old, key)!r}, is {_value(new, key)!r}" for key in refused[:3])
+        changes = "; ".join(f"{key} was {_value(old, key)!r}, is {_value(new, key)!r}" for key in refused[:3])
         more = f"; and {len(refused) - 3} more" if len(refused) > 3 else ""
         where = "docs/reference/training.md, Going on"
-        raise InputError(f"{run}: was started with another config ({said}{more}); see {where}")
+        raise InputError(f"{run}: was started with another config ({changes}{more}); see {where}")
     if (was := start.get("sequences_per_step", _sequences(new))) != _sequences(new):
         raise InputError(
             f"{run}: a step had {was} sequences, and batch_size x accumulation_steps x processes are "

@@ -54,8 +54,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise InputError(f"{path}:{number}: not JSON; the file was damaged") from error
     sums = [record.pop("crc32", None) for record in records]
-    for number, (record, found) in enumerate(zip(records, sums, strict=True), start=1):
-        if found != _checksum(record) and any(sums):
+    for number, (record, checksum) in enumerate(zip(records, sums, strict=True), start=1):
+        if checksum != _checksum(record) and any(sums):
             raise InputError(f"{path}:{number}: not what was written; the file was damaged: delete this line of it")
     return records
 

@@ -51,9 +51,9 @@ def start_table(run: LoadedRun, columns: list[str] | None = None) -> pa.Table:
     rows, steps, sentences = _revived(run)
     spare = read_parquet(run.path / SPARE, texts)
     blank = pa.table({field.name: pa.nulls(1, field.type) for field in spare.schema})
-    place = np.arange(table.num_rows)
-    place[rows] = table.num_rows + np.where(sentences < 0, spare.num_rows, sentences)  # past all: the blank one
-    started = pa.concat_tables([table.select(texts), spare, blank]).take(place)
+    source = np.arange(table.num_rows)
+    source[rows] = table.num_rows + np.where(sentences < 0, spare.num_rows, sentences)  # past all: the blank one
+    started = pa.concat_tables([table.select(texts), spare, blank]).take(source)
     for name in set(table.column_names) - set(texts):
         started = started.add_column(table.schema.get_field_index(name), name, table[name])
     step = np.zeros(table.num_rows, np.uint32)

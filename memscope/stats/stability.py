@@ -113,7 +113,7 @@ def switches(a: np.ndarray, b: np.ndarray) -> Switches:
         a: selections per entry, int64 ``[N]``.
         b: likewise, of the other recording.
     """
-    died, woke = (np.flatnonzero((now >= LIVELY) & (other == 0)) for now, other in ((a, b), (b, a)))
+    died, woke = (np.flatnonzero((now >= LIVELY) & (then == 0)) for now, then in ((a, b), (b, a)))
     p = (a + b) / max(1, int((a + b).sum()))
 
     def expected(lively: np.ndarray, silent: np.ndarray) -> float:
@@ -147,16 +147,21 @@ def halves(folds: np.ndarray, seed: int = 0) -> Halves | None:
     folds = folds[folds.any(1)].astype(np.int64)
     if len(folds) < 2:
         return None
-    chance, total, found = np.random.default_rng(seed), folds.sum(0), []
+    chance, total, measures = np.random.default_rng(seed), folds.sum(0), []
     for _ in range(DRAWS):
-        one = folds[chance.permutation(len(folds))[: len(folds) // 2]].sum(0)
-        other = total - one
-        lost = [np.count_nonzero((a >= LIVELY) & (b == 0)) for a, b in ((one, other), (other, one))]
-        rho = rank_correlation(one, other)
-        found.append(
-            (jensen_shannon(one, other), jaccard(one, other), np.nan if rho is None else rho, float(np.mean(lost)))
+        first = folds[chance.permutation(len(folds))[: len(folds) // 2]].sum(0)
+        second = total - first
+        lost = [np.count_nonzero((a >= LIVELY) & (b == 0)) for a, b in ((first, second), (second, first))]
+        rho = rank_correlation(first, second)
+        measures.append(
+            (
+                jensen_shannon(first, second),
+                jaccard(first, second),
+                np.nan if rho is None else rho,
+                float(np.mean(lost)),
+            )
         )
-    divergence, index, rho, lost = np.mean(found, axis=0).tolist()
+    divergence, index, rho, lost = np.mean(measures, axis=0).tolist()
     return Halves(divergence, index, None if np.isnan(rho) else rho, lost)
 
 

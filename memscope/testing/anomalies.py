@@ -93,7 +93,7 @@ def plant_anomalies(
     planted, truth = _plant(kinds, text, iter(order[_DEAD:].tolist()), chance)
     truth |= {("dead", PLANTED_LAYER, -1, -1, "")} if dead else set()
     truth |= {("uniform", UNIFORM_LAYER, -1, -1, "read")} if "uniform" in kinds else set()
-    special = np.array([one.entry for one in planted] + dead, int)
+    special = np.array([anomaly.entry for anomaly in planted] + dead, int)
     never = [special if layer == PLANTED_LAYER else special[:0] for layer in range(_LAYERS)]
     indices = np.stack([_draw_entries(chance, len(text.token), burst, out) for out in never], axis=1)
     _put_in(indices[:, PLANTED_LAYER], planted)
@@ -101,11 +101,11 @@ def plant_anomalies(
     gate = -np.sort(-chance.uniform(0.5, 1.5, (*indices.shape[:2], _HEADS, _K // _HEADS))).reshape(indices.shape)
     attention = chance.lognormal(0, 0.5, indices.shape) * chance.choice([-1, -1, 1], indices.shape)
     for kind, _, entry, _, _ in truth:
-        here = (indices == entry) & (np.arange(_LAYERS) == PLANTED_LAYER)[:, None]
+        is_entry = (indices == entry) & (np.arange(_LAYERS) == PLANTED_LAYER)[:, None]
         if kind == "unread":
-            attention[here] *= 1e-3
+            attention[is_entry] *= 1e-3
         if kind == "negative":
-            attention[here] = -np.abs(attention[here])
+            attention[is_entry] = -np.abs(attention[is_entry])
     if "uniform" in kinds:
         attention[:, UNIFORM_LAYER] = np.sign(attention[:, UNIFORM_LAYER]) / gate[:, UNIFORM_LAYER]
     loss = chance.exponential(3, len(text.token)).astype(np.float32)
@@ -151,9 +151,9 @@ def _plant(
     def sometimes() -> np.ndarray:
         return np.asarray(chance.random(len(text.token)) < _OFTEN)
 
-    def add(kind: str, where: np.ndarray, label: str = "", other: int = -1) -> int:
+    def add(kind: str, where: np.ndarray, label: str = "", second: int = -1) -> int:
         planted.append(_Selected(next(roles), where))
-        truth.add((kind, PLANTED_LAYER, planted[-1].entry, other, label))
+        truth.add((kind, PLANTED_LAYER, planted[-1].entry, second, label))
         return planted[-1].entry
 
     for kind, of_row in (("token", text.token), ("previous", text.previous)):
@@ -167,9 +167,9 @@ def _plant(
     if "start" in kinds:
         add("start", text.previous < 0)
     if "class" in kinds:
-        bare = [one.strip() for one in TEXTS]
-        digits, capitals = [one.isdigit() for one in bare], [one[0] == "W" for one in bare]
-        signs = [len(one) == 1 and not one.isalnum() for one in bare]
+        bare = [text.strip() for text in TEXTS]
+        digits, capitals = [text.isdigit() for text in bare], [text[0] == "W" for text in bare]
+        signs = [len(text) == 1 and not text.isalnum() for text in bare]
         for label, members in (("digits", digits), ("capitals", capitals), ("punctuation", signs)):
             add("class", np.array(members)[text.token], label)
     if "everywhere" in kinds:
@@ -181,14 +181,14 @@ def _plant(
         if kind in kinds:
             add(kind, sometimes())
     if "duplicate" in kinds:
-        where, (one, other) = sometimes(), sorted((next(roles), next(roles)))
-        planted += [_Selected(one, where), _Selected(other, where), _Selected(other, where)]  # by both heads
-        truth.add(("duplicate", PLANTED_LAYER, one, other, ""))
+        where, (first, second) = sometimes(), sorted((next(roles), next(roles)))
+        planted += [_Selected(first, where), _Selected(second, where), _Selected(second, where)]  # by both heads
+        truth.add(("duplicate", PLANTED_LAYER, first, second, ""))
     if "exclusive" in kinds:
         either, coin = sometimes() | sometimes(), chance.random(len(text.token)) < 0.5
-        one, other = sorted((next(roles), next(roles)))
-        planted += [_Selected(one, either & coin), _Selected(other, either & ~coin)]
-        truth.add(("exclusive", PLANTED_LAYER, one, other, ""))
+        first, second = sorted((next(roles), next(roles)))
+        planted += [_Selected(first, either & coin), _Selected(second, either & ~coin)]
+        truth.add(("exclusive", PLANTED_LAYER, first, second, ""))
     return planted, truth
 
 
@@ -206,9 +206,9 @@ def _draw_entries(chance: np.random.Generator, n: int, burst: float, never: np.n
 def _put_in(indices: np.ndarray, planted: list[_Selected]) -> None:
     """Put planted entries into slots, from the first on; no token has more of them than slots."""
     filled = np.zeros(len(indices), int)
-    for one in planted:
-        rows = np.flatnonzero(one.where)
-        indices[rows, filled[rows]] = one.entry
+    for anomaly in planted:
+        rows = np.flatnonzero(anomaly.where)
+        indices[rows, filled[rows]] = anomaly.entry
         filled[rows] += 1
 
 

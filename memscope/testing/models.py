@@ -184,10 +184,10 @@ def _fill_bank(model: MemoryTransformer, truth: Planted, sentences: np.ndarray, 
     assert model.bank is not None
     ids = sentences.tolist()
     init = init_bank(model.bank.entries.detach().numpy(), ids, table, pad=0, seed=model.cfg.train.seed)
-    texts = ["".join(f" w{number}" for number in one) for one in ids]
+    texts = ["".join(f" w{number}" for number in sentence) for sentence in ids]
     provenance = [
-        Sentence(text, (Triple(f"u{entry}", f"w{one[0]}", truth.predicates[entry], f"w{one[-1]}"),))
-        for entry, (text, one) in enumerate(zip(texts, ids, strict=True))
+        Sentence(text, (Triple(f"u{entry}", f"w{sentence[0]}", truth.predicates[entry], f"w{sentence[-1]}"),))
+        for entry, (text, sentence) in enumerate(zip(texts, ids, strict=True))
     ]
     save_bank_init(truth.path, init, provenance, ids, "this model at step 0")
     model.bank.entries.copy_(torch.from_numpy(init.entries))
@@ -221,9 +221,9 @@ def _set_read(model: MemoryTransformer, layer: int) -> None:
     for axis in heads:
         read.q_proj.weight[axis, _CONSTANT] = _ATTENTION
         read.k_proj.weight[axis] = back[_CONSTANT]
-    said = torch.zeros(_DIM)
-    said[_TRIGGERS[-1] + 1 : _VOCAB] = _PUSH
-    read.v_proj.weight.copy_(said[:, None] * back)
+    spoken = torch.zeros(_DIM)
+    spoken[_TRIGGERS[-1] + 1 : _VOCAB] = _PUSH
+    read.v_proj.weight.copy_(spoken[:, None] * back)
     read.o_proj.weight.copy_(torch.eye(_DIM))
 
 

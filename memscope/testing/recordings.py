@@ -111,8 +111,8 @@ def plant_recording(path: Path, seed: int, effects: Collection[Effect] = EFFECTS
     rows = _draw_rows(planted, token, chance)
     info = write_recording(path, rows, layers=(0, PLANTED_LAYER), knowledge_num=_N, window=_WINDOW, score_bits=10)
     ids = [chance.choice(np.arange(len(SPECIAL), _VOCAB), chance.integers(5, 13), replace=False) for _ in range(_N)]
-    write_bank(path / "bank_init.parquet", [one.tolist() for one in ids], predicates)
-    write_decodings(path / "decodings.parquet", [one.tolist() for one in ids], (0, PLANTED_LAYER), chance)
+    write_bank(path / "bank_init.parquet", [sentence.tolist() for sentence in ids], predicates)
+    write_decodings(path / "decodings.parquet", [sentence.tolist() for sentence in ids], (0, PLANTED_LAYER), chance)
     shape = {"vocab_size": _VOCAB, "n_layers": 2, "max_seq_len": _WINDOW}
     config = {"model": shape, "memory": {"knowledge_num": _N, "num_selected": _K}}
     write_text(path / "config.yaml", dump_config(validate_config(config, source="planted")))
@@ -127,17 +127,17 @@ def _draw_rows(planted: Planted, token: np.ndarray, chance: np.random.Generator)
         weight[PLANTED_LAYER, np.array(planted.predicates) == planted.preferred] = FACTOR
     placed = [*planted.detectors, *planted.duplicates, *planted.dead, *planted.decoys]
     weight[PLANTED_LAYER, placed] = 0  # never by chance
-    indices = np.stack([_draw_entries(one, n, chance) for one in weight], axis=1)
+    indices = np.stack([_draw_entries(layer_weight, n, chance) for layer_weight in weight], axis=1)
     shares = -np.sort(-chance.uniform(0.5, 1.5, (n, 2, _K)))  # best gate score first
     attention = chance.uniform(0.5, 1.5, (n, 2, _K)) * chance.choice([-1, 1], (n, 2, _K))
-    here = indices[:, PLANTED_LAYER]
+    in_layer = indices[:, PLANTED_LAYER]
     for entry, detected in planted.detectors.items():
-        here[token == detected, 0] = entry
+        in_layer[token == detected, 0] = entry
     if planted.duplicates:
-        here[chance.random(n) < _OFTEN, 1:3] = planted.duplicates
+        in_layer[chance.random(n) < _OFTEN, 1:3] = planted.duplicates
     for decoy in planted.decoys:
-        here[chance.random(n) < _OFTEN, 3] = decoy
-        attention[:, PLANTED_LAYER][here == decoy] *= 1e-3
+        in_layer[chance.random(n) < _OFTEN, 3] = decoy
+        attention[:, PLANTED_LAYER][in_layer == decoy] *= 1e-3
     loss = chance.exponential(3, n)
     loss[_LENGTH - 1 :: _LENGTH] = np.nan
     return TokenRows(
@@ -244,8 +244,8 @@ def write_recording(
 
 def cut_rows(rows: TokenRows, first: int, last: int) -> TokenRows:
     """Rows first to last, exclusive."""
-    found = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    cut: dict[str, Any] = {name: None if values is None else values[first:last] for name, values in found.items()}
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    cut: dict[str, Any] = {name: None if column is None else column[first:last] for name, column in values.items()}
     return TokenRows(**cut)
 
 

@@ -77,10 +77,10 @@ def read_facts(path: Path) -> list[Fact]:
 
 def _read_relations(path: Path) -> dict[str, _Relation]:
     """LAMA's templates, where they are beside the file or above it."""
-    found = next((p for p in (path.parent / _RELATIONS, path.parent.parent / _RELATIONS) if p.is_file()), None)
-    if found is None or found == path:
+    file = next((p for p in (path.parent / _RELATIONS, path.parent.parent / _RELATIONS) if p.is_file()), None)
+    if file is None or file == path:
         return {}
-    return {relation.predicate: relation for relation in read_rows(found, "relation", _relation, any_share=True)}
+    return {relation.predicate: relation for relation in read_rows(file, "relation", _relation, any_share=True)}
 
 
 def _relation(raw: Any, where: str) -> _Relation:
@@ -96,19 +96,19 @@ def _parse(raw: Any, where: str, relations: Mapping[str, _Relation]) -> Fact:
         raise InputError(f"{where}: sentences of T-REx, not facts: there is no template to ask with")
     shape = next((shape for keys, shape in _SHAPES if keys <= raw.keys()), None)
     try:
-        own = raw if shape is None else shape(raw, relations)
+        row = raw if shape is None else shape(raw, relations)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: a fact of a known collection, but for {error!r}") from error
-    if odd := [name for name in _FIELDS[1:] if not isinstance(own.get(name), str) or not own[name].strip()]:
+    if odd := [name for name in _FIELDS[1:] if not isinstance(row.get(name), str) or not row[name].strip()]:
         beside = f"; LAMA's templates are in {_RELATIONS}, put it beside the file" if "obj_label" in raw else ""
         raise InputError(f'{where}: a fact needs a text "{odd[0]}"{beside}')
-    evidence = own.get("evidence") or []
+    evidence = row.get("evidence") or []
     if not isinstance(evidence, list) or not all(isinstance(text, str) for text in evidence):
         raise InputError(f'{where}: "evidence" is a list of sentences')
-    subject, object_ = own["template"].find("[X]"), own["template"].find("[Y]")
+    subject, object_ = row["template"].find("[X]"), row["template"].find("[Y]")
     if not 0 <= subject < object_:
-        raise InputError(f'{where}: the template {own["template"][:80]!r} must hold "[X]" and, after it, "[Y]"')
-    values = {name: clean_text(str(own.get(name) or "")) for name in _FIELDS}
+        raise InputError(f'{where}: the template {row["template"][:80]!r} must hold "[X]" and, after it, "[Y]"')
+    values = {name: clean_text(str(row.get(name) or "")) for name in _FIELDS}
     return Fact(**values, evidence=tuple(map(clean_text, evidence)))
 
 
@@ -116,7 +116,7 @@ def _of_lama(raw: dict[str, Any], relations: Mapping[str, _Relation]) -> dict[st
     predicate = str(raw.get("predicate_id") or raw.get("pred") or "")
     known = relations.get(predicate, _Relation(predicate, predicate, ""))
     masked = [raw.get("masked_sentence"), *(raw.get("masked_sentences") or [])]
-    masked += [one.get("masked_sentence") for one in raw.get("evidences") or []]
+    masked += [evidence.get("masked_sentence") for evidence in raw.get("evidences") or []]
     return {
         "uuid": raw.get("uuid"),
         "subject": raw["sub_label"],
@@ -128,13 +128,13 @@ def _of_lama(raw: dict[str, Any], relations: Mapping[str, _Relation]) -> dict[st
 
 
 def _of_counterfact(raw: dict[str, Any], relations: Mapping[str, _Relation]) -> dict[str, Any]:
-    asked = raw["requested_rewrite"]
+    rewrite = raw["requested_rewrite"]
     return {
         "uuid": f"counterfact-{raw.get('case_id')}",
-        "subject": asked["subject"],
-        "predicate": asked["relation_id"],
-        "object": asked["target_true"]["str"],
-        "template": f"{asked['prompt'].replace('{}', '[X]')} [Y]",
+        "subject": rewrite["subject"],
+        "predicate": rewrite["relation_id"],
+        "object": rewrite["target_true"]["str"],
+        "template": f"{rewrite['prompt'].replace('{}', '[X]')} [Y]",
     }
 
 

@@ -288,9 +288,9 @@ class _Text:
 
     def skip(self, character: str) -> bool:
         """Whether it comes next; then go behind it."""
-        found = self.peek() == character
-        self.at += found
-        return found
+        is_next = self.peek() == character
+        self.at += is_next
+        return is_next
 
     def item(self, number: int) -> Any:
         """The value that comes next."""

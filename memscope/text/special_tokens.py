@@ -86,11 +86,11 @@ def find_roles(
     roles: dict[str, str | None] = {}
     for role, keys in _KEYS.items():
         asks: str | None = getattr(asked or Roles(), role)
-        found = [(names[key], f"{key} of {file}") for file, names in named for key in keys if names.get(key)]
+        candidates = [(names[key], f"{key} of {file}") for file, names in named for key in keys if names.get(key)]
         if asks is not None:
             name, where = asks or None, f"{keys[0]} of the config"
-        elif found:
-            name, where = found[0]
+        elif candidates:
+            name, where = candidates[0]
         else:
             silent = any(keys[0] in names for _, names in named)
             name, where = None if silent else _first(backend, role, known), ""

@@ -189,7 +189,7 @@ class Tokenizer:
     def token_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for inside a text, 0 for ids that are no text, int64 ``[vocab]``."""
         text = (i not in self.control and i in self._names for i in range(self.vocab_size))
-        return np.array([len(piece) * one for piece, one in zip(self.pieces, text, strict=True)], dtype=np.int64)
+        return np.array([len(piece) * real for piece, real in zip(self.pieces, text, strict=True)], dtype=np.int64)
 
     def text_size(self, ids: np.ndarray) -> int:
         """UTF-8 bytes of the text that ``ids`` of a document stand for, from its bos on.
@@ -267,7 +267,7 @@ class Tokenizer:
                 spelled.append(self.name(i).encode())
             elif alphabet:
                 known = all(character in alphabet for character in name)
-                spelled.append(bytes(alphabet[one] for one in name) if known else name.encode())
+                spelled.append(bytes(alphabet[character] for character in name) if known else name.encode())
             elif "ByteFallback" in kinds and (byte := _BYTE_NAME.fullmatch(name)):
                 spelled.append(bytes([int(byte[1], 16)]))
             else:
@@ -285,12 +285,12 @@ class Tokenizer:
         pairs = decode([[i, ids[word]] if behind else [ids[word], i] for i in ids], skip_special_tokens=False)
         cut, holds = (str.removesuffix, str.endswith) if behind else (str.removeprefix, str.startswith)
         beside = [cut(pair, alone[word]) if holds(pair, alone[word]) else None for pair in pairs]
-        return [text if found is None else found for text, found in zip(alone, beside, strict=True)]
+        return [text if spelled is None else spelled for text, spelled in zip(alone, beside, strict=True)]
 
     @cached_property
     def _decoder_kinds(self) -> frozenset[str]:
         decoder = described(self.backend)["decoder"] or {}
-        return frozenset(one["type"] for one in [decoder, *decoder.get("decoders", [])] if "type" in one)
+        return frozenset(part["type"] for part in [decoder, *decoder.get("decoders", [])] if "type" in part)
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:
@@ -331,5 +331,5 @@ def _silent_panics() -> Iterator[None]:
 def _byte_alphabet() -> dict[str, int]:
     """The characters by which byte-level vocabularies name bytes: printable ones themselves, others from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    unprintable = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(unprintable)}
