@@ -188,7 +188,7 @@ def group(tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """The same under torchrun itself, where a test is about that; ``program`` is what runs in place of ``-m memscope``."""
+    """The same under torchrun, for tests about torchrun itself; ``program`` runs in place of ``-m memscope``."""
 
     def call(
         config: Config,
