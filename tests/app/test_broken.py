@@ -3,9 +3,8 @@
 import json
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import app
-from app.parts import report_file
 from memscope.base.seals import SEAL, write_sealed
 from memscope.query.catalog import find_recordings, recordings_table
 from memscope.recording.info import INFO
@@ -79,20 +77,6 @@ def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "a-file").write_text("no folder")
     (folder / "loop").symlink_to(folder / "loop")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the app there
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _close_what_the_app_opened() -> Iterator[None]:
-    yield
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    report_file.drop_reports()
 
 
 def open_page(name: str, **values: object) -> AppTest:

@@ -1,11 +1,9 @@
 """The pages on interventions and facts, run without a browser on a small recording."""
 
-import sys
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import app
@@ -23,27 +21,12 @@ TEXT = "Ada Holm was born in Aston ."
 @pytest.fixture(scope="module")
 def folder(tiny_run: LoadedRun, tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recording twice: ``asked`` with an audit of facts, ``tiny`` without."""
-    import shutil
-
-    place = tmp_path_factory.mktemp("causal") / "recordings"
-    shutil.copytree(tiny_recording_path, place / "tiny")
-    shutil.copytree(tiny_recording_path, place / "asked")
-    facts = read_facts(write_facts(tiny_run.path, place / "facts.jsonl"))
-    write_audit(audit_facts(tiny_run, facts), place / "asked")
-    return place
-
-
-@pytest.fixture(autouse=True)
-def _recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # AppTest leaves the app there
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _close_what_the_app_opened() -> Iterator[None]:
-    yield
-    st.cache_resource.clear()
-    st.cache_data.clear()
+    folder = tmp_path_factory.mktemp("causal") / "recordings"
+    shutil.copytree(tiny_recording_path, folder / "tiny")
+    shutil.copytree(tiny_recording_path, folder / "asked")
+    facts = read_facts(write_facts(tiny_run.path, folder / "facts.jsonl"))
+    write_audit(audit_facts(tiny_run, facts), folder / "asked")
+    return folder
 
 
 def open_page(name: str, recording: str = "tiny", **values: object) -> AppTest:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,25 +45,6 @@ MARKUP = ("<script", "<img", "**bold**", "<b>Hostile", "javascript:")
 @pytest.fixture(scope="module")
 def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tiny_recording_path, tmp_path_factory.mktemp("app") / "recordings")
-
-
-@pytest.fixture(autouse=True)
-def _recordings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _close_what_the_app_opened() -> Iterator[None]:
-    yield
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    report_file.drop_reports()
-
-
-@pytest.fixture(autouse=True)
-def _own_main(monkeypatch: pytest.MonkeyPatch) -> None:
-    """AppTest leaves the app as ``__main__``, which processes that later tests start would run again."""
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def open_page(name: str, **values: object) -> AppTest:

@@ -1,0 +1,41 @@
+"""What every test of the app needs around it."""
+
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.components.v2 import manifest_scanner
+
+from app.parts import report_file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _packages_are_scanned_once() -> Iterator[None]:
+    """Each AppTest has Streamlit look for components in all installed packages, for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _recordings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app opens the module's ``folder``."""
+    folder: Path = request.getfixturevalue("folder")
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _own_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AppTest leaves the app as ``__main__``, which processes that later tests start would run again."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _close_what_the_app_opened() -> Iterator[None]:
+    yield
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    report_file.drop_reports()
