@@ -77,9 +77,12 @@ def render_api() -> str:
     lines = [
         "# Python API",
         "",
-        "The names that scripts may use; others may change without notice. `from memscope import",
+        "The names that scripts may use; other names may change. `Recording`, `capture_memory` and",
     ]
-    lines += ["Recording, capture_memory, load_run` is short for their modules here.", ""]
+    lines += ["`load_run` can be imported from `memscope` itself.", "", "| module | names |", "| --- | --- |"]
+    for module, names in PUBLIC.items():
+        lines.append(f"| `memscope.{module}` | {', '.join(f'[{name}](#{name.lower()})' for name in names)} |")
+    lines.append("")
     for module, names in PUBLIC.items():
         tree = ast.parse((DOCS.parent / "memscope" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
         defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
