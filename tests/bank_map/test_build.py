@@ -90,15 +90,21 @@ def test_quality_is_measured_on_other_entries_than_the_trial() -> None:
     assert make_map(vectors, MapSettings()).quality[:2] == (540, False)
 
 
-def test_the_space_with_structure_is_chosen_and_all_are_told(
-    tiny_run: LoadedRun, recording: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chance, names = np.random.default_rng(5), sparse.csr_matrix((300, 0), dtype=np.float32)
-    spaces = {name: chance.standard_normal((300, 32)) for name in SPACES} | {"contexts": blobs(300, 24)[0]}
+def plant_spaces(monkeypatch: pytest.MonkeyPatch, spaces: dict[str, np.ndarray]) -> None:
+    """Have the bank be of 300 entries, which lie in each space where they are planted."""
+    names = sparse.csr_matrix((300, 0), dtype=np.float32)
     monkeypatch.setattr(
         project, "make_space", lambda run, path, info, name, *_: Space(np.arange(300), spaces[name], names, [])
     )
     monkeypatch.setattr(project, "read_info", lambda path: read_info(path).model_copy(update={"knowledge_num": 300}))
+
+
+def test_the_space_with_structure_is_chosen_and_all_are_told(
+    tiny_run: LoadedRun, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = np.random.default_rng(5)
+    random = {name: chance.standard_normal((300, 32)) for name in SPACES}
+    plant_spaces(monkeypatch, random | {"contexts": blobs(300, 24)[0]})
     said = write_map(tiny_run, recording)
     assert (said["feature"], said["trusted"]) == ("contexts", True)
     assert [one["feature"] for one in said["chosen_among"]] == list(SPACES)
@@ -106,7 +112,10 @@ def test_the_space_with_structure_is_chosen_and_all_are_told(
     assert len(said["clusters"]) == 24
 
 
-def test_a_map_that_is_not_trusted_has_no_clusters(tiny_run: LoadedRun, recording: Path) -> None:
+def test_a_map_that_is_not_trusted_has_no_clusters(
+    tiny_run: LoadedRun, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_spaces(monkeypatch, {"values": np.random.default_rng(300).standard_normal((300, 8))})
     said = write_map(tiny_run, recording, "values")
     assert not said["trusted"] and said["why_not"] and said["clusters"] == []
     frame = pd.read_parquet(recording / "map.parquet")
