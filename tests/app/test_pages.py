@@ -139,6 +139,7 @@ def test_one_entry_lights_up(tiny_recording: Recording) -> None:
     assert not test.exception and test.number_input(key="prompts.entry").value == entry
 
 
+@pytest.mark.slow
 def test_words_that_were_read_are_shown_or_the_way_to_them_is(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ def test_entries_open(entry: int) -> None:
     assert test.subheader[0].value == f"Entry {entry}"
 
 
+@pytest.mark.slow
 def test_an_untrained_run_with_several_slots_opens_on_every_page(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,8 @@ from memscope.recording.info import read_info, write_info
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun
 
+pytestmark = pytest.mark.slow
+
 
 def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """Vectors around planted centres, ``[n, 32]``, and the group of each."""

@@ -190,6 +190,7 @@ def test_python_callers_of_train_and_record_are_told_too(
         record(tiny_run, corpus_dir / "valid.jsonl", busy, RecordOptions())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_of_two_records_into_one_folder_one_is_made_and_one_is_told(
     tiny_run_path: Path, corpus_dir: Path, tmp_path: Path
 ) -> None:

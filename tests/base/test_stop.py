@@ -14,6 +14,8 @@ from memscope.config.load import dump_config
 from memscope.run.checkpoint import load_run
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LINE = {signal.SIGINT: "memscope: stopped", signal.SIGTERM: "memscope: stopped by SIGTERM"}
 LINE[signal.SIGHUP] = "memscope: stopped by SIGHUP"

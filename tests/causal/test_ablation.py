@@ -17,6 +17,8 @@ from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import PackedCorpus
 from tests.conftest import CliResult
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_recording_is_the_corpus_it_was_made_of(tiny_recording: Recording, tiny_corpus: PackedCorpus) -> None:
     corpus = recorded_corpus(tiny_recording)

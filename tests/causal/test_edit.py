@@ -18,6 +18,8 @@ from tests.causal.test_facts import write_facts
 from tests.causal.test_intervene import FREE, TOKENS, make_model
 from tests.conftest import CliResult
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def facts(tiny_run: LoadedRun, tmp_path_factory: pytest.TempPathFactory) -> list[Fact]:

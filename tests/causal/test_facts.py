@@ -22,6 +22,8 @@ from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import Fact, read_facts
 from tests.conftest import SHARED, CliResult
 
+pytestmark = pytest.mark.slow
+
 
 def write_facts(run: Path, path: Path, **override: object) -> Path:
     """A fact for every entry with a sentence, and ten that no entry states; entry 0 is hostile text."""

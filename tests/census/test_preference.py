@@ -162,6 +162,7 @@ def planted(rng: np.random.Generator, spread: float, factor: float) -> tuple[np.
     return rng.poisson(rate / rate.sum() * 1500 * document), labels, true
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_lift_about_as_often_as_they_say() -> None:
     inside = []
     for seed in range(300):
@@ -184,6 +185,7 @@ def test_planted_preferences_are_found_and_nothing_else() -> None:
     assert not found[["control_significant", "control_rank_significant"]].any(axis=None)
 
 
+@pytest.mark.slow
 def test_p_is_uniform_when_nothing_is_planted() -> None:
     """Under the null P(p <= 0.05) is 5%, heavy tails or not; and so is that of the control when something is."""
     p = {"p": [], "rank_p": [], "control_p": [], "control_rank_p": []}

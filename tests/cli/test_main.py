@@ -230,6 +230,7 @@ def test_every_space_of_the_map_can_be_chosen() -> None:
     assert choices == FEATURES
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(
     corpus_dir: Path, config_path: Path, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def _get(port: int, path: str, origin: str | None = None) -> http.client.HTTPRes
     return answer
 
 
+@pytest.mark.slow
 def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_on_ctrl_c(
     server: tuple[subprocess.Popen[str], int],
 ) -> None:
@@ -104,6 +105,7 @@ def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_o
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_the_server_can_be_stopped_while_a_session_waits_and_before_it_serves(tiny_recording_path: Path) -> None:
     port = free_port()
     words = [sys.executable, "-m", "memscope", "app", str(tiny_recording_path), "--port", str(port)]

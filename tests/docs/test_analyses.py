@@ -21,6 +21,8 @@ from memscope.testing.recordings import PLANTED_LAYER
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "analyses"))
 SHARED_PARTS = {"study"}

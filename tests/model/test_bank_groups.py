@@ -165,6 +165,7 @@ def test_evaluation_measures_a_layer_against_its_own_entries(run: LoadedRun) -> 
         assert last[f"layer_{layer}/coverage"] > 0.5  # of half the bank: it could not be of all of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_two_processes_train_a_split_bank_like_one(
     corpus_dir: Path, tmp_path: Path, group: Callable[..., Any], lazy: bool

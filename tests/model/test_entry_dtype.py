@@ -299,6 +299,7 @@ def test_a_run_is_loaded_in_float32_and_gives_what_it_gave_in_training(corpus_di
         assert torch.equal(run.model(tokens), trained(tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [{}, {"knowledge_length": 3, "read_fn": "gelu"}])
 def test_a_run_records_and_decodes(corpus_dir: Path, tmp_path: Path, memory: dict[str, object]) -> None:
     config = tiny(corpus_dir, {"frozen_share": 0.5, **memory})
@@ -314,6 +315,7 @@ def test_a_run_records_and_decodes(corpus_dir: Path, tmp_path: Path, memory: dic
     assert table["count"].sum() > 0
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one(corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]) -> None:
     train(tiny(corpus_dir, batch_size=4), tmp_path / "one", device="cpu")
     done = group(tiny(corpus_dir, batch_size=2), tmp_path / "two")

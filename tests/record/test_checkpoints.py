@@ -12,6 +12,8 @@ from memscope.query.recording import Recording
 from memscope.record.checkpoints import record_checkpoints
 from memscope.record.loop import RecordOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def history(tiny_run_path: Path, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

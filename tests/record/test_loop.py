@@ -32,6 +32,8 @@ from memscope.train.evaluate import evaluate
 from tests.conftest import tiny_config, untrained_run
 from tests.synthetic import all_rows, selections_of
 
+pytestmark = pytest.mark.slow
+
 PARTS = RecordOptions(part_tokens=200)
 TABLES = ("usage", "contexts", "firing", "titles", "neighbours", "bias", "decodings", "documents")
 

@@ -18,6 +18,8 @@ from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
 from tests.conftest import CliResult, tiny_config
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., CliResult]
 
 

@@ -87,6 +87,7 @@ def _continue_in_a_group(rank: int, folder: str, run: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_that_differ_continue_alike(tiny_run_path: Path, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_continue_in_a_group, (str(tmp_path), tiny_run_path), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

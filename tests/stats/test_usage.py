@@ -224,6 +224,7 @@ def documents_of_a_kind(seed: int, entries: int) -> np.ndarray:
     return folds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [300, 1500])
 def test_standard_errors_are_the_spread_between_corpora_of_the_same_kind(entries: int) -> None:
     # 150 corpora tell their standard deviation to about 6%. Sampling documents anew is what the error is about;

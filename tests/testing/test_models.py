@@ -27,6 +27,8 @@ from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows,
 from memscope.text.fact_files import Fact
 from tests.testing.test_recordings import expected, found
 
+pytestmark = pytest.mark.slow
+
 CLEAN_SEEDS = range(20)
 SOFTMAX, SIGMOID = {"score_fn": "softmax", "read_fn": "softmax"}, {"score_fn": "sigmoid", "absorbed": False}
 

@@ -17,6 +17,8 @@ from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.testing.recordings import EFFECTS, FACTOR, PLANTED_LAYER, Effect, Planted, plant_recording
 
+pytestmark = pytest.mark.slow
+
 CLEAN_SEEDS = range(20)
 ERROR_RATE = 0.05 / len(CLEAN_SEEDS)
 """Chance of a false alarm in a recording without any effect: 5% over all clean seeds together."""

@@ -27,6 +27,8 @@ from memscope.train.evaluate import check_generation, evaluate
 from memscope.train.loop import train
 from tests.conftest import CliResult, make_sentences, tiny_config
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [*make_sentences(200, seed=5), "Paris, London and Rome .", "Ada  Holm's Café:\n\t(1, 2)"]
 UNSEEN = ["Ada Holm was born in Aston .", "  two spaces, a tab\t, a line \n .", "Ωμέγα 漢字 🙂 e\u0301 \u200b", "Holm"]
 

@@ -77,6 +77,7 @@ def test_an_extract_without_the_prompt_articles_is_refused() -> None:
         split_articles([Article("Apollo", "text")])
 
 
+@pytest.mark.slow
 @needs_gensim
 def test_the_default_corpus_holds_the_prompt_articles_out(tmp_path: Path) -> None:
     files = wiki.write_wiki(tmp_path)

@@ -25,6 +25,8 @@ from memscope.train.loop import learning_rate_factor, train
 from memscope.train.optimizer import make_optimizer
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def losses(run: Path, kind: str = "train") -> list[float]:
     return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == kind]

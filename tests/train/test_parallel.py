@@ -24,6 +24,8 @@ from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
 from tests.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}

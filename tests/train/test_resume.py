@@ -22,6 +22,8 @@ from memscope.train.loop import train
 from tests.conftest import tiny_config
 from tests.processes import FRESH
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12
 CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
 

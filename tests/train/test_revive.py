@@ -29,6 +29,8 @@ from memscope.train.revive import Reviver
 from tests.conftest import make_sentences, tiny_config
 from tests.train.test_resume import STEPS, assert_same_run, finish, kill_in, make_config, results
 
+pytestmark = pytest.mark.slow
+
 AFTER = 3
 MOVING = {"bank_ema": 0.9, "read_fn": "gelu", "slot_proj": False, "read_norm": "rms"}
 SETTINGS = {"steps": STEPS, "learning_rate": 1e-2, "log_interval": 1, "eval_tokens": 256, "eval_interval": 5}

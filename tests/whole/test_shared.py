@@ -18,7 +18,7 @@ from memscope.text.tokenizer import Tokenizer
 from memscope.train.loop import train
 from tests.conftest import SHARED, tiny_config
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ def test_all_kinds_are_found_and_nothing_else(planted: PlantedText, tmp_path: Pa
         assert {row[0] for row in truth.rows} == set(PLANTED)
 
 
+@pytest.mark.slow
 def test_twenty_clean_recordings_have_none(tmp_path: Path) -> None:
     clean = [plant_anomalies(tmp_path / str(seed), 100 + seed, kinds=(), tokens=5000) for seed in CLEAN_SEEDS]
     assert [found(Recording(one.path)) for one in clean] == [set()] * len(CLEAN_SEEDS)
