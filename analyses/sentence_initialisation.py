@@ -31,7 +31,7 @@ from memscope.run.metrics_log import read_metrics
 from memscope.text.sentences import read_sentences
 
 RANDOM = "random vectors"
-_TOLD_APART = ("database_init_path", "embedding_init_path", "entry_cosine")
+_TOLD_APART = ("database_init_path", "entry_cosine")
 
 
 def shuffle_words(sentences: list[str], seed: int = 0) -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from memscope.base.runtime import keep_freed_memory
 from memscope.config.memory import MemoryConfig
 from memscope.model.bank import MemoryBank
-from memscope.model.layer import MemoryLayer
+from memscope.model.gate import MemoryGate
 from memscope.train.optimizer import LazyAdamW
 
 HEADS, SELECTED, KEY = 4, 8, 128
@@ -53,27 +53,32 @@ def peer(dim: int, side: int) -> nn.Module:
 
 
 class OurLayer(nn.Module):
-    """Our gate, bank and read as one module, set up as one of the peers."""
+    """Our gate, bank and loops, put together as one of the peers."""
 
-    def __init__(self, dim: int, side: int, width: int, **changes: object):
+    def __init__(self, dim: int, side: int, experts: bool):
         super().__init__()
-        settings: dict[str, object] = {
-            "knowledge_num": side**2,
-            "knowledge_dim": width,
-            "gate": "product",
-            "gate_heads": HEADS,
-            "query_dim": KEY,
-            "num_selected": SELECTED,
-            "score_fn": "relu",
-            "read_heads": 1,
-            "slot_proj": False,
-        }
-        config = MemoryConfig.model_validate(settings | changes)
-        self.layer, self.bank = MemoryLayer(dim, 1, config), MemoryBank(side**2, 1, width)
+        config = MemoryConfig(
+            knowledge_num=side**2,
+            knowledge_dim=2 * dim if experts else dim,
+            gate="product",
+            gate_heads=HEADS,
+            query_dim=KEY,
+            num_selected=SELECTED,
+            score_fn="softmax" if experts else "relu",
+        )
+        self.gate, self.bank = MemoryGate(dim, config), MemoryBank(config)
+        self.q_proj = nn.Linear(dim, dim, bias=False) if experts else None
+        self.o_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the layer adds."""
-        out: Tensor = self.layer(x, self.bank.open())
+        """PKM: values by their scores. PEER: second halves of entries, by the GELU of first half and token."""
+        selection = self.gate.select(self.gate.query(x))
+        slots, width = self.bank.open()(selection.indices), x.shape[-1]
+        if self.q_proj is None:
+            read = slots.sum(selection.scores.unsqueeze(2), 0, width)
+        else:
+            read = slots.gelu_read(self.q_proj(x).unsqueeze(2), selection.scores, value_column=width)
+        out: Tensor = self.o_proj(read.flatten(2))
         return out
 
 
@@ -93,10 +98,9 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     dim, side = arguments.dim, arguments.side
-    as_peer = {"score_fn": "softmax", "read_fn": "gelu", "slot_use": "halves"}
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {
-        "product-key-memory": (product_key_memory(dim, side), OurLayer(dim, side, dim, read_fn="none")),
-        "PEER-pytorch": (peer(dim, side), OurLayer(dim, side, 2 * dim, **as_peer)),
+        "product-key-memory": (product_key_memory(dim, side), OurLayer(dim, side, experts=False)),
+        "PEER-pytorch": (peer(dim, side), OurLayer(dim, side, experts=True)),
     }
     for name, (theirs, ours) in pairs.items():
         passes = compare([theirs, ours], arguments, with_optimizer=False)

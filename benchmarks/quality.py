@@ -57,7 +57,6 @@ VARIANTS = {
     "earlier, read gain 2": [*EARLIER, "read_gain=2"],
     "earlier, a bank for each layer": [*EARLIER, "bank_groups=4"],
     "earlier, a bank for each layer, as many entries each": [*EARLIER, "bank_groups=4", "knowledge_num=65536"],
-    "earlier, gate queries normalised": [*EARLIER, "query_norm=rms"],
     "earlier, softmax gate": [*EARLIER, "score_fn=softmax"],
     "earlier, softmax read": [*EARLIER, "read_fn=softmax"],
     "earlier, base learning rate": [*EARLIER, "memory_lr_scale=1"],

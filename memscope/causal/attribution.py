@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from memscope.causal.intervene import ablate_selections
-from memscope.model.transformer import Block, MemoryTransformer, next_token_loss
+from memscope.model.transformer import NORM_EPS, Block, MemoryTransformer, next_token_loss
 
 Metric = Literal["logit", "loss"]
 """What is attributed, summed over positions with a target: the target's logit, or the loss in nats."""
@@ -175,7 +175,7 @@ def _direct(model: MemoryTransformer, done: _Pass, targets: Tensor) -> tuple[dic
     toward = toward.masked_fill((targets < 0)[..., None], 0.0)
 
     def scale(stream: Tensor) -> Tensor:
-        return (stream.square().mean(-1) + model.cfg.model.norm_eps).rsqrt()
+        return (stream.square().mean(-1) + NORM_EPS).rsqrt()
 
     before, frozen_scale = (resid * toward).sum(-1) * scale(resid), scale(resid)
     exact, frozen = {}, {}

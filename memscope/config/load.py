@@ -8,6 +8,7 @@ derived is a property, not a key.
 """
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from memscope.base.errors import InputError
 from memscope.config.data import DataConfig
 from memscope.config.memory import MemoryConfig, reachable_entries
 from memscope.config.model import ModelConfig
+from memscope.config.removed import REMOVED, without_removed
 from memscope.config.section import Section
 from memscope.config.training import TrainConfig
 
@@ -70,7 +72,7 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
     """Read a YAML config and apply ``key=value`` overrides.
 
     Raises:
-        InputError: the file is missing or not YAML, a key is unknown, or values are wrong or clash.
+        InputError: the file is missing or not YAML, a key is unknown or was removed, or values are wrong or clash.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -90,7 +92,7 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         if section not in SECTIONS:
             raise InputError(f"{path}: unknown section '{section}'{_nearest(section, SECTIONS)}")
         for key in values:
-            if key not in SECTIONS[section].model_fields:
+            if key not in SECTIONS[section].model_fields and f"{section}.{key}" not in REMOVED:
                 raise InputError(
                     f"{path}: unknown key '{section}.{key}'{_nearest(key, SECTIONS[section].model_fields)}"
                 )
@@ -103,7 +105,7 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
 def validate_config(raw: dict[str, Any], source: str) -> Config:
     """Build a ``Config`` from nested dicts; every problem becomes one ``InputError`` that names its key."""
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(without_removed(raw, source))
     except ValidationError as error:
         problems = []
         for problem in error.errors():
@@ -123,14 +125,20 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     name, separator, text = override.partition("=")
     if not separator:
         raise InputError(f"--set {override}: expected key=value")
-    known = {f"{section}.{key}": (section, key) for section, cls in SECTIONS.items() for key in cls.model_fields}
-    known |= {key: place for place in known.values() for key in [place[1]]}
-    if name not in known:
+    known = _by_name(f"{section}.{key}" for section, cls in SECTIONS.items() for key in cls.model_fields)
+    readable = known | _by_name(REMOVED)  # of those, only defaults pass
+    if name not in readable:
         raise InputError(f"--set {override}: unknown key '{name}'{_nearest(name, known)}")
+    section, _, key = readable[name].partition(".")
     try:
-        return (*known[name], yaml.safe_load(text))
+        return section, key, yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {override}: the value is not valid YAML") from error
+
+
+def _by_name(keys: Iterable[str]) -> dict[str, str]:
+    """Keys ``section.key`` by that name and by the short one."""
+    return {name: full for full in keys for name in (full, full.partition(".")[2])}
 
 
 def _nearest(name: object, known: Any) -> str:

@@ -32,10 +32,6 @@ class ModelConfig(Section):
     bigram_rows: int = Field(0, ge=0)
     """Rows of a table that is looked up by a hash of a token and the one before, and added to the token's embedding
     (after Engram, arXiv 2601.07372): the rival of a memory that looks up bigrams. 0 = none."""
-    rope_theta: float = Field(1e6, gt=0)
-    """Base of the rotary position embedding (arXiv 2104.09864)."""
-    norm_eps: float = Field(1e-5, gt=0)
-    """Epsilon of RMSNorm (arXiv 1910.07467)."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

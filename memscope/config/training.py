@@ -25,21 +25,13 @@ class TrainConfig(Section):
     lazy_bank: bool = False
     """Update only the entries that were selected in a step: others cost no time, but their momentum stands still
     too."""
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """Final learning rate as a share of the peak."""
     warmup_iters: int = Field(0, ge=0)
     """Steps of linear warm-up before the cosine."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW decay of matrices; norms, embeddings, bank and keys have none."""
-    beta2: float = Field(0.95, gt=0, lt=1)
-    """Second-moment decay of AdamW (the first is 0.9)."""
     gradient_checkpointing: bool = False
     """Keep only the inputs of blocks and run them again in the backward pass: less memory, more time."""
     compile: bool = False
     """Compile attention and feed-forward layers for training steps (``torch.compile``; on a CPU it needs a C++
     compiler). Hooks inside them are not called then."""
-    freeze_bank_steps: int = Field(0, ge=0)
-    """Steps at the start in which the entries stay as they were initialised."""
     revive_after: int = Field(0, ge=0)
     """Steps that an entry may go unselected in training before it starts again: from the next sentence of
     ``database_init_path`` that initialises none, or when none is left from a random vector; under the full gate its key
@@ -60,8 +52,6 @@ class TrainConfig(Section):
     """Steps between checkpoints; the last step always saves."""
     keep_checkpoints: int = Field(2, gt=0)
     """Newest checkpoints to keep."""
-    sample_interval: int = Field(0, ge=0)
-    """Steps between sample generations from the first validation documents; 0 = with the last validation only."""
     profile_interval: int = Field(10, gt=0)
     """Steps between measurements of data, forward, backward and optimiser time."""
     tracker: Literal["tensorboard", "wandb", "swanlab", "trackio", "none"] = "tensorboard"

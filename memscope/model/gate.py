@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 
 from memscope.config.memory import MemoryConfig
 from memscope.model.balance import Balance
-from memscope.model.ops.fused import RMSNorm
 from memscope.model.ops.native import native_for
 
 _NO_SCORE = 0.01
@@ -49,11 +48,10 @@ class MemoryGate(nn.Module):
     Args:
         dim: width of the residual stream.
         config: the memory's.
-        keys: the model's, shared by all gates; none makes its own.
         first: number of the entry that key 0 stands for, the first of the gate's group of entries.
     """
 
-    def __init__(self, dim: int, config: MemoryConfig, keys: nn.Parameter | None = None, first: int = 0):
+    def __init__(self, dim: int, config: MemoryConfig, first: int = 0):
         super().__init__()
         self.first = first
         self.kind = config.gate
@@ -62,26 +60,16 @@ class MemoryGate(nn.Module):
         self.normalised = config.normalize_scores
         self.heads = config.gate_heads
         self.token_shift = config.token_shift
-        self.proj = _query_network(dim, config.gate_hidden, self.heads * config.key_dim)
-        self.norm = QueryNorm(config.query_norm, config.key_dim, self.heads)
-        self.keys: nn.Parameter
-        if keys is None:
-            self.keys = gate_keys(config)
-        else:
-            self.share_keys(keys)
-        self.balance = Balance(tuple(self.keys.shape[:-1]), config)
-
-    def share_keys(self, keys: nn.Parameter) -> None:
-        """Score keys that are another module's, which saves and moves them: they are not registered here."""
-        self.__dict__["keys"] = keys
+        self.proj = nn.Linear(dim, self.heads * config.key_dim, bias=False)
+        self.keys = _fresh_keys(config)
+        self.balance = Balance(tuple(self.keys.shape[:-1]), config.balance_bias)
 
     def query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head query"]:
         """Gate queries, one per head; with token shift, half of the first token's is its own for want of one before."""
-        raw = rearrange(self.proj(x), "b t (h q) -> b t h q", h=self.heads)
+        query = rearrange(self.proj(x), "b t (h q) -> b t h q", h=self.heads)
         if self.token_shift:
-            own, shifted = raw.tensor_split([raw.shape[-1] // 2], -1)
-            raw = torch.cat([own, torch.cat([shifted[:, :1], shifted[:, :-1]], 1)], -1)
-        query: Tensor = self.norm(raw)
+            own, shifted = query.tensor_split([query.shape[-1] // 2], -1)
+            query = torch.cat([own, torch.cat([shifted[:, :1], shifted[:, :-1]], 1)], -1)
         return query
 
     def select(
@@ -96,7 +84,7 @@ class MemoryGate(nn.Module):
         """
         select = self._select_full if self.kind == "full" else self._select_product
         bias = self.balance.bias if biased else None
-        moved = bias is not None or self.balance.disturbs
+        moved = bias is not None
         indices, raw, margin, compared = select(query, bias, compare and moved)  # [b, t, h, k] twice, [b, t, h]
         match self.score_fn:
             case "softmax":
@@ -123,7 +111,7 @@ class MemoryGate(nn.Module):
             search, beside = [], []
             for chunk in query.flatten(0, 1).split(512):
                 scores = torch.einsum("thq,hnq->thn", chunk, self.keys)
-                search.append(_biased(self.balance.disturbed(scores), bias).topk(best))
+                search.append(_biased(scores, bias).topk(best))
                 if compare:
                     chosen = search[-1].indices[..., : self.num_selected]
                     by_score = scores.topk(best)
@@ -131,11 +119,7 @@ class MemoryGate(nn.Module):
             found, order = (torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*search, strict=True))
             indices = order[..., : self.num_selected]  # [b, t, h, k]
             offset = torch.arange(self.heads, device=query.device)[:, None] * self.keys.shape[1]
-        all_scores = None
-        if self.balance.penalises:  # the price of a loss over all scores
-            all_scores = torch.einsum("bthq,hnq->bthn", query, self.keys).flatten(0, 1)
-        if self.balance.observes:
-            self.balance.observe(all_scores, indices.flatten(0, 1))
+        self.balance.observe(indices.flatten(0, 1))
         keys = F.embedding(indices + offset, self.keys.flatten(0, 1))  # [b, t, h, k, q]
         compared = None
         if compare:
@@ -146,12 +130,11 @@ class MemoryGate(nn.Module):
         self, query: Tensor, bias: Tensor | None, compare: bool
     ) -> tuple[Tensor, Tensor, Tensor, "_Compared | None"]:
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.balance.penalises):  # as under the full gate
+        with torch.no_grad():  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        indices, margin = self._search_product(self.balance.disturbed(scores), bias, self.num_selected)
-        if self.balance.observes:
-            self.balance.observe(scores.flatten(0, 1), self._half_keys(indices).flatten(0, 1))
-        compared = self._compare_product(scores.detach(), indices) if compare else None
+        indices, margin = self._search_product(scores, bias, self.num_selected)
+        self.balance.observe(self._half_keys(indices).flatten(0, 1))
+        compared = self._compare_product(scores, indices) if compare else None
         return indices, self._score_chosen(halves, indices), margin, compared
 
     def _compare_product(self, scores: Tensor, indices: Tensor) -> "_Compared":
@@ -245,45 +228,10 @@ class _ProductScores(Function):
         return to_halves, to_keys, None, None
 
 
-def gate_keys(config: MemoryConfig) -> nn.Parameter:
+def _fresh_keys(config: MemoryConfig) -> nn.Parameter:
     """Fresh keys, N(0, width^-0.5): ``[head, N, query]``, or ``[head, 2, sqrt(N), query / 2]`` of a product gate."""
     heads, width, n = config.gate_heads, config.key_dim, config.group_size
     shape = (heads, n, width) if config.gate == "full" else (heads, 2, round(n**0.5), width // 2)
     keys = nn.Parameter(torch.empty(shape))
     nn.init.normal_(keys, std=shape[-1] ** -0.5)
     return keys
-
-
-class QueryNorm(nn.Module):
-    """Normalisation of gate queries ``[batch, pos, head, query]`` by name: ``none``, ``rms``, ``layer`` or ``batch``.
-
-    ``batch`` is Lample et al.'s (1907.05242), over all tokens of a batch: running averages are used outside training.
-    """
-
-    def __init__(self, kind: str, width: int, heads: int):
-        super().__init__()
-        self.kind = kind
-        match kind:
-            case "rms":
-                self.norm: nn.Module = RMSNorm(width)
-            case "layer":
-                self.norm = nn.LayerNorm(width)  # autocast runs it in float32
-            case "batch":
-                self.norm = nn.BatchNorm1d(heads * width)
-            case _:
-                self.norm = nn.Identity()
-
-    def forward(self, query: Float[Tensor, "batch pos head query"]) -> Float[Tensor, "batch pos head query"]:
-        """The normalised queries."""
-        if self.kind == "batch":
-            flat: Tensor = self.norm(query.float().flatten(2).flatten(0, 1))
-            return flat.view_as(query)
-        normed: Tensor = self.norm(query)
-        return normed
-
-
-def _query_network(dim: int, hidden: int, out: int) -> nn.Module:
-    """Residual stream -> gate queries: one matrix, or with ``hidden`` an MLP with SiLU."""
-    if not hidden:
-        return nn.Linear(dim, out, bias=False)
-    return nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, out, bias=False))

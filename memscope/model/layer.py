@@ -29,11 +29,9 @@ class MemoryLayer(nn.Module):
     first unless their hook changes them too.
     """
 
-    def __init__(
-        self, dim: int, read_heads: int, config: MemoryConfig, keys: nn.Parameter | None = None, first: int = 0
-    ):
+    def __init__(self, dim: int, read_heads: int, config: MemoryConfig, first: int = 0):
         super().__init__()
-        self.gate = MemoryGate(dim, config, keys, first)
+        self.gate = MemoryGate(dim, config, first)
         self.read = CrossAttentionMemory(dim, read_heads, config)
         self.hook_query, self.hook_indices, self.hook_gate_scores = HookPoint(), HookPoint(), HookPoint()
         self.hook_margin, self.hook_score_margin, self.hook_by_score = HookPoint(), HookPoint(), HookPoint()
@@ -49,10 +47,6 @@ class MemoryLayer(nn.Module):
         if compare:
             self.hook_score_margin(selection.score_margin)
             self.hook_by_score(selection.by_score)
-        slots = bank(indices)
-        if self.training and bank.means is not None:
-            slots = bank.means.observed(slots, indices, scores)
-        if not self.hook_pattern.has_hooks():  # nobody asks for read weights: they need not be made
-            return self.read(x, slots, scores)
-        pattern = self.hook_pattern(self.read.pattern(x, slots, scores))
-        return self.read.output(x, slots, pattern)
+        watch = self.hook_pattern if self.hook_pattern.has_hooks() else None
+        out: Tensor = self.read(x, bank(indices), scores, watch)
+        return out

@@ -27,10 +27,13 @@ from memscope.model.attention import attention_pattern, causal_attention, repeat
 from memscope.model.balance import Balance
 from memscope.model.bank import MemoryBank, OpenBank
 from memscope.model.bigrams import BigramTable
-from memscope.model.gate import gate_keys
 from memscope.model.layer import MemoryLayer
 from memscope.model.ops.fused import RMSNorm
 
+NORM_EPS = 1e-5
+"""Epsilon of RMSNorm (arXiv 1910.07467) on the residual stream."""
+_ROPE_BASE = 1e6
+"""Base of the rotary position embedding (arXiv 2104.09864), MiniMind's."""
 Rotation = Complex[Tensor, "pos half_head_dim"]
 """``cos + i sin`` of every position's angles, one for each pair of columns."""
 
@@ -114,18 +117,18 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Attention, then a memory, a feed-forward layer or both side by side, each on the normalised residual stream."""
 
-    def __init__(self, config: Config, layer: int, keys: nn.Parameter | None = None):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
         model = config.model
-        self.attn_norm = RMSNorm(model.dim, eps=model.norm_eps)
+        self.attn_norm = RMSNorm(model.dim, eps=NORM_EPS)
         self.attn = Attention(model, layer)
-        self.ffn_norm = RMSNorm(model.dim, eps=model.norm_eps)
+        self.ffn_norm = RMSNorm(model.dim, eps=NORM_EPS)
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_out = HookPoint()
         self.kind = model.blocks[layer]
         if self.kind != "ffn":
             first = config.entries_of(layer).start
-            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, keys, first)
+            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, first)
             self.hook_mem_out = HookPoint()
         if self.kind != "memory":
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
@@ -183,25 +186,12 @@ class MemoryTransformer(HookedRootModule):
             torch.manual_seed(seed)
             self.embed = nn.Embedding(model.vocab_size, model.dim)
             self.bank = (
-                MemoryBank(
-                    config.memory.knowledge_num,
-                    config.memory.knowledge_length,
-                    config.memory.knowledge_dim,
-                    sparse=config.train.lazy_bank,
-                    frozen=round(config.memory.frozen_share * config.memory.group_size),
-                    groups=config.memory.bank_groups,
-                    dtype=getattr(torch, config.memory.entry_dtype),
-                    ema=config.memory.bank_ema,
-                    revived=config.train.revive_after > 0,
-                    cosine=config.memory.entry_cosine,
-                )
+                MemoryBank(config.memory, sparse=config.train.lazy_bank, revives=config.train.revive_after > 0)
                 if model.memory_layers
                 else None
             )
-            shared = self.bank is not None and config.memory.shared_keys
-            self.shared_keys = gate_keys(config.memory) if shared else None
-            self.blocks = nn.ModuleList(Block(config, layer, self.shared_keys) for layer in range(model.n_layers))
-            self.norm = RMSNorm(model.dim, eps=model.norm_eps)
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(model.n_layers))
+            self.norm = RMSNorm(model.dim, eps=NORM_EPS)
             self._init_weights()
             self.bigrams = BigramTable(model.bigram_rows, model.dim) if model.bigram_rows else None
         if self.bank is not None:  # DDP cannot average sparse gradients, and would send around buffers that are equal
@@ -232,9 +222,6 @@ class MemoryTransformer(HookedRootModule):
         if self.bigrams is not None:
             x = x + self.bigrams(tokens, cache.last if cache is not None else None)
         bank = self.bank.open() if self.bank is not None else None
-        if self.shared_keys is not None:  # anew in every pass: sharding (FSDP2) puts another tensor in their place
-            for layer in self.cfg.model.memory_layers:
-                self.memory_layer(layer).gate.share_keys(self.shared_keys)
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
                 x = checkpoint(block, x, rotation, bank, use_reentrant=False)
@@ -274,11 +261,6 @@ class MemoryTransformer(HookedRootModule):
         """What evens out the use of keys, of every memory layer."""
         return [self.memory_layer(layer).gate.balance for layer in self.cfg.model.memory_layers]
 
-    def penalty(self) -> Tensor:
-        """Balance and z-loss of the last forward pass in training, mean over memory layers; 0 without them."""
-        priced = [balance.penalty for balance in self.balances if balance.penalty is not None]
-        return torch.stack(priced).mean() if priced else self.rope_cos.new_zeros(())
-
     def count_parameters(self) -> int:
         """Trainable parameters, the tied embedding counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -317,7 +299,7 @@ def next_token_loss(
 
 
 def _rotation_angles(config: ModelConfig) -> Float[Tensor, "pos half_head_dim"]:
-    frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+    frequency = _ROPE_BASE ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
     return torch.outer(torch.arange(config.max_seq_len).float(), frequency)
 
 

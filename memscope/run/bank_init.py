@@ -19,8 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.metrics import pairwise_distances_argmin
 
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path, disk_errors
@@ -125,26 +123,6 @@ class FreshStarts:
         return slots
 
 
-def representatives(token_ids: list[list[int]], table: np.ndarray, count: int, seed: int) -> list[int]:
-    """Numbers of ``count`` sentences that stand for all: the nearest to each centre of a mini-batch k-means.
-
-    A sentence is the normalised mean of its token embeddings. Where two centres have the same nearest sentence, random
-    others fill up. In a seeded random order, for the reason ``choose_sentences`` gives.
-    """
-    means = np.stack([table[ids].mean(0) for ids in token_ids])
-    means /= np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-12)
-    # Random starts: k-means++ takes longer than the clustering for as many centres as a bank has entries.
-    clusters = MiniBatchKMeans(
-        count, init="random", n_init=1, batch_size=max(4096, count), max_iter=10, random_state=seed
-    )
-    clusters.fit(means)
-    nearest = np.unique(pairwise_distances_argmin(clusters.cluster_centers_, means))
-    chance = np.random.default_rng(seed)
-    rest = np.setdiff1d(np.arange(len(means)), nearest)
-    filled = np.concatenate([nearest, chance.choice(rest, count - len(nearest), replace=False)])
-    return [int(number) for number in chance.permutation(filled)]
-
-
 def encode_sentences(sentences: list[Sentence], tokenizer: Tokenizer, knowledge_length: int) -> list[list[int]]:
     """Token ids per sentence; cut to ``knowledge_length`` unless entries are pooled."""
     encoded = tokenizer.encode_batch([sentence.text for sentence in sentences])
@@ -159,7 +137,6 @@ def save_bank_init(
     init: BankInit,
     sentences: Sequence[Sentence | None],
     token_ids: Sequence[list[int] | None],
-    space: str,
 ) -> None:
     """Save ``init`` and the provenance of every entry into a run folder.
 
@@ -168,7 +145,6 @@ def save_bank_init(
         init: initial entries with their table and projection.
         sentences: per entry; those of none, or past the end of the list, are recorded as random.
         token_ids: ids that went into each entry, parallel to ``sentences``.
-        space: name of the embedding table, for readers ("this model at step 0", or a run folder).
     """
     blank = [None] * (len(init.entries) - len(sentences))
     columns = {"entry": np.arange(len(init.entries), dtype=np.uint32)}
@@ -176,7 +152,7 @@ def save_bank_init(
     with atomic_path(run / PARQUET) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
     with atomic_path(run / TENSORS) as temporary, disk_errors(run / TENSORS):
-        save_file(init._asdict(), temporary, metadata={"space": space})
+        save_file(init._asdict(), temporary, metadata={"space": "this model at step 0"})
 
 
 def save_spare(run: Path, sentences: Sequence[Sentence], token_ids: Sequence[list[int]]) -> None:

@@ -22,12 +22,12 @@ ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
 """What a run is, and what its entries started from."""
 MAY_CHANGE = frozenset(
     {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
-    | {f"train.{kind}_interval" for kind in ("log", "eval", "save", "sample", "profile")}
+    | {f"train.{kind}_interval" for kind in ("log", "eval", "save", "profile")}
     | {"train.compile", "train.gradient_checkpointing"}
 )
 """Keys that a run may go on with other values of: how long and how it is trained and watched, not what it learns."""
 _CORPORA = {"data.train_path", "data.valid_path"}
-_STARTS = {"data.tokenizer_path", "memory.database_init_path", "memory.embedding_init_path"}
+_STARTS = {"data.tokenizer_path", "memory.database_init_path"}
 """Files that a run is made of; they are not read again once it has a checkpoint."""
 _BATCH = {"train.batch_size", "train.accumulation_steps"}
 
@@ -157,10 +157,7 @@ def _check_starts(config: Config, run: Path) -> None:
             continue
         if key.startswith("memory.") and not config.model.memory_layers:
             continue
-        if key == "memory.embedding_init_path":
-            check_run(Path(value))
-        else:
-            expect_file(Path(value), f"file ({key})")
+        expect_file(Path(value), f"file ({key})")
 
 
 def _sequences(config: Config) -> int:
@@ -173,14 +170,9 @@ def _value(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _file(config: Config, key: str) -> Path:
-    path = Path(_value(config, key) or "")
-    return path / MODEL if key == "memory.embedding_init_path" else path
-
-
 def _readable(config: Config, key: str) -> bool:
-    return bool(_value(config, key)) and _file(config, key).is_file()
+    return bool(_value(config, key)) and Path(_value(config, key)).is_file()
 
 
 def _hash(config: Config, key: str) -> str:
-    return sha256_file(_file(config, key))
+    return sha256_file(Path(_value(config, key)))

@@ -189,7 +189,7 @@ def _fill_bank(model: MemoryTransformer, truth: Planted, sentences: np.ndarray, 
         Sentence(text, (Triple(f"u{entry}", f"w{sentence[0]}", truth.predicates[entry], f"w{sentence[-1]}"),))
         for entry, (text, sentence) in enumerate(zip(texts, ids, strict=True))
     ]
-    save_bank_init(truth.path, init, provenance, ids, "this model at step 0")
+    save_bank_init(truth.path, init, provenance, ids)
     model.bank.entries.copy_(torch.from_numpy(init.entries))
     constant = torch.from_numpy(init.projection[_CONSTANT])
     for decoy in truth.decoys:

@@ -1,4 +1,4 @@
-"""The training loop, readable top to bottom: evaluate -> sample -> save -> one step -> log.
+"""The training loop, readable top to bottom: evaluate -> save -> one step -> log, and samples at the end.
 
     memscope train configs/demo.yaml --out runs/demo
 
@@ -24,6 +24,9 @@ from memscope.run.folder import check_run_folder
 from memscope.train.measures import check_finite, samples, step_values, summary, validation_line, validation_values
 from memscope.train.setup import check_set_up, set_up
 from memscope.train.timing import StepClock
+
+_FINAL_RATE = 0.1
+"""Final learning rate as a share of the peak."""
 
 
 def train(config: Config, run: Path, resume: bool = False, device: str = "auto") -> dict[str, Any]:
@@ -51,8 +54,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 log.write("eval", step, validation)
                 progress.say(validation_line(step, validation))
 
-            # once in a while: continue the first validation documents
-            if last or (settings.sample_interval and step and step % settings.sample_interval == 0):
+            # at the end: continue the first validation documents
+            if last:
                 with speed.paused():
                     for sample in samples(training):
                         log.write("sample", step, sample)
@@ -81,15 +84,10 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                         logits = parallel.model(tokens[:, :-1])
                     loss = next_token_loss(logits, tokens[:, 1:]).mean() / settings.accumulation_steps
                     clock.lap("forward")
-                    parallel.backward(loss + net.penalty() / settings.accumulation_steps)
+                    parallel.backward(loss)
                     clock.lap("backward")
                 loss_sum += loss.detach()
-            frozen = step < settings.freeze_bank_steps
-            if net.bank is not None and frozen:
-                net.bank.entries.grad = None
             grad_norm = parallel.step(settings.grad_clip)
-            if net.bank is not None:
-                net.bank.follow_readers(frozen)
             if training.reviver is not None:
                 training.reviver.step(step + 1)
             for balance in net.balances:
@@ -115,8 +113,8 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
 
 
 def learning_rate_factor(step: int, n_steps: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine down to ``min_lr_ratio``."""
+    """Share of the peak learning rate at ``step``: linear warm-up, then a cosine down to a tenth."""
     if step < config.warmup_iters:
         return (step + 1) / config.warmup_iters
     done = (step - config.warmup_iters) / max(1, n_steps - config.warmup_iters)
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + cos(pi * done))
+    return _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + cos(pi * done))

@@ -89,6 +89,12 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
+_WEIGHT_DECAY = 0.01
+"""AdamW's decay of matrices; norms, embeddings, bank and keys have none."""
+_BETAS = (0.9, 0.95)
+"""AdamW's decays of first and second moments."""
+
+
 def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
     """AdamW over three groups: matrices (decayed), norms and embeddings (not), bank, keys and bigrams (not, own
     rate).
@@ -97,9 +103,7 @@ def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
     """
     memory, matrices, rest = [], [], []
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # entries that move otherwise
-            continue
-        if name in ("bank.entries", "shared_keys", "bigrams.weight") or name.endswith("gate.keys"):
+        if name in ("bank.entries", "bigrams.weight") or name.endswith("gate.keys"):
             memory.append(parameter)
         elif parameter.dim() >= 2 and name != "embed.weight":
             matrices.append(parameter)
@@ -107,13 +111,13 @@ def make_optimizer(model: MemoryTransformer, config: TrainConfig) -> LazyAdamW:
             rest.append(parameter)
     rate, scale = config.learning_rate, config.memory_lr_scale
     groups = [
-        {"params": matrices, "peak_lr": rate, "weight_decay": config.weight_decay},
+        {"params": matrices, "peak_lr": rate, "weight_decay": _WEIGHT_DECAY},
         {"params": rest, "peak_lr": rate, "weight_decay": 0.0},
         {"params": memory, "peak_lr": rate * scale, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     fused = model.embed.weight.device.type in ("cpu", "cuda")
-    return LazyAdamW(groups, lr=rate, betas=(0.9, config.beta2), fused=fused)
+    return LazyAdamW(groups, lr=rate, betas=_BETAS, fused=fused)
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

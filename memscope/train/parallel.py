@@ -87,17 +87,8 @@ def check_strategy(config: Config) -> None:
         "lazy_bank=true: its gradient is sparse, which only DDP averages; add --set lazy_bank=false": (
             kind != "ddp" and config.train.lazy_bank and has_bank
         ),
-        "bank_ema: means are over whole entries, which only DDP has; set bank_ema=0 and train entries by gradient": (
-            kind != "ddp" and config.memory.bank_ema > 0 and has_bank
-        ),
         "revive_after: entries and moments that start again are whole, which only DDP has; set revive_after=0": (
             kind != "ddp" and config.train.revive_after > 0 and has_bank
-        ),
-        "query_norm=batch: every process would have running averages of its own; choose another": (
-            kind != "ddp" and config.memory.query_norm == "batch" and has_bank
-        ),
-        "freeze_bank_steps: the engine updates what it has gradients of; use frozen_share, or DDP": (
-            kind == "deepspeed" and config.train.freeze_bank_steps > 0 and has_bank
         ),
         "compile=true, which was not tried with it: set compile=false": kind != "ddp" and config.train.compile,
         "FSDP version 1: set fsdp_version: 2": kind == "fsdp2" and os.environ.get("FSDP_VERSION") != "2",
@@ -187,9 +178,8 @@ class TorchParallel(Parallel):
 def shard(net: MemoryTransformer, device: torch.device, keep: bool = False) -> None:
     """Replace every parameter by this process's rows of it (PyTorch's FSDP2).
 
-    A block is gathered while it works, and again in the backward pass unless all should ``keep`` it. Embedding, bank
-    and shared keys are the root's, which is there from the first layer to the end of the backward pass: all layers
-    read them.
+    A block is gathered while it works, and again in the backward pass unless all should ``keep`` it. Embedding and
+    bank are the root's, which is there from the first layer to the end of the backward pass: all layers read them.
     """
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     for block in net.blocks:

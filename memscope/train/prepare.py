@@ -10,7 +10,6 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.run import bank_init
-from memscope.run.checkpoint import load_run
 from memscope.run.folder import list_checkpoints
 from memscope.text.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.text.sentences import choose_sentences, read_sentences
@@ -77,21 +76,10 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
     """Initialise the entries from sentences where the config names some, and save where each came from."""
     assert model.bank is not None
     memory = config.memory
-    table, space = model.embed.weight, "this model at step 0"
-    if memory.embedding_init_path:
-        source = load_run(Path(memory.embedding_init_path))
-        if source.tokenizer.backend.to_str() != tokenizer.backend.to_str():
-            raise InputError(f"{source.path}: has another tokenizer; embedding_init_path needs the same one")
-        table, space = source.model.embed.weight, f"{source.path} ({source.fingerprint[:12]})"
     sentences, spare = [], []
     if memory.database_init_path:
         found = read_sentences(Path(memory.database_init_path))
-        if memory.database_choice == "kmeans" and len(found) > memory.knowledge_num:
-            all_ids = bank_init.encode_sentences(found, tokenizer, knowledge_length=1)
-            chosen = bank_init.representatives(all_ids, table.numpy(), memory.knowledge_num, config.train.seed)
-            sentences = [found[number] for number in chosen]
-        else:
-            sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
+        sentences = choose_sentences(found, memory.knowledge_num, config.train.seed)
         if config.train.revive_after:
             used = {sentence.text for sentence in sentences}
             left = [sentence for sentence in found if sentence.text not in used]
@@ -104,14 +92,13 @@ def _fill_bank(model: MemoryTransformer, config: Config, run: Path, tokenizer: T
             )
     ids = bank_init.encode_sentences(sentences, tokenizer, memory.knowledge_length)
     token_ids = bank_init.deal(ids, memory.knowledge_num, memory.bank_groups)
-    init = bank_init.init_bank(
-        model.bank.entries.float().numpy(), token_ids, table.numpy(), pad=tokenizer.pad, seed=config.train.seed
-    )
+    random_entries, table = model.bank.entries.float().numpy(), model.embed.weight.numpy()
+    init = bank_init.init_bank(random_entries, token_ids, table, pad=tokenizer.pad, seed=config.train.seed)
     model.bank.start(torch.arange(memory.knowledge_num), torch.from_numpy(init.entries))
     init = init._replace(entries=model.bank.entries.float().numpy())  # as they are kept, which may be rounded
     if write:
         started = bank_init.deal(sentences, memory.knowledge_num, memory.bank_groups)
-        bank_init.save_bank_init(run, init, started, token_ids, space)
+        bank_init.save_bank_init(run, init, started, token_ids)
         if config.train.revive_after:
             spare_ids = bank_init.encode_sentences(spare, tokenizer, memory.knowledge_length)
             bank_init.save_spare(run, spare, spare_ids)

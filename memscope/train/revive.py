@@ -38,10 +38,8 @@ class Reviver:
         assert net.bank is not None and net.bank.starts is not None
         self.net, self.optimizer, self.fresh = net, optimizer, fresh
         self.bank, self.starts = net.bank, net.bank.starts
-        self.after, self.frozen_steps = net.cfg.train.revive_after, net.cfg.train.freeze_bank_steps
-        everything = torch.arange(len(self.starts.idle), device=self.starts.idle.device)
-        self._movable = self.bank.movable(everything)
-        self._selected = torch.zeros_like(self._movable)
+        self.after = net.cfg.train.revive_after
+        self._selected = torch.zeros_like(self.starts.idle, dtype=torch.bool)
         self._queries: dict[int, Tensor] = {}
         self._best: dict[int, Tensor] = {}
         for layer in net.cfg.model.memory_layers:
@@ -55,11 +53,10 @@ class Reviver:
             marks = selected.byte()
             distributed.all_reduce(marks, distributed.ReduceOp.MAX)
             selected = marks.bool()
-        if step > self.frozen_steps:  # before, entries keep what they start with
-            self.starts.idle.add_(1).masked_fill_(selected, 0)
-            due = (self.starts.idle >= self.after) & self._movable
-            if due.any():
-                self._revive(due.nonzero().squeeze(1), step)
+        self.starts.idle.add_(1).masked_fill_(selected, 0)
+        due = self.starts.idle >= self.after
+        if due.any():
+            self._revive(due.nonzero().squeeze(1), step)
         self._selected.zero_()
 
     def _watch(self, layer: int) -> None:
@@ -85,7 +82,7 @@ class Reviver:
             memory.hook_query.register_forward_hook(note_queries)
 
     def _revive(self, rows: Int[Tensor, " row"], step: int) -> None:
-        rows = rows[(rows % self.bank.group_size).argsort(stable=True)]  # groups take sentences in turn
+        rows = rows[(rows % self.net.cfg.memory.group_size).argsort(stable=True)]  # groups take sentences in turn
         first, number = int(self.starts.used), torch.arange(len(rows), device=rows.device)
         with_sentence = min(len(rows), self.fresh.n_sentences - first)
         sentence = torch.where(number < with_sentence, first + number, -1)
@@ -110,11 +107,9 @@ class Reviver:
         n_tokens = len(self._best[layers[0]]) * (distributed.get_world_size() if _together() else 1)
         chance = np.random.default_rng([cfg.train.seed, step])
         tokens = torch.from_numpy(np.resize(chance.permutation(n_tokens), len(rows))).to(rows.device)
-        for number, layer in enumerate(layers):
+        for layer in layers:
             gate, own = self.net.memory_layer(layer).gate, cfg.entries_of(layer)
             mine = (rows >= own.start) & (rows < own.stop)
-            if cfg.memory.shared_keys:  # one key for all layers: they take turns
-                mine = rows % len(layers) == number
             query, best = self._look_up(layer, tokens[mine])
             head, key = torch.arange(gate.heads, device=rows.device), rows[mine] - own.start
             length = gate.keys[head, best].norm(dim=-1, keepdim=True)

@@ -11,7 +11,7 @@ from memscope.causal.attribution import (
     gradient_attribution,
 )
 from memscope.causal.intervene import ablate, ablate_selections
-from memscope.model.transformer import MemoryTransformer, next_token_loss
+from memscope.model.transformer import NORM_EPS, MemoryTransformer, next_token_loss
 from tests.causal.test_intervene import BY_QUERY, COMPETING, FREE, TOKENS, make_model
 
 TARGETS = torch.cat([TOKENS[:, 1:], torch.full((3, 1), -100)], 1)
@@ -60,7 +60,7 @@ def test_frozen_shares_of_the_memory_and_of_the_rest_add_up_to_the_logit() -> No
     logits, cache = model.run_with_cache(TOKENS)
     final = cache["blocks.1.hook_resid_post"]
     added = cache["blocks.0.hook_mem_out"] + cache["blocks.1.hook_mem_out"]
-    scale = (final.square().mean(-1, keepdim=True) + model.cfg.model.norm_eps).rsqrt()
+    scale = (final.square().mean(-1, keepdim=True) + NORM_EPS).rsqrt()
     rest = ((final - added) * scale * model.norm.weight) @ model.embed.weight.T
     target = TARGETS[:, :-1, None]
     total = (rest[:, :-1].gather(-1, target) + (frozen[0] + frozen[1])[:, :-1].sum(-1, keepdim=True))[..., 0]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from memscope.base.errors import InputError
 from memscope.config.load import Config, load_config
+from memscope.config.memory import MemoryConfig
 from memscope.model.bank import MemoryBank
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
@@ -106,9 +107,10 @@ def test_loops_read_a_bfloat16_table_as_its_float32_values(
 
 def test_a_bank_starts_from_the_same_numbers_rounded_and_gives_float32(way: None) -> None:
     banks = []
-    for dtype in (torch.float32, HALF):
+    for dtype in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        banks.append(MemoryBank(64, 3, 8, sparse=True, dtype=dtype))
+        config = MemoryConfig(knowledge_num=64, knowledge_length=3, knowledge_dim=8, entry_dtype=dtype)
+        banks.append(MemoryBank(config, sparse=True))
     full, half = banks
     assert torch.equal(half.entries, full.entries.to(HALF))
     indices = torch.randint(64, (2, 5, 4))
@@ -131,15 +133,11 @@ PROJECTED = ["slot_proj=true", "read_slices=1", "read_heads=4"]
     [
         pytest.param([], id="gelu, product gate"),
         pytest.param([*PROJECTED, "read_fn=softmax"], id="softmax, projected"),
-        pytest.param(["slot_use=halves", "read_slices=4", "score_fn=sigmoid"], id="halves"),
-        pytest.param(
-            ["read_fn=none", "read_gain=1", "output_gate=true", "gate=full", "query_norm=batch"],
-            id="gate scores alone, full gate",
-        ),
-        pytest.param(["knowledge_length=3", "frozen_share=0.25"], id="slots, frozen"),
+        pytest.param(["read_slices=4", "score_fn=sigmoid"], id="sigmoid"),
+        pytest.param(["output_gate=true", "gate=full", "read_fn=softmax"], id="softmax, full gate"),
+        pytest.param(["knowledge_length=3"], id="slots"),
         pytest.param(["bank_groups=2", "knowledge_num=2048", "read_fn=softmax"], id="groups"),
-        pytest.param(["shared_keys=true", "gradient_checkpointing=true", "residual_scale=0.5"], id="shared keys"),
-        pytest.param(["balance_loss=0.01", "z_loss=0.01", "score_noise=0"], id="losses"),
+        pytest.param(["gradient_checkpointing=true"], id="checkpointing"),
     ],
 )
 def test_training_with_and_without_loops_gives_the_same_entries(
@@ -157,9 +155,7 @@ def test_training_with_and_without_loops_gives_the_same_entries(
     assert compiled.entries.dtype == HALF
     moved = (first != reference).flatten(1).any(1)
     assert torch.equal(moved, (first != ours).flatten(1).any(1))
-    frozen = compiled.frozen
-    assert moved[frozen:].any()
-    assert not moved[:frozen].any()
+    assert moved.any()
     assert float((ours - reference).abs().mean()) < 0.05 * float((reference - first).abs().max())
     assert float((ours == reference).float().mean()) > 0.95  # the same chance
 
@@ -268,7 +264,7 @@ def test_random_bits_are_even_and_do_not_go_together() -> None:
 
 
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(corpus_dir: Path, tmp_path: Path, way: None) -> None:
-    config = tiny(corpus_dir, {"frozen_share": 0.25}, accumulation_steps=2, freeze_bank_steps=1)
+    config = tiny(corpus_dir, accumulation_steps=2)
     train(config, one := tmp_path / "one", device="cpu")
     shutil.copytree(one, again := tmp_path / "again")
     shutil.rmtree(list_checkpoints(again)[-1])
@@ -282,7 +278,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(corpus_dir: Path, tmp_pa
         }
         assert first.keys() == second.keys()
         assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert float(load_file(list_checkpoints(one)[-1] / "optimizer.safetensors")["bank.entries/step"]) == 5
+    assert float(load_file(list_checkpoints(one)[-1] / "optimizer.safetensors")["bank.entries/step"]) == 6
 
 
 def test_a_run_is_loaded_in_float32_and_gives_what_it_gave_in_training(corpus_dir: Path, tmp_path: Path) -> None:
@@ -302,16 +298,14 @@ def test_a_run_is_loaded_in_float32_and_gives_what_it_gave_in_training(corpus_di
 @pytest.mark.slow
 @pytest.mark.parametrize("memory", [{}, {"knowledge_length": 3, "read_fn": "gelu"}])
 def test_a_run_records_and_decodes(corpus_dir: Path, tmp_path: Path, memory: dict[str, object]) -> None:
-    config = tiny(corpus_dir, {"frozen_share": 0.5, **memory})
+    config = tiny(corpus_dir, memory)
     train(config, tmp_path / "run", device="cpu")
     run = load_run(tmp_path / "run")
     start = torch.from_numpy(load_bank_init(run.path).entries)
     assert torch.equal(start, start.to(HALF).float())  # what the bank held, not what was rounded to it
     record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(part_tokens=500))
     table = Recording(tmp_path / "recording").entries(limit=64).set_index("entry").sort_index()
-    drift = table["drift"]
-    assert (drift.loc[:31].abs() < 1e-6).all()
-    assert (drift.loc[32:] > 1e-6).any()
+    assert (table["drift"] > 1e-6).any()
     assert table["count"].sum() > 0
 
 
@@ -336,7 +330,6 @@ def test_two_processes_train_like_one(corpus_dir: Path, tmp_path: Path, group: C
     ("changes", "message"),
     [
         (["lazy_bank=false"], r"entry_dtype=bfloat16 needs train\.lazy_bank=true"),
-        ([*PROJECTED, "absorbed=false"], "entry_dtype=bfloat16 needs absorbed=true"),
         (["entry_dtype=float16"], "Input should be 'float32' or 'bfloat16', got 'float16'"),
     ],
 )

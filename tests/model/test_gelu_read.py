@@ -53,14 +53,14 @@ def test_one_pass_equals_three(
 
 
 @pytest.mark.parametrize(
-    "changes", [[], ["slot_use=halves", "read_slices=2"], ["knowledge_length=3"], ["output_gate=query"]]
+    "changes",
+    [[], ["slot_proj=true", "read_slices=1", "read_heads=4"], ["knowledge_length=3"], ["output_gate=query"]],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_whose_read_weights_are_watched_gives_the_same_bits(changes: list[str], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     config = load_config(CONFIG, [*SIZES, *changes])
-    layer = MemoryLayer(64, config.read_heads, config.memory)
-    bank = MemoryBank(1024, config.memory.knowledge_length, config.memory.knowledge_dim)
+    layer, bank = MemoryLayer(64, config.read_heads, config.memory), MemoryBank(config.memory)
     x = torch.randn(2, 70, 64)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
         unseen = layer(x, bank.open())

@@ -1,4 +1,4 @@
-"""The gate against brute force, and the absorbed read against the plain one."""
+"""The gate against brute force, and the read against one that projects every slot."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_margin_of_a_hand_made_gate() -> None:
 def test_margin_takes_no_part_in_output_and_training(kind: str, k: int) -> None:
     config = MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=k, gate=kind, gate_heads=2)
     torch.manual_seed(0)
-    layer, bank = MemoryLayer(DIM, 4, config), MemoryBank(16, 1, 8)
+    layer, bank = MemoryLayer(DIM, 4, config), MemoryBank(config)
     parameters, x, seen = [*layer.parameters(), bank.entries], make_input(), []
 
     def run() -> tuple[Tensor, ...]:
@@ -194,38 +194,46 @@ def test_full_gate_searches_more_tokens_than_one_chunk() -> None:
     assert torch.equal(gate.select(gate.query(x)).indices, all_scores(gate, x).topk(4).indices.flatten(2))
 
 
-def test_rms_query_norm_makes_selection_blind_to_the_input_scale() -> None:
-    gate = make_gate(knowledge_num=64, query_norm="rms")
-    x = make_input()
-    one, ten = gate.select(gate.query(x)), gate.select(gate.query(10 * x))
-    assert torch.equal(one.indices, ten.indices)
-    torch.testing.assert_close(one.scores, ten.scores, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
 @pytest.mark.parametrize("output_gate", [False, True, "query"])
 @pytest.mark.parametrize("slots", [1, 3])
-def test_absorbed_read_equals_the_plain_one_forward_and_backward(
+def test_a_read_that_absorbs_projections_equals_one_of_projected_slots_forward_and_backward(
     read_fn: str, output_gate: bool | str, slots: int
 ) -> None:
     config = MemoryConfig(
         knowledge_num=16, knowledge_dim=8, knowledge_length=slots, read_fn=read_fn, output_gate=output_gate
     )
     read = CrossAttentionMemory(DIM, 4, config)
-    bank = MemoryBank(16, slots, 8)
+    bank = MemoryBank(config)
     x, generator = make_input(), torch.Generator().manual_seed(2)
     indices = torch.randint(16, (2, 7, 5), generator=generator)
     scores = torch.rand(2, 7, 5, generator=generator)
     parameters = [*read.parameters(), bank.entries]
-    results = []
-    for absorbed in (True, False):
-        read.absorbed = absorbed
-        entries = bank(indices)
-        pattern = read.pattern(x, entries, scores)
-        out = read.output(x, entries, pattern)
-        results.append((pattern, out, *torch.autograd.grad(out.square().sum(), parameters)))
-    for fast, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+    def read_projected() -> tuple[Tensor, Tensor]:
+        """As written in the papers: every selected slot is projected to keys and values."""
+        assert read.k_proj is not None and read.v_proj is not None
+        entries = bank.entries[indices].flatten(2, 3)  # [batch, pos, slot, width]
+        query = read.q_proj(x).unflatten(-1, (4, -1))
+        keys, values = (projection(entries).unflatten(-1, (4, -1)) for projection in (read.k_proj, read.v_proj))
+        logits = torch.einsum("btah,btsah->btas", query, keys) / query.shape[-1] ** 0.5
+        active = logits.softmax(-1) if read_fn == "softmax" else F.gelu(logits)
+        pattern = active * scores.repeat_interleave(slots, -1).unsqueeze(2)
+        mixed = torch.einsum("btas,btsah->btah", pattern, values)
+        if read.gate_proj is not None:
+            mixed = mixed * F.silu(read.gate_proj(x)).unflatten(-1, (4, -1))
+        return pattern, read.o_proj((mixed * query if output_gate == "query" else mixed).flatten(2))
+
+    def result(pattern: Tensor, out: Tensor) -> tuple[Tensor, ...]:
+        return pattern, out, *torch.autograd.grad(out.square().sum(), parameters, retain_graph=True)
+
+    entries = bank(indices)
+    pattern = read.pattern(x, entries, scores)
+    plain = result(*read_projected())
+    watched = read(x, entries, scores, lambda made: made)
+    for out in (read.output(x, entries, pattern), read(x, entries, scores), watched):
+        for ours, theirs in zip(result(pattern, out), plain, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("read_fn", ["softmax", "gelu"])
@@ -256,28 +264,29 @@ def test_read_equals_a_loop_over_tokens_heads_and_slots(read_fn: str, output_gat
 
 
 def test_bank_lays_the_slots_of_an_entry_side_by_side() -> None:
-    bank = MemoryBank(4, 2, 3)
+    bank = MemoryBank(MemoryConfig(knowledge_num=4, knowledge_length=2, knowledge_dim=3, num_selected=2))
     slots = bank(torch.tensor([[[2, 0]]]))
     assert torch.equal(slots.values[0, 0], torch.cat([bank.entries[2], bank.entries[0]]))
 
 
 def test_entries_start_with_unit_norm_on_average() -> None:
     torch.manual_seed(0)
-    norms = MemoryBank(2000, 1, 64).entries.norm(dim=-1)
+    norms = MemoryBank(MemoryConfig(knowledge_num=2000, knowledge_dim=64)).entries.norm(dim=-1)
     assert float(norms.detach().square().mean()) == pytest.approx(1, abs=0.02)
 
 
 def test_entries_may_start_alike() -> None:
     torch.manual_seed(0)
-    entries = MemoryBank(2000, 1, 64, cosine=0.3).entries.detach()[:, 0]
+    config = MemoryConfig(knowledge_num=2000, knowledge_dim=64, entry_cosine=0.3)
+    entries = MemoryBank(config).entries.detach()[:, 0]
     assert float(entries.norm(dim=-1).square().mean()) == pytest.approx(1, abs=0.02)
     unit = F.normalize(entries, dim=-1)
     assert float((unit @ unit.T).triu(1).sum()) / (1000 * 1999) == pytest.approx(0.3, abs=0.01)
 
 
 def test_a_gate_score_of_zero_reads_nothing() -> None:
-    layer = MemoryLayer(DIM, 4, MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=2, score_fn="relu"))
-    bank = MemoryBank(16, 1, 8)
+    config = MemoryConfig(knowledge_num=16, knowledge_dim=8, num_selected=2, score_fn="relu")
+    layer, bank = MemoryLayer(DIM, 4, config), MemoryBank(config)
     with torch.no_grad():
         layer.gate.proj.weight.zero_()  # every raw score is 0, and so is its ReLU
     assert torch.equal(layer(make_input(), bank), torch.zeros(2, 7, DIM))
@@ -287,10 +296,9 @@ def test_a_gate_score_of_zero_reads_nothing() -> None:
 @pytest.mark.parametrize("slices", [1, 4])
 def test_with_a_gain_of_the_root_of_the_slices_query_times_slot_starts_with_variance_1(slices: int) -> None:
     torch.manual_seed(0)
-    config = MemoryConfig(
-        knowledge_dim=64, slot_proj=False, read_norm="rms", read_fn="gelu", read_slices=slices, read_gain=slices**0.5
-    )
-    read, bank = CrossAttentionMemory(DIM, 8, config), MemoryBank(512, 1, 64)
+    as_it_is = {"slot_proj": False, "read_norm": "rms", "read_fn": "gelu"}
+    config = MemoryConfig(knowledge_num=512, knowledge_dim=64, read_slices=slices, read_gain=slices**0.5, **as_it_is)
+    read, bank = CrossAttentionMemory(DIM, 8, config), MemoryBank(config)
     slots = bank(torch.randint(512, (2, 7, 60)))
     logits = slots.dot(read.query(make_input()), slices=slices)
     assert float(logits.std()) == pytest.approx(1, abs=0.1)

@@ -10,18 +10,14 @@ import torch
 from memscope.base.errors import InputError
 from memscope.record.decode import kept_share, nearest_tokens
 from memscope.run.bank_init import (
-    PARQUET,
     encode_sentences,
     init_bank,
     load_bank_init,
     orthogonal_projection,
-    representatives,
     save_bank_init,
 )
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.sentences import Sentence, Triple, choose_sentences, read_sentences
-from memscope.train.loop import train
-from tests.conftest import tiny_config
 
 TABLE = np.random.default_rng(0).standard_normal((40, 12)).astype(np.float32)  # [vocab, dim]
 IDS = [[5, 6, 7], [8], [9, 9, 3, 11, 2]]
@@ -98,7 +94,7 @@ def test_provenance_of_every_entry_is_saved(tmp_path: Path) -> None:
     triples = (Triple("u1", "Ada", "born in", "Aston"), Triple("u2", "Ada", "died in", "Elham"))
     sentences = [Sentence("Ada .", triples), Sentence("Bo .", ())]
     init = init_bank(random_entries(4, 1), IDS[:2], TABLE, pad=0, seed=0)
-    save_bank_init(tmp_path, init, sentences, IDS[:2], space="a table")
+    save_bank_init(tmp_path, init, sentences, IDS[:2])
     rows = pq.read_table(tmp_path / "bank_init.parquet").to_pylist()
     assert rows[0] == {
         "entry": 0,
@@ -137,28 +133,3 @@ def test_missing_or_corrupted_tensors_are_refused(tmp_path: Path, content: bytes
         (tmp_path / "bank_init.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"bank_init\.safetensors: (missing|corrupted)"):
         load_bank_init(tmp_path)
-
-
-def test_representatives_are_near_the_centres_of_clusters() -> None:
-    chance = np.random.default_rng(0)
-    table = np.concatenate([np.eye(8) * 5, np.eye(8) * 5 + 0.1]).astype(np.float32)  # tokens i and i + 8 are alike
-    token_ids = [[int(token), int(token)] for token in chance.integers(0, 16, 400)]
-    chosen = representatives(token_ids, table, 8, seed=0)
-    assert len(set(chosen)) == 8
-    topics = {token_ids[number][0] % 8 for number in chosen}
-    by_chance = np.mean([len({token_ids[i][0] % 8 for i in chance.choice(400, 8)}) for _ in range(100)])
-    assert len(topics) > by_chance
-    assert chosen == representatives(token_ids, table, 8, seed=0)
-
-
-def test_a_bank_starts_from_representatives_if_asked(corpus_dir: Path, tmp_path: Path) -> None:
-    config = tiny_config(
-        corpus_dir,
-        memory={"knowledge_num": 16, "database_choice": "kmeans"},
-        train={"steps": 1, "eval_tokens": 64},
-    )
-    train(config, tmp_path / "run", device="cpu")
-    texts = [sentence.text for sentence in read_sentences(corpus_dir / "sentences.json")]
-    started = [text for text in pq.read_table(tmp_path / "run" / PARQUET)["sentence"].to_pylist() if text]
-    assert len(set(started)) == 16
-    assert set(started) <= set(texts)

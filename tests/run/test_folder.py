@@ -26,8 +26,7 @@ Cli = Callable[..., CliResult]
 def short(corpus_dir: Path, data: dict[str, object] | None = None, **settings: object) -> Config:
     model = {"max_seq_len": 32, "n_layers": 1}
     settings = {"steps": 2, "batch_size": 2, "eval_tokens": 64, "log_interval": 1, **settings}
-    memory = {"embedding_init_path": settings.pop("embedding_init_path", None)}
-    memory |= {key: settings.pop(key) for key in ("database_init_path", "num_selected") if key in settings}
+    memory = {key: settings.pop(key) for key in ("database_init_path", "num_selected") if key in settings}
     return tiny_config(corpus_dir, model=model, train=settings, data=data or {}, memory=memory)
 
 
@@ -193,10 +192,6 @@ def test_missing_files_and_wrong_folders_are_named_before_torch_is_loaded(
         (
             ["train", config, "--out", tmp_path / "new", "--set", f"tokenizer_path={gone}"],
             f"{gone}: no such file (data.tokenizer",
-        ),
-        (
-            ["train", config, "--out", tmp_path / "new", "--set", f"embedding_init_path={rec}"],
-            f"{rec}: this is a recording",
         ),
         (["app", gone], f"{gone}: no such folder"),
     ]

@@ -30,7 +30,7 @@ from tests.testing.test_recordings import expected, found
 pytestmark = pytest.mark.slow
 
 CLEAN_SEEDS = range(20)
-SOFTMAX, SIGMOID = {"score_fn": "softmax", "read_fn": "softmax"}, {"score_fn": "sigmoid", "absorbed": False}
+SOFTMAX, SIGMOID = {"score_fn": "softmax", "read_fn": "softmax"}, {"score_fn": "sigmoid"}
 
 
 class World(NamedTuple):

@@ -124,25 +124,3 @@ def test_a_bigram_table_learns_at_the_rate_of_the_bank_and_does_not_decay() -> N
 def demo_sized() -> list[str]:
     small = {"dim": 32, "n_layers": 2, "n_heads": 4, "knowledge_num": 4096, "knowledge_dim": 24, "max_seq_len": 32}
     return [*(f"{key}={value}" for key, value in small.items()), "database_init_path=null"]
-
-
-@pytest.mark.parametrize("lazy", ["true", "false"])
-def test_a_frozen_share_of_entries_does_not_move(demo_sized: list[str], lazy: str) -> None:
-    path = Path(__file__).parents[2] / "configs" / "demo.yaml"
-    config = load_config(path, [*demo_sized, f"lazy_bank={lazy}", "frozen_share=0.25", "residual_scale=0.5"])
-    model = MemoryTransformer(config)
-    optimizer = make_optimizer(model, config.train)
-    assert model.bank is not None
-    before, scale = model.bank.entries.detach().clone(), model.memory_layer(0).read.scale
-    tokens = torch.randint(3, config.model.vocab_size, (2, 33), generator=torch.Generator().manual_seed(0))
-    for _ in range(2):
-        next_token_loss(model(tokens[:, :-1]), tokens[:, 1:]).mean().backward()
-        clip_gradients(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    moved = (model.bank.entries != before).flatten(1).any(1)
-    first = config.memory.knowledge_num // 4
-    assert not moved[:first].any()
-    assert moved[first:].any()
-    assert scale is not None
-    assert float(scale.detach()) != 0.5  # learned

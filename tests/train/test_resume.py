@@ -29,7 +29,7 @@ CHANGING = {"tokens_per_second", "peak_rss_bytes"}  # and everything in seconds
 
 
 def make_config(corpus_dir: Path) -> Config:
-    often = {"save_interval": 3, "eval_interval": 5, "log_interval": 1, "sample_interval": 7, "eval_tokens": 256}
+    often = {"save_interval": 3, "eval_interval": 5, "log_interval": 1, "eval_tokens": 256}
     return tiny_config(
         corpus_dir,
         model={"max_seq_len": 32},

@@ -32,7 +32,6 @@ from tests.train.test_resume import STEPS, assert_same_run, finish, kill_in, mak
 pytestmark = pytest.mark.slow
 
 AFTER = 3
-MOVING = {"bank_ema": 0.9, "read_fn": "gelu", "slot_proj": False, "read_norm": "rms"}
 SETTINGS = {"steps": STEPS, "learning_rate": 1e-2, "log_interval": 1, "eval_tokens": 256, "eval_interval": 5}
 
 
@@ -107,7 +106,7 @@ class Loop:
     [
         pytest.param({}, id="product"),
         pytest.param({"gate": "full"}, id="full"),
-        pytest.param({"knowledge_num": 128, "bank_groups": 2, "frozen_share": 0.5}, id="groups, half of them frozen"),
+        pytest.param({"knowledge_num": 128, "bank_groups": 2}, id="groups"),
         pytest.param({"knowledge_length": 4}, id="slots"),
     ],
 )
@@ -117,7 +116,6 @@ def test_entries_start_again_after_so_many_unselected_steps_and_no_others(
     loop = Loop(reviving(memory, gradient_checkpointing=checkpointing), tmp_path)
     bank, n = loop.model.bank, loop.model.cfg.memory.knowledge_num
     size = n // loop.model.cfg.memory.bank_groups
-    can = [entry % size >= bank.frozen for entry in range(n)]
     waiting, used, total = [0] * n, 0, 0
     spare = pd.read_parquet(tmp_path / "bank_spare.parquet")
     table = load_bank_init(tmp_path).table
@@ -125,7 +123,7 @@ def test_entries_start_again_after_so_many_unselected_steps_and_no_others(
         before = bank.entries.detach().clone()
         selected = loop.step()
         waiting = [0 if entry in selected else steps + 1 for entry, steps in enumerate(waiting)]
-        due = [entry for entry in range(n) if can[entry] and waiting[entry] >= AFTER]
+        due = [entry for entry in range(n) if waiting[entry] >= AFTER]
         due.sort(key=lambda entry: entry % size)  # groups in turn
         for place, entry in enumerate(due):
             waiting[entry] = 0
@@ -142,11 +140,7 @@ def test_entries_start_again_after_so_many_unselected_steps_and_no_others(
             assert int(bank.starts.sentence[entry]) == (number if number < len(spare) else -1)
         used, total = min(len(spare), used + len(due)), total + len(due)
         assert (int(bank.starts.used), int(bank.starts.revived)) == (used, total)
-        assert [steps for steps, may in zip(bank.starts.idle.tolist(), can, strict=True) if may] == [
-            steps for steps, may in zip(waiting, can, strict=True) if may
-        ]
-        frozen = [entry for entry in range(n) if not can[entry]]
-        assert torch.equal(bank.entries[frozen], before[frozen])
+        assert bank.starts.idle.tolist() == waiting
     assert total > len(spare)  # sentences ran out on the way
 
 
@@ -174,13 +168,6 @@ def test_without_sentences_entries_start_from_chance_that_step_and_entry_decide(
     assert np.linalg.norm(slots, axis=-1).mean() == pytest.approx(1, abs=0.05)
     unit = slots[:, 0] / np.linalg.norm(slots[:, 0], axis=-1, keepdims=True)
     assert (unit @ unit.T)[np.triu_indices(2000, 1)].mean() == pytest.approx(0.25, abs=0.02)  # as at initialisation
-
-
-def test_entries_wait_for_the_end_of_frozen_steps(reviving: Callable[..., Config], tmp_path: Path) -> None:
-    train(reviving(freeze_bank_steps=4, steps=8), tmp_path, device="cpu")
-    revived = {line["step"]: line["revived"] for line in read_metrics(tmp_path / "metrics.jsonl") if "revived" in line}
-    assert [revived[step] > 0 for step in range(1, 9)] == [False] * 6 + [True] * 2  # 4 frozen and 3 idle steps
-    assert (load_run(tmp_path).model.bank.starts.step.unique() > 6).sum() >= 1
 
 
 # --- what starts anew -------------------------------------------------------------------------------------------------
@@ -225,7 +212,6 @@ def test_moments_start_from_zero(
         {"gate_heads": 2},
         {"gate_heads": 2, "balance_bias": 0.01},
         {"knowledge_num": 128, "bank_groups": 2},
-        {"shared_keys": True, "gate_heads": 2},
     ],
 )
 def test_keys_of_the_full_gate_point_where_a_query_of_the_last_batch_did(
@@ -258,7 +244,7 @@ def test_keys_of_the_full_gate_point_where_a_query_of_the_last_batch_did(
     for layer in (0, 1):
         gate, own = loop.model.memory_layer(layer).gate, loop.model.cfg.entries_of(layer)
         for entry in revived:
-            if not own.start <= entry < own.stop or (memory.get("shared_keys") and entry % 2 != layer):
+            if not own.start <= entry < own.stop:
                 continue
             key = gate.keys[:, entry - own.start].detach()  # [head, query]
             alike = torch.cosine_similarity(key[None], queries[layer], dim=-1).mean(1)  # [token]
@@ -286,22 +272,6 @@ def test_product_keys_stay(reviving: Callable[..., Config], tmp_path: Path) -> N
     loop.reviver.step(loop.done)
     assert loop.model.bank.starts.revived > 0
     assert torch.equal(loop.model.memory_layer(0).gate.keys, before)
-
-
-def test_entries_that_follow_their_readers_start_again_with_their_means(
-    reviving: Callable[..., Config], tmp_path: Path
-) -> None:
-    loop = Loop(reviving(MOVING), tmp_path)
-    for _ in range(AFTER):
-        loop.step()
-        loop.model.bank.follow_readers(frozen=False)
-    bank = loop.model.bank
-    loop.reviver.after = 1
-    selected = loop.step()
-    revived = sorted(set(range(64)) - selected)
-    assert revived and torch.equal(bank.means.mean[revived], bank.entries[revived, 0])
-    assert bank.means.weight[revived].eq(1).all()
-    assert bank.starts.step[revived].eq(loop.done).all()
 
 
 # --- provenance -------------------------------------------------------------------------------------------------------
@@ -387,7 +357,7 @@ def test_damaged_spare_sentences_are_named(revived_run: Path, corpus_dir: Path, 
 # --- resuming, several processes, and nothing at all ------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[{"gate": "full"}, {"gate": "product", **MOVING}], ids=["full", "moving means"])
+@pytest.fixture(scope="module", params=[{"gate": "full"}, {"gate": "product"}], ids=["full", "product"])
 def killable(request: pytest.FixtureRequest, corpus_dir: Path, sentences_path: Path) -> Config:
     values = make_config(corpus_dir).model_dump()
     memory = {"num_selected": 2, "score_fn": "relu", "database_init_path": str(sentences_path), **request.param}
@@ -448,7 +418,7 @@ def test_sentences_that_changed_since_do_not_change_what_a_run_says(
     assert_same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize("memory", [{}, {"gate": "full", "num_selected": 1}, MOVING], ids=["product", "full", "moving"])
+@pytest.mark.parametrize("memory", [{}, {"gate": "full", "num_selected": 1}], ids=["product", "full"])
 def test_two_processes_revive_what_one_does(
     reviving: Callable[..., Config], group: Callable[..., Any], tmp_path: Path, memory: dict[str, object]
 ) -> None:
@@ -484,7 +454,7 @@ def test_nothing_is_kept_where_nothing_starts_again(reviving: Callable[..., Conf
     train(reviving(revive_after=0, steps=2), tmp_path, device="cpu")
     assert not (tmp_path / "bank_spare.parquet").exists()
     run = load_run(tmp_path)
-    assert not [name for name in run.model.state_dict() if "starts" in name or "means" in name]
+    assert not [name for name in run.model.state_dict() if "starts" in name]
     assert not [line for line in read_metrics(tmp_path / "metrics.jsonl") if "revived" in line]
     np.testing.assert_array_equal(start_entries(run), load_bank_init(tmp_path).entries)
     assert start_table(run).to_pandas().equals(pd.read_parquet(tmp_path / "bank_init.parquet"))

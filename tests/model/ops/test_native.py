@@ -53,7 +53,7 @@ def steps(config: Config, n: int = 3) -> MemoryTransformer:
 @pytest.mark.parametrize("lazy", ["true", "false"])
 @pytest.mark.parametrize(
     "changes",
-    [[], ["read_slices=4", "read_heads=8"], ["slot_use=halves"], ["slot_proj=true", "read_slices=1", "read_heads=4"]],
+    [[], ["read_slices=4", "read_heads=8"], ["slot_proj=true", "read_slices=1", "read_heads=4"]],
 )
 def test_training_without_a_compiler_gives_the_same_model(
     changes: list[str], lazy: str, monkeypatch: pytest.MonkeyPatch
