@@ -138,6 +138,17 @@ def test_every_file_column_and_number_of_a_recording_is_explained(tiny_recording
     assert not missing, f"docs/reference/metrics.md and files.md do not explain {', '.join(missing)}"
 
 
+def test_the_page_of_the_design_has_every_hook() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "memscope" / "model").glob("*.py"))
+    made = {
+        name
+        for line in re.findall(r"^.*= HookPoint\(\)", source, re.MULTILINE)
+        for name in re.findall(r"hook_\w+", line)
+    }
+    assert made >= {"hook_indices", "hook_pattern", "hook_resid_post"}
+    assert made == set(re.findall(r"hook_\w+", (DOCS / "explanation" / "design.md").read_text()))
+
+
 @pytest.mark.parametrize("folder", ["analyses", "benchmarks"])
 def test_every_script_stands_in_the_readme_of_its_folder(folder: str) -> None:
     text = (ROOT / folder / "README.md").read_text()
