@@ -142,13 +142,12 @@ def main() -> None:
     for variant in VARIANTS:
         print(f"  {variant}: KL to uniform beyond even {span(wide[variant].tolist(), '.2f')} nats")
     layers, preferences = recording.layer_metrics(), recording.preferences()
-    information = [layer["profiles"]["information"] for layer in recording.census["layers"]]
-    shares = [kinds["token_held_out"] for kinds in information]
+    nats = [layer.profiles.information.token_held_out for layer in recording.census.layers]
     by_share, by_rank = (int(preferences[name].sum()) for name in ("significant", "rank_significant"))
     print(
         f"  the recording: half of a layer's selections on {span(layers['top50'].tolist(), ',')} of "
         f"{recording.info.group_size:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
-        f"sentences by share and by rank; at least {span(shares, '.2f')} nats of information about the input token"
+        f"sentences by share and by rank; at least {span(nats, '.2f')} nats of information about the input token"
     )
     save(arguments.out, "gate_selection_bias", table, draw(table))
 

@@ -84,8 +84,8 @@ def count_usage(
     usage = {}
     for axis, layer in enumerate(info.layers):
         count = counts.count[axis][info.entries_of(layer)]
-        metrics = usage_metrics(count, int(count.sum())).as_dict()
-        usage[str(layer)] = {name: metrics[name] for name in SHOWN} | {"silent": silent[axis] / count.sum()}
+        metrics = usage_metrics(count, int(count.sum()))
+        usage[str(layer)] = {name: getattr(metrics, name) for name in SHOWN} | {"silent": silent[axis] / count.sum()}
     return usage
 
 

@@ -23,9 +23,10 @@ import numpy as np
 from synthetic import LAYERS, K, write_recording, zipf_shares
 
 from memscope.base.runtime import peak_rss_bytes
-from memscope.census.aggregate import write_census
+from memscope.census.aggregate import CountedUsage, write_usage
 from memscope.census.firing.firing import write_firing
 from memscope.census.neighbours import write_neighbours
+from memscope.census.strata import divide_recording
 from memscope.recording.info import RecordingInfo
 from memscope.stats.usage import usage_metrics
 
@@ -55,13 +56,13 @@ def _measure(folder: Path, n_entries: int, selections: int) -> None:
     peer, peer_seconds, peer_rss = _timed(_count_in_duckdb, folder, info)
     print(f"{'':38}{'seconds':>9}{'x DuckDB':>10}{'M selections/s':>16}{'peak RSS GiB':>14}")
     _line("DuckDB, counts only", peer_seconds, peer_seconds, selections, peer_rss)
-    census, census_seconds, rss = _timed(write_census, folder, info)
+    counted, census_seconds, rss = _timed(_count, folder, info)
     _line("census: evenness, reading, profiles ...", census_seconds, peer_seconds, selections, rss)
     _, firing_seconds, rss = _timed(write_firing, folder, info)
     _line("contexts, typical tokens, titles", firing_seconds, peer_seconds, selections, rss)
     _, neighbour_seconds, rss = _timed(write_neighbours, folder, info)
     _line("co-selection", neighbour_seconds, peer_seconds, selections, rss)
-    _compare(census, n_entries, peer)
+    _compare(counted, n_entries, peer)
 
 
 def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
@@ -79,10 +80,14 @@ def _run(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, flo
 def _warm_up() -> None:
     folder = Path(tempfile.mkdtemp())
     info = write_recording(folder, 64, 64_000)
-    write_census(folder, info)
+    _count(folder, info)
     write_firing(folder, info)
     write_neighbours(folder, info)
     shutil.rmtree(folder)
+
+
+def _count(folder: Path, info: RecordingInfo) -> CountedUsage:
+    return write_usage(folder, info, divide_recording(folder, info))
 
 
 def _count_in_duckdb(folder: Path, info: RecordingInfo) -> int:
@@ -101,15 +106,15 @@ def _line(name: str, seconds: float, peer: float, selections: int, rss: float) -
     print(f"{name:38}{seconds:9.1f}{seconds / peer:10.1f}{selections / seconds / 1e6:16.1f}{rss:14.2f}")
 
 
-def _compare(census: dict[str, Any], n_entries: int, used_pairs: int) -> None:
+def _compare(counted: CountedUsage, n_entries: int, used_pairs: int) -> None:
     """Every metric of layer 0 beside the truth: that of a second draw of D selections from what was planted.
 
     A finite D lowers coverage and top counts and raises Gini and KL against the distribution itself; a second draw
     shares that, so what is left is chance.
     """
-    layer = census["layers"][0]
-    count, weight, reading = layer["by_count"], layer["by_gate_score"], layer["reading"]
-    d = count["selections"]
+    layer = counted.layers[0]
+    count, weight, reading = layer.evenness.by_count, layer.evenness.by_gate_score, layer.reading
+    d = count.selections
     rng = np.random.default_rng(3)
     gate = np.exp(-np.arange(K)) / np.exp(-np.arange(K)).sum()
     draws = rng.multinomial(d // K, zipf_shares(n_entries), size=K)  # the entries of every place among a token's K
@@ -118,26 +123,26 @@ def _compare(census: dict[str, Any], n_entries: int, used_pairs: int) -> None:
     share = read / read.sum(1, keepdims=True)
     entropy = -(share * np.log(share)).sum(1)
     names = ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50", "top90", "top99", "max_violation")
-    truth = {f"{name} by count": (count[name], getattr(again, name)) for name in (*names, "dead", "hot")}
-    truth |= {f"{name} by gate score": (weight[name], getattr(weighted, name)) for name in names}
+    truth = {f"{name} by count": (getattr(count, name), getattr(again, name)) for name in (*names, "dead", "hot")}
+    truth |= {f"{name} by gate score": (getattr(weight, name), getattr(weighted, name)) for name in names}
     truth |= {
-        "gate entropy": (reading["gate_entropy"], -(gate * np.log(gate)).sum()),
-        "read entropy": (reading["read_entropy"], entropy.mean()),
-        "effective entries read": (reading["effective_entries_read"], np.exp(entropy).mean()),
-        "unread share": (reading["unread_share"], (share < 0.01).mean()),
-        "margin": (reading["margin"], 0.1),
-        "loss": (census["loss"], 5.0),
+        "gate entropy": (reading.gate_entropy, -(gate * np.log(gate)).sum()),
+        "read entropy": (reading.read_entropy, entropy.mean()),
+        "effective entries read": (reading.effective_entries_read, np.exp(entropy).mean()),
+        "unread share": (reading.unread_share, (share < 0.01).mean()),
+        "margin": (reading.margin, 0.1),
+        "loss": (reading.loss, 5.0),
         "used (layer, entry) pairs, DuckDB": (
-            sum(round(layer["by_count"]["coverage"] * n_entries) for layer in census["layers"]),
+            sum(round(one.evenness.by_count.coverage * n_entries) for one in counted.layers),
             used_pairs,
         ),
     }
     print(f"\n{'':38}{'census':>14}{'truth':>14}{'difference':>12}")
-    for name, (counted, true) in truth.items():
-        print(f"{name:38}{counted:14.5f}{true:14.5f}{counted / max(true, 1e-300) - 1 if true else 0:12.2%}")
-    information = layer["profiles"]["information"]
+    for name, (value, true) in truth.items():
+        print(f"{name:38}{value:14.5f}{true:14.5f}{value / max(true, 1e-300) - 1 if true else 0:12.2%}")
+    information = layer.information
     print(f"information entry-position {information['position']:.5f} nats, shuffled {information['even_position']:.5f}")
-    assert len(census["layers"]) == LAYERS
+    assert len(counted.layers) == LAYERS
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ COLUMNS = (
         (
             ("report/", "findings, health"),
             ("report/plots/", "figures"),
+            ("report/gate_bias/", "the report"),
             ("report/compare/", "two recordings"),
             ("export/", "other formats, pages"),
             ("cli/", "the commands"),

@@ -27,7 +27,7 @@ PUBLIC = {
     "config.load": ["load_config", "Config"],
     "train.loop": ["train"],
     "record.loop": ["record", "RecordOptions"],
-    "report.gate_bias": ["write_report"],
+    "report.gate_bias.write": ["write_report"],
     "report.anomalies": ["find_anomalies"],
     "testing.models": ["plant_run", "PlantedRun"],
     "testing.recordings": ["plant_recording", "Planted"],

@@ -8,6 +8,7 @@ import numpy as np
 
 from memscope.record.rows import round_scores
 from memscope.recording.aggregates import list_files
+from memscope.recording.census_file import read_census, write_census
 from memscope.recording.info import RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import read_part
 from memscope.recording.token_rows import TokenRows
@@ -16,6 +17,7 @@ from memscope.testing.recordings import SPECIAL, cut_rows, make_info, write_reco
 __all__ = [
     "SPECIAL",
     "all_rows",
+    "change_layer",
     "cut",
     "make_info",
     "make_rows",
@@ -96,6 +98,16 @@ def all_rows(recording: Path, info: RecordingInfo) -> TokenRows:
 def relist(recording: Path) -> None:
     """List the files of a recording with the hashes that they have after a test changed them."""
     write_info(recording, list_files(recording, read_info(recording)))
+
+
+def change_layer(recording: Path, axis: int, **groups: dict[str, float]) -> None:
+    """Change numbers of a layer in ``census.json``, ``by_count={"dead": 64}``, and list the file as it is then."""
+    census = read_census(recording, read_info(recording))
+    layers = list(census.layers)
+    parts = {group: getattr(layers[axis], group).model_copy(update=values) for group, values in groups.items()}
+    layers[axis] = layers[axis].model_copy(update=parts)
+    write_census(recording, census.model_copy(update={"layers": tuple(layers)}))
+    relist(recording)
 
 
 def selections_of(rows: TokenRows, axis: int) -> Iterator[tuple[int, int, int, float, float]]:

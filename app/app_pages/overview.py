@@ -31,7 +31,7 @@ with st.container(horizontal=True):
     overview.number("Selections (D)", f"{per_layer * len(info.layers):,}", "One token, layer and entry each.")
     overview.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
     overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
-    overview.number("Loss on this corpus", f"{recording.census['loss']:.3f}", "Nats per token.")
+    overview.number("Loss on this corpus", f"{recording.census.loss:.3f}", "Nats per token.")
 
 st.segmented_control(
     "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")

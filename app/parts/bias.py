@@ -1,7 +1,6 @@
 """Parts of the gate-bias page: what is preferred, profiles of the reading token, overlap of layers, the report."""
 
 import time
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -11,6 +10,7 @@ from app.address import View, choice
 from app.parts import columns, figures
 from app.parts.report_file import make_report, report_file
 from memscope.query.recording import Recording
+from memscope.recording.census_file import ClassProfile
 from memscope.report.plots import bias as bias_plots
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
@@ -122,17 +122,18 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
 
 def profiles(view: View, recording: Recording, value: str, d: str) -> None:
     """How selection depends on the position and the frequency of the reading token."""
-    layers = recording.census["layers"]
+    layers = recording.census.layers
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
             st.subheader(f"By {axis}")
-            _divergence(recording, [layer["profiles"][kind] for layer in layers], kind, axis, d)
+            _divergence(recording, [getattr(layer.profiles, kind) for layer in layers], kind, axis, d)
     st.selectbox("Along the same groups", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
-            _along({layer["layer"]: pd.DataFrame(layer["profiles"][kind]) for layer in layers}, kind, axis, value)
+            rows = {layer.layer: pd.DataFrame(map(dict, getattr(layer.profiles, kind))) for layer in layers}
+            _along(rows, kind, axis, value)
     st.caption(f"Means over the tokens of each group. {d}")
-    information = pd.DataFrame([{"layer": layer["layer"], **layer["profiles"]["information"]} for layer in layers])
+    information = pd.DataFrame([{"layer": layer.layer, **dict(layer.profiles.information)} for layer in layers])
     st.subheader("What tells most about the selected entry")
     outside.table(
         information,
@@ -152,14 +153,14 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
     )
 
 
-def _divergence(recording: Recording, rows: list[list[dict[str, Any]]], kind: str, axis: str, d: str) -> None:
+def _divergence(recording: Recording, rows: list[tuple[ClassProfile, ...]], kind: str, axis: str, d: str) -> None:
     state.show_figure(
         bias_plots.class_divergence,
         lambda: (rows, recording.info.layers, axis),
         kind,
         alt=f"How far selection differs by {axis}, per layer",
     )
-    tokens = [int(row["tokens"]) for row in rows[0]]
+    tokens = [row.tokens for row in rows[0]]
     st.caption(
         f"How far the entries selected for tokens of one {axis} differ from the whole layer's; dotted, as many tokens "
         f"at random. {min(tokens):,} to {max(tokens):,} tokens a group. {d}"
@@ -175,7 +176,7 @@ def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str) -> N
 
 def overlap(recording: Recording, d: str) -> None:
     """How alike the layers use the bank."""
-    overlaps = recording.census["overlap"]
+    overlaps = recording.census.overlap
     layers = recording.info.layers
     if len(layers) == 1:
         st.info("There is one memory layer, so there is nothing to compare.")
@@ -190,7 +191,7 @@ def overlap(recording: Recording, d: str) -> None:
     )
     names = [f"layer {layer}" for layer in layers]
     outside.table(
-        pd.DataFrame(overlaps["rank_correlation"], columns=names).assign(layer=names).set_index("layer"),
+        pd.DataFrame(overlaps.rank_correlation, columns=names).assign(layer=names).set_index("layer"),
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
         alt="Rank correlation of usage between layers",

@@ -63,7 +63,7 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
             "corpus": r.info.corpus_name,
             "tokens": r.info.rows,
             "entries": r.info.knowledge_num,
-            "loss": r.census["loss"],
+            "loss": r.census.loss,
         }
         for letter, name, r in (("A", name_a, a), ("B", name_b, b))
     ]

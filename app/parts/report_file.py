@@ -19,7 +19,7 @@ def report_file(recording: Recording) -> Path | None:
 
 def make_report(recording: Recording) -> Iterator[str]:
     """Make the report; yields the name of every file when written. Leaving it early leaves nothing behind."""
-    from memscope.report.gate_bias import write_report
+    from memscope.report.gate_bias.write import write_report
 
     with tempfile.TemporaryDirectory(dir=_folder()) as folder:
         out = Path(folder) / "report"

@@ -7,6 +7,7 @@ bank and the number of strata, not on the number of tokens. Counts are integers 
 few bits in float64, so nothing depends on who recorded which part.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +15,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from memscope.base.files import atomic_path, write_json
+from memscope.base.errors import InputError
+from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
 from memscope.base.threads import in_threads
 from memscope.census.anomalies.entries import layer_anomalies
 from memscope.census.anomalies.looks import row_text
+from memscope.census.counts import count_layer
 from memscope.census.firing.firing import write_firing
 from memscope.census.information import held_out_information
-from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, read_tokens, tally
+from memscope.census.kernels import N_WEIGHTS, Weight
 from memscope.census.labels import entry_labels
 from memscope.census.neighbours import write_neighbours
 from memscope.census.preference import adjust, layer_preferences
-from memscope.census.strata import Strata, divide
+from memscope.census.strata import Strata, divide_recording
 from memscope.census.summaries import (
     evenness,
     layer_overlap,
@@ -35,8 +38,20 @@ from memscope.census.summaries import (
     reading_statistics,
 )
 from memscope.recording.aggregates import check_sources, list_files
+from memscope.recording.census_file import (
+    Census,
+    ClassProfile,
+    Group,
+    GroupLayer,
+    Information,
+    LayerMetrics,
+    Overlap,
+    Profiles,
+    Reading,
+    Weightings,
+    write_census,
+)
 from memscope.recording.info import RecordingInfo, write_info
-from memscope.recording.part_reader import read_columns
 from memscope.text.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(
@@ -48,34 +63,38 @@ ANOMALIES = pa.schema(
 """Columns of ``anomalies.parquet``."""
 
 
-class LayerCounts(NamedTuple):
-    """What was counted in one layer; counts of disjoint parts add up, array by array."""
-
-    counts: np.ndarray
-    """Selections per entry and class of tokens, int32 ``[N, Strata.count_columns]``."""
-    weights: np.ndarray
-    """Summed gate scores, absolute and signed read weights per document group, float64 ``[group, N, 3]``."""
-    sums: np.ndarray
-    """Sums per class of tokens, float64 ``[class, len(SUMS)]``."""
-    shares: np.ndarray
-    """Histogram of read shares over selections, int64 ``[SHARE_BINS]``."""
-    entropies: np.ndarray
-    """Histogram of gate entropy / ln K over tokens, int64 ``[SHARE_BINS]``."""
-    margins: np.ndarray
-    """Histogram of selection margins, int64 ``[MARGIN_BINS]``."""
-
-
-class LayerCensus(NamedTuple):
+class CountedLayer(NamedTuple):
     """One layer, counted and summed up."""
 
-    summary: dict[str, Any]
-    """Its part of ``census.json``."""
-    groups: list[dict[str, Any]]
+    layer: int
+    evenness: Weightings
+    reading: Reading
+    position: tuple[ClassProfile, ...]
+    """By octave of the position in the window."""
+    frequency: tuple[ClassProfile, ...]
+    """By decade of the input token's frequency."""
+    information: dict[str, float]
+    """Those fields of ``Information`` that come from the table of classes."""
+    groups: tuple[GroupLayer, ...]
     """The same per document group, without profiles."""
+
+
+class LayerUsage(NamedTuple):
+    """Usage of one layer, per entry of the whole bank."""
+
     cells: np.ndarray
-    """Selections per cell and entry of the bank, int32 ``[cell, N]``."""
+    """Selections per cell and entry, int32 ``[cell, N]``."""
     weights: np.ndarray
     """``LayerCounts.weights``."""
+
+
+class CountedUsage(NamedTuple):
+    """All layers, counted and summed up: a census without what entries tell of tokens, which ``make_census`` adds."""
+
+    layers: list[CountedLayer]
+    all_layers: Weightings
+    overlap: Overlap
+    groups: dict[str, Group]
 
 
 def write_aggregates(recording: Path, info: RecordingInfo) -> None:
@@ -85,66 +104,100 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     and ``census.json``; their hashes go to ``recording.json``.
 
     Raises:
-        InputError: a part or another file is missing, damaged, or not of this recording.
+        InputError: a part or another file is missing, damaged, or not of this recording; no token has a successor.
     """
     check_sources(recording, info)
-    census = write_census(recording, info)
-    write_preferences(recording, info)
-    information = write_firing(recording, info)
+    strata = divide_recording(recording, info)
+    usage = write_usage(recording, info, strata)
+    write_preferences(recording, info, strata)
+    of_tokens = write_firing(recording, info)
     write_anomalies(recording, info, write_neighbours(recording, info))
-    held_out = held_out_information(recording, info, _divide(recording, info))
-    for layer, counted, asked in zip(census["layers"], information, held_out, strict=True):
-        layer["profiles"]["information"].update(counted, **asked)
-    write_json(recording / "census.json", census)
+    held_out = held_out_information(recording, info, strata)
+    information = [{**counted, **told} for counted, told in zip(of_tokens, held_out, strict=True)]
+    write_census(recording, make_census(info, strata, usage, information))
     write_info(recording, list_files(recording, info))
 
 
-def write_census(recording: Path, info: RecordingInfo) -> dict[str, Any]:
-    """Count all layers; writes ``usage.parquet`` and returns what ``census.json`` holds."""
-    strata = _divide(recording, info)
+def write_usage(recording: Path, info: RecordingInfo, strata: Strata) -> CountedUsage:
+    """Count all layers, write ``usage.parquet`` and sum up."""
     cells = np.zeros((strata.cells, info.knowledge_num), np.int64)
-    weights = np.zeros((len(strata.groups), info.knowledge_num, 3))
-    layers: list[LayerCensus] = []
+    weights = np.zeros((len(strata.groups), info.knowledge_num, N_WEIGHTS))
+    layers: list[CountedLayer] = []
+    of_layers: list[np.ndarray] = []  # selections of the entries that each layer can select
     with atomic_path(recording / "usage.parquet") as temporary:
         writer = TableWriter(temporary)
-        for layer in in_threads(lambda axis: _census_of_layer(recording, info, axis, strata), range(len(info.layers))):
-            cells += layer.cells
-            weights += layer.weights
-            writer.write(_usage_table(info.layers[len(layers)], layer, strata))
-            layers.append(layer._replace(cells=layer.cells.sum(0)))
+        counted = in_threads(lambda axis: _count_and_sum_up(recording, info, axis, strata), range(len(info.layers)))
+        for layer, usage in counted:
+            cells += usage.cells
+            weights += usage.weights
+            writer.write(_usage_table(layer.layer, usage, strata))
+            of_layers.append(usage.cells[:, info.entries_of(layer.layer)].sum(0))
+            layers.append(layer)
         writer.close()
-    folds, spread = cells.reshape(len(strata.groups), strata.folds, -1), strata.jackknife()
-    return {
-        "tokens": info.rows,
-        "loss": layers[0].summary["reading"]["loss"],
-        "interval_unit": strata.unit,
-        "folds": strata.folds,
-        "critical": spread.critical if spread.known else None,
-        "equal_documents": spread.equal_documents,
-        "longest_document": strata.longest,
-        "all_layers": evenness(folds.sum(0), weights.sum(0), spread, info.distinct, info.bank_groups),
-        "overlap": layer_overlap(
-            np.stack([one.cells[info.entries_of(layer)] for layer, one in zip(info.layers, layers, strict=True)]),
-            info.bank_groups,
-        ),
-        "layers": [layer.summary for layer in layers],
-        "groups": {
-            name: {
-                "all_layers": evenness(
-                    folds[number], weights[number], strata.jackknife(number), info.distinct, info.bank_groups
-                ),
-                "layers": [layer.groups[number] for layer in layers],
-            }
-            for number, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
+    folds, split = cells.reshape(len(strata.groups), strata.folds, -1), (info.distinct, info.bank_groups)
+    return CountedUsage(
+        layers=layers,
+        all_layers=evenness(folds.sum(0), weights.sum(0), strata.jackknife(), *split),
+        overlap=layer_overlap(np.stack(of_layers), info.bank_groups),
+        groups={
+            name: Group(
+                all_layers=evenness(folds[group], weights[group], strata.jackknife(group), *split),
+                layers=tuple(layer.groups[group] for layer in layers),
+            )
+            for group, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
         },
-    }
+    )
 
 
-def write_preferences(recording: Path, info: RecordingInfo) -> None:
+def make_census(
+    info: RecordingInfo, strata: Strata, counted: CountedUsage, information: Sequence[Mapping[str, float | None]]
+) -> Census:
+    """The census of a recording.
+
+    Args:
+        info: its description.
+        strata: how tokens are told apart.
+        counted: of ``write_usage``.
+        information: per layer, the fields of ``Information`` that ``write_usage`` does not know.
+
+    Raises:
+        InputError: no token has a successor.
+    """
+    spread, loss = strata.jackknife(), counted.layers[0].reading.loss
+    if loss is None:
+        raise InputError("no recorded token has a successor, so there is no loss to count; record longer documents")
+    layers = [
+        LayerMetrics(
+            layer=layer.layer,
+            **dict(layer.evenness),
+            reading=layer.reading,
+            profiles=Profiles(
+                position=layer.position,
+                frequency=layer.frequency,
+                information=Information.model_validate({**layer.information, **of_tokens}),
+            ),
+        )
+        for layer, of_tokens in zip(counted.layers, information, strict=True)
+    ]
+    return Census(
+        tokens=info.rows,
+        loss=loss,
+        interval_unit=strata.unit,
+        folds=strata.folds,
+        critical=spread.critical if spread.known else None,
+        equal_documents=spread.equal_documents,
+        longest_document=strata.longest,
+        all_layers=counted.all_layers,
+        overlap=counted.overlap,
+        layers=tuple(layers),
+        groups=counted.groups,
+    )
+
+
+def write_preferences(recording: Path, info: RecordingInfo, strata: Strata) -> None:
     """Write ``bias.parquet``: what kind of init sentence each layer prefers, from ``usage.parquet``."""
     usage = read_parquet(recording / "usage.parquet")
     layer, entry, folds = usage["layer"].to_numpy(), usage["entry"].to_numpy(), matrix(usage["folds"])
-    strata = _divide(recording, info)
     labels = entry_labels(read_parquet(recording / "bank_init.parquet").to_pandas(), strata.token_frequency)
 
     def prefer(number: int) -> pd.DataFrame:
@@ -174,106 +227,66 @@ def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame) -
     write_table(recording / "anomalies.parquet", table.sort_by([(name, "ascending") for name in ANOMALIES.names[:4]]))
 
 
-def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCounts:
-    """Count one layer over all parts.
-
-    Args:
-        recording: its folder.
-        info: its description.
-        axis: number of the layer among ``info.layers``.
-        strata: how tokens are told apart.
-    """
-    n_classes = strata.cells + len(strata.positions) + len(strata.frequencies)
-    counted = LayerCounts(
-        counts=np.zeros((info.knowledge_num, strata.count_columns), np.int32),
-        weights=np.zeros((len(strata.groups), info.knowledge_num, 3)),
-        sums=np.zeros((n_classes, len(SUMS))),
-        shares=np.zeros(SHARE_BINS, np.int64),
-        entropies=np.zeros(SHARE_BINS, np.int64),
-        margins=np.zeros(MARGIN_BINS, np.int64),
-    )
-    prefix = f"l{info.layers[axis]}_"
-    kinds = [kind for kind in info.kinds if kind not in ("head_read", "slot_read")]
-    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", *kinds))]
-    for number, (part, first_row) in enumerate(zip(info.parts, info.first_rows(), strict=True)):
-        table = read_columns(recording, info, part, columns)
-        doc, pos, token, loss = (table[name].to_numpy() for name in columns[:4])
-        indices = matrix(table[prefix + "indices"]).astype(np.uint32)
-        found = {kind: matrix(table[prefix + kind]).astype(np.float32) for kind in kinds}
-        gate, read, margin = found["gate"], found["read"], found["margin"]
-        by_score = found.get("by_score", np.ones_like(gate))  # without a bias, all
-        compared = found.get("read_norm", np.abs(read)), margin, found.get("score_margin", margin), by_score
-        classes = strata.sum_classes(doc, pos, token, first_row)
-        group = strata.group_of(doc)
-        tally(indices, gate, read, group, strata.count_classes(classes, seed=number), counted.counts, counted.weights)
-        histograms = counted.shares, counted.entropies, counted.margins
-        read_tokens(gate, np.abs(read), *compared, loss, classes, counted.sums, *histograms)
-    return counted
-
-
-def token_frequency(recording: Path, info: RecordingInfo) -> np.ndarray:
-    """Occurrences of every token id in a recording, int64 ``[vocab]``."""
-    vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
-    parts = (read_columns(recording, info, part, ["token"])["token"].to_numpy() for part in info.parts)
-    return np.sum([np.bincount(tokens, minlength=vocab) for tokens in parts], axis=0)
-
-
-def _divide(recording: Path, info: RecordingInfo) -> Strata:
-    documents = read_parquet(recording / "documents.parquet").to_pandas()
-    return divide(documents, token_frequency(recording, info), info.window)
-
-
-def _census_of_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata) -> LayerCensus:
-    counted, spread = count_layer(recording, info, axis, strata), strata.jackknife()
-    counts, sums, k = counted.counts, counted.sums, info.selected
-    cells = np.ascontiguousarray(counts[:, : strata.cells].T)
-    own = info.entries_of(info.layers[axis])
+def _count_and_sum_up(
+    recording: Path, info: RecordingInfo, axis: int, strata: Strata
+) -> tuple[CountedLayer, LayerUsage]:
+    counted, spread, layer = count_layer(recording, info, axis, strata), strata.jackknife(), info.layers[axis]
+    cells = np.ascontiguousarray(counted.counts[:, : strata.cells].T)
+    own = info.entries_of(layer)
     by_fold, weights = cells[:, own].reshape(len(strata.groups), strata.folds, -1), counted.weights[:, own]
-    sums_by_fold = sums[: strata.cells].reshape(len(strata.groups), strata.folds, -1)
-    histograms = {
-        "read_share_histogram": counted.shares.tolist(),
-        "gate_entropy_histogram": counted.entropies.tolist(),
-        "margin_histogram": counted.margins.tolist(),
-    }
-    reading = reading_statistics(sums[: strata.cells], k) | reading_errors(sums_by_fold.sum(0), k, spread) | histograms
-    summary = {
-        "layer": info.layers[axis],
-        **evenness(by_fold.sum(0), weights.sum(0), spread, info.distinct),
-        "reading": reading,
-        "profiles": _profiles(counts[own], sums, strata, k),
-    }
-    groups = [
-        {"layer": info.layers[axis], **evenness(by_fold[g], weights[g], strata.jackknife(g), info.distinct)}
-        | {"reading": reading_statistics(sums_by_fold[g], k)}
-        for g in range(len(strata.groups))
-    ]
-    return LayerCensus(summary, groups, cells, counted.weights)
+    sums = counted.sums[: strata.cells].reshape(len(strata.groups), strata.folds, -1)
+    position, frequency, information = _profiles(counted.counts[own], counted.sums, strata, info.selected)
+    summed_up = CountedLayer(
+        layer=layer,
+        evenness=evenness(by_fold.sum(0), weights.sum(0), spread, info.distinct),
+        reading=Reading(
+            **dict(reading_statistics(counted.sums[: strata.cells], info.selected)),
+            **reading_errors(sums.sum(0), info.selected, spread),
+            read_share_histogram=counted.shares.tolist(),
+            gate_entropy_histogram=counted.entropies.tolist(),
+            margin_histogram=counted.margins.tolist(),
+        ),
+        position=position,
+        frequency=frequency,
+        information=information,
+        groups=tuple(
+            GroupLayer(
+                layer=layer,
+                **dict(evenness(by_fold[group], weights[group], strata.jackknife(group), info.distinct)),
+                reading=reading_statistics(sums[group], info.selected),
+            )
+            for group in range(len(strata.groups))
+        ),
+    )
+    return summed_up, LayerUsage(cells, counted.weights)
 
 
-def _profiles(counts: np.ndarray, sums: np.ndarray, strata: Strata, selected: int) -> dict[str, Any]:
+def _profiles(
+    counts: np.ndarray, sums: np.ndarray, strata: Strata, selected: int
+) -> tuple[tuple[ClassProfile, ...], tuple[ClassProfile, ...], dict[str, float]]:
     """Position and frequency profiles, and the information between entry and class beside its level by chance."""
-    found: dict[str, Any] = {"information": {}}
+    profiles, information = {}, {}
     start, offset = strata.cells, len(strata.positions) + len(strata.frequencies)
     for name, classes in (("position", strata.positions), ("frequency", strata.frequencies)):
         here = slice(start, start + len(classes))
         real, shuffled = counts[:, here], counts[:, start + offset : start + offset + len(classes)]
-        found[name] = profile(classes, real, shuffled, sums[here], selected)
-        found["information"][name] = mutual_information(real)
-        found["information"][f"even_{name}"] = mutual_information(shuffled)
+        profiles[name] = profile(classes, real, shuffled, sums[here], selected)
+        information[name] = mutual_information(real)
+        information[f"even_{name}"] = mutual_information(shuffled)
         start += len(classes)
-    return found
+    return profiles["position"], profiles["frequency"], information
 
 
-def _usage_table(layer: int, counted: LayerCensus, strata: Strata) -> dict[str, Any]:
-    folds = counted.cells.reshape(len(strata.groups), strata.folds, -1).sum(0)
-    count, weights = folds.sum(0), counted.weights.sum(0)
+def _usage_table(layer: int, usage: LayerUsage, strata: Strata) -> dict[str, Any]:
+    folds = usage.cells.reshape(len(strata.groups), strata.folds, -1).sum(0)
+    count, weights = folds.sum(0), usage.weights.sum(0)
     used = np.flatnonzero(count)
     return {
         "layer": np.full(len(used), layer, np.uint16),
         "entry": used.astype(np.uint32),
         "count": count[used].astype(np.int64),
-        "gate_sum": weights[used, 0],
-        "read_sum": weights[used, 1],
-        "read_signed_sum": weights[used, 2],
+        "gate_sum": weights[used, Weight.GATE],
+        "read_sum": weights[used, Weight.READ],
+        "read_signed_sum": weights[used, Weight.SIGNED_READ],
         "folds": fixed_lists(folds[:, used].T, pa.uint32()),
     }

@@ -1,45 +1,71 @@
 """The loops over single selections that the census needs, compiled by numba: one pass, no temporary per selection.
 
 Each function works on one layer of one part, adds into arrays that its caller owns and releases the GIL, so layers
-can be counted in parallel threads. docs/reference/metrics.md has plain definitions of
-what they compute, and the tests check them against naive loops.
+can be counted in parallel threads. docs/reference/metrics.md has plain definitions of what they compute, and the
+tests check them against naive loops.
 """
 
+from enum import IntEnum
 from typing import Any, no_type_check
 
 import numpy as np
 from numba import njit
 
+from memscope.recording.census_file import MARGIN_LOWEST
 from memscope.stats.usage import UNREAD_SHARE
 
 SHARE_BINS = 50
 """Equal bins over [0, 1] of the histograms of read shares and of gate entropy / ln K."""
 MARGIN_BINS = 48
-"""Bins of the histogram of margins: half octaves from 2^-16 up, the first also takes all below."""
-MARGIN_LOWEST = -16.0
+"""Bins of the histogram of margins: half octaves from ``2**MARGIN_LOWEST`` up, the first also takes all below."""
 
-SUMS = (
-    "tokens",
-    "heard",
-    "unread",
-    "gate_entropy",
-    "gate_top_share",
-    "read_entropy",
-    "effective_entries_read",
-    "read_top_share",
-    "gate_read_rank_correlation",
-    "gate_attention_rank_correlation",
-    "margin",
-    "margins",
-    "loss",
-    "losses",
-    "unread_by_norm",
-    "score_margin",
-    "by_score",
-)
-"""Columns of the sums that ``read_tokens`` adds to, one row per class of tokens: numbers of tokens and of tokens that
-read anything, of unread selections, sums over the tokens that read anything, sum and number of margins and losses, of
-unread selections by norm, sum of margins in raw scores, number of selections that raw scores alone would have made."""
+
+class Sum(IntEnum):
+    """Columns of the sums that ``read_tokens`` adds to, one row per class of tokens."""
+
+    TOKENS = 0
+    """Number of tokens."""
+    READERS = 1
+    """Number of tokens that read anything."""
+    UNREAD = 2
+    """Unread selections."""
+    GATE_ENTROPY = 3
+    """Summed over the tokens that read anything, as all up to ``GATE_ATTENTION_RANK_CORRELATION``."""
+    GATE_TOP_SHARE = 4
+    READ_ENTROPY = 5
+    EFFECTIVE_ENTRIES_READ = 6
+    READ_TOP_SHARE = 7
+    GATE_READ_RANK_CORRELATION = 8
+    GATE_ATTENTION_RANK_CORRELATION = 9
+    MARGIN = 10
+    """Sum of selection margins."""
+    MARGINS = 11
+    """Number of selection margins."""
+    LOSS = 12
+    """Sum of losses."""
+    LOSSES = 13
+    """Number of losses."""
+    UNREAD_BY_NORM = 14
+    """Unread selections by the norm over read heads."""
+    SCORE_MARGIN = 15
+    """Sum of margins in raw scores."""
+    BY_SCORE = 16
+    """Selections that raw scores alone would have made."""
+
+
+class Weight(IntEnum):
+    """Columns of the weights that ``tally`` adds to, one row per entry."""
+
+    GATE = 0
+    """Sum of gate scores."""
+    READ = 1
+    """Sum of absolute read weights."""
+    SIGNED_READ = 2
+    """Sum of read weights."""
+
+
+N_SUMS = len(Sum)
+N_WEIGHTS = len(Weight)
 
 
 @njit(nogil=True, cache=True)
@@ -54,14 +80,14 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
         group: document group of every token, int64 ``[token]``.
         classes: columns of ``counts`` that a token belongs to, int64 ``[token, class kind]``.
         counts: selections, int32 ``[N, column]``, added to.
-        weights: summed gate scores, absolute read weights and read weights, float64 ``[group, N, 3]``, added to.
+        weights: summed gate scores, absolute read weights and read weights, float64 ``[group, N, Weight]``, added to.
     """
     for t in range(indices.shape[0]):
         for k in range(indices.shape[1]):
             entry = indices[t, k]
-            weights[group[t], entry, 0] += gate[t, k]
-            weights[group[t], entry, 1] += abs(read[t, k])
-            weights[group[t], entry, 2] += read[t, k]
+            weights[group[t], entry, Weight.GATE] += gate[t, k]
+            weights[group[t], entry, Weight.READ] += abs(read[t, k])
+            weights[group[t], entry, Weight.SIGNED_READ] += read[t, k]
             for c in range(classes.shape[1]):
                 counts[entry, classes[t, c]] += 1
 
@@ -93,18 +119,20 @@ def read_tokens(
         by_score: 1 where raw scores alone would have made the selection, else 0, float32 ``[token, K]``.
         loss: float32 ``[token]``, NaN where nothing is predicted.
         classes: rows of ``sums`` that a token belongs to, int64 ``[token, class kind]``.
-        sums: float64 ``[class, len(SUMS)]``, added to.
+        sums: float64 ``[class, Sum]``, added to.
         shares: histogram of read shares over selections, int64 ``[SHARE_BINS]``, added to.
         entropies: histogram of gate entropy / ln K over tokens, int64 ``[SHARE_BINS]``, added to.
         margins: histogram of margins, int64 ``[MARGIN_BINS]``, added to.
     """
     k = gate.shape[1]
-    values = np.zeros(len(SUMS))
+    token = np.zeros(N_SUMS)
     attention = np.zeros(k)
-    ranks = np.zeros((3, k))
+    gate_ranks = np.zeros(k)
+    read_ranks = np.zeros(k)
+    attention_ranks = np.zeros(k)
     for t in range(gate.shape[0]):
-        values[:] = 0
-        values[0] = 1
+        token[:] = 0
+        token[Sum.TOKENS] = 1
         total_gate = 0.0
         total_read = 0.0
         total_norm = 0.0
@@ -112,7 +140,7 @@ def read_tokens(
             total_gate += gate[t, i]
             total_read += read[t, i]
             total_norm += norm[t, i]
-            values[16] += by_score[t, i]
+            token[Sum.BY_SCORE] += by_score[t, i]
         gate_entropy = 0.0
         gate_top = 0.0
         if total_gate > 0:
@@ -129,38 +157,38 @@ def read_tokens(
             if share > 0:
                 read_entropy -= share * np.log(share)
             if share < UNREAD_SHARE:
-                values[2] += 1
+                token[Sum.UNREAD] += 1
             if total_norm == 0 or norm[t, i] / total_norm < UNREAD_SHARE:
-                values[14] += 1
+                token[Sum.UNREAD_BY_NORM] += 1
             shares[min(int(share * SHARE_BINS), SHARE_BINS - 1)] += 1
             attention[i] = read[t, i] / gate[t, i] if gate[t, i] > 0 else 0.0
         if total_read > 0:
-            values[1] = 1
-            values[3] = gate_entropy
-            values[4] = gate_top
-            values[5] = read_entropy
-            values[6] = np.exp(read_entropy)
-            values[7] = read_top
-            _rank(gate[t], ranks[0])
-            _rank(read[t], ranks[1])
-            _rank(attention, ranks[2])
-            values[8] = _correlation(ranks[0], ranks[1])
-            values[9] = _correlation(ranks[0], ranks[2])
+            token[Sum.READERS] = 1
+            token[Sum.GATE_ENTROPY] = gate_entropy
+            token[Sum.GATE_TOP_SHARE] = gate_top
+            token[Sum.READ_ENTROPY] = read_entropy
+            token[Sum.EFFECTIVE_ENTRIES_READ] = np.exp(read_entropy)
+            token[Sum.READ_TOP_SHARE] = read_top
+            _rank(gate[t], gate_ranks)
+            _rank(read[t], read_ranks)
+            _rank(attention, attention_ranks)
+            token[Sum.GATE_READ_RANK_CORRELATION] = _correlation(gate_ranks, read_ranks)
+            token[Sum.GATE_ATTENTION_RANK_CORRELATION] = _correlation(gate_ranks, attention_ranks)
             if k > 1:
                 entropies[min(int(gate_entropy / np.log(k) * SHARE_BINS), SHARE_BINS - 1)] += 1
         for h in range(margin.shape[1]):
             if not np.isnan(margin[t, h]):
-                values[10] += margin[t, h]
-                values[11] += 1
-                values[15] += score_margin[t, h]
+                token[Sum.MARGIN] += margin[t, h]
+                token[Sum.MARGINS] += 1
+                token[Sum.SCORE_MARGIN] += score_margin[t, h]
                 octave = np.log2(max(margin[t, h], 1e-30))
                 margins[min(max(int((octave - MARGIN_LOWEST) * 2), 0), MARGIN_BINS - 1)] += 1
         if not np.isnan(loss[t]):
-            values[12] = loss[t]
-            values[13] = 1
+            token[Sum.LOSS] = loss[t]
+            token[Sum.LOSSES] = 1
         for c in range(classes.shape[1]):
-            for v in range(len(values)):
-                sums[classes[t, c], v] += values[v]
+            for column in range(N_SUMS):
+                sums[classes[t, c], column] += token[column]
 
 
 @njit(nogil=True, cache=True)

@@ -5,12 +5,17 @@ out are numbers one can trust: that is where standard errors and intervals come 
 """
 
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from memscope.base.parquet import read_parquet
+from memscope.recording.info import RecordingInfo
+from memscope.recording.part_reader import read_columns
 from memscope.stats.jackknife import Jackknife
+from memscope.text.tokenizer import Tokenizer
 
 FOLDS = 20
 MAX_GROUPS = 16
@@ -145,6 +150,19 @@ def divide(documents: pd.DataFrame, token_frequency: np.ndarray, window: int) ->
         cell_squares=cells[1].reshape(len(names), folds),
         longest=float(rows.max(initial=0) / max(rows.sum(), 1)),
     )
+
+
+def token_frequency(recording: Path, info: RecordingInfo) -> np.ndarray:
+    """Occurrences of every token id in a recording, int64 ``[vocab]``."""
+    vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
+    parts = (read_columns(recording, info, part, ["token"])["token"].to_numpy() for part in info.parts)
+    return np.sum([np.bincount(tokens, minlength=vocab) for tokens in parts], axis=0)
+
+
+def divide_recording(recording: Path, info: RecordingInfo) -> Strata:
+    """The strata of a recording, from its documents and the frequencies of its tokens."""
+    documents = read_parquet(recording / "documents.parquet").to_pandas()
+    return divide(documents, token_frequency(recording, info), info.window)
 
 
 def _octave(octave: int, window: int) -> TokenClass:

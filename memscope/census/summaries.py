@@ -1,74 +1,81 @@
-"""From counts to the plain numbers of ``census.json``: evenness, reading, profiles, overlap. Pure functions."""
+"""From counts to the numbers of ``census.json``: evenness, reading, profiles, overlap. Pure functions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.linalg import block_diag
 from scipy.stats import rankdata
 
-from memscope.census.kernels import SUMS
+from memscope.census.kernels import Sum, Weight
 from memscope.census.strata import TokenClass
+from memscope.recording.census_file import ClassProfile, Evenness, Overlap, TokenMeans, Weightings
 from memscope.stats.jackknife import Jackknife
 from memscope.stats.stability import jensen_shannon
 from memscope.stats.usage import jackknife_errors, usage_metrics
 
-WEIGHTINGS = ("by_count", "by_gate_score", "by_read_weight")
-_PER_HEARD = SUMS[3:10]  # means over the tokens that read anything
-_TOKENS, _HEARD, _UNREAD = 0, 1, 2
-_MARGIN, _MARGINS, _LOSS, _LOSSES = 10, 11, 12, 13
-_UNREAD_BY_NORM, _SCORE_MARGIN, _BY_SCORE = 14, 15, 16
+_MEANS_OF_READERS = (
+    Sum.GATE_ENTROPY,
+    Sum.GATE_TOP_SHARE,
+    Sum.READ_ENTROPY,
+    Sum.EFFECTIVE_ENTRIES_READ,
+    Sum.READ_TOP_SHARE,
+    Sum.GATE_READ_RANK_CORRELATION,
+    Sum.GATE_ATTENTION_RANK_CORRELATION,
+)
+"""Sums that become a mean over the tokens that read anything, each a field of ``TokenMeans`` in small letters."""
 
 
-def evenness(
-    folds: np.ndarray, weights: np.ndarray, spread: Jackknife, distinct: int, groups: int = 1
-) -> dict[str, dict[str, Any]]:
+def evenness(folds: np.ndarray, weights: np.ndarray, spread: Jackknife, distinct: int, groups: int = 1) -> Weightings:
     """Metrics of usage under every weighting, those by count with standard errors.
 
     Args:
         folds: selections per fold and entry, ``[fold, N]``.
-        weights: summed gate scores and absolute read weights, the first columns of ``[N, weight]``.
+        weights: ``kernels.Weight`` of every entry, ``[N, Weight]``.
         spread: of the folds.
         distinct: entries that a gate head selects for a token, all different.
         groups: equal parts of the bank, each for as many layers.
     """
     counts = folds.sum(0, dtype=np.int64)
     d = int(counts.sum())
-    columns = (counts, weights[:, 0], weights[:, 1])
-    metrics = {
-        name: usage_metrics(usage, d, distinct, groups).as_dict()
-        for name, usage in zip(WEIGHTINGS, columns, strict=True)
-    }
-    return {**metrics, "by_count": metrics["by_count"] | _plain(jackknife_errors(folds, spread))}
+    by_count, by_gate_score, by_read_weight = (
+        dict(usage_metrics(usage, d, distinct, groups))
+        for usage in (counts, weights[:, Weight.GATE], weights[:, Weight.READ])
+    )
+    return Weightings(
+        by_count=Evenness(**by_count, **_plain(jackknife_errors(folds, spread))),
+        by_gate_score=Evenness(**by_gate_score),
+        by_read_weight=Evenness(**by_read_weight),
+    )
 
 
-def reading_statistics(sums: np.ndarray, selected: int) -> dict[str, Any]:
+def reading_statistics(sums: np.ndarray, selected: int) -> TokenMeans:
     """How tokens weigh what they selected.
 
     Args:
-        sums: ``kernels.SUMS`` per class of tokens, ``[class, sum]``; classes are added up.
+        sums: ``kernels.Sum`` per class of tokens, ``[class, Sum]``; classes are added up.
         selected: selections per token (K).
     """
     total = sums.sum(0)
-    tokens, heard = max(total[_TOKENS], 1), max(total[_HEARD], 1)
-    return {name: float(total[SUMS.index(name)] / heard) for name in _PER_HEARD} | _plain(
-        {
-            "unread_share": total[_UNREAD] / (tokens * selected),
-            "unread_share_by_norm": total[_UNREAD_BY_NORM] / (tokens * selected),
-            "silent_tokens": 1 - total[_HEARD] / tokens,
-            "margin": total[_MARGIN] / total[_MARGINS] if total[_MARGINS] else float("nan"),
-            "score_margin": total[_SCORE_MARGIN] / total[_MARGINS] if total[_MARGINS] else float("nan"),
-            "by_score_share": total[_BY_SCORE] / (tokens * selected),
-            "loss": total[_LOSS] / total[_LOSSES] if total[_LOSSES] else float("nan"),
-        }
-    )
+    tokens, readers = max(total[Sum.TOKENS], 1), max(total[Sum.READERS], 1)
+    margins, losses = (total[count] or float("nan") for count in (Sum.MARGINS, Sum.LOSSES))  # a mean of none is NaN
+    of_readers = {column.name.lower(): float(total[column] / readers) for column in _MEANS_OF_READERS}
+    of_all = {
+        "unread_share": total[Sum.UNREAD] / (tokens * selected),
+        "unread_share_by_norm": total[Sum.UNREAD_BY_NORM] / (tokens * selected),
+        "silent_tokens": 1 - total[Sum.READERS] / tokens,
+        "margin": total[Sum.MARGIN] / margins,
+        "score_margin": total[Sum.SCORE_MARGIN] / margins,
+        "by_score_share": total[Sum.BY_SCORE] / (tokens * selected),
+        "loss": total[Sum.LOSS] / losses,
+    }
+    return TokenMeans.model_validate(of_readers | _plain(of_all))
 
 
 def reading_errors(cells: np.ndarray, selected: int, spread: Jackknife) -> dict[str, float | None]:
     """Standard errors ``{name}_se`` of ``reading_statistics`` by leaving out one fold after the other.
 
     Args:
-        cells: ``kernels.SUMS`` per fold, ``[fold, sum]``.
+        cells: ``kernels.Sum`` per fold, ``[fold, Sum]``.
         selected: selections per token (K).
         spread: of the folds.
     """
@@ -76,14 +83,14 @@ def reading_errors(cells: np.ndarray, selected: int, spread: Jackknife) -> dict[
         return {}
     whole = reading_statistics(cells, selected)
     without = [reading_statistics(sums[None], selected) for sums in spread.without(cells)]
-    value, *left = ([np.nan if one[name] is None else one[name] for name in whole] for one in (whole, *without))
+    value, *left = ([np.nan if mean is None else mean for _, mean in means] for means in (whole, *without))
     errors = spread.errors(np.array(value), np.array(left))
-    return _plain({f"{name}_se": error for name, error in zip(whole, errors, strict=True)})
+    return _plain({f"{name}_se": error for (name, _), error in zip(whole, errors, strict=True)})
 
 
 def profile(
     classes: Sequence[TokenClass], counts: np.ndarray, shuffled: np.ndarray, sums: np.ndarray, selected: int
-) -> list[dict[str, Any]]:
+) -> tuple[ClassProfile, ...]:
     """One row per class of tokens: what the gate does there, and how far its choice differs from the whole layer's.
 
     ``divergence`` is KL(entries of the class || entries of the layer) in nats; ``even_divergence`` the same for as
@@ -93,27 +100,24 @@ def profile(
         classes: their names.
         counts: selections per entry and class, ``[N, class]``.
         shuffled: the same with tokens shuffled between classes.
-        sums: ``kernels.SUMS`` per class, ``[class, sum]``.
+        sums: ``kernels.Sum`` per class, ``[class, Sum]``.
         selected: selections per token (K).
     """
     layer = counts.sum(1, dtype=np.int64)
-    rows = []
-    for number, one in enumerate(classes):
-        if sums[number, _TOKENS] == 0:
-            continue
-        rows.append(
-            {
-                "label": one.label,
-                "low": one.low,
-                "high": one.high,
-                "tokens": int(sums[number, _TOKENS]),
-                "coverage": float((counts[:, number] > 0).mean()),
-                "divergence": _divergence(counts[:, number], layer),
-                "even_divergence": _divergence(shuffled[:, number], layer),
-                **reading_statistics(sums[number : number + 1], selected),
-            }
+    return tuple(
+        ClassProfile(
+            label=one.label,
+            low=one.low,
+            high=one.high,
+            tokens=int(sums[number, Sum.TOKENS]),
+            coverage=float((counts[:, number] > 0).mean()),
+            divergence=_divergence(counts[:, number], layer),
+            even_divergence=_divergence(shuffled[:, number], layer),
+            **dict(reading_statistics(sums[number : number + 1], selected)),
         )
-    return rows
+        for number, one in enumerate(classes)
+        if sums[number, Sum.TOKENS]
+    )
 
 
 def mutual_information(counts: np.ndarray) -> float:
@@ -128,7 +132,7 @@ def mutual_information(counts: np.ndarray) -> float:
     return information / total
 
 
-def layer_overlap(usage: np.ndarray, groups: int = 1) -> dict[str, list[list[float]]]:
+def layer_overlap(usage: np.ndarray, groups: int = 1) -> Overlap:
     """How alike the layers use the bank: matrices ``[layer, layer]``.
 
     ``jaccard`` of the sets of used entries, ``even_jaccard`` of independent random sets of the same sizes,
@@ -144,7 +148,9 @@ def layer_overlap(usage: np.ndarray, groups: int = 1) -> dict[str, list[list[flo
     apart = {"jensen_shannon": np.log(2)}
     within = block_diag(*(np.ones((len(part), len(part)), bool) for part in np.split(usage, groups)))
     joined = {name: block_diag(*(block[name] for block in blocks)) for name in blocks[0]}
-    return {name: np.where(within, values, apart.get(name, 0.0)).tolist() for name, values in joined.items()}
+    return Overlap.model_validate(
+        {name: np.where(within, values, apart.get(name, 0.0)).tolist() for name, values in joined.items()}
+    )
 
 
 def _overlap(usage: np.ndarray) -> dict[str, np.ndarray]:
@@ -171,6 +177,6 @@ def _divergence(part: np.ndarray, whole: np.ndarray) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-def _plain(values: dict[str, Any]) -> dict[str, float | None]:
+def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: None if np.isnan(value) else float(value) for name, value in values.items()}

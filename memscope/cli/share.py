@@ -38,7 +38,7 @@ def report(
         second = None if against is None else Recording(against)
         with one_writer(out):
             if second is None:
-                from memscope.report.gate_bias import write_report
+                from memscope.report.gate_bias.write import write_report
 
                 written = write_report(opened, out)
             else:

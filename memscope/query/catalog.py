@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-from memscope.base.files import read_json
 from memscope.query.recording import Recording
-from memscope.recording.aggregates import check_census
-from memscope.recording.info import AGGREGATES, INFO, RecordingInfo, read_info
+from memscope.recording.census_file import read_census
+from memscope.recording.info import AGGREGATES, INFO, read_info
 
 RECORDINGS = "MEMSCOPE_RECORDINGS"
 """Environment variable with what the app opens: a recording, or a folder of recordings."""
@@ -39,9 +38,7 @@ def open_recording(path: Path, root: Path) -> Recording:
         InputError: it cannot be used (see ``Recording``), or links lead out of ``root``.
     """
     check_inside(path, root)
-    recording = Recording(path)
-    _ = recording.census
-    return recording
+    return Recording(path)
 
 
 def check_inside(path: Path, root: Path) -> None:
@@ -65,7 +62,7 @@ def trouble(path: Path, root: Path) -> str | None:
             return "unfinished: run the same command again"
         if missing := [name for name in AGGREGATES if not (path / name).is_file()]:
             return f"{missing[0]}: missing; record again"
-        _loss(path, info)
+        read_census(path, info)
     except InputError as error:
         return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")
     except OSError as error:  # without permission, say
@@ -114,7 +111,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     wrong = trouble(path, root)
     try:
         info = read_info(path)
-        loss = None if wrong else _loss(path, info)
+        loss = None if wrong else read_census(path, info).loss
     except (InputError, OSError):
         return {"state": wrong}
     return {
@@ -128,7 +125,3 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         "map": (path / "map.parquet").is_file(),
         "state": wrong or "whole",
     }
-
-
-def _loss(path: Path, info: RecordingInfo) -> float:
-    return float(check_census(path / "census.json", read_json(path / "census.json"), info)["loss"])

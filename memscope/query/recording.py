@@ -16,14 +16,12 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-from memscope.base.files import read_json
 from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
 from memscope.query.tables import RecordingTables
-from memscope.recording.aggregates import check_census
 from memscope.recording.part_reader import SelectionReader, read_rows
 from memscope.recording.parts import whole_tokens
 from memscope.recording.token_table import Trace, make_trace
@@ -39,12 +37,6 @@ class Recording(RecordingTables):
     Raises:
         InputError: not a recording, or one that is not finished.
     """
-
-    @cached_property
-    def census(self) -> dict[str, Any]:
-        """``census.json``: metrics per layer and over all layers."""
-        path = self.path / "census.json"
-        return check_census(path, read_json(path), self.info)
 
     @cached_property
     def run_summary(self) -> dict[str, Any]:
@@ -68,7 +60,8 @@ class Recording(RecordingTables):
         Args:
             weighting: ``by_count``, ``by_gate_score`` or ``by_read_weight``.
         """
-        return pd.DataFrame([{"layer": layer["layer"], **layer[weighting]} for layer in self.census["layers"]])
+        rows = [(layer.layer, getattr(layer, weighting)) for layer in self.census.layers]
+        return pd.DataFrame([{"layer": number, **evenness.model_dump(exclude_unset=True)} for number, evenness in rows])
 
     def evenness(self, weighting: str = "by_count") -> pd.DataFrame:
         """``layer_metrics`` and ``by_score_share``: how many selections raw scores alone would have made."""
@@ -77,7 +70,8 @@ class Recording(RecordingTables):
 
     def reading_metrics(self) -> pd.DataFrame:
         """How gate and attention weigh what was selected, one row per layer."""
-        return pd.DataFrame([{"layer": layer["layer"], **layer["reading"]} for layer in self.census["layers"]])
+        rows = [(layer.layer, layer.reading) for layer in self.census.layers]
+        return pd.DataFrame([{"layer": number, **reading.model_dump(exclude_unset=True)} for number, reading in rows])
 
     def usage(self, weighting: str = "by_count") -> np.ndarray:
         """Usage of every entry under a weighting of ``layer_metrics``, ``[layer, N]``: int64 counts or float64 sums.

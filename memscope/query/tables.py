@@ -1,4 +1,4 @@
-"""The tables of a recording: opened, checked, and looked up by entry or by SQL. What is asked of them stands above.
+"""The tables and the census of a recording: opened, checked, looked up by entry or by SQL.
 
 ``entry_cards.py`` answers about single entries from these tables, ``recording.py`` about everything.
 """
@@ -15,6 +15,7 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.recording.aggregates import check_recording
+from memscope.recording.census_file import Census, read_census
 from memscope.recording.info import RecordingInfo, read_info
 from memscope.recording.lookup import EntryTable
 from memscope.recording.part_reader import read_columns
@@ -26,10 +27,10 @@ _VIEWS["anomalies"] = "anomalies"
 
 
 class RecordingTables:
-    """The tables of a finished recording, read-only.
+    """The tables and the census of a finished recording, read-only.
 
     Raises:
-        InputError: not a recording, or one that is not finished.
+        InputError: not a recording, one that is not finished, or one with a damaged file.
     """
 
     def __init__(self, path: Path | str):
@@ -43,10 +44,16 @@ class RecordingTables:
         self._tables: dict[str, EntryTable] = {}
         self._db = duckdb.connect()
         check_recording(path, self.info)
+        self._census = read_census(path, self.info)
         for view, file in _VIEWS.items():
             source = path / f"{file}.parquet"
             quoted = glob.escape(str(source)).replace("'", "''")  # DuckDB reads [ and * in a path as a pattern
             self._run(self._db, f"CREATE VIEW {view} AS SELECT * FROM read_parquet('{quoted}')", [])
+
+    @property
+    def census(self) -> Census:
+        """``census.json``: metrics per layer and over all layers, as they were when the recording was opened."""
+        return self._census
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -5,7 +5,6 @@
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +33,6 @@ COLUMNS = {
     "slot_drift:[number]",
 }
 """Columns and kinds of values of every Parquet file beside the parts; brackets are lists."""
-CENSUS = ("tokens", "loss", "folds", "all_layers", "overlap", "layers", "groups")
-CENSUS_LAYER = ("layer", "by_count", "by_gate_score", "by_read_weight", "reading", "profiles")
 
 
 def list_files(recording: Path, info: RecordingInfo) -> RecordingInfo:
@@ -44,7 +41,7 @@ def list_files(recording: Path, info: RecordingInfo) -> RecordingInfo:
 
 
 def check_recording(recording: Path, info: RecordingInfo) -> None:
-    """All checks of this module, but for ``check_census``, which needs the parsed file.
+    """All checks of this module; ``census_file.read_census`` checks what it reads.
 
     Raises:
         InputError: a file is missing, damaged, or not of this recording.
@@ -97,25 +94,6 @@ def check_tables(recording: Path, names: list[str] | None = None) -> None:
             kind_there = schema.field(number).type if number >= 0 else "not there"
             if number < 0 or not _is(schema.field(number).type, kind):
                 raise InputError(f"{path}: column {title} is {kind_there}, expected {kind}; record again")
-
-
-def check_census(path: Path, census: Any, info: RecordingInfo) -> dict[str, Any]:
-    """The content of ``census.json``, if it has what every reader expects.
-
-    Raises:
-        InputError: a part of it is not there, or it is of other layers.
-    """
-    if not isinstance(census, dict):
-        raise InputError(f"{path}: not a census; record again")
-    layers = census.get("layers")
-    rows = layers if isinstance(layers, list) and all(isinstance(layer, dict) for layer in layers) else []
-    missing = [name for name in CENSUS if name not in census]
-    missing += [f"layers.{name}" for name in CENSUS_LAYER if any(name not in layer for layer in rows)]
-    if missing:
-        raise InputError(f"{path}: '{missing[0]}' is not there; record again")
-    if [layer["layer"] for layer in rows] != list(info.layers):
-        raise InputError(f"{path}: is not about the layers that {INFO} names; record again")
-    return census
 
 
 def _check_documents(path: Path, info: RecordingInfo) -> None:

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import jinja2
 import matplotlib
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from memscope.base.files import atomic_path, make_folder, write_text
+from memscope.base.files import atomic_path, make_folder, write_csv, write_text
 from memscope.base.printable import one_line, printable
 from memscope.report.findings import Finding
 
@@ -151,6 +153,15 @@ def write_document(document: Document, out: Path, name: str) -> Iterator[Path]:
         path = out / f"{name}.{ending}"
         write_text(path, _environment().get_template(template).render(doc=document, images=drawn, written=written))
         yield path
+
+
+def write_table(path: Path, frame: pd.DataFrame) -> Iterator[Path]:
+    """Write a table as ``<path>.csv`` and ``<path>.parquet``."""
+    write_csv(path.with_suffix(".csv"), frame)
+    yield path.with_suffix(".csv")
+    with atomic_path(path.with_suffix(".parquet")) as temporary:
+        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), temporary, compression="zstd")
+    yield path.with_suffix(".parquet")
 
 
 def escape_markdown(text: str) -> str:

@@ -1,11 +1,15 @@
 """What a first look at a recording should tell: flags in words, an entry that shows what entries are."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE, KINDS, find_anomalies
+
+LEAST_DRIFT = 0.001
+"""Used entries with a smaller median drift hardly moved."""
 
 
 class Flag(NamedTuple):
@@ -16,92 +20,133 @@ class Flag(NamedTuple):
     text: str
 
 
+class Measure(NamedTuple):
+    """A number on the health of a memory, worse when larger, and the sentence that says it."""
+
+    value: float
+    text: str
+
+
+class Check(NamedTuple):
+    """A measure, and from where on it is to be watched or bad."""
+
+    measure: Callable[[Recording], Measure | None]
+    """None where there is nothing to measure."""
+    watch: float
+    bad: float = float("inf")
+
+
 def health(recording: Recording) -> list[Flag]:
     """What a glance should tell: dead entries, concentration, unread selections, silence, drift, wasted entries."""
-    info, layers, reading = recording.info, recording.layer_metrics(), recording.reading_metrics()
-    d = info.rows * info.selected
-    n = info.group_size  # entries that a layer can select
-    flags = []
+    measured = [(check, check.measure(recording)) for check in CHECKS]
+    return [Flag(_level(measure.value, check), measure.text) for check, measure in measured if measure is not None]
+
+
+def _level(value: float, check: Check) -> str:
+    return "bad" if value >= check.bad else "watch" if value >= check.watch else "good"
+
+
+def _dead_in_a_layer(recording: Recording) -> Measure:
+    layers, info = recording.layer_metrics(), recording.info
     worst = layers.loc[layers["dead"].idxmax()]
-    dead, even = worst["dead"] / n, 1 - worst["even_coverage"]
-    flags.append(
-        Flag(
-            _level(dead - even, 0.1, 0.5),
-            f"{short_percent(dead)} of entries never selected in layer {int(worst['layer'])} over {short_number(d)} "
-            f"selections; even selection would leave {short_percent(even)}.",
-        )
+    dead, even = worst["dead"] / info.group_size, 1 - worst["even_coverage"]
+    return Measure(
+        dead - even,
+        f"{short_percent(dead)} of entries never selected in layer {int(worst['layer'])} over "
+        f"{short_number(info.rows * info.selected)} selections; even selection would leave {short_percent(even)}.",
     )
-    everywhere = recording.census["all_layers"]["by_count"]
-    unused = everywhere["dead"] / everywhere["entries"]
-    flags.append(
-        Flag(
-            _level(unused - (1 - everywhere["even_coverage"]), 0.1, 0.5),
-            f"{short_percent(unused)} of the bank is selected by no layer at all over "
-            f"{short_number(d * len(info.layers))} selections; even selection would leave "
-            f"{short_percent(1 - everywhere['even_coverage'])}.",
-        )
+
+
+def _dead_in_all_layers(recording: Recording) -> Measure:
+    everywhere = recording.census.all_layers.by_count
+    dead, even = everywhere.dead / everywhere.entries, 1 - everywhere.even_coverage
+    return Measure(
+        dead - even,
+        f"{short_percent(dead)} of the bank is selected by no layer at all over "
+        f"{short_number(everywhere.selections)} selections; even selection would leave {short_percent(even)}.",
     )
+
+
+def _concentration(recording: Recording) -> Measure:
+    layers, info = recording.layer_metrics(), recording.info
     narrow = layers.loc[layers["top50"].idxmin()]
-    flags.append(
-        Flag(
-            _level(0.5 - narrow["top50"] / n, 0.35, 0.48),
-            f"Half of layer {int(narrow['layer'])}'s {short_number(d)} selections go to {int(narrow['top50']):,} of "
-            f"{n:,} entries ({short_percent(narrow['top50'] / n)}); the busiest one takes "
-            f"{narrow['max_violation'] + 1:,.0f} times the even share.",
-        )
+    share = narrow["top50"] / info.group_size
+    return Measure(
+        0.5 - share,
+        f"Half of layer {int(narrow['layer'])}'s {short_number(info.rows * info.selected)} selections go to "
+        f"{int(narrow['top50']):,} of {info.group_size:,} entries ({short_percent(share)}); the busiest one takes "
+        f"{narrow['max_violation'] + 1:,.0f} times the even share.",
     )
-    unread = reading.loc[reading["unread_share"].idxmax()]
-    flags.append(
-        Flag(
-            _level(unread["unread_share"], 0.2, 0.5),
-            f"{short_percent(unread['unread_share'])} of layer {int(unread['layer'])}'s selections stay unread, below "
-            f"1% of their token's read ({short_percent(unread['unread_share_by_norm'])} by norm over read heads); a "
-            f"token effectively reads {unread['effective_entries_read']:.1f} of {info.selected}.",
-        )
+
+
+def _unread(recording: Recording) -> Measure:
+    reading = recording.reading_metrics()
+    worst = reading.loc[reading["unread_share"].idxmax()]
+    return Measure(
+        worst["unread_share"],
+        f"{short_percent(worst['unread_share'])} of layer {int(worst['layer'])}'s selections stay unread, below "
+        f"1% of their token's read ({short_percent(worst['unread_share_by_norm'])} by norm over read heads); a "
+        f"token effectively reads {worst['effective_entries_read']:.1f} of {recording.info.selected}.",
     )
-    if info.selection_bias:
-        least = reading.loc[reading["by_score_share"].idxmin()]
-        flags.append(
-            Flag(
-                _level(1 - least["by_score_share"], 0.5, 1.1),
-                f"Scores alone would have made {short_percent(least['by_score_share'])} of layer "
-                f"{int(least['layer'])}'s {short_number(d)} selections; the selection bias made the others.",
-            )
-        )
-    silent = reading.loc[reading["silent_tokens"].idxmax()]
-    flags.append(
-        Flag(
-            _level(silent["silent_tokens"], 0.01, 0.2),
-            f"{short_percent(silent['silent_tokens'])} of {info.rows:,} tokens read nothing in layer "
-            f"{int(silent['layer'])}."
-            if silent["silent_tokens"] > 0
-            else f"Each of {info.rows:,} tokens reads something in every layer.",
-        )
+
+
+def _selection_bias(recording: Recording) -> Measure | None:
+    reading, info = recording.reading_metrics(), recording.info
+    if not info.selection_bias:
+        return None
+    least = reading.loc[reading["by_score_share"].idxmin()]
+    return Measure(
+        1 - least["by_score_share"],
+        f"Scores alone would have made {short_percent(least['by_score_share'])} of layer {int(least['layer'])}'s "
+        f"{short_number(info.rows * info.selected)} selections; the selection bias made the others.",
     )
+
+
+def _silence(recording: Recording) -> Measure:
+    reading, tokens = recording.reading_metrics(), recording.info.rows
+    worst = reading.loc[reading["silent_tokens"].idxmax()]
+    share = worst["silent_tokens"]
+    if share > 0:
+        text = f"{short_percent(share)} of {tokens:,} tokens read nothing in layer {int(worst['layer'])}."
+    else:
+        text = f"Each of {tokens:,} tokens reads something in every layer."
+    return Measure(share, text)
+
+
+def _stillness(recording: Recording) -> Measure:
+    """1 where used entries hardly moved, or where none is used; else 0."""
     drift = recording.drift_summary()
-    flags.append(
-        Flag(
-            "good" if drift["median_used"] > 0.001 else "watch",
-            f"Used entries moved by a median of {drift['median_used']:.3f} (1 - cosine)"
-            + ("." if np.isnan(drift["median_unused"]) else f", unused ones by {drift['median_unused']:.3f}.")
-            + (
-                ""
-                if np.isnan(drift["kept"])
-                else f" {drift['kept']:.0%} of what they decode to is still their sentence."
-            ),
-        )
-    )
-    return [*flags, _anomalies(recording)]
+    text = f"Used entries moved by a median of {drift['median_used']:.3f} (1 - cosine)"
+    text += "." if np.isnan(drift["median_unused"]) else f", unused ones by {drift['median_unused']:.3f}."
+    if not np.isnan(drift["kept"]):
+        text += f" {drift['kept']:.0%} of what they decode to is still their sentence."
+    return Measure(0.0 if drift["median_used"] > LEAST_DRIFT else 1.0, text)
 
 
-def _anomalies(recording: Recording) -> Flag:
+def _faults(recording: Recording) -> Measure:
     """How many faults stand out; that an entry answers one token or class, say, is no fault."""
     kinds = find_anomalies(recording)["kind"].value_counts()
-    faults = [f"{kinds[name]:,} {kind.fault}" for name, kind in KINDS.items() if kind.fault and name in kinds]
+    faults = {name: kinds[name] for name, kind in KINDS.items() if kind.fault and name in kinds}
     rate = f"The chance of a false one is {ERROR_RATE:.0%}"
     if not faults:
-        return Flag("good", f"No entry or layer stands out as a fault. {rate} in all.")
-    return Flag("watch", f"Faults that stand out: {', '.join(faults)}. {rate} in all; Gate bias, Anomalies lists them.")
+        return Measure(0.0, f"No entry or layer stands out as a fault. {rate} in all.")
+    named = ", ".join(f"{count:,} {KINDS[name].fault}" for name, count in faults.items())
+    return Measure(
+        float(sum(faults.values())), f"Faults that stand out: {named}. {rate} in all; Gate bias, Anomalies lists them."
+    )
+
+
+CHECKS = (
+    Check(_dead_in_a_layer, watch=0.1, bad=0.5),
+    Check(_dead_in_all_layers, watch=0.1, bad=0.5),
+    Check(_concentration, watch=0.35, bad=0.48),
+    Check(_unread, watch=0.2, bad=0.5),
+    Check(_selection_bias, watch=0.5),
+    Check(_silence, watch=0.01, bad=0.2),
+    Check(_stillness, watch=1.0),
+    Check(_faults, watch=1.0),
+)
+"""Every check in the order in which they are shown."""
 
 
 def telling_entry(recording: Recording) -> tuple[int, int] | None:
@@ -137,7 +182,3 @@ def short_number(number: int) -> str:
         if number >= 10 * size or (number >= size and size > 1e3):
             return f"{number / size:.1f} {name}"
     return f"{number:,.0f}"
-
-
-def _level(value: float, watch: float, bad: float) -> str:
-    return "bad" if value >= bad else "watch" if value >= watch else "good"

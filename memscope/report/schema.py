@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from memscope.census.schema import Documented, Group, LayerMetrics, Overlap, Weightings
 from memscope.query.recording import Recording
+from memscope.recording.census_file import Documented, Group, LayerMetrics, Overlap, Weightings
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -1,15 +1,14 @@
-"""How evenly a bank is used: mergeable counts and the metrics on them. numpy and scipy only, shared by the trainer,
-the recorder and every view.
+"""How evenly a bank is used: mergeable counts and the metrics on them, for the trainer, the recorder and every view.
 
 Of D selections over N entries, z is the share of each entry. A finite D makes even perfectly even selection look
 uneven, so every metric that depends on D comes with ``even_*``: what a gate that draws at random gives at this D. A
 gate head never selects an entry twice for one token, so a draw is of k distinct entries, and counts are binomial.
 """
 
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 from scipy.special import gammaln, xlogy
 from scipy.stats import binom
 
@@ -50,9 +49,10 @@ class UsageCounts:
         self.read += other.read
 
 
-@dataclass(frozen=True)
-class UsageMetrics:
-    """Evenness of one usage distribution; definitions in docs/reference/metrics.md."""
+class UsageMetrics(BaseModel):
+    """How evenly a bank is used; z is the share of each entry. docs/reference/metrics.md has the definitions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     entries: int
     """N."""
@@ -61,32 +61,36 @@ class UsageMetrics:
     coverage: float
     """Share of entries with any usage."""
     even_coverage: float
+    """1 - (1 - k/N)^draws: a draw takes the k entries that a gate head selects for a token, all different."""
     kl_to_uniform: float
     """ln N + sum z ln z in nats; 0 = even, ln N = one entry takes all."""
     even_kl_to_uniform: float
+    """Expectation of the same when every draw takes its entries at random."""
     relative_perplexity: float
     """exp(entropy of z) / N; 1 = even."""
     gini: float
-    """1 - 2 mean(cumsum(sort z)) + 1/N: XLM's product-key evaluator, shifted so that even use is exactly 0."""
+    """1 - 2 mean(cumsum(sort z)) + 1/N; 0 = even."""
     even_gini: float
+    """Expectation of the same when every draw takes its entries at random."""
     top50: int
-    """Most used entries that hold 50% of the mass."""
+    """Most used entries that hold 50% of the usage."""
     top90: int
+    """Most used entries that hold 90% of the usage."""
     top99: int
+    """Most used entries that hold 99% of the usage."""
     max_violation: float
-    """(largest load - mean load) / mean load (MaxVio, arXiv 2408.15664)."""
+    """(largest load - mean load) / mean load."""
     dead: int
     """Entries without any usage."""
     hot: int
-    """Entries with more than ``HOT_FACTOR`` times the even share."""
-
-    def as_dict(self) -> dict[str, int | float]:
-        """Plain numbers, for JSON and tables."""
-        return asdict(self)
+    """Entries with more than 10 times the even share."""
 
 
 def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups: int = 1) -> UsageMetrics:
     """Metrics of usage.
+
+    The Gini index is that of XLM's product-key evaluator, shifted so that even use is exactly 0; ``max_violation`` is
+    MaxVio (arXiv 2408.15664).
 
     Args:
         usage: counts or summed weights per entry, ``[N]``.
@@ -98,7 +102,9 @@ def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups:
     total = float(usage.sum())
     even = even_selection(n, selections, distinct, groups)
     if total <= 0:
-        return UsageMetrics(n, selections, 0.0, even.coverage, 0.0, even.kl, 0.0, 0.0, even.gini, 0, 0, 0, 0.0, n, 0)
+        zeros: dict[str, Any] = dict.fromkeys(UsageMetrics.model_fields, 0)
+        expected = {"even_coverage": even.coverage, "even_kl_to_uniform": even.kl, "even_gini": even.gini}
+        return UsageMetrics(**(zeros | expected | {"entries": n, "selections": selections, "dead": n}))
     z = np.sort(usage / total)
     used = z[z > 0]
     kl = float(np.log(n) + (used * np.log(used)).sum())

@@ -31,7 +31,7 @@ def validation_values(training: Training) -> dict[str, Any]:
         for row, layer in enumerate(config.model.memory_layers):
             count = usage.count[row, config.entries_of(layer)]
             metrics = usage_metrics(count, int(count.sum()), config.memory.num_selected)
-            values |= {f"layer_{layer}/{name}": value for name, value in metrics.as_dict().items()}
+            values |= {f"layer_{layer}/{name}": value for name, value in metrics}
     return values | _revived(training.net)
 
 

@@ -94,7 +94,7 @@ def test_the_overview_states_tokens_selections_and_health(tiny_recording: Record
     values = {metric.label: metric.value for metric in test.metric}
     assert values["Recorded tokens"] == f"{info.rows:,}"
     assert values["Selections (D)"] == f"{info.rows * len(info.layers) * info.selected:,}"
-    assert values["Loss on this corpus"] == f"{tiny_recording.census['loss']:.3f}"
+    assert values["Loss on this corpus"] == f"{tiny_recording.census.loss:.3f}"
     said = " ".join(box.value for box in [*test.warning, *test.info, *test.success])
     assert "of entries never selected in layer" in said and "even selection would leave" in said
     assert test.dataframe[0].value["coverage"].tolist() == tiny_recording.layer_metrics()["coverage"].tolist()

@@ -19,6 +19,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import csv_text, read_json, write_json
 from memscope.base.printable import one_line, printable, printable_json, printable_values
 from memscope.base.words import visible
+from memscope.recording.census_file import ClassProfile
 from memscope.report.document import escape_markdown, shown
 from memscope.report.plots.bias import class_divergence, preference_forest
 from memscope.report.plots.compare import predicate_changes
@@ -79,12 +80,12 @@ def test_labels_of_figures_are_drawn_as_they_are(tmp_path: Path, kind: str) -> N
     forest = {"layer": 0, "attribute": "predicate", "lift": 1.2, "low": 1.0, "high": 1.5, "p": 0.01}
     forest |= {"chance_low": 0.9, "chance_high": 1.1, "significant": True, "rank_significant": False}
     shares = {"bank_share_b": 0.1, "selection_share_a": 0.2, "selection_share_b": 0.3}
-    profile = [{"label": text, "divergence": 0.1, "even_divergence": 0.05} for text in texts]
+    profile = [ClassProfile.model_construct(label=text, divergence=0.1, even_divergence=0.05) for text in texts]
     drawn = [
         preference_forest(pd.DataFrame([forest | {"label": text} for text in texts])),
         predicate_changes(pd.DataFrame([shares | {"predicate": text} for text in texts])),
         class_divergence([profile], [0], "groups"),
-        figures.profile({0: pd.DataFrame(profile)}, "divergence", "KL", "group"),
+        figures.profile({0: pd.DataFrame(map(dict, profile))}, "divergence", "KL", "group"),
         figures.histograms_of({text: np.ones(3) for text in texts[:8]}, np.arange(4), "x", "y", ""),
     ]
     for number, figure in enumerate(drawn):

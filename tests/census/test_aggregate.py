@@ -10,11 +10,22 @@ import pandas as pd
 import pytest
 from scipy.stats import entropy, spearmanr
 
-from memscope.base.files import read_json
 from memscope.base.parquet import read_parquet
-from memscope.census.aggregate import count_layer, token_frequency, write_aggregates, write_census
-from memscope.census.kernels import MARGIN_BINS, SHARE_BINS, SUMS, UNREAD_SHARE, read_tokens, tally
-from memscope.census.strata import Strata, divide
+from memscope.census.aggregate import write_aggregates
+from memscope.census.counts import count_layer
+from memscope.census.kernels import (
+    MARGIN_BINS,
+    MARGIN_LOWEST,
+    N_SUMS,
+    N_WEIGHTS,
+    SHARE_BINS,
+    UNREAD_SHARE,
+    Sum,
+    read_tokens,
+    tally,
+)
+from memscope.census.strata import divide_recording, token_frequency
+from memscope.recording.census_file import Census, Evenness, read_census
 from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
@@ -24,11 +35,17 @@ LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
 GROUPS = list("aababbaabbab")
 N = 80
 """Entries of the bank; nothing selects the last 16."""
-
-
-def divide_documents(recording: Path, info: RecordingInfo) -> Strata:
-    documents = read_parquet(recording / "documents.parquet").to_pandas()
-    return divide(documents, token_frequency(recording, info), info.window)
+SUMS = [column.name.lower() for column in Sum]
+READERS_MEANS = (
+    "gate_entropy",
+    "gate_top_share",
+    "read_entropy",
+    "effective_entries_read",
+    "read_top_share",
+    "gate_read_rank_correlation",
+    "gate_attention_rank_correlation",
+)
+"""Means over the tokens that read anything."""
 
 
 # --- the compiled loops -----------------------------------------------------------------------------------------------
@@ -39,7 +56,7 @@ def test_tally_equals_a_loop_over_selections() -> None:
     indices, gate = rows.indices[:, 0], rows.gate[:, 0].astype(np.float32)
     read = np.abs(rows.read[:, 0].astype(np.float32))
     group, classes = chance.integers(0, 2, 300), np.array([0, 4]) + chance.integers(0, 4, (300, 2))
-    counts, weights = np.ones((20, 8), np.int32), np.ones((2, 20, 3))  # added to what is there
+    counts, weights = np.ones((20, 8), np.int32), np.ones((2, 20, N_WEIGHTS))  # added to what is there
     expected_counts, expected_weights = counts.copy(), weights.copy()
     tally(indices, gate, read, group, classes, counts, weights)
     for t in range(300):
@@ -102,7 +119,7 @@ def naive_token(
         return 0.0 if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
     return sums | {
-        "heard": 1.0,
+        "readers": 1.0,
         "gate_entropy": entropy(gate) if gate.sum() else 0.0,
         "gate_top_share": gate.max() / gate.sum() if gate.sum() else 0.0,
         "read_entropy": entropy(read),
@@ -117,7 +134,7 @@ def naive_token(
 def test_sums_over_tokens_equal_scipy_token_by_token(seed: int) -> None:
     gate, read, margin, loss = odd_weights(seed)
     classes = np.array([0, 3]) + np.random.default_rng(seed).integers(0, 3, (300, 2))
-    sums = np.zeros((6, len(SUMS)))
+    sums = np.zeros((6, N_SUMS))
     histograms = [np.zeros(n, np.int64) for n in (SHARE_BINS, SHARE_BINS, MARGIN_BINS)]
     norm, score_margin, by_score = odd_comparison(read, margin)
     read_tokens(gate, read, norm, margin, score_margin, by_score, loss, classes, sums, *histograms)
@@ -131,7 +148,7 @@ def test_sums_over_tokens_equal_scipy_token_by_token(seed: int) -> None:
         for row in classes[t]:
             expected[row] += [one.get(name, 0.0) for name in SUMS]
         shares += (r / r.sum() if r.sum() else np.zeros(5)).tolist()
-        entropies += [one["gate_entropy"] / math.log(5)] if "heard" in one else []
+        entropies += [one["gate_entropy"] / math.log(5)] if "readers" in one else []
     np.testing.assert_allclose(sums, expected, rtol=1e-6, atol=1e-9)
     assert histograms[0].sum() == gate.size
     assert histograms[1].sum() == len(entropies) == (read.sum(1) > 0).sum()
@@ -150,21 +167,21 @@ def test_margins_fall_into_half_octaves() -> None:
     n = len(margin)
     found = np.zeros(MARGIN_BINS, np.int64)
     one, empty = np.ones((n, 2), np.float32), np.zeros(SHARE_BINS, np.int64)
-    sums, loss = np.zeros((1, len(SUMS))), np.zeros(n, np.float32)
+    sums, loss = np.zeros((1, N_SUMS)), np.zeros(n, np.float32)
     classes = np.zeros((n, 1), np.int64)
     read_tokens(one, one, one, margin, margin, one, loss, classes, sums, empty, empty.copy(), found)
-    bins = [min(max(math.floor((octave + 16) * 2), 0), 47) for octave in octaves] + [0]
+    bins = [min(max(math.floor((octave - MARGIN_LOWEST) * 2), 0), 47) for octave in octaves] + [0]
     np.testing.assert_array_equal(found, np.bincount(bins, minlength=MARGIN_BINS))
 
 
 def test_a_single_selection_has_no_entropy_and_no_order() -> None:
     one = np.ones((2, 1), np.float32)
-    sums, empty = np.zeros((1, len(SUMS))), np.zeros(SHARE_BINS, np.int64)
+    sums, empty = np.zeros((1, N_SUMS)), np.zeros(SHARE_BINS, np.int64)
     margins = np.zeros(MARGIN_BINS, np.int64)
     zeros = np.zeros((2, 1), np.int64)
     read_tokens(one, one, one, one, one, one, one[:, 0], zeros, sums, empty.copy(), empty, margins)
-    found = dict(zip(SUMS, sums[0], strict=True))
-    assert (found["heard"], found["effective_entries_read"], found["gate_read_rank_correlation"]) == (2, 2, 0)
+    wanted = [Sum.READERS, Sum.EFFECTIVE_ENTRIES_READ, Sum.GATE_READ_RANK_CORRELATION]
+    assert sums[0, wanted].tolist() == [2, 2, 0]
     assert empty.sum() == 0  # entropy / ln 1 is no number
 
 
@@ -192,15 +209,14 @@ def info(recording: Path) -> RecordingInfo:
 
 
 @pytest.fixture(scope="module")
-def census(recording: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(recording / "census.json")
-    return found
+def census(recording: Path, info: RecordingInfo) -> Census:
+    return read_census(recording, info)
 
 
 def test_counts_of_a_layer_equal_loops_whatever_the_parts(
     rows: TokenRows, recording: Path, info: RecordingInfo, tmp_path: Path
 ) -> None:
-    strata = divide_documents(recording, info)
+    strata = divide_recording(recording, info)
     other = write_recording(tmp_path, rows, groups=GROUPS, knowledge_num=N, bounds=[0, 10, 11, 300, 433])
     for axis in (0, 1):
         one, two = count_layer(recording, info, axis, strata), count_layer(tmp_path, other, axis, strata)
@@ -209,7 +225,7 @@ def test_counts_of_a_layer_equal_loops_whatever_the_parts(
         for a, b in zip(one[1:], two[1:], strict=True):
             np.testing.assert_array_equal(a, b)
         expected = np.zeros((N, real), int)
-        weights = np.zeros((2, N, 3))
+        weights = np.zeros((2, N, N_WEIGHTS))
         classes = strata.sum_classes(rows.doc, rows.pos, rows.token, 0)
         group = strata.group_of(rows.doc)
         for row, _, entry, gate, read in selections_of(rows, axis):
@@ -259,67 +275,73 @@ def test_usage_holds_the_used_entries_of_every_layer(rows: TokenRows, recording:
         np.testing.assert_array_equal(folds[place], np.bincount(of_row, weights=at, minlength=12))
 
 
-def without_errors(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if not name.endswith(("_se", "_few"))}
+def without_errors(metrics: Evenness) -> dict[str, Any]:
+    return {name: value for name, value in metrics if not name.endswith(("_se", "_few"))}
 
 
-def test_metrics_of_layers_and_of_all_layers_are_those_of_their_usage(rows: TokenRows, census: dict[str, Any]) -> None:
+def test_metrics_of_layers_and_of_all_layers_are_those_of_their_usage(rows: TokenRows, census: Census) -> None:
     usages = [naive_usage(rows, axis) for axis in (0, 1)]
-    for part, usage in [*zip(census["layers"], usages, strict=True), (census["all_layers"], sum(usages))]:
+    for part, usage in [*zip(census.layers, usages, strict=True), (census.all_layers, sum(usages))]:
         selections = int(usage[0].sum())
         for name, values in zip(("by_count", "by_gate_score", "by_read_weight"), usage, strict=True):
-            assert without_errors(part[name]) == usage_metrics(values, selections, distinct=2).as_dict()
-        assert all(part["by_count"][f"{name}_se"] > 0 for name in ("kl_to_uniform", "gini", "top50"))
-    assert [layer["layer"] for layer in census["layers"]] == [0, 2]
-    assert census["tokens"] == sum(LENGTHS)
+            assert without_errors(getattr(part, name)) == dict(usage_metrics(values, selections, distinct=2))
+        assert all(getattr(part.by_count, f"{name}_se") > 0 for name in ("kl_to_uniform", "gini", "top50"))
+    assert [layer.layer for layer in census.layers] == [0, 2]
+    assert census.tokens == sum(LENGTHS)
 
 
-def test_reading_is_the_mean_over_tokens(rows: TokenRows, census: dict[str, Any]) -> None:
-    for axis, layer in enumerate(census["layers"]):
+def test_reading_is_the_mean_over_tokens(rows: TokenRows, census: Census) -> None:
+    for axis, layer in enumerate(census.layers):
         gate, read = rows.gate[:, axis].astype(float), np.abs(rows.read[:, axis].astype(float))
         assert rows.read_norm is not None and rows.score_margin is not None and rows.by_score is not None
         beside = (rows.read_norm, rows.margin, rows.score_margin, rows.by_score)
         columns = (gate, read, *(values[:, axis].astype(float) for values in beside))
         tokens = [naive_token(*one, float(loss)) for *one, loss in zip(*columns, rows.loss, strict=True)]
         total = {name: sum(token.get(name, 0.0) for token in tokens) for name in SUMS}
-        found = layer["reading"]
-        for name in SUMS[3:10]:
-            assert found[name] == pytest.approx(total[name] / total["heard"], rel=1e-6), name
+        found = dict(layer.reading)
+        for name in READERS_MEANS:
+            assert found[name] == pytest.approx(total[name] / total["readers"], rel=1e-6), name
         assert found["unread_share"] == pytest.approx(total["unread"] / rows.gate[:, axis].size)
         assert found["unread_share_by_norm"] == pytest.approx(total["unread_by_norm"] / rows.gate[:, axis].size)
         assert found["unread_share_by_norm"] != found["unread_share"]
         assert found["by_score_share"] == pytest.approx(rows.by_score[:, axis].mean())
         assert found["score_margin"] == pytest.approx(np.nanmean(rows.score_margin[:, axis].astype(float)), rel=1e-6)
         assert found["score_margin"] < found["margin"]
-        assert found["silent_tokens"] == pytest.approx(1 - total["heard"] / len(tokens))
+        assert found["silent_tokens"] == pytest.approx(1 - total["readers"] / len(tokens))
         assert found["margin"] == pytest.approx(np.nanmean(rows.margin[:, axis].astype(float)))
         assert found["loss"] == pytest.approx(np.nanmean(rows.loss.astype(float)))
         assert sum(found["read_share_histogram"]) == gate.size
         assert len(found["margin_histogram"]) == MARGIN_BINS
         with_error = ("gate_entropy", "margin", "score_margin", "by_score_share", "loss", "unread_share")
         assert all(found[f"{name}_se"] > 0 for name in with_error)
-    assert census["loss"] == pytest.approx(np.nanmean(rows.loss.astype(float)))
+    assert census.loss == pytest.approx(np.nanmean(rows.loss.astype(float)))
 
 
-def test_profiles_split_every_layer_by_position_and_frequency(rows: TokenRows, census: dict[str, Any]) -> None:
+def test_profiles_split_every_layer_by_position_and_frequency(rows: TokenRows, census: Census) -> None:
     millionths = np.bincount(rows.token)[rows.token] * 1e6 / len(rows.token)
     values = {"position": rows.pos % 16, "frequency": millionths}
-    for axis, layer in enumerate(census["layers"]):
+    for axis, layer in enumerate(census.layers):
         whole = np.bincount(rows.indices[:, axis].ravel(), minlength=N)
         for name, of_token in values.items():
-            profile = layer["profiles"][name]
-            assert sum(row["tokens"] for row in profile) == sum(LENGTHS)
+            profile = getattr(layer.profiles, name)
+            assert sum(row.tokens for row in profile) == sum(LENGTHS)
             for row in profile:
-                inside = (of_token >= row["low"]) & (of_token <= row["high"])
-                assert row["tokens"] == inside.sum()
+                inside = (of_token >= row.low) & (of_token <= row.high)
+                assert row.tokens == inside.sum()
                 part = np.bincount(rows.indices[inside, axis].ravel(), minlength=N)
-                assert row["coverage"] == pytest.approx((part > 0).mean())
-                assert row["divergence"] == pytest.approx(entropy(part, whole))
-                assert row["margin"] == pytest.approx(np.nanmean(rows.margin[inside, axis].astype(float)), rel=1e-6)
-                assert row["even_divergence"] > 0
-        information = layer["profiles"]["information"]
+                assert row.coverage == pytest.approx((part > 0).mean())
+                assert row.divergence == pytest.approx(entropy(part, whole))
+                assert row.margin == pytest.approx(np.nanmean(rows.margin[inside, axis].astype(float)), rel=1e-6)
+                assert row.even_divergence > 0
+        information = dict(layer.profiles.information)
         for name in ("position", "frequency", "token", "previous"):  # here entries do not depend on them
             assert information[name] == pytest.approx(information[f"even_{name}"], rel=0.5)
+
+
+def count_all(folder: Path, info: RecordingInfo) -> Census:
+    """The census of a recording without aggregates."""
+    write_aggregates(folder, info)
+    return read_census(folder, info)
 
 
 def select_documents(rows: TokenRows, wanted: str) -> TokenRows:
@@ -338,28 +360,28 @@ def select_documents(rows: TokenRows, wanted: str) -> TokenRows:
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_the_census_of_a_group_is_that_of_a_recording_of_its_documents_alone(
-    rows: TokenRows, census: dict[str, Any], tmp_path: Path, name: str
+    rows: TokenRows, census: Census, tmp_path: Path, name: str
 ) -> None:
-    alone = write_census(tmp_path, write_recording(tmp_path, select_documents(rows, name), knowledge_num=N))
-    group = census["groups"][name]
-    assert alone["groups"] == {}
+    alone = count_all(tmp_path, write_recording(tmp_path, select_documents(rows, name), knowledge_num=N))
+    group = census.groups[name]
+    assert alone.groups == {}
     for found, expected in [
-        *zip(group["layers"], alone["layers"], strict=True),
-        (group["all_layers"], alone["all_layers"]),
+        *zip(group.layers, alone.layers, strict=True),
+        (group.all_layers, alone.all_layers),
     ]:
         for weighting in ("by_count", "by_gate_score", "by_read_weight"):
-            assert without_errors(found[weighting]) == without_errors(expected[weighting])
-    for found, expected in zip(group["layers"], alone["layers"], strict=True):
-        for key, value in found["reading"].items():
-            assert value == pytest.approx(expected["reading"][key], rel=1e-9), key
+            assert without_errors(getattr(found, weighting)) == without_errors(getattr(expected, weighting))
+    for found, expected in zip(group.layers, alone.layers, strict=True):
+        for key, value in found.reading:
+            assert value == pytest.approx(getattr(expected.reading, key), rel=1e-9), key
 
 
-def test_the_counts_of_groups_add_up_to_the_whole(census: dict[str, Any]) -> None:
-    for number, layer in enumerate(census["layers"]):
-        groups = [group["layers"][number]["by_count"] for group in census["groups"].values()]
-        assert sum(group["selections"] for group in groups) == layer["by_count"]["selections"]
-        assert max(group["coverage"] for group in groups) <= layer["by_count"]["coverage"]
-    assert sorted(census["groups"]) == ["a", "b"]
+def test_the_counts_of_groups_add_up_to_the_whole(census: Census) -> None:
+    for number, layer in enumerate(census.layers):
+        groups = [group.layers[number].by_count for group in census.groups.values()]
+        assert sum(group.selections for group in groups) == layer.by_count.selections
+        assert max(group.coverage for group in groups) <= layer.by_count.coverage
+    assert sorted(census.groups) == ["a", "b"]
 
 
 def test_a_census_can_be_made_again_and_is_the_same(recording: Path, info: RecordingInfo) -> None:
@@ -376,11 +398,10 @@ def test_without_a_bias_all_selections_are_the_scores_and_without_signs_nothing_
     plain = replace(rows, score_margin=None, by_score=None, read_norm=None)
     info = write_recording(tmp_path, plain, knowledge_num=N)
     assert info.kinds == ("gate", "read", "margin")
-    for layer in write_census(tmp_path, info)["layers"]:
-        reading = layer["reading"]
-        assert reading["by_score_share"] == 1
-        assert reading["score_margin"] == reading["margin"]
-        assert reading["unread_share_by_norm"] == reading["unread_share"]
+    for layer in count_all(tmp_path, info).layers:
+        assert layer.reading.by_score_share == 1
+        assert layer.reading.score_margin == layer.reading.margin
+        assert layer.reading.unread_share_by_norm == layer.reading.unread_share
 
 
 def test_usage_knows_the_sign_of_what_is_read(rows: TokenRows, recording: Path) -> None:
@@ -397,10 +418,10 @@ def test_layers_stand_in_order_whichever_thread_is_done_first(tmp_path: Path, mo
     rows = make_rows([30] * 4, layers=5, seed=3)
     info = write_recording(tmp_path, rows)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
-    found = write_census(tmp_path, info)
-    assert [layer["layer"] for layer in found["layers"]] == [0, 2, 4, 6, 8]
+    found = count_all(tmp_path, info)
+    assert [layer.layer for layer in found.layers] == [0, 2, 4, 6, 8]
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
-    assert write_census(tmp_path, info) == found
+    assert count_all(tmp_path, info) == found
     table = read_parquet(tmp_path / "usage.parquet").to_pandas()
     for axis, layer in enumerate((0, 2, 4, 6, 8)):
         assert table["gate_sum"][table["layer"] == layer].sum() == rows.gate[:, axis].astype(float).sum()

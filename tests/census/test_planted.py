@@ -2,17 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import chisquare, entropy, expon
 
-from memscope.base.files import read_json
 from memscope.census.aggregate import write_aggregates
 from memscope.census.kernels import MARGIN_BINS
 from memscope.record.rows import round_scores
+from memscope.recording.census_file import Census, read_census
+from memscope.recording.info import read_info
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
 from tests.synthetic import SPECIAL, write_recording
@@ -35,7 +36,7 @@ SMOOTH = ("kl_to_uniform", "relative_perplexity", "gini")
 class Planted(NamedTuple):
     path: Path
     rows: TokenRows
-    census: dict[str, Any]
+    census: Census
 
     def table(self, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.path / f"{name}.parquet")
@@ -86,7 +87,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     groups = ["even" if number % 2 == 0 else "odd" for number in range(DOCUMENTS)]
     settings = {"layers": tuple(range(5)), "knowledge_num": N, "window": WINDOW}
     write_aggregates(path, write_recording(path, rows, groups=groups, texts=texts, **settings))
-    return Planted(path, rows, read_json(path / "census.json"))
+    return Planted(path, rows, read_census(path, read_info(path)))
 
 
 @pytest.mark.parametrize(("layer", "shares"), [(ZIPF, zipf()), (UNIFORM, np.full(N, 1 / N))])
@@ -94,8 +95,8 @@ def test_evenness_is_that_of_the_law_that_entries_were_drawn_from(
     planted: Planted, layer: int, shares: np.ndarray
 ) -> None:
     chance = np.random.default_rng(1)
-    drawn = [usage_metrics(chance.multinomial(TOKENS * K, shares), TOKENS * K).as_dict() for _ in range(100)]
-    found = planted.census["layers"][layer]["by_count"]
+    drawn = [dict(usage_metrics(chance.multinomial(TOKENS * K, shares), TOKENS * K)) for _ in range(100)]
+    found = dict(planted.census.layers[layer].by_count)
     for name in ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50", "top90", "max_violation", "hot"):
         values = np.array([one[name] for one in drawn])
         # 5 standard deviations, and one entry more or less where all draws are equal
@@ -107,7 +108,7 @@ def test_evenness_is_that_of_the_law_that_entries_were_drawn_from(
 
 
 def test_even_selection_meets_its_expectation_and_zipf_does_not(planted: Planted) -> None:
-    even, uneven = (planted.census["layers"][layer]["by_count"] for layer in (UNIFORM, ZIPF))
+    even, uneven = (dict(planted.census.layers[layer].by_count) for layer in (UNIFORM, ZIPF))
     for name in ("coverage", "kl_to_uniform", "gini"):
         assert even[name] == pytest.approx(even[f"even_{name}"], rel=0.25), name
     assert uneven["kl_to_uniform"] == pytest.approx(math.log(N) - entropy(zipf()), rel=0.02)
@@ -116,7 +117,7 @@ def test_even_selection_meets_its_expectation_and_zipf_does_not(planted: Planted
 
 @pytest.mark.parametrize("layer", range(5))
 def test_shares_margins_and_losses_are_those_planted(planted: Planted, layer: int) -> None:
-    found = planted.census["layers"][layer]["reading"]
+    found = dict(planted.census.layers[layer].reading)
     # Scores are kept to 0.8%, and so are shares; entropies move by less than that.
     assert found["gate_entropy"] == pytest.approx(entropy(GATE_SHARES), rel=0.008)
     assert found["gate_top_share"] == pytest.approx(0.5, rel=0.008)
@@ -137,7 +138,7 @@ def test_shares_margins_and_losses_are_those_planted(planted: Planted, layer: in
 
 
 def test_margins_follow_the_law_that_they_were_drawn_from(planted: Planted) -> None:
-    found = np.array(planted.census["layers"][0]["reading"]["margin_histogram"])
+    found = np.array(planted.census.layers[0].reading.margin_histogram)
     edges = 2.0 ** (-16 + np.arange(MARGIN_BINS + 1) / 2)
     edges[0], edges[-1] = 0, np.inf
     expected = TOKENS * np.diff(expon(scale=MARGIN).cdf(edges))
@@ -169,49 +170,49 @@ def test_detectors_are_found_with_their_tokens(planted: Planted) -> None:
 
 
 def test_detectors_are_the_only_layer_with_information_about_tokens(planted: Planted) -> None:
-    layers = [layer["profiles"]["information"] for layer in planted.census["layers"]]
+    layers = [layer.profiles.information for layer in planted.census.layers]
     share = np.bincount(planted.rows.token, minlength=VOCAB) / TOKENS
     # Of the K selections of a token one tells which it is, where it is a detected one.
     told = sum(share[token] / K * math.log(1 / share[token]) for token in DETECTED)
-    excess = layers[DETECTOR]["token"] - layers[DETECTOR]["even_token"]
+    excess = layers[DETECTOR].token - layers[DETECTOR].even_token
     assert excess == pytest.approx(told, rel=0.1)
     for layer in (ZIPF, UNIFORM, POSITION, GROUP):
-        assert layers[layer]["token"] == pytest.approx(layers[layer]["even_token"], rel=0.25)
+        assert layers[layer].token == pytest.approx(layers[layer].even_token, rel=0.25)
 
 
 def test_entries_of_a_position_are_found_in_its_profile(planted: Planted) -> None:
-    profiles = planted.census["layers"][POSITION]["profiles"]
-    tokens = np.array([row["tokens"] for row in profiles["position"]])
-    assert [row["label"] for row in profiles["position"]] == ["0", "1-2", "3-6", "7-14", "15"]
-    assert profiles["information"]["position"] == pytest.approx(entropy(tokens))  # entries tell the octave
-    assert profiles["information"]["even_position"] < 0.01
-    for row in profiles["position"]:
-        assert row["coverage"] == K / N
-        assert row["divergence"] == pytest.approx(math.log(TOKENS / row["tokens"]))
-        assert row["even_divergence"] < 0.05
+    profiles = planted.census.layers[POSITION].profiles
+    tokens = np.array([row.tokens for row in profiles.position])
+    assert [row.label for row in profiles.position] == ["0", "1-2", "3-6", "7-14", "15"]
+    assert profiles.information.position == pytest.approx(entropy(tokens))  # entries tell the octave
+    assert profiles.information.even_position < 0.01
+    for row in profiles.position:
+        assert row.coverage == K / N
+        assert row.divergence == pytest.approx(math.log(TOKENS / row.tokens))
+        assert row.even_divergence < 0.05
     for layer in (ZIPF, UNIFORM, DETECTOR, GROUP):
-        other = planted.census["layers"][layer]["profiles"]
-        for row in other["position"]:
-            assert row["divergence"] == pytest.approx(row["even_divergence"], rel=0.3)
-        assert other["information"]["position"] == pytest.approx(other["information"]["even_position"], rel=0.15)
+        other = planted.census.layers[layer].profiles
+        for row in other.position:
+            assert row.divergence == pytest.approx(row.even_divergence, rel=0.3)
+        assert other.information.position == pytest.approx(other.information.even_position, rel=0.15)
 
 
 def test_groups_of_documents_show_their_own_entries(planted: Planted) -> None:
-    groups = planted.census["groups"]
+    groups = planted.census.groups
     assert set(groups) == {"even", "odd"}
     for name in groups:
-        own = groups[name]["layers"][GROUP]["by_count"]
-        assert own["coverage"] == 0.5
-        assert own["kl_to_uniform"] == pytest.approx(math.log(2), abs=0.02)
-        assert own["selections"] == TOKENS * K / 2
-        other = groups[name]["layers"][UNIFORM]["by_count"]
-        assert other["coverage"] == 1
-        assert groups[name]["layers"][0]["reading"]["margin"] == pytest.approx(MARGIN, rel=0.1)
-    assert planted.census["layers"][GROUP]["by_count"]["coverage"] == 1
+        own = groups[name].layers[GROUP].by_count
+        assert own.coverage == 0.5
+        assert own.kl_to_uniform == pytest.approx(math.log(2), abs=0.02)
+        assert own.selections == TOKENS * K / 2
+        other = groups[name].layers[UNIFORM].by_count
+        assert other.coverage == 1
+        assert groups[name].layers[0].reading.margin == pytest.approx(MARGIN, rel=0.1)
+    assert planted.census.layers[GROUP].by_count.coverage == 1
 
 
 def test_layers_overlap_as_planted(planted: Planted) -> None:
-    overlap = {name: np.array(values) for name, values in planted.census["overlap"].items()}
+    overlap = {name: np.array(values) for name, values in planted.census.overlap}
     assert overlap["jaccard"][UNIFORM, GROUP] == 1  # both use all
     assert overlap["jensen_shannon"][UNIFORM, GROUP] < 0.02
     used = [set(planted.rows.indices[:, layer].ravel().tolist()) for layer in (DETECTOR, POSITION)]
@@ -231,7 +232,7 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     indices[often & (chance.random(TOKENS) < 0.8), 3] = 21
     rows.indices[:, 0] = indices
     write_aggregates(path, write_recording(path, rows, knowledge_num=N, window=WINDOW))
-    return Planted(path, rows, read_json(path / "census.json"))
+    return Planted(path, rows, read_census(path, read_info(path)))
 
 
 def test_planted_pairs_are_the_best_neighbours(paired: Planted) -> None:

@@ -22,7 +22,7 @@ from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.report.compare.changes import find_changes
 from memscope.report.findings import find
-from memscope.report.gate_bias import write_report
+from memscope.report.gate_bias.write import write_report
 from memscope.report.health import health
 from memscope.run.bank_init import PARQUET, deal
 from memscope.run.capture import capture_memory
@@ -189,12 +189,11 @@ def test_the_census_measures_a_layer_against_its_own_entries(recording: Recordin
     assert own.shape == (2, 64) and own.sum() == usage.sum()
     metrics = recording.layer_metrics()
     for row, counts in zip(metrics.to_dict("records"), own, strict=True):
-        expected = usage_metrics(counts, d, recording.info.distinct).as_dict()
+        expected = dict(usage_metrics(counts, d, recording.info.distinct))
         assert {name: row[name] for name in expected} == expected
-    profile = recording.census["layers"][1]["profiles"]["position"]
-    assert max(row["coverage"] for row in profile) > 0.5
-    everywhere = recording.census["all_layers"]["by_count"]
-    assert everywhere == everywhere | usage_metrics(usage.sum(0), 2 * d, recording.info.distinct, 2).as_dict()
+    assert max(row.coverage for row in recording.census.layers[1].profiles.position) > 0.5
+    everywhere = dict(recording.census.all_layers.by_count)
+    assert everywhere == everywhere | dict(usage_metrics(usage.sum(0), 2 * d, recording.info.distinct, 2))
 
 
 def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) -> None:
@@ -211,11 +210,11 @@ def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) 
 def test_overlap_is_measured_within_groups() -> None:
     chance = np.random.default_rng(0)
     usage = chance.poisson(0.7, (4, 32))
-    found = {name: np.array(values) for name, values in layer_overlap(usage, groups=2).items()}
+    found = {name: np.array(values) for name, values in layer_overlap(usage, groups=2)}
     pairs = [layer_overlap(usage[:2]), layer_overlap(usage[2:])]
     for name, values in found.items():
-        np.testing.assert_array_equal(values[:2, :2], pairs[0][name])
-        np.testing.assert_array_equal(values[2:, 2:], pairs[1][name])
+        np.testing.assert_array_equal(values[:2, :2], getattr(pairs[0], name))
+        np.testing.assert_array_equal(values[2:, 2:], getattr(pairs[1], name))
         apart = np.log(2) if name == "jensen_shannon" else 0
         assert (values[:2, 2:] == apart).all() and (values[2:, :2] == apart).all()
 

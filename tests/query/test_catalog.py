@@ -36,7 +36,7 @@ def test_the_table_says_what_each_is_and_what_is_wrong(folder: Path) -> None:
     whole = table.loc["whole"]
     assert whole["tokens"] == recording.info.rows and whole["run"] == recording.info.run_name
     assert whole["selections"] == recording.usage().sum()
-    assert whole["loss"] == recording.census["loss"]
+    assert whole["loss"] == recording.census.loss
     assert whole["state"] == "whole" and not whole["map"]
     assert table["state"]["unfinished"].startswith("unfinished")
     assert table["state"]["broken"] not in ("whole", "")

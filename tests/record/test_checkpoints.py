@@ -46,7 +46,7 @@ def test_changes_between_checkpoints_equal_sets_of_entries(history: Path) -> Non
         start = table.loc[(10, layer)]
         assert (start["woke"], start["died"]) == (0, 0) and np.isnan(start["rank_correlation"])
     assert table.loc[20]["loss"].nunique() == 1
-    assert table.loc[20]["loss"].iloc[0] == pytest.approx(last.census["loss"])
+    assert table.loc[20]["loss"].iloc[0] == pytest.approx(last.census.loss)
 
 
 def test_entries_say_when_they_woke_and_were_used_last(history: Path) -> None:

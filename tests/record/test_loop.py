@@ -157,11 +157,10 @@ def test_recorded_loss_and_usage_are_those_of_evaluate(
     whole: Path, tiny_run: LoadedRun, tiny_corpus: PackedCorpus
 ) -> None:
     result, usage = evaluate(tiny_run.model, tiny_corpus, tiny_run.tokenizer, None, "float32")
-    census = read_json(whole / "census.json")
-    assert usage is not None
-    assert census["loss"] == pytest.approx(result.loss, rel=1e-6)
-    assert census["tokens"] == len(tiny_corpus.tokens)
     recording = Recording(whole)
+    assert usage is not None
+    assert recording.census.loss == pytest.approx(result.loss, rel=1e-6)
+    assert recording.census.tokens == len(tiny_corpus.tokens)
     np.testing.assert_array_equal(recording.usage(), usage.count)
     np.testing.assert_allclose(recording.usage("by_gate_score"), usage.gate, rtol=5e-3)
     np.testing.assert_allclose(recording.usage("by_read_weight"), usage.read, rtol=5e-3)
@@ -212,19 +211,18 @@ def test_groups_of_documents_reach_the_census(tiny_run: LoadedRun, tmp_path: Pat
 
     write(None)
     record(tiny_run, corpus, tmp_path / "both")
-    both = read_json(tmp_path / "both" / "census.json")
+    groups = Recording(tmp_path / "both").census.groups
     assert pd.read_parquet(tmp_path / "both" / "documents.parquet")["group"].tolist() == kinds
-    assert sorted(both["groups"]) == ["book", "wiki"]
+    assert sorted(groups) == ["book", "wiki"]
     for name in ("book", "wiki"):
         write(name)
         record(tiny_run, corpus, tmp_path / name)
-        alone = read_json(tmp_path / name / "census.json")
-        assert alone["groups"] == {}
-        group = both["groups"][name]
-        for found, expected in zip(group["layers"], alone["layers"], strict=True):
-            for key, value in found["by_count"].items():
-                assert key.endswith(("_se", "_few")) or value == expected["by_count"][key], key
-            assert found["reading"]["loss"] == pytest.approx(expected["reading"]["loss"], rel=1e-5)
+        alone = Recording(tmp_path / name).census
+        assert alone.groups == {}
+        for found, expected in zip(groups[name].layers, alone.layers, strict=True):
+            for key, value in found.by_count:
+                assert key.endswith(("_se", "_few")) or value == getattr(expected.by_count, key), key
+            assert found.reading.loss == pytest.approx(expected.reading.loss, rel=1e-5)
 
 
 def test_max_tokens_stops_a_recording(tiny_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:

@@ -7,22 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from memscope.base.files import read_json, write_json
 from memscope.query.recording import Recording
 from memscope.recording.info import read_info, write_info
-from memscope.report.findings import find_choice
+from memscope.report.gate_findings import choice
 from memscope.report.health import Flag, health, short_number, short_percent, telling_entry
-from tests.synthetic import relist
+from tests.synthetic import change_layer
 
 
 def with_census(recording: Path, folder: Path, **changes: dict[str, float]) -> list[Flag]:
     """Flags of a recording after numbers of layer 1 were changed: ``by_count={"dead": 64}``."""
     path = shutil.copytree(recording, folder / "changed")
-    census = read_json(path / "census.json")
-    for group, values in changes.items():
-        census["layers"][1][group] |= values
-    write_json(path / "census.json", census)
-    relist(path)
+    change_layer(path, 1, **changes)
     return health(Recording(path))
 
 
@@ -51,10 +46,7 @@ def test_dead_entries_are_bad_beyond_what_even_selection_leaves(
     dead: int, level: str, tiny_recording_path: Path, tmp_path: Path
 ) -> None:
     path = shutil.copytree(tiny_recording_path, tmp_path / "recording")
-    census = read_json(path / "census.json")
-    census["layers"][0]["by_count"] |= {"dead": 0, "even_coverage": 1.0}
-    write_json(path / "census.json", census)
-    relist(path)
+    change_layer(path, 0, by_count={"dead": 0, "even_coverage": 1.0})
     first = with_census(path, tmp_path, by_count={"dead": dead, "even_coverage": 1.0})[0]
     assert first.level == level
     assert f"{short_percent(dead / 64)} of entries never selected" in first.text
@@ -65,10 +57,7 @@ def test_unread_selections_are_bad_when_they_are_many(
     share: float, level: str, tiny_recording_path: Path, tmp_path: Path
 ) -> None:
     path = shutil.copytree(tiny_recording_path, tmp_path / "recording")
-    census = read_json(path / "census.json")
-    census["layers"][0]["reading"]["unread_share"] = 0.0
-    write_json(path / "census.json", census)
-    relist(path)
+    change_layer(path, 0, reading={"unread_share": 0.0})
     [flag] = [flag for flag in with_census(path, tmp_path, reading={"unread_share": share}) if "unread" in flag.text]
     assert flag.level == level and flag.text.startswith(f"{share:.0%} of layer 1's selections")
 
@@ -76,10 +65,7 @@ def test_unread_selections_are_bad_when_they_are_many(
 @pytest.mark.parametrize(("share", "said"), [(0.0, "reads something in every layer"), (0.4, "40% of ")])
 def test_silence_is_said_in_words(share: float, said: str, tiny_recording_path: Path, tmp_path: Path) -> None:
     path = shutil.copytree(tiny_recording_path, tmp_path / "recording")
-    census = read_json(path / "census.json")
-    census["layers"][0]["reading"]["silent_tokens"] = 0.0
-    write_json(path / "census.json", census)
-    relist(path)
+    change_layer(path, 0, reading={"silent_tokens": 0.0})
     flags = with_census(path, tmp_path, reading={"silent_tokens": share})
     assert any(said in flag.text and "tokens read" in flag.text for flag in flags)
 
@@ -125,11 +111,10 @@ def test_what_the_selection_bias_chose_is_said_where_there_is_one(
     [flag] = [flag for flag in health(recording) if "bias" in flag.text]
     assert flag.level == level
     assert flag.text.startswith(f"Scores alone would have made {share:.0%} of layer 1's ")
-    finding = find_choice(recording)
-    assert f"made {share:.0%} to 100%" in finding.short
+    assert f"made {share:.0%} to 100%" in choice(recording).short
     assert recording.evenness().set_index("layer").loc[1, "by_score_share"] == share
 
 
 def test_without_a_selection_bias_all_of_the_choice_is_the_gates(tiny_recording: Recording) -> None:
-    assert find_choice(tiny_recording).short == "All of it: no selection bias takes part."
+    assert choice(tiny_recording).short == "All of it: no selection bias takes part."
     assert (tiny_recording.evenness()["by_score_share"] == 1).all()

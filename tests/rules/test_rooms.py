@@ -17,7 +17,7 @@ RANKS = (
     {"record", "testing"},
     {"causal", "report.plots"},
     {"report"},
-    {"report.compare", "export"},
+    {"report.gate_bias", "report.compare", "export"},
     {"cli"},
 )
 """Rooms of ``memscope``, lowest first: a room imports only from rooms that stand in an earlier line."""

@@ -114,7 +114,7 @@ def test_one_entry_that_takes_all_is_as_uneven_as_it_gets() -> None:
 
 def test_weights_count_like_fractions_of_selections() -> None:
     counts = np.array([1, 2, 3, 4])
-    by_count, by_weight = usage_metrics(counts, 10).as_dict(), usage_metrics(counts * 0.125, 10).as_dict()
+    by_count, by_weight = dict(usage_metrics(counts, 10)), dict(usage_metrics(counts * 0.125, 10))
     assert by_weight == pytest.approx(by_count)
 
 
@@ -230,7 +230,7 @@ def test_standard_errors_are_the_spread_between_corpora_of_the_same_kind(entries
     # 150 corpora tell their standard deviation to about 6%. Sampling documents anew is what the error is about;
     # counting selections as if they were independent would give a fifth of it.
     corpora = [documents_of_a_kind(seed, entries) for seed in range(150)]
-    metrics = [usage_metrics(folds.sum(0), int(folds.sum())).as_dict() for folds in corpora]
+    metrics = [dict(usage_metrics(folds.sum(0), int(folds.sum()))) for folds in corpora]
     errors = [jackknife_errors(folds, Jackknife(folds.sum(1))) for folds in corpora]
     for name in JACKKNIFED:
         spread = np.std([one[name] for one in metrics], ddof=1)

@@ -19,6 +19,8 @@ from memscope.base.parquet import matrix, read_parquet
 from memscope.census.anomalies.kernels import (
     CLASSES,
     EntryTokens,
+    EvennessSum,
+    ReadCount,
     count_negative,
     describe_tokens,
     distinct,
@@ -199,8 +201,8 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
     Where read heads differ in sign, entries count as read by the weights that do not cancel (``read_norm``).
     """
     info, layer, n = shared.info, shared.layer, shared.info.knowledge_num
-    counts, last = np.zeros((n, 4), np.int64), np.full(n, -1, np.int64)
-    weights, sums = np.zeros((2, n)), np.zeros(5)
+    counts, last = np.zeros((n, len(ReadCount)), np.int64), np.full(n, -1, np.int64)
+    gate_sum, read_sum, sums = np.zeros(n), np.zeros(n), np.zeros(len(EvennessSum))
     kinds = ["indices", "gate", "read", *["read_norm"] * info.signed_reads]
     for part, first in zip(info.parts, info.first_rows(), strict=True):
         table = read_columns(recording, info, part, [f"l{layer}_{kind}" for kind in kinds])
@@ -211,13 +213,15 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
             found["read"].astype(float),
         )
         norm = np.abs(found.get("read_norm", read)).astype(float)
-        weights += [np.bincount(indices.ravel(), one.ravel(), minlength=n) for one in (gate, norm)]
+        gate_sum += np.bincount(indices.ravel(), gate.ravel(), minlength=n)
+        read_sum += np.bincount(indices.ravel(), norm.ravel(), minlength=n)
         stretch = shared.text.stretch_of(np.arange(first, first + part.rows), shared.stretch)
         count_negative(indices, read, stretch, last, counts)
         sum_evenness(gate, norm, sums)
-    tokens, negative, looks, negative_looks = counts.T
-    often = (tokens >= MIN_TOKENS) & (weights[0] > 0)
-    read_each = weights[1] / np.maximum(weights[0], 1e-30) / max(weights[1].sum() / max(weights[0].sum(), 1e-30), 1e-30)
+    tokens, negative = counts[:, ReadCount.TOKENS], counts[:, ReadCount.NEGATIVE_TOKENS]
+    looks, negative_looks = counts[:, ReadCount.LOOKS], counts[:, ReadCount.NEGATIVE_LOOKS]
+    often = (tokens >= MIN_TOKENS) & (gate_sum > 0)
+    read_each = read_sum / np.maximum(gate_sum, 1e-30) / max(read_sum.sum() / max(gate_sum.sum(), 1e-30), 1e-30)
     for entry in np.flatnonzero(often & (read_each < UNREAD_SHARE)):
         yield shared.row("unread", int(entry), "", float(read_each[entry]), 0.0, int(tokens[entry]))
     layer_share = float(negative.sum() / max(1, tokens.sum()))
@@ -226,11 +230,13 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
         chances = np.full(looks[entry], layer_share)
         p = _corrected(shared, upper_tail(int(negative_looks[entry]), chances), 1)
         yield shared.row("negative", int(entry), "", effect[entry], p, int(tokens[entry]))
-    of_read, of_gate, of_attention = sums[1] / max(sums[0], 1), sums[2] / max(sums[0], 1), sums[4] / max(sums[3], 1)
-    if of_read >= UNIFORM > of_gate and sums[0] >= MIN_TOKENS:
-        yield shared.row("uniform", -1, "read", float(of_read), 0.0, int(sums[0]))
-    if of_attention >= UNIFORM and sums[3] >= MIN_TOKENS:
-        yield shared.row("uniform", -1, "attention", float(of_attention), 0.0, int(sums[3]))
+    readers, compared = sums[EvennessSum.READERS], sums[EvennessSum.COMPARED]
+    of_read, of_gate = sums[EvennessSum.OF_READ] / max(readers, 1), sums[EvennessSum.OF_GATE] / max(readers, 1)
+    of_attention = sums[EvennessSum.OF_ATTENTION] / max(compared, 1)
+    if of_read >= UNIFORM > of_gate and readers >= MIN_TOKENS:
+        yield shared.row("uniform", -1, "read", float(of_read), 0.0, int(readers))
+    if of_attention >= UNIFORM and compared >= MIN_TOKENS:
+        yield shared.row("uniform", -1, "attention", float(of_attention), 0.0, int(compared))
 
 
 def _p_of(shared: _Layer, rows: np.ndarray, special: np.ndarray, looked_at: int) -> float:

@@ -1,6 +1,7 @@
 """Loops over the tokens that select an entry, compiled by numba; ``census/anomalies/entries.py`` says what they are
 for."""
 
+from enum import IntEnum
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -10,6 +11,34 @@ from memscope.census.anomalies.looks import RowText
 
 CLASSES = ("digits", "punctuation", "capitals")
 """Classes of tokens; the kernel knows them as bits."""
+
+
+class ReadCount(IntEnum):
+    """Columns of the counts that ``count_negative`` adds to, one row per entry."""
+
+    TOKENS = 0
+    """Tokens that select the entry."""
+    NEGATIVE_TOKENS = 1
+    """Those that read it with a negative weight."""
+    LOOKS = 2
+    """Looks at the entry: its first token in a stretch."""
+    NEGATIVE_LOOKS = 3
+    """Those with a negative read weight."""
+
+
+class EvennessSum(IntEnum):
+    """Sums that ``sum_evenness`` adds to."""
+
+    READERS = 0
+    """Tokens that read anything."""
+    OF_READ = 1
+    """Evenness of their reads."""
+    OF_GATE = 2
+    """Evenness of their gate scores."""
+    COMPARED = 3
+    """Tokens that read two selections of a gate score above 0."""
+    OF_ATTENTION = 4
+    """Evenness of the attention alone on these."""
 
 
 class MostFrequent(NamedTuple):
@@ -113,7 +142,7 @@ def count_negative(indices: Any, read: Any, stretch: Any, last: Any, counts: Any
         read: signed read weights, ``[token, K]``.
         stretch: of every token, rising.
         last: stretch in which each entry was looked at last, int64 ``[N]``, -1 at first; moved on.
-        counts: int64 ``[N, 4]``: tokens, those of negative read, looks (the first token in a stretch), negative ones.
+        counts: int64 ``[N, ReadCount]``, added to.
     """
     for t in range(indices.shape[0]):
         for k in range(indices.shape[1]):
@@ -126,12 +155,12 @@ def count_negative(indices: Any, read: Any, stretch: Any, last: Any, counts: Any
             if again:
                 continue
             negative = weight < 0
-            counts[entry, 0] += 1
-            counts[entry, 1] += negative
+            counts[entry, ReadCount.TOKENS] += 1
+            counts[entry, ReadCount.NEGATIVE_TOKENS] += negative
             if last[entry] != stretch[t]:
                 last[entry] = stretch[t]
-                counts[entry, 2] += 1
-                counts[entry, 3] += negative
+                counts[entry, ReadCount.LOOKS] += 1
+                counts[entry, ReadCount.NEGATIVE_LOOKS] += negative
 
 
 @njit(nogil=True, cache=True)
@@ -142,24 +171,23 @@ def sum_evenness(gate: Any, read: Any, sums: Any) -> None:
     Args:
         gate: gate scores, ``[token, K]``.
         read: read weights, ``[token, K]``.
-        sums: float64 ``[5]``: tokens that read anything, evenness of their reads and of their gate scores; tokens that
-            read two selections of a gate score above 0, evenness of the attention alone on these.
+        sums: float64 ``[EvennessSum]``, added to.
     """
-    attention, heard = np.empty(gate.shape[1]), 0
+    attention = np.empty(gate.shape[1])
     for t in range(gate.shape[0]):
         if not np.any(read[t] != 0):
             continue
-        heard = 0
+        compared = 0
         for i in range(gate.shape[1]):
             if gate[t, i] > 0:
-                attention[heard] = read[t, i] / gate[t, i]
-                heard += 1
-        sums[0] += 1
-        sums[1] += _evenness(read[t])
-        sums[2] += _evenness(gate[t])
-        if heard > 1:
-            sums[3] += 1
-            sums[4] += _evenness(attention[:heard])
+                attention[compared] = read[t, i] / gate[t, i]
+                compared += 1
+        sums[EvennessSum.READERS] += 1
+        sums[EvennessSum.OF_READ] += _evenness(read[t])
+        sums[EvennessSum.OF_GATE] += _evenness(gate[t])
+        if compared > 1:
+            sums[EvennessSum.COMPARED] += 1
+            sums[EvennessSum.OF_ATTENTION] += _evenness(attention[:compared])
 
 
 @njit(nogil=True, cache=True)

@@ -16,6 +16,7 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.query.recording import Recording
+from memscope.recording.census_file import Evenness
 from memscope.report.compare.schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
 from memscope.stats.stability import (
     Halves,
@@ -179,26 +180,27 @@ def _compare_layer(
 
 
 def _evenness_changes(a: Recording, b: Recording) -> Iterator[EvennessChange]:
-    both: list[tuple[int | None, dict[str, float], dict[str, float]]] = []
+    both: list[tuple[int | None, Evenness, Evenness]] = []
     if len(a.info.layers) > 1:
-        both.append((None, a.census["all_layers"]["by_count"], b.census["all_layers"]["by_count"]))
-    rows = [recording.layer_metrics().to_dict("records") for recording in (a, b)]
-    both += [(one["layer"], one, other) for one, other in zip(*rows, strict=True)]
-    for layer, one, other in both:
+        both.append((None, a.census.all_layers.by_count, b.census.all_layers.by_count))
+    layers = zip(a.census.layers, b.census.layers, strict=True)
+    both += [(one.layer, one.by_count, other.by_count) for one, other in layers]
+    for layer, evenness_a, evenness_b in both:
         for metric in METRICS:
-            error = float(np.hypot(_known(one.get(f"{metric}_se")), _known(other.get(f"{metric}_se"))))
+            value_a, value_b = getattr(evenness_a, metric), getattr(evenness_b, metric)
+            errors = [getattr(evenness, f"{metric}_se", None) for evenness in (evenness_a, evenness_b)]
             yield EvennessChange(
                 layer=layer,
                 metric=metric,
-                a=one[metric],
-                b=other[metric],
-                change=other[metric] - one[metric],
-                change_se=None if np.isnan(error) else error,
+                a=value_a,
+                b=value_b,
+                change=value_b - value_a,
+                change_se=_joint_error(*errors),
             )
 
 
 def _loss_change(a: Recording, b: Recording) -> LossChange:
-    one, other = a.census["loss"], b.census["loss"]
+    one, other = a.census.loss, b.census.loss
     if a.info.corpus_sha256 == b.info.corpus_sha256 and a.info.rows == b.info.rows:
         both = a.document_losses().merge(b.document_losses(), on="doc", suffixes=("_a", "_b")).dropna()
         tokens, loss_a, loss_b = (both[name].to_numpy(float) for name in ("tokens_a", "loss_a", "loss_b"))
@@ -212,21 +214,20 @@ def _loss_change(a: Recording, b: Recording) -> LossChange:
             documents=len(both),
             documents_lower=paired.lower,
         )
-    errors = [_known(recording.census["layers"][0]["reading"].get("loss_se")) for recording in (a, b)]
-    error = float(np.hypot(errors[0], errors[1]))
     return LossChange(
         a=one,
         b=other,
         change=other - one,
-        change_se=None if np.isnan(error) else error,
+        change_se=_joint_error(*(recording.census.layers[0].reading.loss_se for recording in (a, b))),
         paired=False,
         documents=None,
         documents_lower=None,
     )
 
 
-def _known(error: float | None) -> float:
-    return float("nan") if error is None else error
+def _joint_error(a: float | None, b: float | None) -> float | None:
+    """Standard error of a difference of two independent numbers; none where one error is not known."""
+    return None if a is None or b is None else float(np.hypot(a, b))
 
 
 def _predicate_changes(a: tuple[pd.Series, np.ndarray], b: tuple[pd.Series, np.ndarray]) -> list[PredicateChange]:

@@ -17,9 +17,16 @@ from memscope.query.recording import Recording
 from memscope.report.compare.changes import SEED, Changes, find_changes
 from memscope.report.compare.findings import describe
 from memscope.report.compare.schema import Comparison, Side
-from memscope.report.document import Column, Document, ReportFigure, ReportTable, make_table, write_document
+from memscope.report.document import (
+    Column,
+    Document,
+    ReportFigure,
+    ReportTable,
+    make_table,
+    write_document,
+    write_table,
+)
 from memscope.report.findings import Finding
-from memscope.report.gate_bias import write_table
 from memscope.report.plots import compare as compare_plots
 from memscope.report.schema import describe_source, json_schema
 from memscope.report.words import model_name, selections

@@ -4,14 +4,14 @@ from memscope.base.words import plural, span
 from memscope.query.recording import Recording
 from memscope.report.compare.changes import Changes
 from memscope.report.compare.schema import LayerLikeness
-from memscope.report.findings import Finding, few_documents
-from memscope.report.words import selections
+from memscope.report.findings import Finding
+from memscope.report.words import few_documents, selections
 from memscope.stats.stability import LIVELY
 
 
 def describe(a: Recording, b: Recording, changes: Changes) -> list[Finding]:
     """Answers to the standing questions about two recordings, most important first."""
-    unit = a.census["interval_unit"]
+    unit = a.census.interval_unit
     same = (
         [_same_entries(a, b, changes, unit), _switched(changes, unit)] if changes.layers else [_other_bank(a, changes)]
     )
@@ -74,7 +74,7 @@ def _switched(changes: Changes, unit: str) -> Finding:
 def _evenness(a: Recording, b: Recording, changes: Changes) -> Finding:
     rows = [row for row in changes.evenness if row.metric == "kl_to_uniform" and row.layer is not None]
     known = all(row.change_se is not None for row in rows)
-    critical = max(recording.census["critical"] or 0.0 for recording in (a, b))
+    critical = max(recording.census.critical or 0.0 for recording in (a, b))
     up, down = (sum(sign * row.change > critical * (row.change_se or 0.0) for row in rows) for sign in (1, -1))
     short = f"KL to uniform rose in {up} of {len(rows)} layers (less even) and fell in {down} (more even)"
     short += ", counting changes whose 95% interval excludes none." if known else "."
@@ -140,4 +140,4 @@ def _halves(row: LayerLikeness, unit: str) -> str:
 
 def _care(a: Recording, b: Recording) -> str:
     """A warning where one of the texts is too little."""
-    return few_documents(min((a, b), key=lambda recording: recording.census["equal_documents"]))
+    return few_documents(min((a, b), key=lambda recording: recording.census.equal_documents))

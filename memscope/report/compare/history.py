@@ -54,7 +54,7 @@ def _changes(
 ) -> pd.DataFrame:
     """One row per layer: evenness at a step, and what changed since the step before, in the entries of its own."""
     metrics = recording.layer_metrics()[["layer", "selections", *_METRICS]]
-    table = metrics.assign(loss=recording.census["loss"])
+    table = metrics.assign(loss=recording.census.loss)
     table.insert(0, "step", step)
     used = usage > 0
     table["drift_used"] = [float(np.median(drift[row])) if row.any() else np.nan for row in used]

@@ -1,6 +1,6 @@
 """What ``compare.json`` of a comparison holds; ``compare.schema.json`` beside it is made of these very classes."""
 
-from memscope.census.schema import Documented
+from memscope.recording.census_file import Documented
 from memscope.report.schema import Answer, Source
 
 

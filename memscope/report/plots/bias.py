@@ -5,8 +5,7 @@
 The look is that of ``report/plots/style.py``; ``dark`` draws for a dark page.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from memscope.recording.census_file import MARGIN_LOWEST, ClassProfile, Overlap
 from memscope.report.plots import style
 
 _OCTAVES = 5
 """Lifts further than so many doublings from 1 are drawn at the edge."""
 _DISJOINT = float(np.log(2))
 """Jensen-Shannon divergence of distributions without a common entry."""
-_MARGIN_LOWEST = -16.0
-"""Margin histograms begin at 2 to this power and go by half octaves; see ``kernels.MARGIN_LOWEST``."""
 _LEAST_DRIFT = 1e-6
 """Entries that moved less are drawn here; cosines in float32 tell no smaller ones apart."""
 
@@ -72,18 +70,16 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
     return figure
 
 
-def overlap_heatmap(
-    overlap: Mapping[str, Sequence[Sequence[float]]], layers: Sequence[int], *, dark: bool = False
-) -> Figure:
+def overlap_heatmap(overlap: Overlap, layers: Sequence[int], *, dark: bool = False) -> Figure:
     """Which layers use the same entries: Jaccard index beside chance, and Jensen-Shannon divergence of usage.
 
     Args:
-        overlap: ``overlap`` of ``census.json``: matrices ``[layer, layer]``.
+        overlap: ``Recording.census.overlap``.
         layers: names of the layers, in the order of the matrices.
         dark: for a dark page.
     """
     figure, [left, right] = style.panels(2, dark)
-    jaccard, chance, divergence = (np.array(overlap[k]) for k in ("jaccard", "even_jaccard", "jensen_shannon"))
+    jaccard, chance, divergence = map(np.array, (overlap.jaccard, overlap.even_jaccard, overlap.jensen_shannon))
     pairs = ~np.eye(len(layers), dtype=bool)
     beyond = np.where(pairs, jaccard - chance, np.nan)
     widest = max(0.02, float(np.nanmax(np.abs(beyond), initial=0)))
@@ -95,22 +91,22 @@ def overlap_heatmap(
 
 
 def class_divergence(
-    profiles: Sequence[Sequence[Mapping[str, Any]]], layers: Sequence[int], classes: str, *, dark: bool = False
+    profiles: Sequence[Sequence[ClassProfile]], layers: Sequence[int], classes: str, *, dark: bool = False
 ) -> Figure:
     """How far the entries chosen for a class of tokens differ from those of the whole layer, over classes.
 
     Args:
-        profiles: per layer, rows with ``label divergence even_divergence`` (``profiles`` of ``census.json``).
+        profiles: one kind of ``Recording.census.layers[...].profiles`` per layer.
         layers: names of the layers.
         classes: what the classes are, for the axis.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
-    labels = list(dict.fromkeys(row["label"] for rows in profiles for row in rows))
+    labels = list(dict.fromkeys(row.label for rows in profiles for row in rows))
     for rows, color in zip(profiles, style.layer_colors(len(layers), dark), strict=True):
-        place = [labels.index(row["label"]) for row in rows]
-        axes.plot(place, [row["divergence"] for row in rows], "o-", color=color, markersize=4)
-        axes.plot(place, [row["even_divergence"] for row in rows], ":", color=color, linewidth=1)
+        place = [labels.index(row.label) for row in rows]
+        axes.plot(place, [row.divergence for row in rows], "o-", color=color, markersize=4)
+        axes.plot(place, [row.even_divergence for row in rows], ":", color=color, linewidth=1)
     axes.plot([], [], ":", color=style.ink(dark), linewidth=1, label="as many tokens at random")
     axes.set_xticks(range(len(labels)), map(style.plain_label, labels), rotation=30, ha="right", fontsize=8)
     axes.set(xlabel=classes, ylabel="KL from the layer's usage (nats)", ylim=(0, None))
@@ -153,12 +149,12 @@ def margin_lines(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
     """
     figure, axes = style.panel(dark)
     layers = reading["layer"].tolist()
-    occupied = [2.0**_MARGIN_LOWEST]
+    occupied = [2.0**MARGIN_LOWEST]
     for number, (values, color) in enumerate(
         zip(reading["margin_histogram"], style.layer_colors(len(layers), dark), strict=True)
     ):
         share = np.asarray(values, dtype=np.float64) / max(sum(values), 1)
-        edges = 2.0 ** (_MARGIN_LOWEST + 0.5 * np.arange(len(share) + 1))
+        edges = 2.0 ** (MARGIN_LOWEST + 0.5 * np.arange(len(share) + 1))
         label = f"layer {layers[number]}" + (f" ({share[0]:.0%} ties)" if share[0] >= 0.005 else "")
         axes.stairs(share[1:], edges[1:], color=color, linewidth=1.5, baseline=None, label=label)
         occupied += edges[1:][np.flatnonzero(share[1:])].tolist() + edges[2:][np.flatnonzero(share[1:])].tolist()

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from memscope.base.parquet import read_parquet
-from memscope.census.aggregate import write_anomalies, write_census
+from memscope.census.aggregate import write_anomalies, write_usage
 from memscope.census.anomalies.entries import class_bits
-from memscope.census.anomalies.kernels import count_negative, describe_tokens, sum_evenness
+from memscope.census.anomalies.kernels import EvennessSum, ReadCount, count_negative, describe_tokens, sum_evenness
 from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, row_text, stretch_length, upper_tail
 from memscope.census.neighbours import write_neighbours
+from memscope.census.strata import divide_recording
 from memscope.query.recording import Recording
 from memscope.recording.token_rows import TokenRows
 from memscope.report.anomalies import KINDS, anomalies_in_words, find_anomalies
 from memscope.report.findings import find
-from memscope.report.gate_bias import metrics
+from memscope.report.gate_bias.write import metrics
 from memscope.report.health import health
 from memscope.testing.anomalies import KINDS as PLANTED
 from memscope.testing.anomalies import PlantedText, plant_anomalies
@@ -84,7 +85,7 @@ class Small(NamedTuple):
     def kinds(self, folder: Path) -> dict[str, float]:
         """Kinds of anomalies that layer 0 has, with their effects."""
         info = write_recording(folder, self.rows, knowledge_num=64, window=WINDOW)
-        write_census(folder, info)
+        write_usage(folder, info, divide_recording(folder, info))
         write_anomalies(folder, info, write_neighbours(folder, info))
         table = read_parquet(folder / "anomalies.parquet").to_pandas()
         table = table[(table["layer"] == 0) & (table["p"] <= 0.001)]
@@ -250,7 +251,7 @@ def test_tokens_of_entries_are_described_as_a_plain_count_does() -> None:
 def test_negative_reads_are_summed_over_the_slots_of_an_entry() -> None:
     indices = np.array([[1, 1, 2], [1, 2, 0], [2, 1, 1]])
     read = np.array([[-3.0, 1.0, -1.0], [2.0, 0.0, -1.0], [-1.0, -1.0, 2.0]], np.float32)
-    counts, last = np.zeros((3, 4), np.int64), np.full(3, -1)
+    counts, last = np.zeros((3, len(ReadCount)), np.int64), np.full(3, -1)
     count_negative(indices, read, np.array([0, 0, 1]), last, counts)
     assert counts.tolist() == [[1, 1, 1, 1], [3, 1, 2, 1], [3, 2, 2, 2]]
 
@@ -258,7 +259,7 @@ def test_negative_reads_are_summed_over_the_slots_of_an_entry() -> None:
 def test_evenness_of_reads_is_that_of_their_shares() -> None:
     gate = np.array([[1.0, 0.5, 0.5, 0.0], [1.0, 1.0, 1.0, 1.0]], np.float32)
     read = np.array([[1.0, -0.5, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
-    sums = np.zeros(5)
+    sums = np.zeros(len(EvennessSum))
     sum_evenness(gate, read, sums)
     shares = 2 * np.sqrt(2) / 4  # exp(entropy) of 1/2, 1/4, 1/4, over four
     assert sums.tolist() == pytest.approx([1, shares, shares, 1, 1])

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 
-from memscope.census.aggregate import write_census
+from memscope.census.aggregate import write_usage
 from memscope.census.firing.fires_on import COVERAGE, ERROR, NONE, SHOWN, START, TIMES
 from memscope.census.firing.firing import write_firing
+from memscope.census.strata import divide_recording
 from memscope.recording.parts import TokenRows
 from tests.synthetic import SPECIAL, make_rows, write_recording
 
@@ -24,7 +25,7 @@ OF, THE, COMMA, NEW, YORK, RIVER = range(3, 9)
 def written(folder: Path, rows: TokenRows, **settings: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``firing.parquet`` of rows by layer and entry, ``titles.parquet`` by entry."""
     info = write_recording(folder, rows, **settings)
-    write_census(folder, info)
+    write_usage(folder, info, divide_recording(folder, info))
     write_firing(folder, info)
     firing, titles = (pd.read_parquet(folder / f"{name}.parquet") for name in ("firing", "titles"))
     return firing.set_index(["layer", "entry"]), titles.set_index("entry")

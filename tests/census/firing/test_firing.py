@@ -11,11 +11,12 @@ import pytest
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.metrics import mutual_info_score
 
-from memscope.census.aggregate import write_census
+from memscope.census.aggregate import write_usage
 from memscope.census.firing import firing
 from memscope.census.firing.firing import N_QUANTILES, N_TOKENS, N_TOP, N_WORDS, words_apart, write_firing
 from memscope.census.firing.kernels import sort_keys
 from memscope.census.firing.row_words import words_of_rows
+from memscope.census.strata import divide_recording
 from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ def write_all(
 ) -> tuple[RecordingInfo, list[dict[str, float]], dict[str, pd.DataFrame]]:
     """Write a recording and what it fires on; tables by name."""
     info = write_recording(folder, rows, **settings)
-    write_census(folder, info)
+    write_usage(folder, info, divide_recording(folder, info))
     information = write_firing(folder, info)
     return info, information, {name: pd.read_parquet(folder / name) for name in FILES}
 

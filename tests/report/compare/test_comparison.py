@@ -260,7 +260,7 @@ def test_shares_of_several_relations_equal_a_naive_loop() -> None:
 def test_loss_on_the_same_text_is_paired_by_document(start: Recording, tiny_recording: Recording) -> None:
     loss = find_changes(start, tiny_recording).loss
     assert loss.paired and loss.documents == 6 and loss.documents_lower == 6  # training lowers it everywhere
-    assert loss.change == pytest.approx(tiny_recording.census["loss"] - start.census["loss"])
+    assert loss.change == pytest.approx(tiny_recording.census.loss - start.census.loss)
     assert loss.change_se is not None and 0 < loss.change_se < abs(loss.change)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from memscope.base.files import read_json, write_json
 from memscope.query.recording import Recording
+from memscope.recording.census_file import read_census
+from memscope.recording.info import read_info
 from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
-from tests.synthetic import relist
+from tests.synthetic import change_layer
 
 
 @pytest.fixture
@@ -19,10 +20,8 @@ def moved(tiny_recording_path: Path, tmp_path: Path) -> Recording:
     usage = pd.read_parquet(path / "usage.parquet")
     usage.loc[usage["entry"] == 5, "entry"] = 6
     usage.sort_values(["layer", "entry"]).to_parquet(path / "usage.parquet", index=False)
-    census = read_json(path / "census.json")
-    census["layers"][1]["by_count"]["coverage"] += 0.25
-    write_json(path / "census.json", census)
-    relist(path)
+    coverage = read_census(path, read_info(path)).layers[1].by_count.coverage
+    change_layer(path, 1, by_count={"coverage": coverage + 0.25})
     return Recording(path)
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from memscope.census.kernels import MARGIN_BINS, MARGIN_LOWEST
+from memscope.census.kernels import MARGIN_BINS
 from memscope.query.recording import Recording
+from memscope.recording.census_file import ClassProfile, Overlap
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import compare as compare_plots
 from memscope.report.plots import usage as plots
@@ -19,7 +20,7 @@ from memscope.report.plots import usage as plots
 def _draw_all(recording: Recording, dark: bool = False) -> dict[str, Figure]:
     counts, layers, metrics = recording.usage(), recording.info.layers, recording.layer_metrics()
     reading, drift = recording.reading_metrics(), recording.drift()
-    positions = [layer["profiles"]["position"] for layer in recording.census["layers"]]
+    positions = [layer.profiles.position for layer in recording.census.layers]
     return {
         "preferences": bias_plots.preference_forest(recording.preferences(), dark=dark),
         "position": bias_plots.class_divergence(positions, layers, "position in the window", dark=dark),
@@ -47,8 +48,8 @@ def test_every_figure_labels_its_axes_and_renders(tiny_recording: Recording, dar
 
 
 def test_figures_do_without_pyplot() -> None:
-    code = "import sys; from memscope.report import gate_bias_document; from memscope.report.plots import compare; "
-    code += "assert 'matplotlib.pyplot' not in sys.modules"
+    rooms = "from memscope.report.gate_bias import document; from memscope.report.compare import comparison"
+    code = f"import sys; {rooms}; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -155,11 +156,12 @@ def test_lifts_out_of_reach_lie_at_the_edge() -> None:
 
 
 def test_overlap_names_every_pair_of_layers_once_in_each_half() -> None:
-    overlap = {
-        "jaccard": [[1.0, 0.25], [0.25, 1.0]],
-        "even_jaccard": [[1.0, 0.2], [0.2, 1.0]],
-        "jensen_shannon": [[0.0, 0.3], [0.3, 0.0]],
-    }
+    overlap = Overlap(
+        jaccard=((1.0, 0.25), (0.25, 1.0)),
+        even_jaccard=((1.0, 0.2), (0.2, 1.0)),
+        rank_correlation=((1.0, 0.5), (0.5, 1.0)),
+        jensen_shannon=((0.0, 0.3), (0.3, 0.0)),
+    )
     left, right, *_ = bias_plots.overlap_heatmap(overlap, [0, 5]).axes
     assert [text.get_text() for text in left.texts] == ["0.25", "0.25"]
     assert [text.get_text() for text in right.texts] == ["0.30", "0.30"]
@@ -168,20 +170,18 @@ def test_overlap_names_every_pair_of_layers_once_in_each_half() -> None:
 
 
 def test_many_layers_overlap_without_numbers_in_cells() -> None:
-    same = np.ones((24, 24)).tolist()
-    overlap = {"jaccard": same, "even_jaccard": same, "jensen_shannon": same}
+    overlap = Overlap.model_validate(dict.fromkeys(Overlap.model_fields, np.ones((24, 24)).tolist()))
     assert len(bias_plots.overlap_heatmap(overlap, range(24)).axes[0].texts) == 0
 
 
 def test_classes_that_a_layer_lacks_leave_a_gap() -> None:
-    rows = [{"label": name, "divergence": 1.0, "even_divergence": 0.5} for name in ("a", "b", "c")]
+    rows = [ClassProfile.model_construct(label=name, divergence=1.0, even_divergence=0.5) for name in ("a", "b", "c")]
     axes = bias_plots.class_divergence([rows, rows[1:]], [0, 1], "letters").axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0, 1, 2]
     assert axes.lines[2].get_xdata().tolist() == [1, 2]
 
 
 def test_margins_name_ties_and_start_where_bins_do() -> None:
-    assert bias_plots._MARGIN_LOWEST == MARGIN_LOWEST
     histogram = [25] + [0] * 31 + [75] + [0] * (MARGIN_BINS - 33)  # bin 32 begins at 2^0
     axes = bias_plots.margin_lines(pd.DataFrame({"layer": [3], "margin_histogram": [histogram]})).axes[0]
     assert axes.get_legend().get_texts()[0].get_text() == "layer 3 (25% ties)"

@@ -1,6 +1,24 @@
-"""What ``census.json`` of a recording holds, as far as reports pass it on; every field has its meaning."""
+"""``census.json`` of a recording: the classes of what it holds, field by field; how it is read and written.
 
-from pydantic import BaseModel, ConfigDict
+    census = read_census(folder, read_info(folder))
+    census.layers[0].reading.loss
+
+``memscope.census`` makes the numbers, ``Recording.census`` gives them to every reader.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from memscope.base.errors import InputError
+from memscope.base.files import read_json, write_json
+from memscope.recording.info import INFO, RecordingInfo
+from memscope.stats.usage import UsageMetrics
+
+CENSUS = "census.json"
+MARGIN_LOWEST = -16.0
+"""Histograms of margins begin at 2 to this power."""
 
 
 class Documented(BaseModel):
@@ -9,43 +27,13 @@ class Documented(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Evenness(Documented):
+class Evenness(UsageMetrics):
     """How evenly a bank is used; z is the share of each entry, ``even_*`` what even selection shows at the same D.
 
     ``*_se`` are standard errors by the jackknife over folds of documents; null for usage weighted by scores, and where
     there are fewer than two folds.
     """
 
-    entries: int
-    """N."""
-    selections: int
-    """D."""
-    coverage: float
-    """Share of entries with any usage."""
-    even_coverage: float
-    """1 - (1 - k/N)^draws: a draw takes the k entries that a gate head selects for a token, all different."""
-    kl_to_uniform: float
-    """ln N + sum z ln z in nats; 0 = even, ln N = one entry takes all."""
-    even_kl_to_uniform: float
-    """Expectation of the same when every draw takes its entries at random."""
-    relative_perplexity: float
-    """exp(entropy of z) / N; 1 = even."""
-    gini: float
-    """1 - 2 mean(cumsum(sort z)) + 1/N; 0 = even."""
-    even_gini: float
-    """Expectation of the same when every draw takes its entries at random."""
-    top50: int
-    """Most used entries that hold 50% of the usage."""
-    top90: int
-    """Most used entries that hold 90% of the usage."""
-    top99: int
-    """Most used entries that hold 99% of the usage."""
-    max_violation: float
-    """(largest load - mean load) / mean load."""
-    dead: int
-    """Entries without any usage."""
-    hot: int
-    """Entries with more than 10 times the even share."""
     coverage_se: float | None = None
     """Standard error of coverage."""
     kl_to_uniform_se: float | None = None
@@ -256,3 +244,77 @@ class Group(Documented):
     """Selections of all layers taken together."""
     layers: tuple[GroupLayer, ...]
     """Each layer."""
+
+
+class Census(Documented):
+    """Everything that was counted in a recording."""
+
+    tokens: int
+    """Tokens recorded."""
+    loss: float
+    """Mean loss on the recorded text, nats per token."""
+    interval_unit: str
+    """What a fold is made of."""
+    folds: int
+    """Folds that standard errors and intervals are made from."""
+    critical: float | None
+    """A 95% interval reaches so many standard errors to either side; null with fewer than two folds."""
+    equal_documents: float
+    """Units of equal length that would tell as much; far fewer than there are where some are much longer."""
+    longest_document: float
+    """Share of the text that the longest document holds."""
+    all_layers: Weightings
+    """Selections of all layers taken together."""
+    overlap: Overlap
+    """How alike layers use the bank."""
+    layers: tuple[LayerMetrics, ...]
+    """Each layer, in the order of ``RecordingInfo.layers``."""
+    groups: dict[str, Group]
+    """By group of documents; empty where the corpus has no groups."""
+
+
+_LEADING: dict[type[BaseModel], tuple[str, ...]] = {
+    LayerMetrics: ("layer",),
+    GroupLayer: ("layer",),
+    Profiles: ("information",),
+    ClassProfile: ("label", "low", "high", "tokens", "coverage", "divergence", "even_divergence"),
+}
+"""Fields that stand first in ``census.json``; the others follow in the order of their class."""
+
+
+def read_census(recording: Path, info: RecordingInfo) -> Census:
+    """Read ``census.json``.
+
+    Raises:
+        InputError: it is missing or damaged, a number is missing or of another kind, or it is of other layers.
+    """
+    path = recording / CENSUS
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a census; record again")
+    try:
+        census = Census.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        trouble = "is not there" if first["type"] == "missing" else f"has a wrong value ({first['msg']})"
+        raise InputError(f"{path}: '{name}' {trouble}; record again") from error
+    if [layer.layer for layer in census.layers] != list(info.layers):
+        raise InputError(f"{path}: is not about the layers that {INFO} names; record again")
+    return census
+
+
+def write_census(recording: Path, census: Census) -> None:
+    """Write ``census.json``, atomically."""
+    write_json(recording / CENSUS, plain(census))
+
+
+def plain(value: Any) -> Any:
+    """JSON values of a census or a part of it; a field that was never set is left out."""
+    if isinstance(value, BaseModel):
+        leading = _LEADING.get(type(value), ())
+        names = sorted(type(value).model_fields, key=lambda name: name not in leading)
+        return {name: plain(getattr(value, name)) for name in names if name in value.model_fields_set}
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, tuple) else value

@@ -2,7 +2,7 @@
 
     memscope report recordings/demo --out reports/demo
 
-writes ``gate_bias.html`` and ``gate_bias.md`` (``report/gate_bias_document.py``), ``metrics.json`` with its schema
+writes ``gate_bias.html`` and ``gate_bias.md`` (``document.py``), ``metrics.json`` with its schema
 (``report/schema.py``), the tables as CSV and Parquet, and the figures as PNG and SVG.
 """
 
@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from memscope.base.files import atomic_path, make_folder, write_csv, write_json
+from memscope.base.files import make_folder, write_json
 from memscope.query.recording import Recording
 from memscope.report.anomalies import anomalies_in_words, find_anomalies
-from memscope.report.document import write_document
+from memscope.report.document import write_document, write_table
 from memscope.report.findings import Finding, find
-from memscope.report.gate_bias_document import make_document
+from memscope.report.gate_bias.document import make_document
 from memscope.report.schema import Metrics, describe_source, json_schema
 
 
@@ -38,15 +36,6 @@ def write_report(recording: Recording, out: Path) -> Iterator[Path]:
     yield out / "metrics.json"
     write_json(out / "metrics.schema.json", json_schema(Metrics))
     yield out / "metrics.schema.json"
-
-
-def write_table(path: Path, frame: pd.DataFrame) -> Iterator[Path]:
-    """Write a table as ``<path>.csv`` and ``<path>.parquet``."""
-    write_csv(path.with_suffix(".csv"), frame)
-    yield path.with_suffix(".csv")
-    with atomic_path(path.with_suffix(".parquet")) as temporary:
-        pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), temporary, compression="zstd")
-    yield path.with_suffix(".parquet")
 
 
 def tables(recording: Recording) -> dict[str, pd.DataFrame]:
@@ -71,7 +60,7 @@ def tables(recording: Recording) -> dict[str, pd.DataFrame]:
 def metrics(recording: Recording, findings: list[Finding]) -> Metrics:
     """Every number of the report for machines."""
     drift = {name: None if pd.isna(value) else value for name, value in recording.drift_summary().items()}
-    census = {name: value for name, value in recording.census.items() if name in Metrics.model_fields}
+    census = {name: value for name, value in recording.census if name != "tokens"}  # the source says how many
     return Metrics.model_validate(
         {
             "recording": describe_source(recording),

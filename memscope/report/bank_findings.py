@@ -1,0 +1,125 @@
+"""Answers about the bank and its readers: how sure the numbers are, how layers share it, what is read, how it moved."""
+
+import numpy as np
+import pandas as pd
+
+from memscope.base.words import plural, span
+from memscope.query.recording import Recording
+from memscope.report.words import Reply, ends, few_documents, selections
+
+
+def certainty(recording: Recording) -> Reply:
+    """How far the numbers would move with other text."""
+    census, layers, info = recording.census, recording.layer_metrics(), recording.info
+    errors = pd.to_numeric(layers["kl_to_uniform_se"])
+    if errors.isna().any():
+        return Reply(
+            "Standard errors are not known: fewer than two folds hold text.",
+            f"D = {selections(recording)} selections a layer; compare numbers only with their even twins.",
+        )
+    unit, few = census.interval_unit, pd.to_numeric(layers["kl_to_uniform_few"])
+    short = (
+        f"{few_documents(recording)}With other {unit} of this kind, as many and as long, a layer's KL to uniform would "
+        f"move by about {span(errors, '.3f')} nats (one standard error; a 95% interval reaches "
+        f"{census.critical:.1f} of them to either side)."
+    )
+    answer = (
+        f"By leaving out one of {census.folds} folds of {unit} after the other (jackknife), over "
+        f"D = {selections(recording)} selections a layer, {info.rows:,} tokens and {len(recording.documents):,} "
+        f"documents, which tell as much as {census.equal_documents:.1f} {unit} of equal length. "
+        f"Coverage would move by {span(pd.to_numeric(layers['coverage_se']), '.2%')} at most. Of the KL to uniform "
+        f"even selection would show {span(layers['even_kl_to_uniform'], '.3f')} nats at this D, and {unit} being few "
+        f"explains {span(few, '.3f')}: much more text of this kind would show that much less, or lower still. All of "
+        "this is about one model: another seed may differ by more."
+    )
+    return Reply(short, answer)
+
+
+def layers(recording: Recording) -> Reply:
+    """How far layers use different entries."""
+    info, counts = recording.info, recording.usage()
+    if len(info.layers) == 1:
+        return Reply("There is one memory layer.", "Layers cannot be compared.")
+    together = len(info.layers) // info.bank_groups  # layers that share a group of entries
+    apart = f"The bank is split in {info.bank_groups} groups of {info.group_size:,} entries, "
+    if together == 1:
+        return Reply("By construction: each layer has entries of its own.", f"{apart}one for each layer.")
+    users = (counts > 0).sum(0)
+    used, once = int((users > 0).sum()), int((users == 1).sum())
+    pairs = [(a, b) for a in range(len(info.layers)) for b in range(a + 1, len(info.layers))]
+    pairs = [(a, b) for a, b in pairs if a // together == b // together]
+    divergence = recording.census.overlap.jensen_shannon
+    two = "two layers" if together == len(info.layers) else "two layers of a group"
+    short = (
+        f"{once / max(1, used):.0%} of the {used:,} entries in use are used by one layer only; usage of {two} "
+        f"lies {span([divergence[a][b] for a, b in pairs], '.2f')} nats apart (0.69 = no entry in common)."
+    )
+    answer = (
+        f"{once:,} entries are used by one layer only and {int((users == together).sum()):,} by all "
+        f"{together}, over D = {int(counts[0].sum()):,} selections a layer. {_overlaps(recording, pairs)}"
+    )
+    if together < len(info.layers):
+        answer = f"{apart}one for every {together} layers in order; layers of different groups share none. {answer}"
+    return Reply(short, answer)
+
+
+def _overlaps(recording: Recording, pairs: list[tuple[int, int]]) -> str:
+    """The least and the most overlap of used entries, among pairs of layers by their place in ``info.layers``."""
+    layers, overlap = recording.info.layers, recording.census.overlap
+    jaccard, independent = np.array(overlap.jaccard), np.array(overlap.even_jaccard)
+    low, high = (end(pairs, key=lambda pair: jaccard[pair]) for end in (min, max))
+    if low == high:
+        return (
+            f"Their sets of used entries have a Jaccard index of {jaccard[low]:.3f}; independent sets of these sizes "
+            f"would have {independent[low]:.3f}. The distance is the Jensen-Shannon divergence."
+        )
+    return (
+        f"Sets of used entries overlap least between layers {layers[low[0]]} and {layers[low[1]]} (Jaccard "
+        f"{jaccard[low]:.3f}; independent sets of these sizes: {independent[low]:.3f}) and most between layers "
+        f"{layers[high[0]]} and {layers[high[1]]} ({jaccard[high]:.3f}; independent: {independent[high]:.3f}). "
+        "Distances are Jensen-Shannon divergences."
+    )
+
+
+def reading(recording: Recording) -> Reply:
+    """How much of what the gate selects the attention reads."""
+    reading, info, by_norm = recording.reading_metrics(), recording.info, ""
+    if info.signed_reads:
+        by_norm = (
+            "; by norm, in which read heads of different signs do not cancel, "
+            f"{span(reading['unread_share_by_norm'], '.2%')}"
+        )
+    short = (
+        f"A token effectively reads {span(reading['effective_entries_read'], '.1f')} of the {info.selected} entries it "
+        "selects; the rank correlation of gate score and attention is "
+        f"{span(reading['gate_attention_rank_correlation'], '+.2f')}."
+    )
+    answer = (
+        f"Over {info.rows:,} tokens (D = {selections(recording)} selections a layer), effective entries read are "
+        f"{ends(reading, 'effective_entries_read', '.3f')}. {ends(reading, 'unread_share', '.2%')} of selections "
+        f"stay unread, below 1% of their token's read{by_norm}. Gate score and attention agree at a rank correlation "
+        f"of {ends(reading, 'gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight "
+        "/ gate score), since the read weight contains the gate score."
+    )
+    return Reply(short, answer)
+
+
+def drift(recording: Recording) -> Reply:
+    """How far entries moved from their sentences."""
+    drift, counts = recording.drift_summary(), recording.usage()
+    used = int((counts.sum(0) > 0).sum())
+    unused = counts.shape[1] - used
+    short = f"Used entries moved by a median of {drift['median_used']:.3f} (1 − cosine)"
+    short += f", entries never selected by {drift['median_unused']:.3f}." if unused else "."
+    answer = (
+        f"Over {used:,} used {plural(used, 'entry', 'entries')} and {unused:,} that none of D = {int(counts.sum()):,} "
+        f"selections in all layers took: a tenth of the used moved more than {drift['p90_used']:.3f}. "
+    )
+    if np.isnan(drift["kept"]):
+        answer += "Entries started random, so there is no sentence to compare with."
+    else:
+        answer += (
+            f"Of the tokens nearest to a used entry, {drift['kept']:.1%} stand in its init sentence now, "
+            f"{drift['kept_at_init']:.1%} did before training."
+        )
+    return Reply(short, answer)

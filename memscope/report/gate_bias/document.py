@@ -1,0 +1,97 @@
+"""The gate-bias report as a document: facts, findings, figures, tables, method and the most used entries.
+
+write_document(make_document(recording, find(recording)), out, "gate_bias")
+"""
+
+from memscope.base.words import plural
+from memscope.query.recording import Recording
+from memscope.report.document import Context, Document, EntryNote
+from memscope.report.facts import fact_figures, fact_findings, fact_tables
+from memscope.report.findings import Finding
+from memscope.report.gate_bias.figures import figures
+from memscope.report.gate_bias.method import method
+from memscope.report.gate_bias.tables import tables
+from memscope.report.gate_findings import choice
+from memscope.report.words import selections, shared_by
+
+_SHOWN_ENTRIES, _SHOWN_CONTEXTS = 20, 3
+
+_FILES = {
+    "metrics.json": "every number of this report; metrics.schema.json describes its fields",
+    "layers.csv, .parquet": "the evenness and reading metrics of each layer, for three weightings of usage",
+    "preferences.csv, .parquet": "lift of every label in every layer, with intervals, chance and tests",
+    "anomalies.csv, .parquet": "what stands out, each with its effect, its chance and the tokens it is over",
+    "usage.csv, .parquet": "selections, summed gate scores and read weights of every used (layer, entry)",
+    "entries.csv, .parquet": "every entry with its init sentence, triples, drift and usage",
+    "figures/": "the figures as PNG and SVG",
+}
+
+
+def make_document(recording: Recording, findings: list[Finding]) -> Document:
+    """The report before it is put on paper."""
+    return Document(
+        title="Gate-bias report",
+        subtitle="Which entries the gate selects, how evenly, toward what, and what the attention reads of them.",
+        facts=_facts(recording),
+        findings=[*findings, *fact_findings(recording.path)],
+        figures=[*figures(recording), *fact_figures(recording.path)],
+        tables=[*tables(recording), *fact_tables(recording.path)],
+        method=method(recording),
+        files=_FILES,
+        entries=_entry_notes(recording),
+        entries_caption="Nearest tokens are measured in the space that the bank started in; marked ones stand in the "
+        "init sentence. In contexts the firing token is marked; gate scores are of that selection.",
+    )
+
+
+def _facts(recording: Recording) -> dict[str, str]:
+    info, run = recording.info, recording.run_summary
+    facts = {
+        "Corpus": f"{info.corpus_name}, {len(recording.documents):,} documents (SHA-256 {info.corpus_sha256[:12]})",
+        "Model": f"{info.run_name} (SHA-256 {info.fingerprint[:12]})",
+        "Recorded": f"{info.rows:,} tokens, {len(info.layers)} memory {plural(len(info.layers), 'layer', 'layers')}, "
+        f"{info.selected} selections a token and layer: D = {selections(recording)} selections a layer",
+        "Choice": choice(recording).short,
+        "Bank": f"{info.knowledge_num:,} entries of {info.knowledge_length} slot{'s'[: info.knowledge_length > 1]}, "
+        + shared_by(info),
+        "Loss": f"{_loss(recording)} nats per token on the recorded text",
+    }
+    if run:
+        facts["Training"] = (
+            f"{run['steps']:,} steps, {run['tokens']:,} tokens; validation loss went from "
+            f"{run['untrained_valid_loss']:.4f} to {run['valid_loss']:.4f} nats per token"
+        )
+    return facts
+
+
+def _loss(recording: Recording) -> str:
+    error = recording.census.layers[0].reading.loss_se
+    return f"{recording.census.loss:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _entry_notes(recording: Recording) -> list[EntryNote]:
+    """The most used entries with what they decode to and where they fire."""
+    notes = []
+    for number in recording.entries(limit=_SHOWN_ENTRIES)["entry"]:
+        card = recording.entry(int(number))
+        most = card.usage.loc[card.usage["count"].idxmax()]
+        contexts = [
+            Context(
+                f"layer {c['layer']}, gate {c['gate']:.3f}{', ' + c['title'] if c['title'] else ''}",
+                *(c[part] for part in ("before", "token", "after")),
+            )
+            for c in recording.contexts(card.entry).head(_SHOWN_CONTEXTS).to_dict("records")
+        ]
+        notes.append(
+            EntryNote(
+                title=f"Entry {card.entry}",
+                about=f"{int(card.usage['count'].sum()):,} selections, most in layer {int(most['layer'])} "
+                f"({most['share']:.1%} of its selections); drift {max(0.0, card.drift):.3f}",
+                fires_on=card.title,
+                words=card.words,
+                sentence=card.sentence,
+                nearest=list(zip(card.nearest["token"], card.nearest["in_sentence"], strict=True)),
+                contexts=contexts,
+            )
+        )
+    return notes

@@ -1,0 +1,188 @@
+"""The figures of the gate-bias report: a table of their names, titles, captions and how each is drawn."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from memscope.query.recording import Recording
+from memscope.report.document import ReportFigure
+from memscope.report.plots import bias, usage
+from memscope.report.words import selections
+
+
+class Numbers(NamedTuple):
+    """All that the figures show, asked of a recording once."""
+
+    recording: Recording
+    layers: tuple[int, ...]
+    counts: np.ndarray
+    """Selections of the entries that each layer can select, int64 ``[layer, N / bank_groups]``."""
+    evenness: pd.DataFrame
+    reading: pd.DataFrame
+    preferences: pd.DataFrame
+    curve: pd.DataFrame
+    """Training curve; empty where the run has none."""
+
+
+class Plan(NamedTuple):
+    """One figure of the report before it is drawn."""
+
+    name: str
+    """File name without its ending."""
+    title: str
+    caption: str
+    """Names in braces are those of ``_caption_values``."""
+    draw: Callable[[Numbers], Figure]
+    wide: bool = False
+    """Whether it takes the whole width of the page."""
+    needs: Callable[[Numbers], int] = lambda _: True
+    """Whether there is anything to draw."""
+
+
+def figures(recording: Recording) -> Iterator[ReportFigure]:
+    """The figures of the report, in order."""
+    numbers = Numbers(
+        recording,
+        recording.info.layers,
+        recording.reachable_usage(),
+        recording.layer_metrics(),
+        recording.reading_metrics(),
+        recording.preferences(),
+        recording.training_curve(),
+    )
+    values = _caption_values(numbers)
+    for plan in PLANS:
+        if plan.needs(numbers):
+            yield ReportFigure(plan.name, plan.title, plan.caption.format(**values), plan.draw(numbers), plan.wide)
+
+
+def _caption_values(numbers: Numbers) -> dict[str, str]:
+    recording, info = numbers.recording, numbers.recording.info
+    return {
+        "d": f"D = {selections(recording)} selections a layer",
+        "d_of_all": f"D = {selections(recording, all_layers=True)} selections in all layers",
+        "tests": f"{2 * len(numbers.preferences):,}",
+        "tokens": f"{info.rows:,}",
+        "selected": f"{info.selected}",
+        "entries": f"{info.knowledge_num:,}",
+        "dtype": info.dtype,
+    }
+
+
+def _profiles(kind: str, axis: str) -> Callable[[Numbers], Figure]:
+    """Draws the profile of one kind of class."""
+
+    def draw(numbers: Numbers) -> Figure:
+        profiles = [getattr(layer.profiles, kind) for layer in numbers.recording.census.layers]
+        return bias.class_divergence(profiles, numbers.layers, axis)
+
+    return draw
+
+
+def _drift(numbers: Numbers) -> Figure:
+    return bias.drift_curves(numbers.recording.drift(), numbers.recording.usage().sum(0) > 0)
+
+
+_CHOICE_BY_CLASS = (
+    "How far the entries chosen for tokens of a class differ from those of the whole layer; dotted: as many tokens at "
+    "random, which differ by chance. {d}."
+)
+PLANS = (
+    Plan(
+        "usage",
+        "Selections per entry",
+        "Entries of each layer sorted by how often they were selected; a flat line would be even use. {d}.",
+        lambda numbers: usage.usage_histogram(numbers.counts, numbers.layers),
+    ),
+    Plan(
+        "lorenz",
+        "Lorenz curve",
+        "Share of all selections that go to the least used share of entries; the diagonal is even use. {d}.",
+        lambda numbers: usage.lorenz_curve(numbers.counts, numbers.layers),
+    ),
+    Plan(
+        "coverage",
+        "Coverage",
+        "Entries selected at least once, beside what even selection would reach with as many selections. {d}.",
+        lambda numbers: usage.coverage_bars(numbers.evenness),
+    ),
+    Plan(
+        "concentration",
+        "Concentration",
+        "How many of the most used entries hold 50, 90 and 99 percent of a layer's selections. {d}.",
+        lambda numbers: usage.top_mass(numbers.evenness),
+    ),
+    Plan(
+        "preferences",
+        "Preferences",
+        "Lift of labels of the init sentence, significant ones and those with the smallest p-values; lifts beyond "
+        "1/32 and 32 lie at the edge. A dot outside its grey bar is more than which entries happen to be hot; it is "
+        "filled when that holds after correction for all {tests} tests. {d}.",
+        lambda numbers: bias.preference_forest(numbers.preferences),
+        wide=True,
+        needs=lambda numbers: len(numbers.preferences),
+    ),
+    Plan(
+        "position_profile",
+        "Choice by position",
+        _CHOICE_BY_CLASS,
+        _profiles("position", "position in the window"),
+    ),
+    Plan(
+        "frequency_profile",
+        "Choice by token frequency",
+        _CHOICE_BY_CLASS,
+        _profiles("frequency", "frequency of the input token"),
+    ),
+    Plan(
+        "layer_overlap",
+        "Overlap of layers",
+        "Left: Jaccard index of the sets of entries that two layers use, orange above and purple below what "
+        "independent sets of these sizes would have. Right: distance of usage, 0.69 = no entry in common. {d}.",
+        lambda numbers: bias.overlap_heatmap(numbers.recording.census.overlap, numbers.layers),
+        wide=True,
+        needs=lambda numbers: len(numbers.layers) > 1,
+    ),
+    Plan(
+        "entropy",
+        "Sureness of gate and read",
+        "Entropy of a token's gate and read shares, 1 = all selected entries alike, 0 = one takes all; bars are one "
+        "standard error. {tokens} tokens, {d}.",
+        lambda numbers: bias.entropy_dots(numbers.reading, numbers.recording.info.selected),
+    ),
+    Plan(
+        "margins",
+        "Selection margin",
+        "How far the weakest selected entry stands above the best rejected one, by raw score plus the selection "
+        "bias where there is one, in half octaves; ties are scores that the precision of the forward pass "
+        "({dtype}) does not tell apart. {tokens} tokens, {d}.",
+        lambda numbers: bias.margin_lines(numbers.reading),
+    ),
+    Plan(
+        "read_shares",
+        "Read shares",
+        "How a token's read divides over its {selected} selected entries: mass at 0 is selected but unread, "
+        "mass at 1 is a token that reads one entry. {d}.",
+        lambda numbers: usage.read_share_histogram(numbers.reading),
+    ),
+    Plan(
+        "drift",
+        "Drift",
+        "Share of entries that moved at least so far from where they started, used and never selected ones; those "
+        "that moved less than 0.000001 lie at the left edge. {entries} entries, {d_of_all}.",
+        _drift,
+    ),
+    Plan(
+        "training",
+        "Training",
+        "Loss in nats per token on training batches and on validation documents, and the number of entries that "
+        "the validation tokens selected.",
+        lambda numbers: usage.training_curve(numbers.curve),
+        wide=True,
+        needs=lambda numbers: len(numbers.curve),
+    ),
+)
+"""Every figure, in the order of the report."""
