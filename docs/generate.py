@@ -17,6 +17,10 @@ DOCS = Path(__file__).parent
 PUBLIC = {
     "query.recording": ["Recording"],
     "query.tables": ["RecordingTables"],
+    "query.entry_cards": ["EntryCard"],
+    "recording.census_file": ["Census", "LayerMetrics", "Weightings", "Evenness", "Reading", "TokenMeans", "Profiles"]
+    + ["ClassProfile", "Information", "Overlap", "Group", "GroupLayer"],
+    "recording.token_table": ["Trace"],
     "run.checkpoint": ["load_run", "LoadedRun"],
     "run.capture": ["capture_memory", "LayerCapture"],
     "run.provenance": ["start_entries", "start_table"],
