@@ -18,8 +18,17 @@ PUBLIC = {
     "query.recording": ["Recording"],
     "query.tables": ["RecordingTables"],
     "query.entry_cards": ["EntryCard"],
-    "recording.census_file": ["Census", "LayerMetrics", "Weightings", "Evenness", "Reading", "TokenMeans", "Profiles"]
-    + ["ClassProfile", "Information", "Overlap", "Group", "GroupLayer"],
+    "recording.census_file": [
+        "Census",
+        "LayerMetrics",
+        "Weightings",
+        "Evenness",
+        "Reading",
+        "Profiles",
+        "Information",
+        "Overlap",
+        "Group",
+    ],
     "recording.token_table": ["Trace"],
     "run.checkpoint": ["load_run", "LoadedRun"],
     "run.capture": ["capture_memory", "LayerCapture"],
@@ -132,10 +141,14 @@ def _arguments(function: ast.FunctionDef) -> str:
 
 
 def _docstring(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
-    """The docstring as Markdown: single backticks, and ``Args:``, ``Raises:`` and so on as lists."""
+    """The docstring as Markdown: single backticks, ``Args:``, ``Raises:`` and so on as lists, tables as they are."""
+    text = (ast.get_docstring(node) or "").replace("``", "`")
+    text = re.sub(r"^={3,} .*\n(.+\n)+={3,} .*$", lambda table: f"```\n{table[0]}\n```", text, flags=re.MULTILINE)
     lines: list[str] = []
     in_section = False
-    for line in (ast.get_docstring(node) or "").replace("``", "`").split("\n"):
+    for line in text.split("\n"):
+        if line == "```":
+            in_section = False
         if re.fullmatch(r"(Args|Returns|Yields|Raises):", line):
             in_section = True
             lines += [line, ""]

@@ -85,8 +85,7 @@ def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.D
     ``everywhere``  share of all tokens that select it                             none: p = 0
     ``uniform``     exp(entropy) of read shares / their number, mean over tokens   none: p = 0
     ``preference``  lift                                                           labels shuffled
-    (census/preference.py) ==============  =============================================================
-    =================================
+    ==============  =============================================================  =================================
     """
     counted = recording.sql("SELECT * FROM anomalies")
     titles = recording.documents["title"]
