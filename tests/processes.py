@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -39,9 +40,7 @@ def run_group(
         port = probe.getsockname()[1]
     environment = {**os.environ, **variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    files = folder / "stdout", folder / "stderr"
-    for file in files:
-        file.write_bytes(b"")
+    files = _empty_files(folder)
     started = []
     for rank in range(processes):
         numbered = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -51,11 +50,36 @@ def run_group(
     return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
 
 
+def run_script(script: Path, words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as Python's own command line does; ``folder`` is where it writes what it says."""
+    files = _empty_files(folder)
+    process = FRESH.Process(target=_script, args=(script, words, *files))
+    process.start()
+    return subprocess.CompletedProcess(words, _wait([process]), *(file.read_text() for file in files))
+
+
+def _empty_files(folder: Path) -> tuple[Path, Path]:
+    files = folder / "stdout", folder / "stderr"
+    for file in files:
+        file.write_bytes(b"")
+    return files
+
+
+def _redirect(out: Path, err: Path) -> None:
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+
+
+def _script(script: Path, words: list[str], out: Path, err: Path) -> None:
+    _redirect(out, err)
+    sys.argv, sys.path[0] = [str(script), *words], str(script.parent)
+    runpy.run_path(str(script), run_name="__main__")
+
+
 def _command(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for stream, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    _redirect(out, err)
     sys.argv = ["memscope", *words]
     main()
 

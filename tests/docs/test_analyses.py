@@ -1,6 +1,5 @@
 """Every study runs from the command line on a tiny fixture, and finds what was planted there."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from memscope.testing.models import PlantedRun, plant_run
 from memscope.testing.recordings import PLANTED_LAYER
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
+from tests.processes import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -120,9 +120,7 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
     tmp_path: Path,
 ) -> None:
     arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs], biased)
-    done = subprocess.run(
-        [sys.executable, script, *arguments, "--out", tmp_path], capture_output=True, text=True, check=False
-    )
+    done = run_script(script, [*map(str, arguments), "--out", str(tmp_path)], tmp_path)
     assert done.returncode == 0, done.stderr
     headline = done.stdout.splitlines()[0]
     assert any(character.isdigit() for character in headline) and "nan" not in headline
@@ -138,9 +136,7 @@ def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) ->
         else 2
     )
     arguments = [tmp_path / f"none-{number}" for number in range(given)]
-    done = subprocess.run(
-        [sys.executable, script, *arguments, "--out", tmp_path / "out"], capture_output=True, text=True, check=False
-    )
+    done = run_script(script, [*map(str, arguments), "--out", str(tmp_path / "out")], tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{script.name}: {tmp_path}")
     assert not (tmp_path / "out").exists()
