@@ -318,6 +318,7 @@ def test_the_way_to_draw_is_in_the_address(part: str, field: str, value: str) ->
     assert test.session_state[f"gate_bias.{field}"] == value and asked(test, field) == value
 
 
+@pytest.mark.slow
 def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planted = plant_anomalies(tmp_path / "planted", seed=0)
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
@@ -443,6 +444,7 @@ def test_a_recording_that_is_made_again_while_it_is_open_is_named(
     assert not test.exception and test.title[0].value == "Gate bias"
 
 
+@pytest.mark.slow
 def test_streamlit_and_torch_stay_out_of_what_pages_do_not_need() -> None:
     code = (
         "import sys, memscope.cli.serve; assert 'streamlit' not in sys.modules and 'app' not in sys.modules\n"

@@ -138,6 +138,7 @@ def test_a_trace_and_a_continuation_show_signs(cli: Cli, tiny_run_path: Path) ->
     assert "".join(row["text"] for row in rows[1:]) == "a \x1b[31mb"  # for machines the text is what it was
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_only_ascii_gets_escapes(tiny_run_path: Path) -> None:
     command = [sys.executable, "-m", "memscope", "generate", str(tiny_run_path), "Größe 漢", "--tokens", "2"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

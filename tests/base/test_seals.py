@@ -85,6 +85,7 @@ def recording(tiny_recording_path: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["run", "recording"])
 def test_a_flipped_bit_is_an_error_or_changes_nothing(
     folder: str, tiny_run_path: Path, recording: Path, tmp_path: Path

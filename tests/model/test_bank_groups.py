@@ -33,6 +33,8 @@ from memscope.text.corpus import pack_corpus
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
 
+pytestmark = pytest.mark.slow
+
 G, N = 2, 128
 TOKENS = torch.randint(3, 320, (4, 33), generator=torch.Generator().manual_seed(0))
 
@@ -156,7 +158,6 @@ def test_evaluation_measures_a_layer_against_its_own_entries(run: LoadedRun) -> 
         assert last[f"layer_{layer}/coverage"] > 0.5  # of half the bank: it could not be of all of it
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lazy", [False, True])
 def test_two_processes_train_a_split_bank_like_one(
     corpus_dir: Path, tmp_path: Path, group: Callable[..., Any], lazy: bool
