@@ -6,15 +6,15 @@ Four meanings of an entry in a layer, each scored against the tokens of a senten
 
     input    share of its selections at tokens that the sentence has
     next     share of its selections followed by tokens that the sentence has
-    lens     AUC of the sentence's tokens in the logit lens of its value: chance that a token of the sentence stands
-             above a token of the vocabulary that is none of it
-    causal   AUC of the sentence's tokens in what the entry adds to the logits where it is selected: logits minus those
+    lens     AUC of the sentence's tokens in the logit lens of its value: probability that a token of the sentence ranks
+             above a token of the vocabulary outside of it
+    causal   AUC of the sentence's tokens in the entry's effect on the logits where it is selected: logits minus those
              with this selection ablated, mean over some of its contexts
 
-Each entry is scored with its own sentence and, as control, with those of the other entries of the layer, which are just
-as long and as common in words. All entries that are used enough and started from a sentence are asked, the causal way
-a random sample of them. p: sentences dealt to entries at random 9,999 times, within layers. Prints own minus other for
-the causal meaning.
+Each entry is scored with its own sentence and, as control, with those of the other entries of the layer, which are as
+long and have words as common. All entries with enough selections and an init sentence are scored, and a random sample
+of them for the causal meaning. p: sentences are dealt to entries at random 9,999 times, within layers. Prints own minus
+other for the causal meaning.
 """
 
 from typing import Any, NamedTuple
@@ -36,10 +36,10 @@ from memscope.run.checkpoint import LoadedRun, load_run
 
 MEANINGS = ("input", "next", "lens", "causal")
 MIN_COUNT = 20
-"""Selections that an entry needs in a layer."""
+"""Least number of selections of an entry in a layer."""
 PERMUTATIONS = 9_999
 N_SHOWN = 5
-"""Tokens named in the table."""
+"""Number of tokens named in the table."""
 
 
 class Score(NamedTuple):
@@ -70,7 +70,7 @@ def choose_entries(recording: Recording) -> dict[int, np.ndarray]:
 
 
 def sentence_tokens(recording: Recording, entries: np.ndarray) -> csr_array:
-    """Which tokens the sentences of entries have, 0 or 1, ``[sentence, vocab]``."""
+    """Whether the sentences of entries have each token, 0 or 1, ``[sentence, vocab]``."""
     ids = recording.rows_of("bank", entries.tolist(), ["entry", "token_ids"]).set_index("entry")["token_ids"][entries]
     tokens = [np.unique(sentence) for sentence in ids]
     rows = np.repeat(np.arange(len(tokens)), [len(sentence) for sentence in tokens])
@@ -106,10 +106,10 @@ def score_auc(values: np.ndarray, sentences: csr_array) -> Score:
 def causal_logits(
     run: LoadedRun, recording: Recording, layer: int, entries: np.ndarray, contexts: int, seed: int = 0
 ) -> np.ndarray:
-    """What each entry adds to the logits at random places where it is selected in a layer, mean, ``[entry, vocab]``.
+    """Mean effect of each entry on the logits at random selections of it in a layer, ``[entry, vocab]``.
 
-    A place is run as its window stood in the recording, up to it; in float32, where a selection at the edge may fall
-    differently, and adds nothing then.
+    The model reads the recorded window up to the selection, in float32. There a selection with a narrow margin may be
+    missing; its effect is then 0.
     """
     chance = np.random.default_rng([seed, layer])
     places = [
@@ -134,7 +134,7 @@ def causal_logits(
 
 
 def permutation_p(scores: list[Score], seed: int = 0) -> float:
-    """Chance that sentences dealt at random within layers score at least as high as they do on their own entries."""
+    """Probability that sentences dealt at random within layers score at least as high as on their own entries."""
     chance = np.random.default_rng(seed)
     observed = sum(score.own.sum() for score in scores)
     drawn = np.zeros(PERMUTATIONS)
@@ -151,11 +151,11 @@ def study(
     """A row per layer and entry, and a row per meaning with its mean over entries, interval and p.
 
     Args:
-        run: whose model.
-        recording: of that run.
-        entries: to ask, by layer.
-        sample: entries of every layer that are ablated, at random.
-        contexts: selections of each at which they are.
+        run: the run.
+        recording: a recording of that run.
+        entries: entries to score, by layer.
+        sample: number of random entries of every layer that are ablated.
+        contexts: number of selections of each that are ablated.
 
     Raises:
         InputError: no layer has two entries that can be asked.

@@ -1,17 +1,17 @@
-"""What makes the gate choose so unevenly: where its queries point, how they spread, or its keys?
+"""Why does the gate select so unevenly: the direction of its queries, their spread, or its keys?
 
     python analyses/gate_selection_bias.py runs/demo recordings/demo --out reports/demo
 
-The same trained keys are asked again with other queries, and KL to uniform of what they select is compared:
+The same trained keys get other queries, and KL to uniform of the selections is compared:
 
     as trained    queries of sampled text
-    centred       minus their mean: what all queries have in common no longer counts
-    whitened      centred, and spread alike in every direction
-    random        Gaussian queries of the same length: what is left is due to the keys alone
+    centred       minus their mean, which removes the common part of all queries
+    whitened      centred, with equal variance in every direction
+    random        Gaussian queries of the same length: the KL is then due to the keys alone
 
-A KL above that of even selection at the same number of selections is bias. Prints how much of it goes when queries
-spread alike in every direction, beside how many directions they use (participation ratio: (sum v)^2 / sum v^2 over the
-variances v of principal components) and what the recording knows: tests of init sentences, information about tokens.
+A KL above that of even selection at the same number of selections is bias. Prints the share of the bias that whitening
+removes, beside the number of directions that queries use (participation ratio: (sum v)^2 / sum v^2 over the variances v
+of principal components) and numbers of the recording: tests of init sentences, information about tokens.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def collect_queries(run: LoadedRun, windows: list[np.ndarray]) -> dict[int, Tens
 
 
 def vary(queries: Tensor, variant: str, seed: int = 0) -> Tensor:
-    """Queries ``[token, head, query]`` as a variant has them; lengths stay what they are on average, per head."""
+    """Queries ``[token, head, query]`` of a variant, with the same mean length per head."""
     if variant == "as trained":
         return queries
     centred = queries - queries.mean(0)

@@ -2,9 +2,9 @@
 
     python analyses/headline_coverage.py recordings/demo --out reports/demo
 
-Of the top contexts of every entry and layer: the share whose token (or the one before, where the headline goes by that)
-is one of those that ``fires_on`` names; the same for entries with a clear pattern alone; and, for comparison, the share
-whose token is part of one of the words that set the entry apart by TF-IDF.
+Prints shares of the top contexts of every entry and layer: those whose token (or the token before, if the headline is
+about it) is one that ``fires_on`` names; the same for entries with a clear pattern; and, for comparison, those whose
+token is part of a word that sets the entry apart by TF-IDF.
 """
 
 import numpy as np

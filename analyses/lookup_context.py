@@ -1,14 +1,14 @@
-"""What does a gate look entries up by: the token, or the one before?
+"""By which token does a gate look up entries: the current one, or the one before?
 
     python analyses/lookup_context.py recordings/demo --out reports/demo
 
-A product gate chooses row and column of the square that its entries stand in. For each, and for either token, the most
-common choice is learned on every other document and foretold on the rest: how often does it come true? Beside it is the
-choice that is most common whatever the token, so a share is what a token tells only as far as it is above that.
+A product gate selects a row and a column of the square of its entries. For each of them and for either token, the most
+common choice is learned on every other document and predicted on the rest. Prints how often the prediction is true,
+beside that of the choice that is most common for all tokens: only the excess over it is information of the token.
 
-Asked of the best entry of every gate head, mean over heads; the first token of a window has none before it and is
-left out. Where rows and columns are both foretold by the same token, they say the same thing twice; with
-``token_shift`` they need not. Prints the shares per layer.
+Measured on the best entry of every gate head, mean over heads; the first token of a window has no token before it and
+is left out. If the same token predicts both row and column, the two are redundant; with ``token_shift`` they need not
+be. Prints the shares per layer.
 """
 
 import numpy as np

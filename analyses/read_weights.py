@@ -1,4 +1,4 @@
-"""How does the cross-attention weigh what the gate selects: does it choose again, and do its heads agree?
+"""How does the cross-attention weigh the selected entries: does it select again, and do its heads agree?
 
     python analyses/read_weights.py runs/demo recordings/demo --out reports/demo
 

@@ -1,10 +1,10 @@
-"""How much of the choice is the selection bias's, and what does a model lose when the bias is taken out?
+"""What share of the selections is due to the selection bias, and what does a model lose without the bias?
 
     python analyses/selection_bias.py runs/demo recordings/demo --out reports/demo
 
-A selection bias (``balance_bias``) is added to the scores of keys before the best are selected, so that use gets
-more even. The same trained model is asked again with raw scores alone (``unbias``), in one memory layer after the other
-and in all of them together: what it loses says what the bias is worth at inference, not what it was worth in training.
+A selection bias (``balance_bias``) is added to the scores of keys before the best are selected, to make usage more
+even. The same trained model then selects by raw scores alone (``unbias``), in each memory layer and in all of them. The
+rise of the loss is the worth of the bias at inference, not in training.
 
 Prints per layer the share of the recorded selections that raw scores alone would have made; the change of the loss,
 nats per token with 95% intervals over documents; and coverage, KL to uniform, the entries that hold half of the
@@ -70,7 +70,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
 def count_usage(
     run: LoadedRun, recording: Recording, windows: list[DocumentWindow], block: AbstractContextManager[None]
 ) -> dict[str, dict[str, float]]:
-    """Metrics ``SHOWN`` of what each layer selects inside a block, and ``silent``, the share without a gate score."""
+    """Metrics ``SHOWN`` of each layer's selections inside a block, and ``silent``, the share without a gate score."""
     info, corpus = recording.info, recorded_corpus(recording)
     counts, silent = UsageCounts(len(info.layers), info.knowledge_num), np.zeros(len(info.layers))
     with block:
@@ -90,7 +90,7 @@ def count_usage(
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Who chose, by layer."""
+    """Shares of selections by raw scores and by the bias, by layer."""
     figure, axes = panel()
     layers = table[table["layer"] != ALL]
     axes.bar(layers["layer"], layers["by_score_share"], color=blue(dark=False), label="raw scores alone")

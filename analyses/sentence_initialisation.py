@@ -1,12 +1,12 @@
-"""Does it help to start entries from sentences? Runs that differ in nothing but the start of their bank, compared.
+"""Does it help to start entries from sentences? Compares runs that differ only in the start of their bank.
 
     python analyses/sentence_initialisation.py runs/trex-0 runs/trex-1 runs/random-0 runs/random-1 --out reports/init
     python analyses/sentence_initialisation.py --shuffle sentences.json --out data      # the control: data/shuffled.txt
 
 Runs are grouped by ``database_init_path``: an arm is a file of sentences, or random vectors (and random vectors that
 start alike, by ``entry_cosine``); several seeds of one arm are told apart by ``seed``. In the control every sentence
-keeps its length and the file its words, but which words stand together is chance: what helps there is the words'
-embeddings, not what sentences say. Per arm: validation loss at the end and on the way, entries used, and how far
+keeps its length and the file its words, but words are combined at random: a gain there is due to the embeddings of
+words, not to the meaning of sentences. Per arm: validation loss at the end and on the way, entries used, and how far
 entries drifted. Prints the loss of every arm against random vectors, with a 95% interval over seeds (Welch) where both
 arms have at least two.
 """
@@ -35,14 +35,14 @@ _TOLD_APART = ("database_init_path", "entry_cosine")
 
 
 def shuffle_words(sentences: list[str], seed: int = 0) -> list[str]:
-    """Deal the words of all sentences out again: each keeps its number of words, and the whole its words."""
+    """Deal the words of all sentences out at random; each sentence keeps its number of words."""
     words = [sentence.split() for sentence in sentences]
     dealt = iter(np.random.default_rng(seed).permutation([word for sentence in words for word in sentence]).tolist())
     return [" ".join(next(dealt) for _ in sentence) for sentence in words]
 
 
 def describe_run(path: Path) -> pd.DataFrame:
-    """Evaluations of a run on its way: ``run arm seed step loss used relative_perplexity drift``.
+    """Evaluations during a run: ``run arm seed step loss used relative_perplexity drift``.
 
     ``used`` and ``relative_perplexity`` are means over memory layers; ``drift`` is the median over all entries of 1 -
     cosine with their start, at the last step only.

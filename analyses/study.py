@@ -1,6 +1,6 @@
-"""What studies of a run and its recording share: arguments, errors, text as the model saw it, intervals, output files.
+"""Code that studies of a run and its recording share: arguments, errors, recorded text, intervals, output files.
 
-Text comes out of the recording itself, so no corpus is needed; a token's context is its window, as in recording.
+Text comes from the recording, so no corpus is needed; a token's context is its window, as in recording.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def command_line(doc: str | None, *inputs: str) -> argparse.ArgumentParser:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script; what it cannot use is one line, and an exit with 2."""
+    """Run a script; bad input is one line on standard error and exit status 2."""
     try:
         main()
     except InputError as error:
@@ -37,7 +37,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def sample_windows(recording: Recording, tokens: int, seed: int = 0) -> list[np.ndarray]:
-    """Random windows of the recorded text, at least so many tokens if there are, int64 ``[pos]`` each."""
+    """Random windows of the recorded text with at least ``tokens`` tokens if there are, int64 ``[pos]`` each."""
     size = recording.info.window
     starts = [
         (first + begin, min(first + begin + size, first + rows))

@@ -1,12 +1,12 @@
-"""Is concentrated use wasted: what do the most used entries of a layer carry, and what do all others?
+"""Is concentrated usage wasted? What the most used entries of a layer are worth, and what all others are.
 
     python analyses/usage_value.py runs/demo recordings/demo --out reports/demo
 
-Entries are taken most used first until they hold half of a layer's selections; the others hold the other half. What a
-layer loses without the values of either (``ablate``, mode ``zero``: nothing else changes in that layer) says what a
-selection is worth here and there. If a gate chose the same few entries for want of better ones, they would carry
-little; if they are what most tokens need, they carry at least as much as the many. Beside it stands the layer without
-any of its entries: two halves need not add up to it.
+The most used entries that together hold half of a layer's selections are one part, the others the second. The loss
+without the values of a part (``ablate``, mode ``zero``: nothing else changes in that layer) is the worth of its
+selections. If a gate selected the same few entries for lack of better ones, they would be worth little; if most tokens
+need them, they are worth at least as much as the many others. The loss without all entries of the layer is printed
+too: the two parts need not add up to it.
 
 Losses are in nats per token of the recorded text, with 95% intervals over documents. Prints them per layer.
 """
@@ -31,7 +31,7 @@ TOKENS = 16384
 
 
 def most_used_half(counts: np.ndarray) -> np.ndarray:
-    """Which entries hold half of all selections, most used first, bool ``[N]``; one that crosses the half is out."""
+    """The most used entries that hold half of all selections, bool ``[N]``; an entry that crosses the half is out."""
     order = np.argsort(-counts, kind="stable")
     most = np.zeros(len(counts), bool)
     most[order[np.cumsum(counts[order]) <= counts.sum() / 2]] = True
@@ -64,7 +64,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """What is lost, by layer: a mark for each part, whiskers for its interval; losses span orders of magnitude."""
+    """Rise of the loss by layer: a mark for each part, whiskers for its interval; logarithmic, as it varies widely."""
     figure, axes = panel()
     axes.set_yscale("symlog", linthresh=0.01)
     layers = sorted(table["layer"].unique())

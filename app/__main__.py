@@ -1,7 +1,7 @@
-"""``python -m app HOST PORT``: the app's web server, as ``memscope.cli.serve`` starts it, with a plain ending.
+"""``python -m app HOST PORT``: the app's web server, as ``memscope.cli.serve`` starts it, with a plain exit.
 
-When Python unloads DuckDB and torch in turn, their threads trip over each other now and then: leak reports, even an
-abort. All that the app holds is read-only, so it leaves without that once the server has stopped.
+When Python unloads DuckDB and torch one after the other, their threads sometimes conflict: leak reports, even an abort.
+The app holds only read-only data, so it skips this and exits at once when the server has stopped.
 """
 
 import os
@@ -18,7 +18,7 @@ try:
     serve(sys.argv[1], int(sys.argv[2]))
 except SystemExit as stop:
     code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-except BaseException:  # nothing is swallowed: os._exit skips Python's own report, so it is made here
+except BaseException:  # os._exit skips Python's report of the error, so it is printed here
     if not stopped():
         traceback.print_exc()
         code = 1

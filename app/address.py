@@ -1,13 +1,13 @@
-"""What is chosen on a page, kept in its address both ways: every view can be pasted, and "back" leads to the last one.
+"""Keep the choices on a page in its address, and follow the address: a view can be pasted, and "back" works.
 
     view = View("prompts")
     doc = view.field("doc", integer(0, len(documents)))
     view.write()
     st.number_input("Document", 0, 9, **view.widget("doc"))
 
-At the start of a run either the reader has used a widget (its callback has said so), and the address follows the
-widgets; or the address is another than the one written last (a link, a paste, "back"), and the widgets follow it.
-Values outlive a visit to another page. Nothing in an address is trusted: every field checks it.
+At the start of a run there are two cases. The reader has used a widget, as its callback noted: the address follows the
+widgets. Or the address differs from the one written last (a link, a paste, "back"): the widgets follow the address.
+Values outlive a visit to another page. Every field checks its value, because an address may hold anything.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ from typing import Any
 import streamlit as st
 
 MAX_TEXT = 8000
-"""Characters of a text that an address holds."""
+"""Most characters of a text in an address."""
 _REMEMBERED = 50
-"""Pages left by links of which the view is remembered."""
+"""Number of pages left by links whose view is remembered."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Field:
     parse: Callable[[str], Any]
     """A value from its text in the address; raises ValueError with a sentence for the reader."""
     valid: Callable[[Any], bool]
-    """Whether a value that was kept from before still fits."""
+    """Whether a value kept from an earlier run is still valid."""
     text: Callable[[Any], str] = str
 
 
@@ -114,7 +114,7 @@ class View:
         self._asked = st.query_params.to_dict()
         self._fields: dict[str, Field] = {}
         used = st.session_state.pop("_used", False)
-        bare = not self._asked and bool(_kept(page))  # the menu leads to what was open before
+        bare = not self._asked and bool(_kept(page))  # the menu leads to the view that was open before
         left = st.session_state.get("_left", {}).get((page, *sorted(self._asked.items())))
         if left and not used:
             st.session_state["_views"][page] = dict(left)
@@ -124,7 +124,7 @@ class View:
         self._follow = moved and not used and not bare and not left
 
     def field(self, name: str, field: Field) -> Any:
-        """The value of a field now."""
+        """The current value of a field."""
         self._fields[name] = field
         key, kept = self.key(name), _kept(self.page)
         value = st.session_state.get(key, kept.get(name, field.default))
@@ -162,7 +162,7 @@ class View:
         return {"key": self.key(name), "on_change": use}
 
     def used(self) -> None:
-        """Say that the reader has used a widget; for the buttons of forms, whose widgets have no callbacks."""
+        """Note that the reader has used a widget; for the buttons of forms, whose widgets have no callbacks."""
         st.session_state["_used"] = True
 
     def key(self, name: str) -> str:
@@ -177,10 +177,10 @@ class View:
 
 
 def go(page: str, **values: Any) -> None:
-    """Leave for a view on another page; does not return.
+    """Go to a view on another page; does not return.
 
-    Streamlit puts the new query beside the old path into the browser's history before it changes the path, so "back"
-    first comes to this page with the query of the next one. What stood here then is remembered by that.
+    Streamlit adds the new query with the old path to the browser's history before it changes the path, so "back" first
+    comes to this page with the query of the next one. The view left here is remembered under that query.
     """
     address = {"recording": st.session_state["_recording"], **{name: str(value) for name, value in values.items()}}
     page_left, _ = st.session_state["_address"]
@@ -192,7 +192,7 @@ def go(page: str, **values: Any) -> None:
 
 
 def choose(options: Sequence[str]) -> tuple[str, bool]:
-    """The recording to open among the names ``options``: what the address says, else the one open, else the first.
+    """The recording to open among the names ``options``: that of the address, else the open one, else the first.
 
     Returns the name and whether the address asked for one that is not there.
     """

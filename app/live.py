@@ -1,4 +1,4 @@
-"""The recorded model itself, for texts that a reader types; one model serves all readers.
+"""Run the recorded model on texts that a reader types; one model serves all readers.
 
 torch is loaded when the first reader is about to type, in the background.
 """
@@ -23,10 +23,10 @@ _MODEL = "model.safetensors"
 
 
 def recorded_run(name: str | None = None) -> "LoadedRun":
-    """The run that was recorded, loaded; of the open recording or another one. Hold ``model_lock`` while it runs.
+    """Load the run that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
 
     Raises:
-        InputError: the model is gone or is another one by now.
+        InputError: the model is gone, or has changed since.
     """
     info = recording(name).info
     run = Path(info.run)
@@ -46,7 +46,7 @@ def recorded_run(name: str | None = None) -> "LoadedRun":
 
 
 def trace_typed(text: str, name: str | None = None) -> "TextTrace":
-    """What the recorded model does on a text; of the open recording or another one.
+    """Trace a text with the recorded model of the open recording or another one.
 
     Raises:
         InputError: see ``recorded_run``; or the text does not fit.
@@ -92,7 +92,7 @@ def _load_run(run: Path, modified: int) -> "LoadedRun":
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _loading(run: Path, modified: int) -> threading.Thread:
     def load() -> None:
-        with suppress(InputError):  # a run that cannot be loaded is named when a text is sent
+        with suppress(InputError):  # the error is shown when a text is sent
             _load_run(run, modified)
 
     thread = threading.Thread(target=load, daemon=True)
@@ -102,7 +102,7 @@ def _loading(run: Path, modified: int) -> threading.Thread:
 
 @st.cache_resource
 def model_lock() -> threading.Lock:
-    """Hooks sit on the shared model: two readers must not run it at once."""
+    """A lock on the shared model, whose hooks allow one reader at a time."""
     return threading.Lock()
 
 

@@ -1,6 +1,6 @@
-"""Text from outside on a page: tables, texts and commands with signs for what is unseen (``memscope.base.printable``).
+"""Show text from outside on a page, with invisible characters written out (``memscope.base.printable``).
 
-Pages and parts show frames, sentences, names and messages through these, and nothing of them by Streamlit alone.
+Pages and parts show frames, sentences, names and messages through these functions, never by Streamlit alone.
 """
 
 from typing import Any
@@ -17,17 +17,17 @@ def table(data: pd.DataFrame | dict[str, Any], **options: Any) -> Any:
 
 
 def text(body: str, **options: Any) -> None:
-    """``st.text``: no markup is read in it."""
+    """``st.text``, which shows markup as it is."""
     st.text(printable(body), **options)
 
 
 def code(body: str, **options: Any) -> None:
-    """``st.code``: in a box that a reader can copy."""
+    """``st.code``, a box that a reader can copy."""
     st.code(printable(body), **options)
 
 
 def printable_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with every text in it printable, also those in lists."""
+    """The frame with all its texts printable, also texts in lists."""
     columns = frame.select_dtypes(include=["object", "string"]).columns
     return frame.assign(**{column: frame[column].map(_cell) for column in columns})
 

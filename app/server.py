@@ -1,4 +1,4 @@
-"""The app's web server: Streamlit's, with a guard in front that lets pages of other sites neither in nor around it."""
+"""The app's web server: Streamlit's, behind a guard that refuses requests of pages of other sites."""
 
 import socket
 from pathlib import Path
@@ -29,7 +29,7 @@ _ANY_ADDRESS = ("0.0.0.0", "::")
 
 
 class Guard:
-    """Refuses what pages of another origin ask for, and tells browsers to keep this one to itself.
+    """Refuses requests of pages of another origin, and tells browsers to isolate this page.
 
     Another port of this machine is another origin: Streamlit itself lets every page of ``localhost`` open a session.
     """
@@ -73,14 +73,14 @@ def server_options(host: str, port: int) -> dict[str, Any]:
     return {
         "server.address": host,
         "server.port": port,
-        "server.headless": True,  # no browser is opened, no e-mail address asked for
+        "server.headless": True,  # opens no browser and asks for no e-mail address
         "server.fileWatcherType": "none",
         "server.enableCORS": True,
         "server.enableXsrfProtection": True,
         "server.enableAgentApi": False,
         "server.allowedHosts": allowed_hosts(host),
         "browser.gatherUsageStats": False,
-        "client.showErrorDetails": "none",  # what went wrong is for the terminal
+        "client.showErrorDetails": "none",  # errors are shown in the terminal only
         "client.toolbarMode": "viewer",
         "logger.hideWelcomeMessage": True,
         "logger.level": "warning",
@@ -88,7 +88,7 @@ def server_options(host: str, port: int) -> dict[str, Any]:
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """Names under which browsers may ask for the page; any other is refused, against DNS rebinding."""
+    """Host names under which browsers may request the page; others are refused, against DNS rebinding."""
     names = ["localhost", "127.0.0.1", host]
     if host in _ANY_ADDRESS:
         names += [socket.gethostname(), socket.getfqdn()]

@@ -1,10 +1,10 @@
-"""Does ``find_anomalies`` find what is planted, and nothing else? Many recordings with all kinds, and with none.
+"""Does ``find_anomalies`` find the planted anomalies, and no others? Many recordings with all kinds, and with none.
 
     python -m benchmarks.anomalies --seeds 50
 
-prints for each length of bursts (correlation of neighbouring tokens' selections): how many of the planted rows were
-found, how many rows were false, and how many clean recordings had any false row; then, of the clean ones, how many
-rows had an effect worth naming and were held back by their chance alone.
+prints for each length of bursts (correlation of neighbouring tokens' selections): the planted rows that were found, the
+false rows, and the clean recordings with any false row; then, of the clean recordings, the rows with an effect above
+the threshold that only their p-value held back.
 """
 
 import argparse

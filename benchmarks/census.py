@@ -3,9 +3,9 @@
     python benchmarks/census.py --entries 65536 --entries 1048576 --selections 100000000
     python benchmarks/census.py --selections 32000000 --selections 128000000 --selections 320000000
 
-Writes a synthetic recording with a known distribution (synthetic.py), makes every aggregate, prints seconds and peak
-RSS of each, the ratio to DuckDB counting nothing but selections per layer and entry from the same files, and every
-metric beside its true value.
+Writes a synthetic recording with a known distribution (synthetic.py) and makes every aggregate. Prints seconds and peak
+RSS of each, the ratio to DuckDB, which counts only selections per layer and entry from the same files, and every metric
+beside its true value.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def _line(name: str, seconds: float, peer: float, selections: int, rss: float) -
 def _compare(counted: CountedUsage, n_entries: int, used_pairs: int) -> None:
     """Every metric of layer 0 beside the truth: that of a second draw of D selections from what was planted.
 
-    A finite D lowers coverage and top counts and raises Gini and KL against the distribution itself; a second draw
-    shares that, so what is left is chance.
+    A finite D lowers coverage and top counts and raises Gini and KL against the distribution itself. A second draw has
+    the same effect, so only sampling noise is left.
     """
     layer = counted.layers[0]
     count, weight, reading = layer.evenness.by_count, layer.evenness.by_gate_score, layer.reading

@@ -2,9 +2,9 @@
 
     python benchmarks/information.py
 
-Every token type has entries of its own, which a selection takes with some chance, and takes any entry else; types
-follow Zipf's law. Prints the true information, what counting one table gives, that less shuffled tokens, and
-``memscope.census.information`` with its standard error.
+Every token type has private entries. A selection takes one of them with some probability, and otherwise any entry;
+types follow Zipf's law. Prints the true information, that counted from one table, the same less its value for shuffled
+tokens, and ``memscope.census.information`` with its standard error.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from memscope.stats.jackknife import Jackknife
 
 TYPES, ENTRIES, SELECTED = 6400, 16384, 16
 PLANTED = ((0.0, 8), (0.2, 16), (0.5, 64), (0.5, 8), (0.8, 64), (0.9, 16), (0.98, 8), (1.0, 4))
-"""Chance that a selection takes an entry of its token's own, and how many such entries there are."""
+"""Probability that a selection takes a private entry of its token, and the number of such entries."""
 
 
 def main() -> None:

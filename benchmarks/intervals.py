@@ -2,9 +2,9 @@
 
     python benchmarks/intervals.py
 
-Simulates corpora of documents that have tastes of their own, and prints how often an interval of a mean, of a lift's
-log odds and of KL to uniform holds the expectation over such corpora: by the plain jackknife with Student's t, and by
-``memscope.stats.jackknife``; then standard errors over the true spread, and what few documents add to KL to uniform.
+Simulates corpora whose documents differ, and prints how often an interval of a mean, of a lift's log odds and of KL to
+uniform contains the expectation over such corpora: by the plain jackknife with Student's t, and by
+``memscope.stats.jackknife``; then standard errors over the true spread, and the rise of KL to uniform by few documents.
 """
 
 import argparse

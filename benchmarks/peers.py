@@ -38,7 +38,7 @@ def product_key_memory(dim: int, side: int) -> nn.Module:
 def peer(dim: int, side: int) -> nn.Module:
     """He's layer: an entry is one hidden unit, its key as wide as the residual stream and so its value.
 
-    With a softmax over the selected: ``non_competing_scores`` would select one entry a head, whatever is asked for.
+    With a softmax over the selected: ``non_competing_scores`` would select one entry per head for any setting.
     """
     layer: nn.Module = PEER(
         dim,

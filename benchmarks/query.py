@@ -1,11 +1,11 @@
-"""How fast does a recording answer what a page of the app asks?
+"""How fast does a recording answer the questions of a page of the app?
 
     python benchmarks/query.py --selections 10000000
 
-Writes a synthetic recording with all aggregates, opens it once, and asks for the page of one entry after the other
-(card, contexts with text, what it fires on, neighbours): entries drawn evenly, by usage, and the most used one. Prints
-medians, the 95th percentile and the ratio to DuckDB scanning the token-major parts for the same entry's rows, which is
-what a page costs without the entry-major aggregates.
+Writes a synthetic recording with all aggregates, opens it once, and asks for the pages of entries (card, contexts with
+text, tokens it fires on, neighbours): entries drawn evenly, by usage, and the most used one. Prints medians, the 95th
+percentile and the ratio to a DuckDB scan of the token-major parts for the same entry's rows, which is the cost of a
+page without the entry-major aggregates.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def _times(work: Callable[[int], object], entries: list[int]) -> np.ndarray:
 
 
 def _write_decodings(folder: Path, info: RecordingInfo) -> None:
-    """Decodings of the usual shape; what they say does not matter here."""
+    """Decodings of the usual shape; their values do not matter here."""
     n = info.knowledge_num
     rng = np.random.default_rng(4)
     tokens = pa.ListArray.from_arrays(

@@ -3,11 +3,11 @@
     python benchmarks/record.py --set gate=product --set read_heads=8
 
 Builds a model of the founding experiment's sizes with random weights (speed does not depend on them) and runs random
-tokens through it in four ways, in turn: bare; recorded (hooks, loss, prediction, both orders of Parquet parts); and
-with TransformerLens' ``run_with_cache`` of the same hooks, kept in RAM: as the pieces that the batches leave, and with
-losses and predictions, joined to one tensor a hook and saved, which is what recording delivers. Prints the median of
-tokens/s and of the ratios of a round, bytes per token on disk, and the memory that each adds to the bare pass, measured
-in a process each.
+tokens through it in four ways, in turn: bare; recorded (hooks, loss, prediction, both orders of Parquet parts); with
+TransformerLens' ``run_with_cache`` of the same hooks, kept in RAM batch by batch; and the same with losses and
+predictions, joined to one tensor per hook and saved, which equals the result of recording. Prints the median of
+tokens/s and of the ratios of a round, bytes per token on disk, and the memory that each way adds to the bare pass,
+measured in separate processes.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Recordings with a known truth, of any size, for benchmarks: written part by part through the real store."""
+"""Recordings with a known truth, of any size, for benchmarks: written part by part by the real writers."""
 
 from pathlib import Path
 

@@ -4,11 +4,11 @@
     python benchmarks/train_step.py --set knowledge_num=1048576 --peers
     python benchmarks/train_step.py --variant "4 heads:gate_heads=4" --variant "2 heads:gate_heads=2"
 
-All have the same decoder; whole steps (forward, backward, clipping, AdamW) alternate in one process, so that what else
-the machine does falls on all. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
-``--rss`` the peak memory of each model trained in a process of its own. On a machine that has other work too, ``--cpu``
-takes CPU seconds (with OMP_NUM_THREADS=1: threads that wait for one another count). In bfloat16; product-key-memory's
-layer, which refuses it, in float32.
+All have the same decoder. Whole steps (forward, backward, clipping, AdamW) alternate in one process, so that other work
+of the machine slows all alike. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
+``--rss`` the peak memory of each model, trained in a separate process. On a busy machine, ``--cpu`` measures CPU time
+(with OMP_NUM_THREADS=1: threads that wait for one another count). All is in bfloat16 except product-key-memory's layer,
+which refuses it and runs in float32.
 """
 
 import argparse
@@ -36,7 +36,7 @@ IN_FLOAT32 = PEERS[0]
 
 
 class PeerMemory(nn.Module):
-    """A peer's layer where a block expects a memory; it has entries of its own and reads no bank."""
+    """A peer's layer in place of a memory; it holds its entries and reads no bank."""
 
     def __init__(self, name: str, config: Config):
         super().__init__()
@@ -47,7 +47,7 @@ class PeerMemory(nn.Module):
         self.layer = make(config.model.dim, round(config.memory.knowledge_num**0.5))
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: object) -> Float[Tensor, "batch pos dim"]:
-        """What the layer adds."""
+        """The output of the layer."""
         if not self.in_float32:
             half: Tensor = self.layer(x)
             return half
@@ -57,7 +57,7 @@ class PeerMemory(nn.Module):
 
 
 class NoBank(nn.Module):
-    """Stands where the layers' shared bank does; peers' layers have entries of their own."""
+    """A placeholder for the shared bank: peers' layers hold their entries."""
 
     def open(self) -> "NoBank":
         """Nothing to share."""

@@ -51,7 +51,7 @@ if part == "metrics":
     d = " and ".join(f"{r.info.rows * r.info.selected:,}" for r in (a, b))
     st.caption(f"Blue dots A, orange squares B, per layer; D = {d} selections a layer.")
     compare.metric_table(a, b)
-    st.caption(f"Beside each metric of A and B the change, B - A. D = {d} selections a layer.")
+    st.caption(f"Each metric of A and B, with the change B - A. D = {d} selections a layer.")
     compare.likeness(a, b, name)
 
 elif part == "entries":

@@ -38,7 +38,7 @@ view.write()
 
 
 def choice_in_words() -> str:
-    """How the space of the map was chosen; nothing where the reader of the run named it."""
+    """The spaces that were tried and where they were measured; empty where the space was named."""
     tried = [space["feature"] for space in said["chosen_among"] if "gain" in space]
     if not tried:
         return ""
@@ -103,7 +103,7 @@ if len(places) >= DENSE:
     )
 pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point an entry, {len(places):,} in all; near means alike in {said['feature']}{choice_in_words()}. "
+    f"One point per entry, {len(places):,} in all; near points are alike in {said['feature']}{choice_in_words()}. "
     f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
     f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
@@ -120,7 +120,7 @@ if entry is not None:
             st.button("Clear", on_click=lambda: view.put(entry=None))
 
 if not lasso and found is None:
-    st.caption("Draw a lasso or search, and the entries stand here as a table.")
+    st.caption("Draw a lasso or search: a table here lists the entries.")
     st.stop()
 chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
 if lasso:
@@ -130,7 +130,7 @@ left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
 left.markdown(
     f"**{len(chosen):,} entries** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
 )
-numbers = state.numbers()  # a download is made outside of the session
+numbers = state.numbers()  # the download runs outside of the session
 with right:
     state.download("Save as CSV", lambda: entry_rows(recording, numbers, chosen[:10_000].tolist()), "map-entries")
 if lasso:

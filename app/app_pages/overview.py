@@ -1,4 +1,4 @@
-"""What was recorded, how training went, and how healthy the memory is."""
+"""The overview: the recording, its training, and how healthy the memory is."""
 
 import streamlit as st
 

@@ -1,4 +1,4 @@
-"""Token by token: which entries the gate selected, and what the attention read of them."""
+"""Token by token: the entries that the gate selected, and how strongly the attention read them."""
 
 import numpy as np
 import streamlit as st
@@ -109,13 +109,13 @@ st.caption(
 layer_grid(
     trace.tokens, values, info.layers, MEASURES[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
 )
-st.caption("One column a token, one row a layer; brighter is more. Click a cell to go to that token and layer.")
+st.caption("One column per token, one row per layer; brighter is more. Click a cell to go to its token and layer.")
 
 prompts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
 fired = fired_entries(recording, trace, token, slots)
 fired_view(fired, layer, lit if measure == "one entry" else None, key="fired", on_act=act)
 st.caption(
     f"The entries that token {token} selected in each layer, most read first: {info.selected} a layer. Orange bars "
-    "compare gate scores, blue ones what the attention read, each with the largest of the layer; a read weight may be "
-    "negative. Filled tokens stand in the init sentence, outlined ones are new." + prompts.slots_note(info, slots)
+    "compare gate scores and blue bars read weights, each with the largest of the layer; a read weight may be "
+    "negative. Filled tokens are in the init sentence, outlined ones are new." + prompts.slots_note(info, slots)
 )

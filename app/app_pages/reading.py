@@ -1,4 +1,4 @@
-"""How the attention weighs what the gate selected."""
+"""How the attention weighs the selected entries."""
 
 import numpy as np
 import streamlit as st

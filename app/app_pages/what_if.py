@@ -1,4 +1,4 @@
-"""What if entries were gone, forced, exchanged or rewritten: typed text before and after, and recorded text."""
+"""Ablate, force, swap or rewrite entries: typed text before and after, and recorded text."""
 
 from functools import partial
 

@@ -1,1 +1,1 @@
-"""The app's own components, one a file: what a page hands over as data, scripts in ``frontend`` draw."""
+"""The app's components, one per file: a page passes data, and scripts in ``frontend`` draw it."""

@@ -1,7 +1,7 @@
-"""How a component is made of its script and style in ``frontend/``, and how strongly a value colours.
+"""Make a component from its script and style in ``frontend/``, and colour strengths from values.
 
-Corpus text is untrusted. It travels as data, and the scripts set it with ``textContent`` or ``title`` alone, so that
-no character of it is ever read as markup.
+Corpus text is untrusted. It is passed as data, and the scripts set it only with ``textContent`` or ``title``, so no
+character of it is ever read as markup.
 """
 
 from pathlib import Path
@@ -22,13 +22,13 @@ def make_component(name: str, html: str, *vendored: Path) -> Any:
     component = st.components.v2.component(f"memscope_{name}", html=html, css=style, js=script)
 
     def mount(data: Any, **options: Any) -> Any:
-        return component(data=printable_values(data), **options)  # with signs for what is unseen
+        return component(data=printable_values(data), **options)  # invisible characters are written out
 
     return mount
 
 
 def color_range(values: np.ndarray) -> tuple[float, float]:
-    """Lowest value and 98th percentile of ``values``: one outlier must not turn the rest pale."""
+    """Lowest value and 98th percentile of ``values``, so that one outlier does not make the rest pale."""
     known = values[~np.isnan(values)]
     if not len(known):
         return 0.0, 0.0

@@ -1,4 +1,4 @@
-"""What an entry said at first beside what it says now."""
+"""Tokens of an entry's init sentence beside its nearest tokens now."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ def decoding_view(
     *,
     key: str,
 ) -> None:
-    """Show what an entry said at first beside what it says now.
+    """Show the tokens of an entry's init sentence beside its nearest tokens now.
 
     Args:
         original: tokens of the init sentence, and whether each is among the nearest now.
-        now: nearest tokens, whether each stands in the sentence, and its cosine.
-        slots: for entries with several: ``slot from to cosine drift`` each; the other two are then left out.
+        now: nearest tokens, whether each is in the sentence, and its cosine.
+        slots: for entries with several slots: ``slot from to cosine drift`` of each; the other two are then omitted.
         key: name of the widget.
     """
     _DECODING(data={"original": original, "now": now, "slots": slots}, key=key)

@@ -8,9 +8,9 @@ from memscope.query.fired import FiredEntry, FiredLayer
 
 _FIRED = make_component("fired", "\n<div class='box'></div>\n<!-- layers -->\n")
 FEW = 4
-"""Entries of a layer that are shown before the reader asks for all."""
+"""Number of entries of a layer that are shown at first."""
 _DECODED = 6
-"""Nearest tokens shown of a fired entry."""
+"""Number of nearest tokens shown of a fired entry."""
 
 
 def fired_view(
@@ -23,7 +23,7 @@ def fired_view(
         chosen: layer to mark.
         lit: entry that colours the text, if any.
         key: name of the widget.
-        on_act: called when the reader asks for something: ``st.session_state[key].acted`` has ``act`` (``open``,
+        on_act: called when the reader clicks an action: ``st.session_state[key].acted`` has ``act`` (``open``,
             ``where`` or ``light``), ``entry`` (-1: none) and ``layer``.
         few: entries of a layer that are shown at first.
     """
@@ -48,7 +48,7 @@ def _fired(fired: FiredEntry) -> dict[str, Any]:
     words, reads = fired.words, fired.slots
     slots = None
     if reads is not None:
-        # even reading is half the colour, so that it does not look like reading all of it strongly
+        # an even read has half the colour, so that it does not look like a strong read of all entries
         levels = reads / max(float(reads.max(initial=0)), 2 * float(reads.mean()), 1e-30)
         texts = zip(words.sentence, levels.tolist(), reads.tolist(), strict=False)
         slots = [(text, level, f"{read:.3g}") for text, level, read in texts]

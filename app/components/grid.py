@@ -34,8 +34,8 @@ def layer_grid(
         tokens: rows of ``Trace.tokens``, positions without gaps.
         values: ``[layer, token]``; NaN gets no colour.
         layers: names of the rows.
-        meaning: what the values are, with their unit.
-        selected: position to mark; may lie outside.
+        meaning: a name of the values, with their unit.
+        selected: position to mark; may be outside.
         layer: row to mark.
         key: name of the widget; in ``on_click`` the cell is ``st.session_state[key].clicked``: ``pos`` and ``row``.
         on_click: called before the rerun that a click starts.

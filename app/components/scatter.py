@@ -31,7 +31,7 @@ def scatter(
 
     Args:
         points: ``map_points.pack_points``.
-        key: name of the widget; what happened is in ``st.session_state[key]``.
+        key: name of the widget; its events are in ``st.session_state[key]``.
         on_hover: called when the pointer rests on a point: ``hovered`` is its entry.
         on_click: called when a point is clicked: ``clicked`` is its entry.
         on_lasso: called when a lasso is closed: ``lassoed`` has its corners, in thousandths.
@@ -40,5 +40,5 @@ def scatter(
 
 
 def tip(entry: int, text: str, *, key: str) -> None:
-    """Hand the text of a hovered point to the map."""
+    """Pass the text of a hovered point to the map."""
     _TIP(data={"entry": entry, "text": text}, key=key)

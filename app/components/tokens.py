@@ -32,10 +32,10 @@ def token_view(
     Args:
         tokens: rows of ``Trace.tokens``, positions without gaps.
         values: one per token; NaN gets no colour.
-        meaning: what the values are, with their unit.
-        selected: position to mark; may lie outside.
+        meaning: a name of the values, with their unit.
+        selected: position to mark; may be outside.
         key: name of the widget; in ``on_click`` the position is ``st.session_state[key].clicked``.
-        label: for screen readers; the way to use the keys is added.
+        label: for screen readers; a hint about the keys is added.
         on_click: called before the rerun that a click starts.
     """
     low, high = color_range(values)

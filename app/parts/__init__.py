@@ -1,1 +1,1 @@
-"""Parts of pages: what a page shows in one place. Parts ask the query layer and know no page."""
+"""Parts of pages: each shows one block of a page. Parts ask the query layer and know no page."""

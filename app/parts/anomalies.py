@@ -1,4 +1,4 @@
-"""What stands out in a recording, as a table: the part of the gate-bias page that lists anomalies."""
+"""The part of the gate-bias page that lists anomalies."""
 
 import streamlit as st
 
@@ -61,5 +61,5 @@ def anomalies(view: View, recording: Recording) -> None:
         },
         alt="Anomalies of the recording",
     )
-    st.caption("Select a row to open its entry. docs/reference/metrics.md says what each kind needs to be named.")
+    st.caption("Select a row to open its entry. docs/reference/metrics.md defines the kinds and their thresholds.")
     state.download("Anomalies as CSV", lambda: table, "anomalies")

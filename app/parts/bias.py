@@ -1,4 +1,4 @@
-"""Parts of the gate-bias page: what is preferred, profiles of the reading token, overlap of layers, the report."""
+"""Parts of the gate-bias page: preferences, profiles of the reading token, overlap of layers, the report."""
 
 import time
 
@@ -23,7 +23,7 @@ VALUES = {
     "by_score_share": "selections by scores alone",
     "loss": "loss, nats",
 }
-"""What is drawn along position and frequency."""
+"""Values that are drawn along position and frequency."""
 
 
 def most_used(view: View, recording: Recording, layer: int, weighting: str, name: str, d: str) -> None:
@@ -61,12 +61,10 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
 
 
 def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
-    """Lift by what an entry's init sentence is."""
+    """Lift of selection by labels of the entries' init sentences."""
     table = state.answer(Recording.preferences)
     if table.empty:
-        st.info(
-            "Entries of this bank started from random numbers, so there is nothing that they could be preferred by."
-        )
+        st.info("Entries of this bank started from random numbers, so they have no labels that could be preferred.")
         return
     attributes = table["attribute"].unique().tolist()
     attribute = view.field("attribute", choice(attributes, name="attribute"))

@@ -19,12 +19,12 @@ _OVER_TIME = {
 
 
 def number(label: str, value: str, help_: str | None = None) -> None:
-    """A number in a frame."""
+    """Show a number in a frame."""
     st.metric(label, value, border=True, height="stretch", help=help_)
 
 
 def example(recording: Recording) -> None:
-    """What a memory entry is, said with a real one."""
+    """Explain a memory entry with a real one."""
     info = recording.info
     telling = state.answer(telling_entry)
     with st.expander("What is a memory entry? A real one in two minutes", icon=":material/school:", expanded=True):
@@ -36,8 +36,8 @@ def example(recording: Recording) -> None:
             "some more than others, and what it reads goes into the prediction of the next word."
         )
         left.markdown(
-            "Entries can start as sentences. Whether they still say what they said, on which words they fire and "
-            "whether the attention reads them is what these pages show."
+            "Entries can start as sentences. These pages show whether they still mean these sentences, on which words "
+            "they fire, and whether the attention reads them."
         )
         if telling is None:
             right.caption("No entry was selected on this corpus, so there is none to show.")
@@ -65,7 +65,7 @@ def example(recording: Recording) -> None:
 
 
 def model_card(recording: Recording) -> None:
-    """Config, parameters, bank, corpus."""
+    """Show config, parameters, bank and corpus."""
     info, run, config = recording.info, recording.run_summary, recording.config
     recorded = {
         "run": info.run_name,
@@ -107,7 +107,7 @@ def model_card(recording: Recording) -> None:
 
 
 def gate_over_time(curve: pd.DataFrame) -> None:
-    """Evenness on validation over training."""
+    """Show evenness on validation over training."""
     if not any(name.startswith("layer_") for name in curve):
         return
     st.subheader("The gate over training")

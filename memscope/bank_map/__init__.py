@@ -1,1 +1,1 @@
-"""The map of a bank: the space entries are compared in, their places, clusters, names. ``app`` draws it."""
+"""Makes the map of a bank: the space that compares entries, their places, clusters, names. ``app`` draws it."""

@@ -1,4 +1,4 @@
-"""Entries on a plane: vectors -> places, clusters, names, and how far the map may be believed. No torch.
+"""Lay out entries on a plane: vectors -> places and clusters, and how far to trust the map. No torch.
 
     vectors [N, F] --exact nearest neighbours--> UMAP --> places [N, 2] --k-means--> clusters (named in
     bank_map/names.py)
@@ -9,8 +9,8 @@ entries is laid out on a sample, and the others are placed by UMAP's transform. 
 75% of them in a bank of sentences, whose vectors fill nearly all of their dimensions.
 
 UMAP draws neat islands of anything, so a map is checked. ``try_map`` maps a sample of entries, and the same sample with
-every column shuffled over the entries: vectors that hold the same numbers and have nothing that columns share (as in
-parallel analysis, Horn 1965). ``why_not_trusted`` names what speaks against a map.
+every column shuffled over the entries: these vectors hold the same numbers, but their columns are unrelated (as in
+parallel analysis, Horn 1965). ``why_not_trusted`` gives the reasons against a map.
 
 Clusters are regions of the map, k-means on the places, and not groups found in the data. In a bank of 65,536 sentences
 they kept more of an entry's neighbours together than k-means on the vectors (0.51 against 0.39, 48 clusters) and
@@ -32,7 +32,7 @@ from sklearn.neighbors import NearestNeighbors
 from memscope.base.errors import InputError
 
 MIN_ENTRIES = 10
-"""Fewer make no map."""
+"""Least number of entries of a map."""
 _JUDGED = 4096
 """Entries that the quality of a map is measured on; the cost grows with the square."""
 _TRIED = 2048
@@ -40,21 +40,21 @@ _TRIED = 2048
 LEAST_KEPT = 0.05
 """Share of nearest neighbours that a trusted map keeps beyond chance, at least."""
 LEAST_GAIN = 0.03
-"""What a trusted map's trustworthiness in the trial is above that of shuffled vectors, at least: more than chance makes
-between random vectors of some hundred entries."""
+"""A trusted map's trustworthiness in the trial exceeds that of shuffled vectors by at least this much, which is more
+than random vectors of some hundred entries reach."""
 _CHUNK = 8192
 """Entries placed at a time; up to 10,000 UMAP's transform takes 100 epochs, for more only 30."""
 
 
 @dataclass(frozen=True)
 class MapSettings:
-    """How a map is made."""
+    """Settings of a map."""
 
     seed: int = 0
     n_neighbors: int = 15
     """Neighbours that UMAP joins, the entry itself among them."""
     min_dist: float = 0.0
-    """Least distance of places; 0 keeps most neighbours."""
+    """Least distance between places; 0 keeps the most neighbours."""
     n_clusters: int = 24
     """Clusters; fewer when they would hold less than ``MIN_ENTRIES`` each on average."""
     fit_on: int = 65_536
@@ -83,7 +83,7 @@ class MapQuality(NamedTuple):
     """Of ``map``, ``pca`` and ``random``: Venna and Kaski's measure within the sample (1 = every neighbour on the map
     is one among the vectors, about 0.5 = chance)."""
     neighbours_kept: dict[str, float]
-    """Likewise: share of the k nearest of all entries that are among the k nearest on the map."""
+    """For the same three: share of the k nearest of all entries that are among the k nearest on the map."""
 
 
 class Trial(NamedTuple):
@@ -94,7 +94,7 @@ class Trial(NamedTuple):
     trustworthiness: dict[str, float]
     """Of ``map``, ``pca`` and ``shuffled``, the map of vectors without structure; within the sample."""
     neighbours_kept: dict[str, float]
-    """Likewise."""
+    """Of the same three."""
 
     @property
     def gain(self) -> float:
@@ -112,7 +112,7 @@ class Trial(NamedTuple):
 
 
 class BankMap(NamedTuple):
-    """Where entries lie."""
+    """Places and clusters of entries."""
 
     places: np.ndarray
     """float32 ``[N, 2]``; UMAP's plane has no unit."""
@@ -124,7 +124,7 @@ class BankMap(NamedTuple):
 
 
 def try_map(vectors: np.ndarray, settings: MapSettings) -> Trial:
-    """Map a seeded sample of entries, at most half of them where that is enough, and the same without structure.
+    """Map a seeded sample of entries, and the same sample without structure; at most half of them where that is enough.
 
     Raises:
         InputError: as ``make_map``.
@@ -146,7 +146,7 @@ def try_map(vectors: np.ndarray, settings: MapSettings) -> Trial:
 
 
 def why_not_trusted(quality: MapQuality, trial: Trial) -> list[str]:
-    """What speaks against believing a map, as sentences; nothing for a map to trust."""
+    """The reasons not to trust a map, as sentences; none for a map to trust."""
     trust, kept = quality.trustworthiness, quality.neighbours_kept
     reasons = []
     if trust["map"] <= trust["pca"]:
@@ -172,11 +172,11 @@ def make_map(vectors: np.ndarray, settings: MapSettings, tried: np.ndarray | Non
 
     Args:
         vectors: of the entries.
-        settings: how.
-        tried: entries that a trial was made on; quality is measured on others where at least as many are left.
+        settings: settings of the map.
+        tried: entries of the trial; quality is measured on others where at least as many are left.
 
     Raises:
-        InputError: fewer than ``MIN_ENTRIES`` entries, or vectors that are not finite.
+        InputError: there are fewer than ``MIN_ENTRIES`` entries, or vectors are not finite.
     """
     unit, n = _checked(vectors), len(vectors)
     chance = np.random.default_rng(settings.seed)
@@ -237,21 +237,23 @@ def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettin
     row = np.arange(len(fitted))[:, None]
     known = (np.hstack([row, neighbor]), np.hstack([np.zeros(row.shape), _exact(distance)]).astype(np.float32))
     start = plane.transform(unit[fitted])
-    # Entries that are all alike would all start in one point and never part.
+    # Entries that are all alike would start in one point and never separate.
     start = start / max(float(start.std()), 1e-12) + np.random.default_rng(settings.seed).normal(0, 1e-4, start.shape)
     model = umap.UMAP(
         n_neighbors=n_neighbors,
         min_dist=settings.min_dist,
-        metric="precomputed",  # the one metric whose transform takes neighbours that are already known
+        metric="precomputed",  # the only metric whose transform takes known neighbours
         precomputed_knn=known,
-        force_approximation_algorithm=True,  # else a small bank ignores precomputed_knn
+        force_approximation_algorithm=True,  # otherwise a small bank ignores precomputed_knn
         init=start,
         random_state=settings.seed,
         transform_seed=settings.seed,
-        n_jobs=1,  # what a seed implies: parallel layout is not repeatable
+        n_jobs=1,  # implied by a seed: parallel layout is not repeatable
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="umap")  # of precomputed neighbours, twice
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module="umap"
+        )  # it warns twice about precomputed neighbours
         model.fit(sparse.csr_matrix((len(fitted), len(fitted)), dtype=np.float32))  # only its shape is read
         places = np.empty((len(unit), 2), np.float32)
         places[fitted] = model.embedding_
@@ -268,8 +270,10 @@ def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettin
 
 
 def _draw_in(places: np.ndarray) -> np.ndarray:
-    """Bring far islands nearer, or they leave the body of a map no room: beyond the radius around the median that holds
-    90% of the entries, distance grows as its logarithm. How far UMAP throws an island has no meaning."""
+    """Move far islands nearer, so that they leave room for the rest of the map; their distance in UMAP has no meaning.
+
+    Beyond the radius around the median that holds 90% of the entries, distance grows as its logarithm.
+    """
     center = np.median(places, axis=0)
     radius = np.linalg.norm(places - center, axis=1, keepdims=True)
     bulk = max(float(np.quantile(radius, 0.9)), 1e-12)
@@ -278,8 +282,7 @@ def _draw_in(places: np.ndarray) -> np.ndarray:
 
 
 def _exact(distance: np.ndarray) -> np.ndarray:
-    """Distances with those of equal vectors set to 0, which rounding leaves at up to 1e-3; UMAP scales by the first
-    that is not 0."""
+    """Distances with 0 between equal vectors, where rounding leaves up to 1e-3: UMAP scales by the first above 0."""
     return np.where(distance < 1e-3, 0.0, distance)
 
 
@@ -314,5 +317,5 @@ def _nearest_others(points: np.ndarray, rows: np.ndarray, k: int, algorithm: str
     search = NearestNeighbors(n_neighbors=k + 1, algorithm=algorithm).fit(points)
     nearest = search.kneighbors(points[rows], return_distance=False)
     is_other = nearest != rows[:, None]
-    is_other[is_other.all(1), -1] = False  # among equals a point may not find itself
+    is_other[is_other.all(1), -1] = False  # among equal points a point may not be its own neighbour
     return np.asarray(nearest[is_other].reshape(len(rows), k))

@@ -5,11 +5,11 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 _WORDS = 3
-"""Terms of a name."""
+"""Number of terms in a name."""
 
 
 def text_weights(texts: list[str]) -> tuple[sparse.csr_matrix, list[str]]:
-    """TF-IDF of words in texts: weights ``[entry, word]`` and the words; no word at all gives no column.
+    """TF-IDF of words in texts: weights ``[entry, word]`` and the words; texts without words give no column.
 
     Words are 3 to 24 letters, without English function words; the 50,000 most frequent are kept.
     """

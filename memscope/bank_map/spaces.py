@@ -1,8 +1,8 @@
-"""What entries of a bank can be compared by: spaces for its map.
+"""Spaces in which the entries of a bank can be compared, for its map.
 
 ``values``       the entry itself, mean over its slots: flattened, two sentences would be alike only where the same word
                  stands in the same slot
-``read``         what reading the entry adds to the residual stream, W_O W_V mean-slot as in the logit lens
+``read``         the change of the residual stream by a read of the entry, W_O W_V mean-slot as in the logit lens
 ``keys``         the gate's keys of the entry, heads side by side; under a product gate its two half keys
 ``usage``        the tokens on which the entry is selected: positive pointwise mutual information (PPMI) of entry and
                  token, its leading singular vectors (latent semantic analysis)
@@ -10,9 +10,9 @@
 ``coselection``  which entries are selected together: the tokens of the text that select the entry, each in each layer,
                  divided by the root of the entry's selections (cosines are then shares of common tokens), likewise
 
-All but ``values`` are about one memory layer or all side by side. Selections per layer would be no profile where most
-entries are used by one layer alone: all entries of a layer would lie in one point. Entries that were never selected
-have none of the last three.
+All but ``values`` are about one memory layer, or about all layers side by side. Selections per layer would not be a
+useful profile: where most entries are used by one layer alone, all entries of a layer would lie in one point. Entries
+that were never selected have none of the last three.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ from memscope.run.checkpoint import LoadedRun
 
 SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")
 OF_USAGE = ("usage", "contexts", "coselection")
-"""Spaces that only entries in use have."""
+"""Spaces that hold only entries in use."""
 BEFORE = 4
-"""Tokens of a context."""
+"""Tokens before a selection that make its context."""
 _WIDTH = 64
 """Singular vectors of a usage profile."""
 _MOST = 1 << 25
@@ -43,7 +43,7 @@ _MOST = 1 << 25
 
 
 class Space(NamedTuple):
-    """What entries are compared by, and what their clusters are named by."""
+    """Vectors that compare entries, and terms that name their clusters."""
 
     entries: np.ndarray
     """Entries that have the feature, rising, ``[M]``."""
@@ -77,7 +77,7 @@ def make_space(
         _, vectors = usage_profiles(context_counts(recording, info, layers, run.tokenizer.vocab_size)[used], seed)
     elif name == "coselection":
         vectors = coselection_profiles(recording, info, layers, seed)[used]
-    # A token may be a space, or a part of a character that has no text of its own: no name can be made of those.
+    # A token may be a space or a part of a character, which cannot be part of a name.
     terms = ["" if "\N{REPLACEMENT CHARACTER}" in text else text.strip() for text in run.tokenizer.token_texts]
     return Space(used, vectors, weights, terms)
 
@@ -90,7 +90,7 @@ def entry_values(run: LoadedRun, layers: Sequence[int] = ()) -> np.ndarray:
 
 
 def read_outputs(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
-    """Vectors with the inner products of what reading an entry adds in ``layers``, side by side: ``[N, D]``.
+    """Vectors with the same inner products as the outputs of a read in ``layers``, side by side: ``[N, D]``.
 
     The outputs are ``A e`` with A the stacked W_O W_V ``[layers * dim, D]``; with A = QR they have the lengths and
     angles of ``R e``, so that the wide vectors are never made.
@@ -121,7 +121,7 @@ def entry_keys(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
 
 
 def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
-    """How often every entry was selected on every token of the vocabulary in ``layers``, float32 ``[N, vocab]``."""
+    """Count of selections of every entry on every token of the vocabulary in ``layers``, float32 ``[N, vocab]``."""
     counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
     names = [f"l{layer}_indices" for layer in layers]
     for part in info.parts:
@@ -151,7 +151,7 @@ def usage_profiles(counts: sparse.csr_matrix, seed: int) -> tuple[sparse.csr_mat
 
 
 def context_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
-    """How often every token stood within ``BEFORE`` before a selection of every entry, float32 ``[N, vocab]``."""
+    """Count of every token among the ``BEFORE`` tokens before the selections of every entry, float32 ``[N, vocab]``."""
     counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
     step = max(1, -(-info.rows * info.selected * len(layers) * BEFORE // _MOST))
     for token, pos, indices in _selections(recording, info, layers):
@@ -176,7 +176,7 @@ def coselection_profiles(recording: Path, info: RecordingInfo, layers: Sequence[
             n += len(chosen)
     cell = np.concatenate(entries), np.concatenate(columns)
     selects = sparse.csr_matrix((np.ones(len(cell[0]), np.float32), cell), shape=(info.knowledge_num, n))
-    selects.data[:] = 1  # two heads on one entry are one token
+    selects.data[:] = 1  # two gate heads that select one entry for a token count once
     count = np.maximum(np.diff(selects.indptr), 1)
     weights = sparse.diags(1 / np.sqrt(count)) @ selects
     width = min(_WIDTH, *(side - 1 for side in weights.shape))

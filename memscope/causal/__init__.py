@@ -1,1 +1,1 @@
-"""Experiments on a model: intervene, and measure what changes. What is only observed is in ``census``."""
+"""Experiments on a model: intervene, and measure the change. Observation without intervention is in ``census``."""

@@ -1,11 +1,11 @@
-"""What a memory loses without some entries, on text, beside what it loses without others.
+"""Measure what a memory loses on a text without some entries, beside control entries.
 
     study = study_ablation(run, recorded_corpus(Recording("recordings/demo")), [4711], usage)
     study.table              # loss, logit of the target and KL, with intervals; the controls; the difference
     write_study(study, Path("ablations/4711"))
 
-An ablation always changes something. The question is whether it changes more than taking out other entries would, so
-controls stand in the same table: entries of nearly equal usage (``usage``), or any used entries (``random``).
+An ablation always changes something. The question is whether it changes more than the ablation of other entries. So
+the same table holds controls: entries of nearly equal usage (``usage``), or any used entries (``random``).
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 Control = Literal["usage", "random"]
 MEASURES = ("loss", "logit", "kl")
 _WINDOW = 256
-"""Tokens of a window at most: long ones only cost memory, and fewer of short ones select an entry."""
+"""Most tokens of a window: long windows only cost memory, and fewer short windows select an entry."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class AblationStudy:
     contexts: pd.DataFrame
     """The tokens that changed most, with their text."""
     summary: dict[str, Any]
-    """How it was done, and the table as plain values."""
+    """The settings, and the table as plain values."""
 
 
 def recorded_corpus(recording: Recording) -> PackedCorpus:
-    """The text of a recording as a corpus: what was recorded can be asked again without the file it came from."""
+    """The text of a recording as a corpus, without the corpus file."""
     documents = recording.documents
     starts = np.concatenate([documents["first_row"], [recording.info.rows]]).astype(np.int64)
     info = recording.info
@@ -79,28 +79,28 @@ def study_ablation(
     control: Control = "usage",
     seed: int = 0,
 ) -> AblationStudy:
-    """Ablate entries, and as many others ``controls`` times over.
+    """Ablate entries, and ``controls`` times as many control entries.
 
     Args:
-        run: whose memory.
+        run: the run.
         corpus: text to read.
-        entries: what to ablate.
+        entries: entries to ablate.
         usage: selections of every entry in the same layers, ``[N]`` (``effects.entry_usage``).
         mode: see ``intervene.ablate``.
         layers: memory layers; default all.
-        tokens: read about so many, in windows from all over the corpus.
+        tokens: read about this many, in windows from all parts of the corpus.
         controls: draws of control entries.
         control: ``usage`` draws entries of nearly equal usage, ``random`` any used ones.
         seed: of the draws.
 
     Raises:
-        InputError: an unknown entry or layer, or too few entries left for controls.
+        InputError: an entry or layer is unknown, or too few entries are left for controls.
     """
     entries, groups = np.unique(np.asarray(entries, np.int64)), run.config.memory.bank_groups
     if not len(entries):
         raise InputError("no entry to ablate; name at least one")
     with ablate(run.model, entries, mode, layers=layers):
-        pass  # refuses what is not there before anything is drawn
+        pass  # refuses unknown entries and layers before controls are drawn
     chosen = {"ablated": entries}
     for draw in range(controls):
         if control == "usage":
@@ -140,7 +140,7 @@ def write_study(study: AblationStudy, folder: Path) -> list[Path]:
 
 
 def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: int) -> np.ndarray:
-    """Other used entries at random, as many of each group of the bank."""
+    """Random used entries other than ``entries``, as many in each group of the bank."""
     size, drawn = len(usage) // groups, []
     for start in range(0, len(usage), size):
         in_group = entries[entries // size == start // size] - start
@@ -149,7 +149,7 @@ def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: 
 
 
 def spread_windows(run: LoadedRun, corpus: PackedCorpus, tokens: int | None) -> list[DocumentWindow]:
-    """Evenly spaced windows of about ``tokens`` tokens: many documents say more than long ones."""
+    """Evenly spaced windows of about ``tokens`` tokens: many documents tell more than few long ones."""
     windows = document_windows(corpus, min(_WINDOW, run.config.model.max_seq_len))
     total = sum(window.end - window.start for window in windows)
     if tokens is None or tokens >= total:

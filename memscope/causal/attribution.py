@@ -1,18 +1,18 @@
 """How much each selected entry contributes to a prediction: direct logit attribution and attribution patching.
 
-    found = attribute(model, tokens, targets)
-    found.direct[layer]       # [batch, pos, K] what the entry writes toward the position's own target logit
-    found.gradient[layer]     # [batch, pos, K] first-order effect on the metric, by way of all later layers too
-    found.agreement           # rank correlation of both with true ablations of a sample: look before you believe
+    attribution = attribute(model, tokens, targets)
+    attribution.direct[layer]       # [batch, pos, K] contribution of the entry to the logit of the position's target
+    attribution.gradient[layer]     # [batch, pos, K] first-order effect on the metric, through all later layers too
+    attribution.agreement           # rank correlation of both with true ablations of a sample: check it first
 
-**Direct logit attribution** is the part of a logit that a read writes straight into the residual stream; what later
-layers make of the entry is left out. The read is linear in its weights, the stream is a sum and the unembedding is
-linear, so only the final norm needs a decision. ``direct`` takes the entry out of the stream and norms again: in the
-last layer that is the effect of ablating it, within rounding. ``frozen`` keeps the norm's scale, as TransformerLens
-does: its values add up to the logit, but an entry that makes the stream longer or shorter, and so all logits smaller
-or larger, gets no blame for it.
+**Direct logit attribution** is the part of a logit that a read writes straight into the residual stream, without the
+effects of later layers. The read is linear in its weights, the stream is a sum and the unembedding is linear, so only
+the final norm needs a choice. ``direct`` takes the entry out of the stream and applies the norm again; in the last
+layer this is the effect of ablating the entry, within rounding. ``frozen`` keeps the scale of the norm, as
+TransformerLens does: its values add up to the logit, but they ignore that an entry changes the length of the stream
+and thereby all logits.
 **Attribution patching** (Nanda 2023; Syed et al. arXiv 2310.10348) multiplies each read weight by the gradient of the
-metric: the first-order estimate of what setting its value to zero takes away, all of them from one backward pass.
+metric: the first-order estimate of the change when its value is set to zero, for all selections in one backward pass.
 Positive means that the entry raises the metric. All estimate ``before - after`` of an ablation in mode ``zero``.
 """
 
@@ -32,21 +32,21 @@ from memscope.causal.intervene import ablate_selections
 from memscope.model.transformer import NORM_EPS, Block, MemoryTransformer, next_token_loss
 
 Metric = Literal["logit", "loss"]
-"""What is attributed, summed over positions with a target: the target's logit, or the loss in nats."""
+"""The metric to attribute, summed over positions with a target: the target's logit, or the loss in nats."""
 _BATCH = 32
 _NOTED = ("memory.hook_indices", "memory.hook_pattern", "hook_resid_mid")
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What every selection contributes, per memory layer."""
+    """The contribution of every selection, per memory layer."""
 
     indices: dict[int, Tensor]
     """Selected entries, int64 ``[batch, pos, K]``."""
     direct: dict[int, Tensor]
-    """Direct logit attribution on the position's own target, ``[batch, pos, K]``; 0 where there is no target."""
+    """Direct logit attribution to the position's target, ``[batch, pos, K]``; 0 where there is no target."""
     frozen: dict[int, Tensor]
-    """The same with the final norm's scale frozen."""
+    """Direct logit attribution with a frozen scale of the final norm."""
     gradient: dict[int, Tensor]
     """Attribution patching of the metric, ``[batch, pos, K]``."""
     agreement: pd.DataFrame
@@ -54,7 +54,7 @@ class Attribution:
 
 
 class _Pass(NamedTuple):
-    """A forward pass with what gradients are taken of."""
+    """A forward pass with the tensors that gradients are taken of."""
 
     logits: Float[Tensor, "batch pos vocab"]
     indices: dict[int, Tensor]
@@ -76,9 +76,9 @@ def attribute(
     """All attributions, and how well they agree with ablating ``sample`` selections of every layer one at a time.
 
     Args:
-        model: with a memory.
+        model: a model with a memory.
         tokens: input.
-        targets: next tokens; -100 where nothing is asked.
+        targets: next tokens; -100 where there is no target.
         metric: what ``gradient`` explains; ``direct`` always explains the target logit.
         sample: selections per layer that are truly ablated, at positions with a target.
         seed: chooses them.
@@ -114,7 +114,7 @@ def agreement(
 ) -> pd.DataFrame:
     """Spearman correlation with the true effect of ablating single selections, per layer and method.
 
-    ``gradient`` is held against the change of the metric, the others against that of the position's own target logit.
+    ``gradient`` is compared with the change of the metric, the others with that of the position's target logit.
     Selections whose read weight is zero are not drawn: there is nothing to rank. NaN where fewer than three were
     drawn or all are equal.
     """
@@ -143,7 +143,7 @@ def ablation_effects(
 ) -> tuple[Float[Tensor, " event"], Float[Tensor, " event"]]:
     """True ``before - after`` of zeroing single selections ``(row, position, k)`` of a layer, one at a time.
 
-    Returns the change of the position's own target logit, and of the metric over the row.
+    Returns the change of the position's target logit, and of the metric over the row.
     """
     n_selected = model.cfg.memory.selected
     before = model(tokens)
@@ -168,7 +168,7 @@ def ablation_effects(
 
 @torch.no_grad()
 def _direct(model: MemoryTransformer, done: _Pass, targets: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """With the norm taken anew, and with its scale frozen."""
+    """Direct attribution with the norm applied again, and with its scale frozen."""
     assert model.bank is not None
     resid = done.resid.float()
     toward = model.embed.weight[targets.clamp(min=0)] * model.norm.weight  # a logit is the scaled stream along this
@@ -207,7 +207,7 @@ def _gradient(done: _Pass, targets: Tensor, metric: Metric) -> dict[int, Tensor]
 
 @contextmanager
 def _forward(model: MemoryTransformer, tokens: Tensor) -> Iterator[_Pass]:
-    """Run the model with gradients of its read weights; the graph goes when the block ends."""
+    """Run the model with gradients of its read weights; the graph is freed when the block ends."""
     noted: dict[str, Tensor] = {}
     layers = model.cfg.model.memory_layers
     last = f"blocks.{model.cfg.model.n_layers - 1}.hook_resid_post"

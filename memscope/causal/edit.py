@@ -1,21 +1,21 @@
-"""Edit a fact by rewriting one entry, and measure what it did: efficacy, generalisation and specificity.
+"""Edit a fact by rewriting one entry, and measure efficacy, generalisation and specificity.
 
     result = edit_facts(run, facts, count=100, method="row")
     result.summary           # before and after, with 95% intervals over facts
 
-The measures are those of CounterFact (Meng et al. 2022, arXiv 2202.05262): the model shall now say a **new** object
-where it said, or should have said, the **true** one.
+The measures are those of CounterFact (Meng et al. 2022, arXiv 2202.05262): the edited model should say a **new**
+object where it said, or should have said, the **true** one.
 
 ``efficacy``        share of edits with P(new) > P(true) when the fact is asked
 ``generalisation``  the same on paraphrases: the sentences that state the fact, up to the object
 ``specificity``     share with P(true) > P(new) on neighbours: other subjects whose true object is the same
 ``score``           harmonic mean of the three
 
-The difference of the two probabilities stands beside each (``*_margin``). Objects are judged by their first token, in
-prompts where both begin at the same place. The entry is the one that does most for the true object's logit at the asked
-position (``locate_entry``). ``sentence`` writes into it what initialisation makes of the new fact's sentence, and
-trains nothing. ``row`` starts from the entry as it is and takes some Adam steps on the row alone toward the new object.
-Gate keys stay, so every token that reads the entry reads the change: with uneven usage an edit can hardly be specific.
+``*_margin`` is the difference of the two probabilities. Objects are judged by their first token, in prompts where both
+begin at the same position. The edited entry raises the true object's logit at the asked position most
+(``locate_entry``). ``sentence`` replaces it by the initialisation of the new fact's sentence, without training. ``row``
+takes some Adam steps on the row alone, from its current value toward the new object. Gate keys stay, so every token
+that reads the entry reads the change: with uneven usage an edit can hardly be specific.
 """
 
 from collections.abc import Sequence
@@ -51,22 +51,22 @@ _N_BOOT = 2000
 
 
 class Edit(NamedTuple):
-    """A fact, what shall be said instead, and the prompts that judge it."""
+    """A fact, its new object, and the prompts that judge the edit."""
 
     fact: Fact
     new_object: str
     true_token: int
     new_token: int
     prompts: list[tuple[str, list[int]]]
-    """Kind and token ids; the question comes first."""
+    """Kind and token ids of every prompt; the question comes first."""
 
 
 @dataclass(frozen=True)
 class EditResult:
-    """What came of editing facts, one at a time."""
+    """The result of editing facts, one at a time."""
 
     rows: pd.DataFrame
-    """One row a prompt: ``edit subject predicate object new_object entry kind prompt``, and the probabilities
+    """One row per prompt: ``edit subject predicate object new_object entry kind prompt``, and the probabilities
     ``true_before new_before true_after new_after``."""
     summary: dict[str, Any]
     """Per measure ``before`` and ``after`` as [estimate, low, high]."""
@@ -84,16 +84,16 @@ def edit_facts(
     """Edit ``count`` facts drawn at random, each alone and undone before the next.
 
     Args:
-        run: whose memory.
-        facts: where facts, new objects and neighbours are drawn from.
-        count: edits.
-        method: how the entry gets its new content.
+        run: the run.
+        facts: source of facts, new objects and neighbours.
+        count: number of edits.
+        method: ``sentence`` or ``row``, see above.
         steps: Adam steps of ``row``.
         rate: their learning rate.
         seed: of the draw.
 
     Raises:
-        InputError: an FFN baseline, or no fact whose predicate has a second object.
+        InputError: the model is an FFN baseline, or no fact's predicate has a second object.
     """
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no entries to edit; choose a run with a memory")
@@ -150,7 +150,7 @@ def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> 
         ]
         near = rng.permutation(near)[:_NEIGHBOURS]
         if ids != tokenized.questions[row] or new in (true, -1):
-            continue  # the two objects are not said in the same place
+            continue  # the two objects do not begin at the same position
         prompts = [("question", tokenized.questions[row])]
         prompts += [("paraphrase", ids) for ids in _paraphrases(run, fact, true)]
         prompts += [("neighbour", ids) for ids in (tokenized.questions[n] for n in near) if len(ids) <= limit]
@@ -163,9 +163,9 @@ def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> 
 
 
 def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token: int) -> int:
-    """The entry that does most for a token's logit after a question: the largest effect by attribution patching.
+    """The entry that raises a token's logit after a question most: the largest effect by attribution patching.
 
-    Summed over the layers and positions that select it. An entry of a large negative effect speaks against the token.
+    Effects are summed over the layers and positions that select the entry; a negative one lowers the logit.
     """
     targets = torch.full_like(question, -100)
     targets[0, -1] = token
@@ -178,7 +178,7 @@ def locate_entry(model: MemoryTransformer, question: Int[Tensor, "1 pos"], token
 
 
 def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, "row slot width"]:
-    """Slots that initialisation would have made of sentences: through the table and projection saved with the run.
+    """Slots that initialisation would make of sentences, by the table and projection that are saved with the run.
 
     Raises:
         InputError: the run has no saved start of its bank, or a sentence has no tokens.
@@ -192,14 +192,14 @@ def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, 
 
 
 def encode_sentence(run: LoadedRun, sentence: str) -> Float[Tensor, "slot width"]:
-    """``encode_sentences`` of one."""
+    """``encode_sentences`` of one sentence."""
     return encode_sentences(run, [sentence])[0]
 
 
 def fit_row(
     model: MemoryTransformer, entry: int, question: Int[Tensor, "1 pos"], token: int, steps: int, rate: float
 ) -> Float[Tensor, "slot width"]:
-    """Slots for an entry that make a token likelier after a question: Adam on that row, all else fixed."""
+    """Slots for an entry that make a token likelier after a question, by Adam on that row alone."""
     assert model.bank is not None
     slots = model.bank.entries.detach()[entry].float().clone().requires_grad_()
     optimizer = torch.optim.Adam([slots], lr=rate)
@@ -213,7 +213,7 @@ def fit_row(
 
 
 def summarise(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
-    """The measures before and after; every edit weighs the same, intervals resample edits."""
+    """The measures before and after; every edit has the same weight, and intervals resample edits."""
     summary: dict[str, Any] = {}
     draws: dict[str, dict[str, np.ndarray]] = {"before": {}, "after": {}}
     rng = np.random.default_rng(seed)
@@ -250,9 +250,9 @@ def write_edits(result: EditResult, folder: Path) -> list[Path]:
 
 
 def _paraphrases(run: LoadedRun, fact: Fact, true: int) -> list[list[int]]:
-    """Sentences of the evidence up to the object, where the subject stands before it; the last tokens of long ones.
+    """Sentences of the evidence up to the object, if the subject is before it; the last tokens of long ones.
 
-    Only those in which the object begins with the same token as where the fact is asked.
+    Only sentences in which the object begins with the same token as in the question.
     """
     starts = dict.fromkeys(text.partition("[MASK]")[0] for text in fact.evidence if "[MASK]" in text)
     texts = [text for text in starts if fact.subject in text]

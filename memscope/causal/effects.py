@@ -1,13 +1,13 @@
-"""What an intervention does to a corpus: loss, logit of the target and KL of the next-token distribution, per token.
+"""Effects of an intervention on a corpus: loss, logit of the target and KL of the next-token distribution, per token.
 
     windows = document_windows(corpus, model.cfg.model.max_seq_len, 65536)
     trials = {"4711": Trial(partial(ablate, run.model, [4711]), entries=[4711])}
     effects = measure_effects(run, corpus, windows, trials)
     mean_change(effects["4711"])                          # nats per token, with a 95% interval
 
-A change means little alone: ``usage_matched`` and ``random_entries`` choose entries for controls, and
-``compare_change`` sets one against the other. Both passes run in float32 whatever the run was trained in, so that
-what differs is the intervention and not rounding.
+A change means little alone: ``usage_matched`` and ``random_entries`` choose control entries, and ``compare_change``
+compares a change with theirs. Both passes run in float32, for runs of any training precision, so that differences come
+from the intervention and not from rounding.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,9 +43,9 @@ class Trial(NamedTuple):
 
     intervention: Intervention
     entries: Entries | None = None
-    """If the intervention acts only where one of these is selected: windows that select none are not run again."""
+    """Entries without whose selection the intervention changes nothing: windows that select none are not run again."""
     layers: Sequence[int] | None = None
-    """Memory layers in which it does so; default all."""
+    """Memory layers in which it acts; default all."""
 
 
 def measure_effects(
@@ -91,7 +91,7 @@ def top_entries(usage: np.ndarray, share: float) -> np.ndarray:
 def random_entries(
     usage: np.ndarray, count: int, seed: int, used_only: bool = True, exclude: Sequence[int] | np.ndarray = ()
 ) -> np.ndarray:
-    """``count`` different entries at random, of those that were used at all unless told otherwise."""
+    """``count`` different random entries, by default of those in use."""
     allowed = usage > 0 if used_only else np.ones(len(usage), bool)
     allowed[list(exclude)] = False
     candidates = np.flatnonzero(allowed)
@@ -105,9 +105,9 @@ def usage_matched(
 ) -> np.ndarray:
     """For every entry another one that is used about as often: a random one of the ``pool`` nearest in usage rank.
 
-    All are different and none is among ``entries``; entries that are used are matched to entries that are used, and
-    where the bank is split in ``groups``, each to one of its own: others are read in other layers.
-    Many entries, or the most used ones, leave no close match: compare ``usage`` of both before believing a contrast.
+    All are different and none is among ``entries``. Used entries are matched to used entries and, in a bank of
+    ``groups``, to entries of the same group, because other groups are read in other layers.
+    Many entries, or the most used ones, leave no close match: compare ``usage`` of both before trusting a contrast.
     """
     rng = np.random.default_rng(seed)
     free = np.ones(len(usage), bool)
@@ -131,7 +131,7 @@ def usage_matched(
 def mean_change(effects: pd.DataFrame, column: str = "loss") -> Interval:
     """Mean of ``{column}_after - {column}_before`` per token (``kl``: of itself), jackknife by document.
 
-    Of fewer than 10 documents blocks of 256 tokens take their place: the interval then speaks of these documents.
+    With fewer than 10 documents, blocks of 256 tokens replace them: the interval is then about these documents.
     """
     sums, counts = _per_unit([effects], column)
     return ratio_interval(sums[0], counts)
@@ -140,8 +140,8 @@ def mean_change(effects: pd.DataFrame, column: str = "loss") -> Interval:
 def compare_change(effects: pd.DataFrame, controls: Sequence[pd.DataFrame], column: str = "loss") -> Interval:
     """Mean change of an intervention minus that of its controls.
 
-    The interval is as wide as the hypotenuse of two: that of the difference over documents, and that of the mean of
-    the controls over other draws of them (Student's t; one control alone does not tell).
+    The interval adds two in quadrature: that of the difference over documents, and that of the mean of the controls
+    over other draws of them (Student's t; unknown for a single control).
     """
     sums, counts = _per_unit([effects, *controls], column)
     mean, low, high = ratio_interval(sums[0] - sums[1:].mean(0), counts)
@@ -185,7 +185,7 @@ def _run(run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow]) ->
 
 
 def _compare(run: LoadedRun, corpus: PackedCorpus, before: WindowPass, trial: Trial) -> list[pd.DataFrame]:
-    """One table a window of the batch."""
+    """One table per window of the batch."""
     reach = _reach(before, trial)
     rows = [row for row, start in enumerate(reach) if start < before.batch.tokens.shape[1]]
     after: dict[int, Tensor] = {}
@@ -199,8 +199,8 @@ def _compare(run: LoadedRun, corpus: PackedCorpus, before: WindowPass, trial: Tr
 def _reach(before: WindowPass, trial: Trial) -> list[int]:
     """Per row of the batch the first position that the intervention can change; its length where there is none.
 
-    Attention is causal and rows do not see one another, so nothing changes before the first selection of an entry. A
-    second pass says the same but for rounding, which is no change.
+    Attention is causal and rows do not see one another, so nothing changes before the first selection of an entry: a
+    second pass would differ by rounding alone.
     """
     length = before.batch.tokens.shape[1]
     if trial.entries is None:
@@ -258,7 +258,7 @@ def _in_order(frames: dict[int, pd.DataFrame]) -> pd.DataFrame:
 
 
 def interval_unit(effects: pd.DataFrame) -> str:
-    """What intervals are over: ``documents``, or ``blocks of 256 tokens`` where documents are few."""
+    """The unit of intervals: ``documents``, or ``blocks of 256 tokens`` where documents are few."""
     return "documents" if effects["doc"].nunique() >= FEW_DOCUMENTS else f"blocks of {BLOCK} tokens"
 
 

@@ -1,15 +1,15 @@
-"""The tables of a fact audit: which questions select the entries that state their fact, against chance; what that does.
+"""The tables of a fact audit: which questions select the entries that state their fact, compared with chance.
 
     audit = load_audit(Path("recordings/demo"))
     audit.recall         # per layer: recall at the asked token and in the whole question, and three kinds of chance
     audit.predicates     # per predicate
     audit.summary        # plain numbers
 
-Chance is stated three ways, because usage is uneven: an entry that every question selects is "found" without knowing
-anything. **even**: the same number of selections spread evenly over the bank. **shuffled**: every question is asked
-for the entries of another fact. **same predicate**: of another fact of the same predicate, so that only what is more
-than "this is a birthplace" counts. No question is ever asked for its own fact, nor for one that shares an entry with
-it: in a predicate of two facts, half of plain permutations would do so. No torch: ``causal/facts.py`` runs the model.
+Usage is uneven, and an entry that every question selects is recalled without any knowledge. So chance has three forms.
+**even**: the same number of selections, spread evenly over the bank. **shuffled**: every question is tested for the
+entries of another fact. **same predicate**: for those of another fact of its predicate, so that more than "this is a
+birthplace" must be known. No question is tested for its fact or one that shares an entry with it; in a predicate of
+two facts, half of the plain permutations would do so. No torch: ``causal/facts.py`` runs the model.
 """
 
 from dataclasses import dataclass
@@ -32,28 +32,28 @@ FACTS, SUMMARY = "facts.parquet", "facts.json"
 FORMAT = 2
 N_SHUFFLES = 200
 _TRADES = 50
-"""Rounds in which questions trade facts; one or two are enough but for the smallest groups."""
+"""Rounds in which questions exchange facts; one or two are enough except for the smallest groups."""
 ANY = -1
 """Stands for any layer in the table of recall."""
 
 
 @dataclass(frozen=True)
 class FactAudit:
-    """What came of asking facts."""
+    """The result of asking facts."""
 
     facts: pd.DataFrame
-    """One row a fact, see docs/reference/files.md."""
+    """One row per fact, see docs/reference/files.md."""
     recall: pd.DataFrame
     """``layer place facts recall even shuffled p same_predicate p_same``; layer -1 means any. ``facts_same`` of them
     have another fact of their predicate, and ``recall_same`` is theirs, to be set against ``same_predicate``."""
     predicates: pd.DataFrame
-    """One row a predicate."""
+    """One row per predicate."""
     summary: dict[str, Any]
     """Plain numbers."""
 
 
 class Questions:
-    """Which entries every question selects per layer, sorted for look-ups: at the asked token, and at all after bos."""
+    """Entries that every question selects per layer, sorted for look-ups: at the asked token, and at all after bos."""
 
     def __init__(
         self, layers: tuple[int, ...], n_questions: int, n_entries: int, entries: list[np.ndarray], groups: int = 1
@@ -65,7 +65,7 @@ class Questions:
         self.read = np.zeros((n_questions, len(layers)))
         """Read weight of those entries at the asked token, ``[question, layer]``."""
         self.read_share = np.zeros((n_questions, len(layers)))
-        """Their share of what the token reads there, by absolute read weights."""
+        """Their share of the token's read in the layer, by absolute read weights."""
         self.asked: dict[int, np.ndarray] = {}
         """Sorted ``question * N + entry`` per layer."""
         self.anywhere: dict[int, np.ndarray] = {}
@@ -86,7 +86,7 @@ class Questions:
             self.read_share[row, axis] = np.abs(weights[stating]).sum() / max(np.abs(weights).sum(), 1e-12)
 
     def finish(self) -> "Questions":
-        """Sort what was added; call once, at the end."""
+        """Sort the selections that were added; call once, at the end."""
         every = np.sort(
             np.concatenate([part for (kind, _), parts in self._keys.items() if kind == "anywhere" for part in parts])
         )
@@ -104,7 +104,7 @@ class Questions:
         return self._entries[self._first[row] : self._first[row + 1]]
 
     def selected_with_counts(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same with the number of selections in the question, over layers and positions."""
+        """``selected``, with the number of selections in the question, over layers and positions."""
         part = slice(self._first[row], self._first[row + 1])
         return self._entries[part], self._counts[part]
 
@@ -117,8 +117,8 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
     """Recall against chance, effects by predicate, and the numbers in short.
 
     Args:
-        table: one row a fact with what was asked and ablated (``facts.audit_facts``).
-        questions: what the questions selected.
+        table: one row per fact, with answers and ablations (``facts.audit_facts``).
+        questions: the selections of the questions.
         seed: of shuffles.
     """
     stated = np.flatnonzero(table["n_entries"].to_numpy() > 0)
@@ -140,7 +140,7 @@ def summarise(table: pd.DataFrame, questions: Questions, seed: int) -> FactAudit
 
 def write_audit(audit: FactAudit, folder: Path) -> list[Path]:
     """Write ``facts.parquet`` and ``facts.json`` into a folder; a recording's report and app show them."""
-    (folder / SUMMARY).unlink(missing_ok=True)  # it vouches for the other file, so it comes last
+    (folder / SUMMARY).unlink(missing_ok=True)  # it vouches for the other file, so it is written last
     write_table(folder / FACTS, pa.Table.from_pandas(audit.facts, preserve_index=False))
     tables = {"recall": audit.recall, "predicates": audit.predicates}
     rows = {name: frame.astype(object).where(frame.notna(), None).to_dict("records") for name, frame in tables.items()}
@@ -161,7 +161,7 @@ def load_audit(folder: Path) -> FactAudit | None:
 
 
 def _hits(questions: Questions, stated: np.ndarray, where: str, source: np.ndarray | None = None) -> np.ndarray:
-    """Whether each stated question selects an entry of fact ``source`` (default: its own), bool ``[layer, question]``.
+    """Whether each question selects an entry of the fact ``source`` (default: its fact), bool ``[layer, question]``.
 
     Equivalent to ``any(entry in selected[layer, question] for entry in entries[source])``.
     """
@@ -250,7 +250,7 @@ class _Others:
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """A fact for every question: a permutation within groups, mended where it meets a fact that shares an entry.
 
-        Two questions trade facts until neither has one of its own; what cannot be mended so is drawn by itself.
+        Two questions exchange facts until neither has its own; questions that still do draw a fact independently.
         """
         taken = np.empty(self._n, np.int64)
         taken[self._order] = np.lexsort((rng.random(self._n), self._group))
@@ -278,7 +278,7 @@ def _with_any(hits: np.ndarray) -> np.ndarray:
 def _even_recall(questions: Questions, stated: np.ndarray, where: str) -> np.ndarray:
     """Recall if every question selected as many entries as it does, drawn evenly; per layer, then for any layer.
 
-    Drawn, that is, from the entries that the layer can select, of which some may state the fact.
+    The draw is from the entries that the layer can select, of which some may state the fact.
     """
     missed, size = [], questions.group_size
     for layer in questions.layers:

@@ -5,11 +5,11 @@
     write_audit(audit, Path("recordings/demo"))          # facts.parquet and facts.json, fact_tables.py
 
 A fact has a cloze template in the manner of LAMA (Petroni et al., arXiv 1909.01066): ``[X] was born in [Y] .`` It is
-asked as the text before ``[Y]`` with the subject put in; its last token is the **asked** position, and the answer is
-the object's first token. An entry states the fact if its init sentence carries the same triple. Where such an entry is
-selected in the question it is ablated, in all layers and positions, and so is a **control**: another entry of the same
+asked as the text before ``[Y]`` with the subject in place; its last token is the **asked** position. The answer is the
+object's first token. An entry states the fact if its init sentence carries the same triple. If such an entry is
+selected in the question, it is ablated in all layers and positions, and so is a **control**: another entry of the same
 question that was selected at about as many of its positions and is used about as often elsewhere. A control drawn from
-the whole bank would be selected hardly ever, and anything would beat it.
+the whole bank would hardly ever be selected, so every entry would beat it.
 """
 
 import sys
@@ -37,17 +37,17 @@ _BATCH_TOKENS = 4096
 
 
 class Asked(NamedTuple):
-    """Questions as token ids, each with the id of its answer; -1 where the tokenizer knows no token for that."""
+    """Questions as token ids, each with the id of its answer; -1 where the tokenizer has no token for the answer."""
 
     questions: list[list[int]]
     answers: np.ndarray
 
 
 class _Answer(NamedTuple):
-    """What a batch of questions got."""
+    """The answers of a batch of questions."""
 
     rows: np.ndarray
-    """Which questions, in the order of the batch."""
+    """Numbers of the questions, in the order of the batch."""
     logits: Float[Tensor, "row vocab"]
     """At the asked position."""
     lengths: np.ndarray
@@ -67,9 +67,9 @@ def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
 
 
 def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:
-    """Questions with the begin-of-text token before them, and the first token of every object as it goes on with them.
+    """Questions after a begin-of-text token, and the first token of every object as their continuation.
 
-    The two are encoded as one text (``encode_pairs``), as the model read such text in training.
+    The two are encoded together (``encode_pairs``), as the model read such text in training.
     """
     pairs = tokenizer.encode_pairs([(fact.question, fact.answer) for fact in facts])
     answers = [ids[0] if ids and ids[0] != tokenizer.unk else -1 for _, ids in pairs]
@@ -77,18 +77,18 @@ def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:
 
 
 def answerable(facts: Sequence[Fact], tokenizer: Tokenizer) -> list[Fact]:
-    """The facts whose object begins with a token that the tokenizer knows; says on standard error how many have none.
+    """The facts whose object begins with a token of the tokenizer; prints the number of others on standard error.
 
     Raises:
-        InputError: there is none.
+        InputError: no fact is left.
     """
     known = tokenize_facts(facts, tokenizer).answers >= 0
     left = [fact for fact, is_known in zip(facts, known, strict=True) if is_known]
     if missing := [fact.object for fact, is_known in zip(facts, known, strict=True) if not is_known]:
         problem = f"the tokenizer has no token for the object of {len(missing)} of {len(facts)} facts"
         if not left:
-            raise InputError(f"{problem}, {missing[0][:40]!r} say")
-        print(f"{problem}, {missing[0][:40]!r} say: they are left out", file=sys.stderr)
+            raise InputError(f"{problem}, for instance {missing[0][:40]!r}")
+        print(f"{problem}, for instance {missing[0][:40]!r}; these facts are left out", file=sys.stderr)
     return left
 
 
@@ -98,16 +98,16 @@ def audit_facts(
     """Ask every fact, and ablate the entries that state it where they are selected.
 
     Args:
-        run: the run; it must know what its entries started from.
-        facts: what to ask.
-        usage: selections of every entry in a recording, ``[N]``, to match controls by; none takes those counted in
-            the questions.
-        limit: ask only so many facts, drawn at random.
+        run: the run, with the starts of its entries.
+        facts: the facts to ask.
+        usage: selections of every entry in a recording, ``[N]``, to match controls by; none counts those in the
+            questions.
+        limit: ask at most this many facts, drawn at random.
         seed: of the draw and the shuffles.
 
     Raises:
-        InputError: an FFN baseline, no entry that states any of the facts, a question too long for the model, or no
-            fact that is ``answerable``.
+        InputError: the model is an FFN baseline, no entry states any of the facts, a question is too long for the
+            model, or no fact is ``answerable``.
     """
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no entries to audit; choose a run with a memory")
@@ -148,7 +148,7 @@ class _LastLayer(Exception):
 def ask(
     model: MemoryTransformer, tokens: Int[Tensor, "batch pos"], asked: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at one position of every row; the others are never unembedded, which is a quarter of a pass saved."""
+    """Logits at one position of every row; no other position is unembedded, which saves a quarter of a pass."""
 
     def leave(resid: Tensor, hook: object) -> None:
         raise _LastLayer(resid)
@@ -175,7 +175,7 @@ def _answers(
     rows: Sequence[int],
     entries: dict[int, np.ndarray] | list[np.ndarray] | None = None,
 ) -> Iterator[_Answer]:
-    """Ask questions, shortest first; with ``entries`` each one without those of its own."""
+    """Ask questions, shortest first; with ``entries``, each question without its entries."""
     device = run.model.embed.weight.device
     order = sorted(rows, key=lambda row: len(tokenized.questions[row]))
     while order:
@@ -210,7 +210,7 @@ def _ask_all(run: LoadedRun, tokenized: Asked, entries: list[np.ndarray]) -> tup
 def _ablate_all(
     run: LoadedRun, tokenized: Asked, rows: list[int], entries: dict[int, np.ndarray] | list[np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The answer's logit and log-probability without entries; NaN for questions that were not asked again."""
+    """The answer's logit and log-probability without the entries; NaN for questions that were not asked again."""
     columns = {name: np.full(len(tokenized.questions), np.nan) for name in ("logit", "logprob")}
     for answer in _answers(run, tokenized, rows, entries):
         judged = _judge(answer, tokenized)
@@ -229,9 +229,9 @@ def _judge(answer: _Answer, tokenized: Asked) -> dict[str, np.ndarray]:
 
 
 def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray) -> np.ndarray:
-    """As many other entries of a question, not stating the fact, nearest in selections there, then in usage.
+    """As many control entries: of the same question, not stating the fact, nearest in selections there, then in usage.
 
-    Each is of the same group of entries, and so read by the same layers.
+    Each is of the same group of entries, so the same layers read it.
     """
     entries, counts = questions.selected_with_counts(row)
     free, group = ~np.isin(entries, questions.entries[row]), entries // questions.group_size
@@ -250,7 +250,7 @@ def _control(questions: Questions, row: int, own: np.ndarray, usage: np.ndarray)
 
 
 def pad_rows(rows: list[list[int]], fill: int) -> Tensor:
-    """Rows of unequal length as one tensor, filled up on the right."""
+    """Rows of unequal length as one tensor, padded on the right."""
     out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
     for number, row in enumerate(rows):
         out[number, : len(row)] = row

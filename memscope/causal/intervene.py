@@ -5,7 +5,7 @@
     with scale(run.model, 0.0, layers=[7]), swap(run.model, 3, 5):
         logits = run.model(tokens)
 
-Every intervention is a set of hooks: no weight is touched, blocks nest, and the model is as before when a block ends,
+Every intervention is a set of hooks: it changes no weight, blocks nest, and the model is as before when a block ends,
 also by an exception. A ``capture_memory`` inside sees the changed values. ``layers`` are memory layers (default: all),
 ``positions`` are numbers that hold for every row, or a bool tensor ``[batch, pos]`` (default: all). Gradients flow
 through. ``causal/effects.py`` measures what an intervention does to a corpus.
@@ -31,9 +31,9 @@ Mode = Literal["renormalise", "zero"]
 Positions = Sequence[int] | Tensor | None
 Entries = Sequence[int] | np.ndarray | Tensor
 _Act = Callable[[Tensor], Tensor | None]
-"""What a hook does with a value: give another one, or only look."""
+"""Act of a hook on a value: return another value, or None to keep it."""
 _Choose = Callable[[int, Tensor], Tensor]
-"""From a layer and its indices ``[batch, pos, K]`` to the selections meant, bool of the same shape."""
+"""Maps a layer and its indices ``[batch, pos, K]`` to the chosen selections, bool of the same shape."""
 
 
 @contextmanager
@@ -45,12 +45,12 @@ def ablate(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Take entries out of what is read.
+    """Take entries out of the read.
 
     Args:
         entries: entry numbers; as a tensor ``[batch, n]`` every row has its own, -1 meaning none.
-        mode: ``renormalise`` removes the selection and puts nothing in its place. Where weights compete they are
-            shared among what remains: softmax gate scores among the other selections of the gate head, softmax read
+        mode: ``renormalise`` removes the selection without a replacement. Where weights compete, the others share
+            its weight: softmax gate scores among the other selections of the gate head, softmax read
             weights among the other slots. ``zero`` sets the value to zero and leaves all weights. Where neither
             gate nor read competes (sigmoid or ReLU gate, GELU read) the two are the same.
         layers: memory layers.
@@ -59,7 +59,7 @@ def ablate(
     Two nested blocks with a softmax read renormalise one after the other; name entries that go together in one call.
 
     Raises:
-        InputError: an entry the bank does not have, or a layer without a memory.
+        InputError: the bank lacks an entry, or a layer has no memory.
     """
     wanted = torch.as_tensor(entries, device=model.embed.weight.device).long()
     _check_entries(model, wanted.flatten(), lowest=-1 if wanted.dim() == 2 else 0)
@@ -78,7 +78,7 @@ def ablate(
 def ablate_selections(
     model: MemoryTransformer, chosen: Mapping[int, Bool[Tensor, "batch pos K"]], mode: Mode = "renormalise"
 ) -> Iterator[None]:
-    """Take out single selections, given per layer as a mask over what the gate selects; see ``ablate``."""
+    """Take out single selections, given per layer as a mask over the gate's selections; see ``ablate``."""
     with _remove(model, _layers(model, list(chosen)), lambda layer, _: chosen[layer], mode):
         yield
 
@@ -92,12 +92,12 @@ def force(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Have an entry selected at a gate score.
+    """Force the selection of an entry at a gate score.
 
-    Where it is selected already its score is set. Elsewhere it takes the place of the token's selection of lowest gate
-    score: over all gate heads, of equal ones the last along K, of none that a block around this one replaced. The
-    scores of the others stay, also those of a softmax gate. In a bank that is split in groups this happens in the
-    layers of the entry's group.
+    Where the gate selects the entry, its score is set. Elsewhere it replaces the token's selection of lowest gate score
+    over all gate heads: of equal ones the last along K, and none that an outer block has put in. The scores of the
+    other selections stay, also those of a softmax gate. In a bank that is split in groups, only the layers of the
+    entry's group are changed.
     """
     _check_entries(model, torch.tensor([entry]))
     layers = _reaching(model, layers, entry)
@@ -119,7 +119,7 @@ def force(
     def set_score(layer: int) -> _Act:
         return lambda scores: scores.masked_fill(forced[layer], score)
 
-    # Indices pass their hook before gate scores do, so the gate is asked what scores there will be.
+    # The hook of indices runs before that of gate scores, so the gate computes the scores in advance.
     makers = {"memory.hook_query": _ask(model, selections), "memory.hook_indices": put}
     with _hooks(model, layers, makers | {"memory.hook_gate_scores": set_score}):
         yield
@@ -129,7 +129,7 @@ def force(
 def unbias(
     model: MemoryTransformer, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
-    """Select by raw scores alone, as if there were no selection bias, and give what is selected its gate scores."""
+    """Select by raw scores alone, as if there were no selection bias, with the gate scores of these selections."""
     selections: dict[int, Selection] = {}
 
     def take(name: str) -> Callable[[int], _Act]:
@@ -152,9 +152,9 @@ def swap(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Read entry ``second`` wherever ``first`` is selected, at its gate score, and the other way round.
+    """Read entry ``second`` wherever ``first`` is selected, at its gate score, and vice versa.
 
-    In a bank that is split in groups both must be of one.
+    In a bank that is split in groups, both must be of the same group.
     """
     _check_entries(model, torch.tensor([first, second]))
     layers = _reaching(model, layers, first, second)
@@ -179,10 +179,10 @@ def rewrite(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Have an entry hold other slots ``[L, D]``, say those of another sentence (``edit.encode_sentence``).
+    """Replace the slots ``[L, D]`` of an entry, for instance by those of another sentence (``edit.encode_sentence``).
 
-    The gate is as before: which tokens select the entry follows from its key, not from its content. Seen by whoever
-    asks the bank for slots (``model.bank(indices)``), not by readers of ``model.bank.entries``. Slots that require
+    The gate is as before: the key, not the content, decides which tokens select the entry. Calls of the bank
+    (``model.bank(indices)``) return the new slots; ``model.bank.entries`` keeps the old ones. Slots that require
     gradients get them.
     """
     _check_entries(model, torch.tensor([entry]))
@@ -210,7 +210,7 @@ def rewrite(
         return GatheredSlots(changed.flatten(2, 3))
 
     def gather(_: nn.Module, inputs: tuple[Tensor, object]) -> tuple[Tensor, MemoryBank]:
-        return inputs[0], bank  # and not a reader that never gathers slots
+        return inputs[0], bank  # not a reader that never gathers slots
 
     with ExitStack() as stack:
         stack.enter_context(_hooks(model, model.cfg.model.memory_layers, {"memory.hook_indices": enter}))
@@ -225,7 +225,7 @@ def rewrite(
 def scale(
     model: MemoryTransformer, factor: float, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
-    """Multiply what whole memory layers add to the residual stream; 0 switches them off."""
+    """Multiply the outputs of whole memory layers to the residual stream; 0 switches them off."""
 
     def multiply(_: int) -> _Act:
         return lambda added: torch.where(_at(added, positions)[..., None], factor * added, added)
@@ -264,7 +264,7 @@ def _remove(model: MemoryTransformer, layers: Sequence[int], choose: _Choose, mo
 
     def share_out(layer: int) -> _Act:
         def act(pattern: Tensor) -> Tensor:
-            # Gate scores of 1 make the pattern the attention itself, which says how much of it remains.
+            # With gate scores of 1 the pattern is the attention itself, which gives the share that remains.
             assert model.bank is not None
             block, indices = model.blocks[layer], indices_of[layer]
             assert isinstance(block, Block)
@@ -295,14 +295,14 @@ def _hooks(
     layers: Sequence[int],
     makers: Mapping[str, Callable[[int], _Act]],
 ) -> Iterator[None]:
-    """Hooks of these names in every one of the layers' blocks."""
+    """Add hooks of these names to the blocks of all ``layers``."""
     acts = [(f"blocks.{layer}.{name}", make(layer)) for layer in layers for name, make in makers.items()]
     with model.hooks(fwd_hooks=[(name, lambda value, hook, act=act: act(value)) for name, act in acts]):
         yield
 
 
 def _ask(model: MemoryTransformer, selections: dict[int, Selection], biased: bool = True) -> Callable[[int], _Act]:
-    """Note what the gate selects for the queries that it sees."""
+    """Note the gate's selections for the queries of a pass."""
     return lambda layer: lambda query: selections.update({layer: model.memory_layer(layer).gate.select(query, biased)})
 
 
@@ -316,7 +316,7 @@ def _layers(model: MemoryTransformer, layers: Sequence[int] | None) -> Sequence[
 
 
 def _reaching(model: MemoryTransformer, layers: Sequence[int] | None, *entries: int) -> Sequence[int]:
-    """The layers meant, which must be able to select all of some entries; by default all that are."""
+    """The chosen layers, each of which must be able to select all ``entries``; by default all such layers."""
     wanted, reach = _layers(model, layers), model.cfg.entries_of
     able = [a for a in wanted if all(reach(a).start <= entry < reach(a).stop for entry in entries)]
     if not able if layers is None else len(able) < len(wanted):

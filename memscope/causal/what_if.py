@@ -1,10 +1,10 @@
-"""What if an entry were gone, read, exchanged or said something else: a text, and recorded text, before and after.
+"""Compare a text, or recorded text, before and after a change: entries ablated, forced, swapped or rewritten.
 
     change = Change("ablate", entries=(4711,))
-    compare_text(run, "Ada Lovelace was born in", change)        # one row a token: loss, KL, the next token
+    compare_text(run, "Ada Lovelace was born in", change)        # one row per token: loss, KL, the next token
     changed_contexts(run, recording, change)                     # the recorded tokens that changed most
 
-What the app shows; ``causal/intervene.py`` is underneath.
+The app shows these tables; ``causal/intervene.py`` makes the changes.
 """
 
 from contextlib import AbstractContextManager
@@ -27,7 +27,7 @@ from memscope.text.corpus import DocumentWindow, document_windows
 
 Kind = Literal["ablate", "zero", "force", "swap", "rewrite", "scale"]
 NEEDS = {"ablate": None, "zero": None, "force": 1, "swap": 2, "rewrite": 1, "scale": 0}
-"""Entries that each kind of change names; none = one or more."""
+"""Number of entries that each kind of change takes; none = one or more."""
 _WINDOW, _WINDOWS = 128, 32
 
 
@@ -41,11 +41,11 @@ class Change(NamedTuple):
     amount: float = 0.0
     """Gate score of ``force``, factor of ``scale``."""
     sentence: str = ""
-    """What ``rewrite`` writes."""
+    """Sentence of ``rewrite``."""
 
 
 class Changed(NamedTuple):
-    """What a change does to recorded text."""
+    """Effects of a change on recorded text."""
 
     loss: Interval
     """Mean change per token in nats, over the tokens that were read."""
@@ -58,7 +58,7 @@ def open_change(run: LoadedRun, change: Change) -> AbstractContextManager[None]:
     """The block in which a change holds.
 
     Raises:
-        InputError: another number of entries than the change needs, or what ``intervene`` refuses.
+        InputError: the change needs another number of entries, or ``intervene`` refuses it.
     """
     needed, entries, model, layers = NEEDS[change.kind], change.entries, run.model, change.layers
     if len(entries) != needed if needed is not None else not entries:
@@ -83,12 +83,12 @@ def open_change(run: LoadedRun, change: Change) -> AbstractContextManager[None]:
 def compare_text(run: LoadedRun, text: str, change: Change) -> pd.DataFrame:
     """Read a text as it is and under a change.
 
-    Returns one row a token, begin-of-text first: ``pos text loss_before loss_after`` (nats, of the next token; NaN at
+    Returns one row per token, begin-of-text first: ``pos text loss_before loss_after`` (nats, of the next token; NaN at
     the end), ``kl`` = KL(before || after), and the likeliest next token ``next_before next_after`` with its
     probability ``p_before p_after``.
 
     Raises:
-        InputError: an empty text, one longer than the model's window, or a change that cannot be made.
+        InputError: the text is empty or longer than the model's window, or the change cannot be made.
     """
     ids = run.tokenizer.encode(text)
     limit = run.config.model.max_seq_len
@@ -111,10 +111,10 @@ def compare_text(run: LoadedRun, text: str, change: Change) -> pd.DataFrame:
 
 
 def changed_contexts(run: LoadedRun, recording: Recording, change: Change, limit: int = 20) -> Changed:
-    """Read recorded text where a change acts, in short windows, and find what changed most.
+    """Read recorded text where a change acts, in short windows, and find the tokens that changed most.
 
-    Windows that select the entries most often are read, 4,096 tokens at most; for changes without a place of their
-    own (force, scale) windows from all over the recording.
+    Reads the windows that select the entries most often, at most 4,096 tokens. For changes that act everywhere (force,
+    scale), the windows are from all parts of the recording.
     """
     windows = _windows(recording, change)
     corpus = recorded_corpus(recording)

@@ -94,7 +94,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Run folder; default runs/<name of the config>.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in RUN.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in RUN.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", help="Same as --set seed=N.")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -115,7 +115,7 @@ def train(
 
         keep_freed_memory()
         summary = run_training(settings, run, resume=resume, device=device)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the main process speaks for all
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the main process prints for all
         return
     print_json(summary)
     hint(f"next: memscope record {run} --corpus {settings.data.valid_path} --out recordings/{run.name}")

@@ -25,7 +25,7 @@ CorpusOption = Annotated[
     typer.Option("--corpus", metavar="FILE", help='JSON lines, a list or Parquet with "text".'),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps ...")]
-TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after so many tokens.")]
+TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after this many tokens.")]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random in this command.")
 ]
@@ -35,10 +35,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machine
 def check(
     run: Path, *, corpus: Path | None = None, facts: Path | None = None, recording: Path | None = None
 ) -> "Config":
-    """The config of a run, once it is known that what a command is to read is there: loading torch takes seconds.
+    """The config of a run; checks first that the input of a command is there, because loading torch takes seconds.
 
     Raises:
-        InputError: it is not, or the recording is of another model than the run holds now.
+        InputError: an input is missing, or the recording is of another model than the run holds now.
     """
     from memscope.base.files import expect_file, sha256_file
     from memscope.recording.info import read_info
@@ -66,17 +66,17 @@ def load(run: Path, device: str) -> Any:
 
 
 def show(*texts: object) -> None:
-    """Print results, each on lines of its own; nothing in them acts on the terminal."""
+    """Print results on separate lines; characters that act on the terminal are written out."""
     print(*(printable(str(text)) for text in texts), sep="\n")
 
 
 def print_json(value: Any) -> None:
-    """A result, for people and machines."""
+    """Print a result as indented JSON, for people and machines."""
     print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def check_streams() -> None:
-    """Make ready for text from outside: arguments are UTF-8, and what the terminal cannot show is written out.
+    """Prepare for text from outside: arguments must be UTF-8, and characters that the terminal lacks are written out.
 
     Raises:
         InputError: an argument is not UTF-8 text.
@@ -97,13 +97,13 @@ def fail(message: str) -> NoReturn:
 
 
 def fail_without_memory(error: Exception) -> None:
-    """End so if memory ran out, which torch raises as a ``RuntimeError``; raise any other error again."""
+    """``fail`` if memory ran out, which torch raises as a ``RuntimeError``; raise any other error again."""
     if not isinstance(error, MemoryError) and not re.search(r"(?i)out of memory|can't allocate memory", str(error)):
         raise error
     fail(f"not enough memory ({str(error)[:200] or 'none left'}); take less at once, or a smaller model")
 
 
 def hint(text: str) -> None:
-    """What to do next, for a person at a terminal."""
+    """Print the next step, if a person reads standard error at a terminal."""
     if sys.stderr.isatty():
         print(printable(text), file=sys.stderr)

@@ -1,7 +1,7 @@
 """Start the app (``app/streamlit_app.py``) as a local web page.
 
-The page is served by ``python -m app``, which takes this process over, so that nothing is left behind when it is
-stopped. Streamlit is imported by the app alone.
+``python -m app`` serves the page and replaces this process, so that no process stays behind when it is stopped. Only
+the app imports Streamlit.
 """
 
 import errno
@@ -29,7 +29,7 @@ def serve_app(recording: Path | None, host: str, port: int) -> None:
         port: port to listen on.
 
     Raises:
-        InputError: not a recording, or an address or port that cannot be listened on.
+        InputError: the path is not a recording, or the address or port cannot be listened on.
     """
     if recording is not None:
         check_recordings(recording)
@@ -41,7 +41,7 @@ def serve_app(recording: Path | None, host: str, port: int) -> None:
     environment = {**os.environ, RECORDINGS: str(opened.resolve()), "PYTHONPATH": os.pathsep.join(search)}
     shown = "localhost" if host in _ANY_ADDRESS else f"[{host}]" if ":" in host else host
     print(f"memscope: http://{shown}:{port}  (Ctrl-C stops it)", file=sys.stderr, flush=True)
-    unblocked = hold_signals()  # until the next program listens to them
+    unblocked = hold_signals()  # until the next program handles them
     try:
         os.execve(command[0], command, environment)
     finally:
@@ -52,7 +52,7 @@ def check_recordings(path: Path) -> None:
     """Check that ``path`` is a recording or a folder with at least one.
 
     Raises:
-        InputError: it is neither, or a recording that cannot be read or is not finished.
+        InputError: the path is neither, or the recording cannot be read or is unfinished.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; make a recording with 'memscope record'")
@@ -70,7 +70,7 @@ def check_address(host: str, port: int) -> None:
     """Check that ``host`` and ``port`` can be listened on.
 
     Raises:
-        InputError: an address of another machine, a port in use, or one that needs more rights.
+        InputError: the address is of another machine, the port is in use, or the port needs more rights.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -78,7 +78,9 @@ def check_address(host: str, port: int) -> None:
         raise InputError(f"--host {host}: no such address ({error.strerror}); try --host 127.0.0.1") from error
     with socket.socket(family, kind, protocol) as probe:
         if os.name == "posix":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: skip lingering closes
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as the server does: ignore connections that are still closing
         try:
             probe.bind(address)
         except OSError as error:

@@ -3,13 +3,13 @@
     export_delphi(Recording("recordings/demo"), Path("exports/delphi"))
 
     exports/delphi/latents/blocks.0.memory/0_3275.safetensors   entries 0 to 3275 of layer 0
-    exports/delphi/latents/blocks.0.memory/config.json          what delphi's CacheConfig holds, and the model's name
+    exports/delphi/latents/blocks.0.memory/config.json          the fields of delphi's CacheConfig, and the model's name
     exports/delphi/tokenizer.json, tokenizer_config.json        for AutoTokenizer.from_pretrained(...)
 
 A shard has ``locations`` ``[n, 3]`` (sequence, position, entry - first entry of the shard), sorted by entry and then
-token, ``activations`` ``[n]`` float16 and ``tokens`` ``[sequence, position]``. delphi reads the tokens of whichever
-shard it opens first, so all have them. Sequences are equally long: documents are cut, and what is short is padded on
-the right with the pad token.
+token, ``activations`` ``[n]`` float16 and ``tokens`` ``[sequence, position]``. delphi reads the tokens of the shard
+that it opens first, so all shards hold them. Sequences are equally long: documents are cut, and short ones are padded
+on the right with the pad token.
 """
 
 from itertools import pairwise
@@ -29,7 +29,7 @@ from memscope.recording.part_reader import SelectionReader
 SPLITS = 5
 """Shards per layer that delphi itself writes by default."""
 _EXAMPLE = 32
-"""delphi cuts sequences into examples of so many tokens; a sequence must hold a whole number of them."""
+"""delphi cuts sequences into examples of this many tokens; a sequence must hold a whole number of examples."""
 _SILENT = 1e-5
 """delphi's cache leaves out activations up to this size."""
 _NARROW = 2**16
@@ -37,7 +37,7 @@ _NARROW = 2**16
 
 
 class DelphiExport(NamedTuple):
-    """What was written."""
+    """The files that were written."""
 
     latents: Path
     """The folder to give to delphi's ``LatentDataset``."""
@@ -51,12 +51,12 @@ class DelphiExport(NamedTuple):
 
 
 class _Sequences(NamedTuple):
-    """Where a document's tokens go."""
+    """The layout of documents in sequences."""
 
     tokens: int
     """Document tokens per sequence, at most."""
     length: int
-    """The same, rounded up to whole examples."""
+    """Tokens per sequence, rounded up to whole examples."""
     first_row: np.ndarray
     """First row of every document, int64 ``[document]``."""
     first_sequence: np.ndarray
@@ -79,7 +79,7 @@ def export_delphi(
         out: folder to create.
         width_splits: shards per layer, over equal ranges of entries.
         sequence_tokens: tokens of a document per sequence; none takes the recording's window, or the longest document
-            if that is shorter. 32, the length of delphi's examples, keeps examples of nothing but padding out.
+            if that is shorter. 32, the length of delphi's examples, avoids examples that are only padding.
 
     Raises:
         InputError: ``out`` exists, or a number is out of range.
@@ -147,7 +147,7 @@ def _read_shard(
         layer: memory layer.
         used: ``entry count`` of those entries that the layer selected.
         entries: the range.
-        sequences: where tokens go.
+        sequences: the layout of tokens.
     """
     widest = max(len(entries), int(sequences.first_sequence[-1]), sequences.length)
     room = int(used["count"].sum())
@@ -167,7 +167,7 @@ def _read_shard(
 
 
 def _config(recording: Recording, sequences: _Sequences, width_splits: int) -> dict[str, Any]:
-    """``config.json`` with the keys of delphi's ``CacheConfig``; there is no data set on a hub behind it."""
+    """``config.json`` with the keys of delphi's ``CacheConfig``; its data set is not on a hub."""
     return {
         "dataset_repo": recording.info.corpus_name,
         "dataset_split": "",

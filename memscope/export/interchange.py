@@ -1,4 +1,4 @@
-"""What the exports to other tools share (``export/delphi.py``, ``export/neuronpedia.py``).
+"""Code that the exports to other tools share (``export/delphi.py``, ``export/neuronpedia.py``).
 
 Those tools know one number per token and latent. Here a latent is an entry in one memory layer, and its number is the
 gate score, summed where several gate heads select the same entry for one token; 0 where none does.
@@ -38,7 +38,7 @@ def read_activations(reader: SelectionReader, layer: int, first_entry: int, last
     to the entry, where there is such a k.
     """
     entry, row, gate = reader.read(layer, first_entry, last_entry)
-    starts = np.ones(len(row), bool)  # selections of one token and entry stand side by side
+    starts = np.ones(len(row), bool)  # selections of one token and entry are adjacent
     starts[1:] = (entry[1:] != entry[:-1]) | (row[1:] != row[:-1])
     if not starts.all():
         gate = np.add.reduceat(gate.astype(np.float32), np.flatnonzero(starts)).astype(np.float16)
@@ -71,7 +71,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that appears as ``out``, whole, when the block succeeds.
 
     Raises:
-        InputError: ``out`` exists; an export never replaces what somebody else may have put there.
+        InputError: ``out`` exists; an export never replaces files of others.
     """
     with one_maker(out):
         if out.exists():

@@ -5,10 +5,10 @@
     exports/neuronpedia/demo/0-memory/model.jsonl  sourceset.jsonl  source.jsonl      one line each
     exports/neuronpedia/demo/0-memory/features/batch-0.jsonl.gz                       one line per entry
     exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
-    exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   what it started as and fires on
+    exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   its init sentence and tokens
 
-A source is a memory layer, a feature an entry that the layer selected; ``export/neuronpedia_rows.py`` has what is on a
-line.
+A source is a memory layer, and a feature is an entry that the layer selected. ``export/neuronpedia_rows.py`` makes the
+lines.
 """
 
 import gzip
@@ -35,7 +35,7 @@ BATCH_ENTRIES = 1024
 
 
 class NeuronpediaExport(NamedTuple):
-    """What was written."""
+    """The files that were written."""
 
     folder: Path
     """The model's folder, with one folder per memory layer."""
@@ -53,11 +53,11 @@ def export_neuronpedia(
     Args:
         recording: the recording.
         out: folder to create.
-        entries: which; none takes those with most selections over all layers.
-        limit: how many of those; none takes every entry in use. Left aside when ``entries`` are given.
+        entries: the entries to write; none takes those with most selections over all layers.
+        limit: how many of those; none takes every entry in use. Ignored when ``entries`` are given.
 
     Raises:
-        InputError: ``out`` exists, an entry does not, or none of the entries was ever selected.
+        InputError: ``out`` exists, an entry does not exist, or none of the entries was ever selected.
     """
     usage = _chosen_usage(recording, entries, limit)
     model_id = re.sub(r"[^a-z0-9_-]+", "-", recording.info.run_name.lower()).strip("-") or "model"
@@ -80,7 +80,7 @@ def export_neuronpedia(
 def _chosen_usage(recording: Recording, entries: Iterable[int] | None, limit: int | None) -> pd.DataFrame:
     """``layer entry read`` of the entries to export, by layer and entry.
 
-    ``read`` counts the selections that reading on from the entry before brings in, those of entries between included.
+    ``read`` counts the selections that a sequential reader passes from the entry before, entries between included.
     """
     n, usage = recording.info.knowledge_num, recording.usage_table()[["layer", "entry", "count"]]
     if limit is not None and limit < 1:
@@ -118,7 +118,7 @@ def _gzip(path: Path) -> gzip.GzipFile:
 
 
 def _write_metadata(path: Path, source: Source) -> None:
-    """``model.jsonl``, ``sourceset.jsonl`` and ``source.jsonl``: what a feature belongs to."""
+    """``model.jsonl``, ``sourceset.jsonl`` and ``source.jsonl``: the model and source of the features."""
     info, model_id = source.recording.info, source.keys["modelId"]
     model = load_config(source.recording.path / "config.yaml").model
     ours = {"creatorId": CREATOR, "visibility": "PUBLIC"}

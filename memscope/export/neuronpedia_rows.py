@@ -23,7 +23,7 @@ BEFORE, AFTER = 96, 32
 BARS = 50
 """Bars of the histogram of activations, as SAEDashboard has."""
 MISSING_LOGIT = -10000.0
-"""What Neuronpedia shows as blank: the logit of a token is not known."""
+"""A value that Neuronpedia shows as blank: the logit of the token is unknown."""
 _NOT_RECORDED = (
     *("vector", "topkCosSimIndices", "topkCosSimValues"),
     *("neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1"),
@@ -40,7 +40,7 @@ class Source(NamedTuple):
     reader: SelectionReader
     layer: int
     keys: dict[str, str]
-    """``modelId`` and ``layer``, by which Neuronpedia joins everything."""
+    """``modelId`` and ``layer``, by which Neuronpedia joins its tables."""
     first_rows: np.ndarray
     """First row of every document."""
     past_rows: np.ndarray
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is written of one entry in one layer, table by table."""
+    """The rows of one entry in one layer, table by table."""
 
     features: list[dict[str, Any]]
     activations: list[dict[str, Any]]
@@ -127,7 +127,7 @@ def _logits(source: Source, name: str, end: str, decoding: pd.Series) -> dict[st
 def _activations(
     source: Source, entry: int, row: np.ndarray, gate: np.ndarray, contexts: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """The contexts of an entry: text around the token with the entry's activation everywhere in it."""
+    """The contexts of an entry: text around the token, with the entry's activation at every token."""
     falling = np.sort(gate)[::-1]
     top = {"binMin": -1.0, "binMax": short_float(falling[0]), "binContains": None}  # -1 marks top activations
     lines = []
@@ -157,7 +157,7 @@ def _activations(
 
 
 def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[str, Any]]:
-    """What the entry started from and fires on, as far as it has them; none comes from a model that explains."""
+    """The init sentence, tokens and words of an entry, as far as it has them; no model wrote these explanations."""
     sentence, fires_on, words = decoding["sentence"], decoding["fires_on"], decoding["words"]
     known = [
         (sentence, f"Init sentence: {sentence}", "What the entry started from, not a description of what it does now."),
@@ -179,7 +179,7 @@ def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[
 
 
 def _identity(source: Source, entry: int, *parts: object) -> str:
-    """A primary key as long as Neuronpedia's own; the same in every export of the same recording."""
+    """A primary key as long as Neuronpedia's keys; the same in every export of the same recording."""
     info = source.recording.info
     name = " ".join(map(str, (info.fingerprint, info.corpus_sha256, source.layer, entry, *parts)))
     return hashlib.sha256(name.encode()).hexdigest()[:25]

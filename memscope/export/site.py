@@ -1,9 +1,9 @@
-"""A recording as a folder of pages that any browser opens from disk: no server, no request to anywhere.
+"""Write a recording as a folder of pages that any browser opens from disk, without a server or network.
 
     memscope report recordings/demo --static site/demo
 
-``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``), and every one of them
-has a page under ``entries/``. Sentences, tokens and contexts are text of a corpus: they are escaped in pages and set
+``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``). Each of them has a page
+under ``entries/``. Sentences, tokens and contexts are text of a corpus: they are escaped in pages and set
 as text by the script, and a content security policy allows no other script, style or address.
 """
 
@@ -31,7 +31,7 @@ from memscope.report.words import model_name, selections
 TOP_CONTEXTS = 8
 """Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
 _MARKER = "memscope-site.json"
-"""Tells a site from any other folder: only a site is ever replaced."""
+"""Marks a folder as a site: only a site is ever replaced."""
 _ROWS_PER_FILE = 4096
 _CHUNK = 256
 _BEFORE, _AFTER = 20, 12
@@ -46,7 +46,7 @@ class StaticSite(NamedTuple):
     entries: int
     """Entries with a page."""
     left_out: int
-    """Entries that no layer selected: they have none."""
+    """Entries that no layer selected, without a page."""
     bytes: int
     seconds: float
 
@@ -55,7 +55,7 @@ def write_static(recording: Recording, out: Path) -> StaticSite:
     """Write the site into the folder ``out``, which appears whole or not at all; an earlier site there is replaced.
 
     Raises:
-        InputError: ``out`` holds something else, or cannot be written.
+        InputError: ``out`` holds files that are not a site, or cannot be written.
     """
     started = time.perf_counter()
     out = out.absolute()
@@ -129,7 +129,7 @@ def _write_data(recording: Recording, used: pd.DataFrame, folder: Path) -> Itera
 
 
 def _triple_text(row: dict[str, Any]) -> str:
-    """What a search should find of an entry's triples, less what its sentence says anyway."""
+    """The words of an entry's triples that a search should find and that its sentence lacks."""
     sentence = _text(row["sentence"])
     if sentence is None:
         return ""
@@ -192,7 +192,7 @@ def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
 
 
 def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a page says of one layer that uses the entry."""
+    """The content of a page about one layer that uses the entry."""
     kinds = {
         "previous": "after the token",
         "input": "on the token",
@@ -238,7 +238,7 @@ def _space_outside(context: dict[str, Any]) -> dict[str, Any]:
 
 
 def _grouped(frame: pd.DataFrame, keys: list[str]) -> dict[tuple[int, ...], list[dict[str, Any]]]:
-    """Rows as plain dictionaries, grouped; pandas would take longer over many small groups than all the rest does."""
+    """Rows as plain dictionaries, grouped; pandas takes longer over many small groups than all other work here."""
     groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)

@@ -1,1 +1,1 @@
-"""From a model and text to recorded rows: of a corpus, a prompt, checkpoints. The format is in ``recording``."""
+"""Makes rows from a model and a text: of a corpus, a prompt, checkpoints. Their format is in ``recording``."""

@@ -1,8 +1,8 @@
-"""One recording per checkpoint of a run, on the same text; ``report/compare/history.py`` says what changed.
+"""One recording per checkpoint of a run, on the same text; ``report/compare/history.py`` compares them.
 
 memscope record runs/demo --corpus data/wiki/valid.jsonl --out recordings/history --checkpoints all
 
-history/step-00000150/ ...          a recording each, as any other
+history/step-00000150/ ...          one recording per checkpoint
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def record_checkpoints(run: Path, corpus: Path, out: Path, options: RecordOption
     """Record every checkpoint that a run kept, oldest first; returns the recordings' folders.
 
     Raises:
-        InputError: see ``record``; also a run that keeps no checkpoint.
+        InputError: see ``record``; or the run keeps no checkpoint.
     """
     checkpoints = list_checkpoints(run)
     if not checkpoints:

@@ -1,17 +1,18 @@
-"""What an entry says, in tokens: ``decodings.parquet``, one row per entry.
+"""Decode entries into tokens: ``decodings.parquet``, one row per entry.
 
 ``drift``          1 - cosine between the entry at initialisation and now, mean over slots; 0 = unchanged
 ``nearest``        tokens whose vectors in the init space are nearest by cosine: the 10 nearest of a pooled entry, the
                    nearest of every slot when entries have several
-``kept``           share of those that stand in the init sentence (pooled), or share of the sentence's slots whose
-                   nearest token is still their own (slot-wise); ``kept_at_init`` is the same before training
+``kept``           share of those that are in the init sentence (pooled), or share of the sentence's slots whose
+                   nearest token is still the one they started from (slot-wise)
+``kept_at_init``   the same before training
 ``l{l}_top``       logit lens (nostalgebraist 2020; of values, Geva et al. arXiv 2012.14913): W_O W_V entry through the
 ``l{l}_bottom``    final norm and unembedding, highest and lowest tokens, for layers that selected the entry; with
                    ``_logits`` their logits
 
-The init space is the embedding table and projection that sentences went through when the bank was made; it does not
-move during training. The lens sums all read heads equally, takes the mean over slots and leaves the
-input-dependent output gate out.
+The init space is the embedding table and projection that made the bank's starts from sentences; training does not
+change it. The lens weighs all read heads equally, takes the mean over slots and leaves out the output gate, which
+depends on the input.
 """
 
 from pathlib import Path
@@ -47,7 +48,7 @@ def write_decodings(run: LoadedRun, path: Path, used: dict[int, np.ndarray]) -> 
     Args:
         run: the run.
         path: Parquet file to write.
-        used: per memory layer, the entries it selected; only these get a logit lens there.
+        used: per memory layer, the entries that it selected; only these get a logit lens in the layer.
     """
     assert run.model.bank is not None
     init = load_bank_init(run.path)
@@ -86,7 +87,7 @@ def nearest_tokens(vectors: Float[Tensor, "row width"], space: Float[Tensor, "vo
 
 
 def kept_share(nearest: list[list[int]], token_ids: list[list[int] | None], n_slots: int) -> list[float | None]:
-    """Share of the nearest tokens that are the init sentence's own; none for entries without a sentence.
+    """Share of the nearest tokens that are in the init sentence; none for entries without a sentence.
 
     Equivalent, pooled: for each of the nearest, is it in the sentence? Slot-wise: for each slot that started from a
     token, is its nearest that token?

@@ -3,9 +3,9 @@
     memscope record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo
     torchrun --nproc_per_node 4 -m memscope record ...      # each process records its own parts
 
-One forward pass per token; a part is written while the next one is computed, so memory does not grow with the
-corpus. An interrupted recording goes on at its first missing or damaged part, with any number of processes. The
-aggregates are made from the parts afterwards, so they do not depend on who recorded what.
+Every token passes the model once. A part is written while the next one is computed, so memory does not grow with the
+corpus. An interrupted recording continues at its first missing or damaged part, with any number of processes. The
+aggregates are made from the parts afterwards, so they do not depend on which process recorded which part.
 """
 
 import shutil
@@ -44,7 +44,7 @@ class RecordOptions(NamedTuple):
     """How to record."""
 
     max_tokens: int | None = None
-    """Stop after so many tokens; none records the whole corpus."""
+    """Stop after this many tokens; none records the whole corpus."""
     part_tokens: int = 32768
     """Tokens per part, rounded up to whole windows."""
     score_bits: int = 6
@@ -70,17 +70,17 @@ def record(
 ) -> RecordingInfo | None:
     """Record a corpus into the folder ``recording``, with all aggregates and decodings.
 
-    Returns what was recorded, or None in those processes of several that are not the main one.
+    Returns the description of the recording, or None in processes other than the main one.
 
     Args:
         run: a run whose model has memory layers.
         corpus_path: JSON-lines corpus.
-        recording: folder to write; one that holds an unfinished recording of the same is completed.
+        recording: folder to write; an unfinished recording of the same run and corpus there is completed.
         options: how to record.
 
     Raises:
-        InputError: a baseline model, an unusable corpus, a folder with a recording of something else, or one in which
-            another process writes.
+        InputError: the model is a baseline, the corpus is unusable, the folder holds another recording, or another
+            process writes there.
     """
     options = options or RecordOptions()
     if not run.config.model.memory_layers:
@@ -93,7 +93,7 @@ def record(
 def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordOptions) -> RecordingInfo | None:
     group = processes()
     if not group.is_main:
-        group.wait()  # the main process packs the corpus and lays the folder first
+        group.wait()  # the main process first packs the corpus and prepares the folder
     corpus = pack_corpus(corpus_path, run.tokenizer, Path(run.config.data.cache_dir))
     windows = document_windows(corpus, run.config.model.max_seq_len, options.max_tokens)
     info = describe(run, corpus, windows, options)
@@ -123,7 +123,7 @@ def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordO
 def finish(run: LoadedRun, recording: Path) -> None:
     """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete."""
     info = read_info(recording)
-    return_freed_memory()  # of the forward passes; the census starts from there
+    return_freed_memory()  # of the forward passes, before the census takes memory
     write_aggregates(recording, info)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
     used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
@@ -134,7 +134,7 @@ def finish(run: LoadedRun, recording: Path) -> None:
 def describe(
     run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow], options: RecordOptions
 ) -> RecordingInfo:
-    """What a recording of these windows by this run is, before its first part."""
+    """The description of a recording of these windows by this run, before its first part."""
     model, memory = run.config.model, run.config.memory
     return RecordingInfo(
         run=str(run.path.resolve()),
@@ -164,7 +164,7 @@ def describe(
 
 
 def plan_parts(windows: list[DocumentWindow], part_tokens: int) -> list[PlannedPart]:
-    """Which windows go into which part; a function of the corpus and the part size alone."""
+    """Assign windows to parts; a function of the corpus and the part size alone."""
     plan: list[PlannedPart] = []
     group: list[DocumentWindow] = []
     first_row = tokens = 0
@@ -192,7 +192,7 @@ def record_parts(
     Args:
         model: a model with memory layers.
         pad: token id that fills up batches.
-        corpus: where the windows lie.
+        corpus: the corpus of the windows.
         recording: folder to write.
         info: what is being recorded.
         todo: the parts.
@@ -224,10 +224,10 @@ def record_parts(
 
 
 def _open_recording(recording: Path, info: RecordingInfo) -> None:
-    """Lay the folder, or go on in one that holds the same recording, unfinished or damaged.
+    """Prepare the folder, or continue in one that holds the same recording, unfinished or damaged.
 
-    What earlier processes listed one by one is gathered in ``recording.json``. If that is damaged nobody knows what the
-    parts are: all are recorded again.
+    The lists of earlier processes are gathered in ``recording.json``. If that file is damaged, the parts are unknown,
+    and all are recorded again.
     """
     earlier = _earlier(recording)
     if earlier is not None:
@@ -245,7 +245,7 @@ def _open_recording(recording: Path, info: RecordingInfo) -> None:
 
 
 def _earlier(recording: Path) -> RecordingInfo | None:
-    """What a folder says that it holds; none if it does not say, or not readably."""
+    """The description of the recording in a folder; none if there is none or it cannot be read."""
     if not (recording / INFO).is_file():
         return None
     try:
@@ -291,7 +291,7 @@ def _write_documents(recording: Path, corpus: PackedCorpus, windows: list[Docume
 
 
 def _copy_from_run(run: LoadedRun, recording: Path) -> None:
-    """Copy what makes the recording readable without the run."""
+    """Copy the files that make the recording readable without the run."""
     for name in _COPIED:
         if (run.path / name).is_file():
             with atomic_path(recording / name) as temporary:

@@ -1,4 +1,4 @@
-"""From forward passes to token-major rows: what ``record/loop.py`` stores and ``record/trace.py`` shows."""
+"""Turn forward passes into token-major rows, which ``record/loop.py`` stores and ``record/trace.py`` shows."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,17 +12,17 @@ from memscope.run.capture import LayerCapture, WindowPass
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
 EXACT_BITS = 10
-"""Mantissa bits of float16: rounding to these is float16 itself."""
+"""Mantissa bits of float16: rounding to these changes nothing."""
 
 
 class RowCollector:
-    """Makes the rows of some windows out of forward passes over them.
+    """Makes the rows of some windows from forward passes over them.
 
     Args:
-        corpus: where the windows lie.
+        corpus: the corpus of the windows.
         layers: memory layers of the model.
         score_bits: mantissa bits to keep of scores and weights.
-        kinds: what to keep of every layer beside the entries, names of ``TokenRows``.
+        kinds: columns to keep of every layer beside the entries, by their names in ``TokenRows``.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class RowCollector:
         """Rows of ``windows`` in their order; ``passes`` cover them in any order.
 
         Raises:
-            InputError: scores or weights that are not finite.
+            InputError: scores or weights are not finite.
         """
         lengths = [window.end - window.start for window in windows]
         offsets = dict(zip(windows, np.cumsum([0, *lengths[:-1]]), strict=True))
@@ -82,7 +82,7 @@ class RowCollector:
 
 
 def _captured(layer: LayerCapture, kind: str) -> Tensor:
-    """What a pass captured of a layer, by its name in ``TokenRows``."""
+    """A captured tensor of a layer, by its name in ``TokenRows``."""
     names = {"gate": "gate_scores", "read": "read_weights", "head_read": "head_weights", "slot_read": "slot_weights"}
     values: Tensor | None = getattr(layer, {**names, "read_norm": "read_norms"}.get(kind, kind))
     assert values is not None, f"{kind} was not captured"
@@ -96,10 +96,10 @@ def round_scores(values: np.ndarray, bits: int) -> np.ndarray:
     idea is bit rounding (Kloewer et al. 2021, doi 10.1038/s43588-021-00156-2).
     """
     limited = np.clip(values.astype(np.float32), -65504, 65504)
-    limited[np.isnan(limited)] = np.nan  # of the many patterns for NaN the one that survives rounding
+    limited[np.isnan(limited)] = np.nan  # of the many bit patterns of NaN, the one that survives rounding
     drop = 23 - bits
     raw = limited.view(np.uint32)
     half = np.uint32((1 << (drop - 1)) - 1)
     rounded = (raw + half + ((raw >> np.uint32(drop)) & np.uint32(1))) & np.uint32(0xFFFFFFFF << drop & 0xFFFFFFFF)
-    # Rounding up may pass the largest float16, which stands for all above.
+    # Rounding up may exceed the largest float16; larger values become the largest.
     return np.clip(rounded.view(np.float32), -65504, 65504).astype(np.float16)

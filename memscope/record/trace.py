@@ -1,4 +1,4 @@
-"""Run a model on any text and see, per token and layer, the entries that fired: the live twin of a recording."""
+"""Run a model on any text and see, per token and layer, the entries that fired: a recording of one text in memory."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ N_PREDICTED = 5
 
 
 class TextTrace(NamedTuple):
-    """What a model did on a text."""
+    """Selections and predictions of a model on a text."""
 
     trace: Trace
     """Tokens and selections, as from a recording; the first token is bos."""
@@ -33,7 +33,7 @@ def trace_text(run: LoadedRun, text: str) -> TextTrace:
     """Run a model on ``text`` and capture its memory.
 
     Raises:
-        InputError: an FFN baseline, an empty text, or one longer than the model's window.
+        InputError: the model is an FFN baseline, or the text is empty or longer than the model's window.
     """
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no memory to trace")

@@ -1,7 +1,7 @@
-"""What the files beside the parts of a recording must be like; checked when a recording is opened or counted.
+"""Check the files beside the parts of a recording, when it is opened or counted.
 
-``check_files`` compares their bytes with ``recording.json``, ``check_sources`` is about those that the census reads,
-``check_tables`` about the columns that the query layer reads; further ones may be there.
+``check_files`` compares their bytes with ``recording.json``, ``check_sources`` checks the files that the census reads,
+and ``check_tables`` the columns that the query layer reads; further columns may be there.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def list_files(recording: Path, info: RecordingInfo) -> RecordingInfo:
 
 
 def check_recording(recording: Path, info: RecordingInfo) -> None:
-    """All checks of this module; ``census_file.read_census`` checks what it reads.
+    """Run all checks of this module; ``census_file.read_census`` checks the census.
 
     Raises:
         InputError: a file is missing, damaged, or not of this recording.
@@ -62,7 +62,7 @@ def check_files(recording: Path, info: RecordingInfo) -> None:
 
 
 def check_sources(recording: Path, info: RecordingInfo) -> None:
-    """Check documents, tokenizer and bank: what the census reads beside the parts.
+    """Check documents, tokenizer and bank, which the census reads beside the parts.
 
     Raises:
         InputError: one of them is missing, damaged, or not of this recording.

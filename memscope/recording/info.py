@@ -1,4 +1,4 @@
-"""``recording.json``: what was recorded, of which model, and the list of finished parts."""
+"""``recording.json``: the model, the corpus, the settings and the list of finished parts of a recording."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from memscope.recording.token_rows import KINDS
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
-"""What a recording has and a run has not."""
+"""Files that a recording has and a run has not."""
 FORMAT_VERSION = 4
 AGGREGATES = (
     *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
@@ -21,7 +21,7 @@ AGGREGATES = (
 )
 """Files that a finished recording has beside its parts."""
 COPIES = (ROLES_FILE, "run.json", "metrics.jsonl")
-"""Further ones, if the run has them."""
+"""Further files, if the run has them."""
 AGAIN = "record again"
 _Count = Annotated[int, Field(ge=1, le=2**32)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -57,14 +57,14 @@ class RecordingInfo(BaseModel):
     layers: tuple[Annotated[int, Field(ge=0, lt=2**16)], ...]
     """Memory layers, in the order of the layer axis."""
     knowledge_num: _Count
-    bank_groups: _Count = 1  # equal parts that layers and entries are split in, one with the other
+    bank_groups: _Count = 1  # equal parts of the layers and of the entries; the layers of a part use its entries
     knowledge_length: _Count
     selected: _Count
     """Selections per token and layer (K)."""
     gate_heads: _Count
     read_heads: _Count
     window: _Count
-    """Most tokens the model sees at once; documents are cut into such windows."""
+    """Most tokens that the model reads at once; documents are cut into such windows."""
     dtype: str
     score_bits: Annotated[int, Field(ge=1, le=10)]
     """Mantissa bits kept of scores and weights; they are off by at most 2^-(score_bits + 1) of their value."""
@@ -101,12 +101,12 @@ class RecordingInfo(BaseModel):
 
     @property
     def run_name(self) -> str:
-        """The run folder's name: what reports show, since a path tells of the machine it is on."""
+        """The name of the run folder; reports show it in place of the path, which depends on the machine."""
         return Path(self.run).name
 
     @property
     def corpus_name(self) -> str:
-        """The corpus file's name, likewise."""
+        """The name of the corpus file, for the same reason."""
         return Path(self.corpus).name
 
     @property
@@ -121,7 +121,7 @@ class RecordingInfo(BaseModel):
 
     @property
     def distinct(self) -> int:
-        """Entries that a gate head selects for a token: no two of them are the same."""
+        """Entries that a gate head selects for a token, all different."""
         return self.selected // self.gate_heads
 
     def entries_of(self, layer: int) -> slice:
@@ -130,7 +130,7 @@ class RecordingInfo(BaseModel):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What token-major rows hold of every layer beside the entries, names of ``TokenRows``."""
+        """Names in ``TokenRows`` of the columns that rows hold of every layer beside the entries."""
         compared = ("score_margin", "by_score") * self.selection_bias
         more = ("read_norm",) * self.signed_reads + ("head_read",) * self.head_weights
         return KINDS + compared + more + ("slot_read",) * self.slot_weights
@@ -140,7 +140,7 @@ class RecordingInfo(BaseModel):
         return np.cumsum([0, *(part.rows for part in self.parts)]).tolist()[:-1]
 
     def same_source(self, other: "RecordingInfo") -> list[str]:
-        """Names of the settings in which two recordings differ; progress and mere paths are left out."""
+        """Names of the settings in which two recordings differ; progress and paths are left out."""
         left_out = {"complete", "seconds", "parts", "files", "documents", "run", "corpus"}
         mine, its = self.model_dump(exclude=left_out), other.model_dump(exclude=left_out)
         return [name for name, value in mine.items() if its[name] != value]
@@ -150,8 +150,8 @@ def read_info(recording: Path) -> RecordingInfo:
     """Read ``recording.json``.
 
     Raises:
-        DamageError: not what ``write_info`` wrote.
-        InputError: not a recording, or one of another format version.
+        DamageError: the file is not as ``write_info`` wrote it.
+        InputError: the folder is not a recording, or one of another format version.
     """
     if not (recording / INFO).is_file():
         parts = any((recording / name).exists() for name in (INFO, "tokens"))
@@ -160,7 +160,7 @@ def read_info(recording: Path) -> RecordingInfo:
         raise InputError(f"{recording}: {problem}; make a recording with 'memscope record'")
     raw = read_own_json(recording / INFO)
     if isinstance(raw, dict) and SEAL in raw:
-        unseal(raw, recording / INFO, AGAIN)  # before anything of it is believed
+        unseal(raw, recording / INFO, AGAIN)  # before any value of it is used
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Rows of single entries out of Parquet files that are sorted by entry, within layers or as a whole.
+"""Look up rows of single entries in Parquet files that are sorted by entry, within layers or as a whole.
 
 The smallest and largest entry of every row group are read once; a look-up then opens the few row groups that can
-hold an entry, whatever the size of the file. Any number of threads may ask at a time.
+hold an entry, for a file of any size. Several threads may look up at the same time.
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,9 @@
-"""Reading the parts of a recording: whatever reads them gets rows that were checked against ``recording.json``.
+"""Read the parts of a recording; every row is checked against ``recording.json``.
 
     table = read_columns(recording, info, part, ["token", "l0_indices"])
 
-Compiled loops use entries, tokens and documents as array indices without looking; numbers out of range would end the
-interpreter. So columns, types, numbers of rows, ranges and finiteness are checked here, once, and nowhere else.
+Compiled loops use entries, tokens and documents as array indices without bounds checks; a number out of range would
+crash the interpreter. So this module alone checks columns, types, numbers of rows, ranges and finiteness, once.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def read_columns(
     """Some columns of a part's token-major rows, or of some of its row groups.
 
     Raises:
-        InputError: the file is missing, damaged, or holds what ``info`` rules out.
+        InputError: the file is missing, damaged, or holds values that ``info`` rules out.
     """
     path = whole_tokens(recording, part)
     with open_parquet(path) as file:
@@ -76,10 +76,10 @@ def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
 
 
 class SelectionReader:
-    """Looks entries up in the entry-major parts; row groups are found by their statistics, read once.
+    """Looks entries up in the entry-major parts; the statistics of row groups are read once.
 
     Raises:
-        InputError: a file is missing, damaged, or holds what ``info`` rules out.
+        InputError: a file is missing, damaged, or holds values that ``info`` rules out.
     """
 
     def __init__(self, recording: Path, info: RecordingInfo):
@@ -96,7 +96,7 @@ class SelectionReader:
     def read(self, layer: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A layer's selections of entries first to last, inclusive: entry, row and gate score, ``[selection]`` each.
 
-        Within an entry rows rise.
+        Rows rise within an entry.
         """
         parts = [self._of_part(number, layer, first, last) for number in range(len(self._paths))]
         entry, row, gate = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -146,7 +146,7 @@ def _entry_spans(path: Path, metadata: pq.FileMetaData) -> np.ndarray:
 
 
 def _problem(name: str, column: pa.ChunkedArray, info: RecordingInfo) -> str | None:
-    """What is wrong with a token-major column, in words that follow its name."""
+    """The problem of a token-major column, as words that follow its name; none for a good column."""
     if not len(column):
         return None
     if column.null_count and name != "loss":

@@ -1,6 +1,6 @@
 """A recording on disk: names, types and parts. No torch; questions are asked in ``query/recording.py``.
 
-    recording/recording.json                 what was recorded, of which model, and the list of finished parts
+    recording/recording.json                 model, corpus, settings and the list of finished parts
     recording/tokens/part-000000.parquet     token-major: one row per token; rows are numbered through all parts
     recording/selections/part-000000.parquet entry-major: one row per selection, sorted by layer, entry and token
     recording/documents.parquet              doc, title, group, first_row, rows
@@ -31,7 +31,7 @@ from memscope.recording.info import AGAIN, Part, RecordingInfo, read_info
 from memscope.recording.token_rows import TokenRows, to_table
 
 ROW_GROUP = 8192
-"""Tokens per row group of token-major parts: what one look-up decompresses."""
+"""Tokens per row group of token-major parts; one look-up decompresses one row group."""
 SELECTION_ROW_GROUP = 32768
 """Selections per row group of entry-major parts; a row group never spans two layers."""
 SELECTION_SCHEMA = pa.schema(
@@ -66,7 +66,7 @@ def drop_progress(recording: Path) -> None:
 
 
 def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, info: RecordingInfo) -> Part:
-    """Write the two files of one part, each atomically, and return what lists it.
+    """Write the two files of one part, each atomically, and return its entry for the list of parts.
 
     Args:
         recording: the recording's folder.
@@ -88,23 +88,23 @@ def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, in
 
 
 def tokens_path(recording: Path, part: Part) -> Path:
-    """Where a part's token-major file lies."""
+    """Path of a part's token-major file."""
     return recording / "tokens" / part.name
 
 
 def selections_path(recording: Path, part: Part) -> Path:
-    """Where a part's entry-major file lies."""
+    """Path of a part's entry-major file."""
     return recording / "selections" / part.name
 
 
 def whole_tokens(recording: Path, part: Part) -> Path:
-    """A part's token-major file, compared with its hash (``check_file``)."""
+    """Path of a part's token-major file, after a check of its hash (``check_file``)."""
     check_file(tokens_path(recording, part), part.tokens_sha256, AGAIN)
     return tokens_path(recording, part)
 
 
 def whole_selections(recording: Path, part: Part) -> Path:
-    """A part's entry-major file, compared with its hash (``check_file``)."""
+    """Path of a part's entry-major file, after a check of its hash (``check_file``)."""
     check_file(selections_path(recording, part), part.selections_sha256, AGAIN)
     return selections_path(recording, part)
 

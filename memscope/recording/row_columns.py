@@ -1,10 +1,10 @@
-"""What every recorded row is about, as whole columns: they lie on disk, so that memory does not grow with a recording.
+"""Columns of all recorded rows, in arrays over files, so that memory does not grow with a recording.
 
     columns = row_columns(recording, info, ["token", "previous"])         # int32 [token] each
     counts = tally(columns["token"], info.vocab_size)                     # piece by piece
 
-Aggregates look single rows up at random, so they need columns whole. Each is an array over a file that has no name any
-more: the kernel keeps of it in memory what there is room for, and nothing is left behind when a process is killed.
+Aggregates look up single rows in random order, so they need whole columns. Each column is an array over a file whose
+name is already removed: the kernel caches it as far as memory allows, and a killed process leaves no file behind.
 """
 
 import os
@@ -18,7 +18,7 @@ from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
 
 PIECE = 1 << 20
-"""Rows that are worked on at once."""
+"""Rows that are processed at once."""
 _READ = {
     **{name: (name,) for name in ("token", "predicted", "doc")},
     **{"position": ("pos",), "previous": ("token", "pos"), "following": ("token", "doc")},
@@ -26,7 +26,7 @@ _READ = {
 
 
 def disk_array(folder: Path, rows: int, dtype: type[np.generic] = np.int32) -> np.ndarray:
-    """Zeros, ``[rows]``, over a nameless file in ``folder``; all of its room is taken at once.
+    """Zeros, ``[rows]``, over a nameless file in ``folder``; its disk space is allocated at once.
 
     Raises:
         OSError: the disk is full.
@@ -39,8 +39,8 @@ def disk_array(folder: Path, rows: int, dtype: type[np.generic] = np.int32) -> n
 def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of all rows, int32 ``[token]``.
 
-    ``token``, ``predicted`` and ``doc`` are those of the parts; ``position`` is that in the window, ``previous`` the
-    token before, -1 at the start of a window; ``following`` is the next token, -1 at the end of a document.
+    ``token``, ``predicted`` and ``doc`` are as in the parts. ``position`` is the position in the window, ``previous``
+    the token before (-1 at the start of a window), ``following`` the next token (-1 at the end of a document).
 
     Raises:
         InputError: see ``part_reader.read_columns``.
@@ -63,7 +63,7 @@ def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> d
                 case "following":
                     same = stored["doc"][1:] == stored["doc"][:-1]
                     columns[name][rows] = np.append(np.where(same, stored["token"][1:], -1), -1)
-                    if first and stored["doc"][0] == last_doc:  # a document that goes on from the part before
+                    if first and stored["doc"][0] == last_doc:  # a document that continues from the part before
                         columns[name][first - 1] = stored["token"][0]
                     last_doc = int(stored["doc"][-1])
                 case _:
@@ -72,13 +72,13 @@ def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> d
 
 
 def pieces(rows: int) -> Iterator[slice]:
-    """All of so many rows, ``PIECE`` at a time."""
+    """Slices of ``PIECE`` rows that cover all ``rows``."""
     for start in range(0, rows, PIECE):
         yield slice(start, min(start + PIECE, rows))
 
 
 def tally(labels: np.ndarray, size: int) -> np.ndarray:
-    """How often each of ``size`` labels occurs among ``[row]``, int64 ``[size]``; negative ones do not count."""
+    """Count of each of ``size`` labels among ``labels [row]``, int64 ``[size]``; negative labels do not count."""
     counts = np.zeros(size, np.int64)
     for piece in pieces(len(labels)):
         known = labels[piece]
@@ -87,7 +87,7 @@ def tally(labels: np.ndarray, size: int) -> np.ndarray:
 
 
 def distinct_pairs(high: np.ndarray, low: np.ndarray, wide: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that occur as ``high * wide + low``, rising, and how often each does; ``low`` is from 0 to ``wide``."""
+    """The distinct pairs as ``high * wide + low``, rising, and the count of each; ``0 <= low < wide``."""
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for piece in pieces(len(high)):
         new, times = np.unique(high[piece].astype(np.int64) * wide + low[piece], return_counts=True)

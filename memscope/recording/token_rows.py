@@ -9,7 +9,7 @@ import pyarrow as pa
 from memscope.base.parquet import fixed_lists, matrix
 
 KINDS = ("gate", "read", "margin")
-"""What every recording has of a layer, beside the entries."""
+"""Columns that every recording has of a layer, beside the entries."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class TokenRows:
     """Raw score plus selection bias of the weakest selected entry above that of the best rejected one, float16
     ``[token, layer, H]``; NaN if none is rejected."""
     score_margin: np.ndarray | None = None
-    """The same in raw scores alone, float16 ``[token, layer, H]``: negative where the bias passed over a better entry.
-    None without a bias: ``margin`` is of raw scores then."""
+    """The margin in raw scores alone, float16 ``[token, layer, H]``: negative where the bias passed over a better one.
+    None without a bias: ``margin`` is then of raw scores."""
     by_score: np.ndarray | None = None
     """Whether raw scores alone would have selected the entry too, bool ``[token, layer, K]``. None without a bias: all
     true."""
     read_norm: np.ndarray | None = None
-    """Absolute read weights, mean over read heads and sum over slots (an L1 norm), float16 ``[token, layer, K]``: what
-    ``read`` would be if nothing cancelled. None where no weight can be negative: ``read`` then."""
+    """Absolute read weights, mean over read heads and sum over slots (an L1 norm), float16 ``[token, layer, K]``:
+    ``read`` without cancellation. None where no weight can be negative: ``read`` has the same values."""
     head_read: np.ndarray | None = None
     """Read weights per read head, sum over slots, float16 ``[token, layer, A * K]`` head by head; on request."""
     slot_read: np.ndarray | None = None
@@ -56,7 +56,7 @@ def to_table(rows: TokenRows, layers: Sequence[int], kinds: Sequence[str], entry
     Args:
         rows: its tokens.
         layers: memory layers, in the order of the layer axis.
-        kinds: what to write of each beside the entries.
+        kinds: columns to write of each layer beside the entries.
         entry_type: of entry numbers.
     """
     columns = {

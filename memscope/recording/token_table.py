@@ -1,4 +1,4 @@
-"""Token-major rows as tables: one shape for what was recorded (``query/recording.py``) and what is traced live
+"""Token-major rows as tables, the same for recorded text (``query/recording.py``) and for text that is traced live
 (``record/trace.py``)."""
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from memscope.text.tokenizer import Tokenizer
 
 
 class Trace(NamedTuple):
-    """What happened on a stretch of text."""
+    """Tokens and selections on a stretch of text."""
 
     tokens: pd.DataFrame
     """One row per token: ``pos token text loss gate_entropy top_share silent_layers``. ``loss`` is that of predicting

@@ -1,13 +1,12 @@
-"""Where the entries of a bank start: random vectors, or sentences through a table of token embeddings.
+"""Make the starts of a bank's entries: random vectors, or sentences through a table of token embeddings.
 
     sentence --tokenizer--> ids --table [vocab, dim]--> vectors --projection [dim, D]--> slots of unit norm
 
 Pooled (``knowledge_length`` 1): an entry is the mean over its sentence's tokens. Slot-wise (more): slot i is the
-sentence's token i; slots past its end hold the pad token. Entries without a sentence stay random. Everything needed
-to say later where an entry came from is saved with the run: ``bank_init.parquet`` (sentence, triples, token ids per
-entry) and ``bank_init.safetensors`` (initial entries, table, projection). Where entries may be revived in training, the
-sentences that initialise none, in the order in which they are used, are in ``bank_spare.parquet``;
-``run/provenance.py`` says where the entries of a loaded model started.
+sentence's token i; slots past its end hold the pad token. Entries without a sentence stay random. The run keeps the
+origin of its entries: ``bank_init.parquet`` (sentence, triples, token ids per entry) and ``bank_init.safetensors``
+(initial entries, table, projection). If training may revive entries, ``bank_spare.parquet`` holds the sentences that
+initialise no entry, in the order of their use; ``run/provenance.py`` gives the starts of a loaded model's entries.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ _T = TypeVar("_T")
 
 
 class BankInit(NamedTuple):
-    """The starting point of a bank."""
+    """The start of a bank."""
 
     entries: np.ndarray
     """Initial entries, float32 ``[N, L, D]``."""

@@ -1,10 +1,10 @@
-"""Hooks that note what every memory layer selects and reads during a forward pass.
+"""Capture what every memory layer selects and reads during a forward pass.
 
     with capture_memory(model) as captured:
         model(tokens)
     captured[layer].indices      # [batch, pos, K]
 
-The hooks only look: the model's output is the same bit for bit, and they are gone when the block ends.
+The hooks only observe: the model's output is the same bit for bit, and the hooks are removed when the block ends.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class LayerCapture:
     slot_weights: Float[Tensor, "batch pos K slot"]
     """Read weight of every slot, mean over read heads."""
     pattern: Float[Tensor, "batch pos read_head all_slots"] | None
-    """Read weights as ``hook_pattern`` has them: all slots of entry 0, then of entry 1 ...; none if not kept."""
+    """Read weights in the order of ``hook_pattern``: all slots of entry 0, then of entry 1 ...; none if not kept."""
     score_margin: Float[Tensor, "batch pos head"] | None = None
     """``margin`` in raw scores alone, below 0 where the bias passed over a better entry; none without ``detail``."""
     by_score: Bool[Tensor, "batch pos K"] | None = None
@@ -65,9 +65,9 @@ def capture_memory(
     """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass.
 
     Args:
-        model: whose memory.
-        keep_pattern: keep read weights per read head, by far the largest of what is captured.
-        detail: also compare the choice with that of raw scores, and take read weights without their signs.
+        model: the model.
+        keep_pattern: keep read weights per read head, by far the largest tensor.
+        detail: also compare the selection with that of raw scores, and keep read weights without their signs.
     """
     captured: dict[int, LayerCapture] = {}
     latest: dict[str, Tensor] = {}
@@ -110,7 +110,7 @@ class WindowPass(NamedTuple):
     predicted: Int[Tensor, "batch pos"]
     """Most likely next token."""
     captured: dict[int, LayerCapture]
-    """What every memory layer selected and read."""
+    """Selections and reads of every memory layer."""
 
 
 def run_windows(
@@ -125,7 +125,7 @@ def run_windows(
 ) -> Iterator[WindowPass]:
     """Run a model over document windows, shortest first (little padding), without gradients, with capturing hooks.
 
-    The one way in which evaluation, recording and tracing read text; ``keep_pattern`` and ``detail`` are those of
+    Evaluation, recording and tracing all read text through this function; ``keep_pattern`` and ``detail`` are those of
     ``capture_memory``.
     """
     device = model.embed.weight.device
@@ -145,7 +145,7 @@ def run_windows(
 
 
 def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and most likely tokens; ``next_token_loss`` in one go over few rows at a time, which stay in the cache."""
+    """Losses and most likely tokens, as ``next_token_loss``, for a few rows at a time, which stay in the cache."""
     losses, predicted = [], []
     for rows, wanted in zip(logits.flatten(0, 1).split(_ROWS), targets.flatten().split(_ROWS), strict=True):
         values = rows.float() if rows.dtype != torch.float32 else rows.clone()

@@ -3,9 +3,9 @@
     run/config.yaml  tokenizer.json  model.safetensors  bank_init.*  metrics.jsonl  run.json  files.json
     run/checkpoints/step-00000100/model.safetensors  optimizer.safetensors  state.json
 
-A checkpoint folder appears whole, by rename; ``run/model.safetensors`` is the newest checkpoint's model. The hashes of
-a checkpoint's files are in its ``state.json``, those of the run's in ``files.json`` (``base/seals.py``); runs of
-earlier versions, which have none, load unchecked.
+A checkpoint folder is renamed into place when it is complete; ``run/model.safetensors`` is the newest checkpoint's
+model. The hashes of a checkpoint's files are in its ``state.json``, those of the run's in ``files.json``
+(``base/seals.py``); runs of earlier versions, which have none, load unchecked.
 """
 
 import os
@@ -36,7 +36,7 @@ _ADVICE = "restore it, or go on from an older checkpoint with 'memscope train --
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with what is needed to use it."""
+    """A trained model with its config and tokenizer."""
 
     path: Path
     config: Config
@@ -52,8 +52,8 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     """Load a run's model in float32, in eval mode: the newest, or that of one of ``list_checkpoints(run)``.
 
     Raises:
-        InputError: not a run folder, a corrupted file, or weights of another shape than the config says.
-        DamageError: a file that is not what training wrote.
+        InputError: the folder is not a run, a file is corrupted, or weights do not have the shape of the config.
+        DamageError: a file is not as training wrote it.
     """
     run = Path(run)
     before = _known_hashes(run, checkpoint)
@@ -70,7 +70,7 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     model.float().to(device or torch.device("cpu")).eval()  # entries may have been kept in bfloat16
     check_listed(run, SETTINGS, "restore it")
     fingerprint = sha256_file(weights)
-    # Training that goes on meanwhile may have published another model: it is whole if either list has it.
+    # Training may have published another model meanwhile: the file is whole if either list has its hash.
     if all(known.get(MODEL, fingerprint) != fingerprint for known in (before, _known_hashes(run, checkpoint))):
         raise DamageError(f"{weights}: damaged (its bytes are not those that were written); {_ADVICE}")
     step = int(read_sealed(checkpoint / _STATE, _ADVICE, required=False)["step"]) if checkpoint else None
@@ -103,7 +103,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class TrainingState(NamedTuple):
-    """What a checkpoint holds beside its step: whole tensors, whatever each process had of them."""
+    """The tensors of a checkpoint, whole, for any number of processes."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -148,7 +148,7 @@ def list_files(run: Path) -> None:
 
 
 def set_aside_damaged(run: Path) -> None:
-    """Rename checkpoints newer than the newest whole one, with a message, so that training goes on from that.
+    """Rename checkpoints that are newer than the newest whole one, with a message, so that training continues from it.
 
     Raises:
         InputError: there are checkpoints, but none is whole.
@@ -181,5 +181,5 @@ def _known_hashes(run: Path, checkpoint: Path | None) -> dict[str, str]:
 
 
 def read_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """Steps done, and the optimiser's state; the model's weights are for ``load_weights``."""
+    """Steps done, and the optimiser's state; ``load_weights`` reads the model's weights."""
     return int(read_sealed(folder / _STATE, _ADVICE, required=False)["step"]), read_tensors(folder / _OPTIMIZER)

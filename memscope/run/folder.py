@@ -1,4 +1,4 @@
-"""What a run folder holds and whether it can be used or gone on with, without loading the model: torch stays out.
+"""Check that a run folder can be used or continued, without loading the model or torch.
 
 check_run(Path("runs/demo"))                           # a trained run, or an InputError at once
 check_run_folder(config, Path("runs/demo"), resume=True)
@@ -19,7 +19,7 @@ from memscope.text.special_tokens import ROLES_FILE
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
 ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
-"""What a run is, and what its entries started from."""
+"""Files with a run's settings, and with the starts of its entries."""
 MAY_CHANGE = frozenset(
     {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
     | {f"train.{kind}_interval" for kind in ("log", "eval", "save", "profile")}
@@ -28,15 +28,15 @@ MAY_CHANGE = frozenset(
 """Keys that a run may go on with other values of: how long and how it is trained and watched, not what it learns."""
 _CORPORA = {"data.train_path", "data.valid_path"}
 _STARTS = {"data.tokenizer_path", "memory.database_init_path"}
-"""Files that a run is made of; they are not read again once it has a checkpoint."""
+"""Files that a run starts from; they are not read again once it has a checkpoint."""
 _BATCH = {"train.batch_size", "train.accumulation_steps"}
 
 
 def check_run(run: Path, checkpoint: Path | None = None) -> Config:
-    """The config of a trained run; for what reads one, before torch is loaded.
+    """Check that a folder is a trained run, before torch is loaded; returns its config.
 
     Raises:
-        InputError: not a run folder, one without a model yet, or a config that cannot be read.
+        InputError: the folder is not a run, has no model yet, or its config cannot be read.
     """
     if not run.is_dir():
         problem = "this is a file; a run is a folder" if run.exists() else "no such folder"
@@ -52,10 +52,10 @@ def check_run(run: Path, checkpoint: Path | None = None) -> Config:
 
 
 def check_no_run(folder: Path) -> None:
-    """Refuse a run's folder for what would be written among its files.
+    """Refuse to write a recording into a run's folder.
 
     Raises:
-        InputError: for it.
+        InputError: the folder is a run.
     """
     if (folder / CONFIG).is_file() and not (folder / INFO).is_file():
         raise InputError(f"{folder}: this is a run; choose another --out for its recording")
@@ -67,10 +67,10 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def check_run_folder(config: Config, run: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, or to go on with one under another config or on other data.
+    """Refuse to overwrite a run, or to continue it under another config or on other data.
 
     Raises:
-        InputError: for either, for missing files, and for a tracker that is not installed.
+        InputError: either would happen, a file is missing, or the tracker is not installed.
     """
     if (run / INFO).is_file():
         raise InputError(f"{run}: this is a recording; choose another --out for the run")
@@ -104,7 +104,7 @@ def check_steps(run: Path, done: int, wanted: int) -> None:
     """Refuse fewer steps than a run has done.
 
     Raises:
-        InputError: for it.
+        InputError: fewer steps are asked for.
     """
     if wanted < done:
         raise InputError(f"{run}: has done {done} steps, and train.steps or train.epochs ask for {wanted}; give more")
@@ -142,7 +142,7 @@ def _check_same(old: Config, new: Config, run: Path) -> None:
 
 
 def _is_moved(old: Config, new: Config, key: str, known: dict[str, str]) -> bool:
-    """Whether a file of the run lies elsewhere now and has the same bytes."""
+    """Whether a file of the run has moved and has the same bytes."""
     if key not in _CORPORA | _STARTS or not (_readable(new, key)):
         return False
     was = known.get(key) or (_hash(old, key) if _readable(old, key) else None)
@@ -150,7 +150,7 @@ def _is_moved(old: Config, new: Config, key: str, known: dict[str, str]) -> bool
 
 
 def _check_starts(config: Config, run: Path) -> None:
-    """Name a missing file that a new run is made of."""
+    """Refuse a new run whose starting files are missing."""
     for key in sorted(_STARTS):
         value = _value(config, key)
         if not value or (key == "data.tokenizer_path" and (run / "tokenizer.json").is_file()):
@@ -161,7 +161,7 @@ def _check_starts(config: Config, run: Path) -> None:
 
 
 def _sequences(config: Config) -> int:
-    """Sequences of one optimiser step over all processes, of which the launcher has told each."""
+    """Sequences of one optimiser step over all processes, whose number the launcher sets."""
     return config.train.batch_size * config.train.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
 
 

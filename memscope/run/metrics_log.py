@@ -1,7 +1,7 @@
 """``metrics.jsonl`` of a run: one JSON object a line with ``kind`` (train, eval, sample), ``step`` and numbers.
 
-The file is the truth; an experiment tracker, when there is one, gets the same numbers. A line ends with ``crc32``, the
-checksum of what stands before it; files of earlier versions have none.
+The file is the source of truth; an experiment tracker gets the same numbers. A line ends with ``crc32``, the checksum
+of the line before it; files of earlier versions have none.
 """
 
 import json
@@ -40,7 +40,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a metrics file, oldest first; a last line that a crash cut off is left out.
 
     Raises:
-        InputError: a line before the last is not JSON, or one does not have its checksum.
+        InputError: a line before the last is not JSON, or the checksum of a line does not match.
     """
     if not path.is_file():
         return []

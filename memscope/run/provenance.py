@@ -1,11 +1,11 @@
-"""What the entries of a loaded model started from, those that were revived in training included.
+"""Find the starts of a loaded model's entries, also of those that were revived in training.
 
     start_table(run)      # sentence, token ids and triples per entry, as bank_init.parquet
     start_entries(run)    # the starts themselves, [N, L, D]
 
-``bank_init.*`` of a run stay what step 0 was. What a model says of its revived entries is in its own file
-(``model/entry_starts.py``), their sentences in ``bank_spare.parquet``; the vectors are made anew from both, as training
-made them. So whichever checkpoint is loaded, its own starts are found.
+``bank_init.*`` of a run keep the state of step 0. A model's file names its revived entries (``model/entry_starts.py``),
+and ``bank_spare.parquet`` has their sentences; the vectors are made again from both, as in training. So every
+checkpoint gives the starts of its entries.
 """
 
 import numpy as np
@@ -19,10 +19,10 @@ from memscope.run.checkpoint import LoadedRun
 
 
 def start_entries(run: LoadedRun) -> np.ndarray:
-    """What every entry of the model started from, float32 ``[N, L, D]``.
+    """The start of every entry of the model, float32 ``[N, L, D]``.
 
     Raises:
-        InputError: the run's files for it are missing or corrupted.
+        InputError: the run's files of starts are missing or corrupted.
     """
     entries = load_bank_init(run.path).entries
     rows, steps, sentences = _revived(run)

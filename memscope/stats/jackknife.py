@@ -4,10 +4,11 @@
     spread.errors(mean, means_without)                            # means_without [fold]
 
 Text inside a document is correlated, so documents and not tokens are the unit. They are often few and unequal, and
-then the plain jackknife with Student's t is too narrow: 95% intervals held 93% of 12 documents of the demo's lengths,
-and 89% where one document is 70% of the text. Here the residuals are scaled as in HC2 (MacKinnon and White 1985; Bell
-and McCaffrey 2002 for clusters), and how wide an interval must be is found by simulation: normal documents that differ
-alike, of these very lengths. ``benchmarks/intervals.py`` prints how often such intervals hold.
+then the plain jackknife with Student's t is too narrow: 95% intervals held the truth in 93% of cases with 12 documents
+of the demo's lengths, and in 89% where one document is 70% of the text. Here the residuals are scaled as in HC2
+(MacKinnon and White 1985; Bell and McCaffrey 2002 for clusters), and a simulation gives the width of an interval: of
+normal documents with equal variance and the same lengths. ``benchmarks/intervals.py`` prints the share of such
+intervals that contain the truth.
 """
 
 from functools import lru_cache
@@ -16,20 +17,20 @@ from typing import NamedTuple
 import numpy as np
 
 FEW_DOCUMENTS = 20
-"""With fewer documents, or as few equal ones, an interval is a rough one and says so."""
+"""With fewer documents, or as few equal ones, an interval is marked as rough."""
 DOMINANT = 0.25
-"""Share of the text from which on one document dominates it."""
+"""A document with at least this share of the text dominates it."""
 _MOST_FOLDS = 200
-"""More documents than these are dealt into so many folds."""
+"""More documents than this are dealt into this many folds."""
 _DRAWN = 4_000_000
 """Normal numbers drawn for the simulation, all folds together."""
 
 
 class _Calibration(NamedTuple):
     scale: float
-    """What makes the standard error right on average."""
+    """Factor that makes the standard error right on average."""
     critical: float
-    """Standard errors to either side of a number that hold the truth in 95% of draws."""
+    """Standard errors to either side of a number that contain the truth in 95% of draws."""
 
 
 class Interval(NamedTuple):
@@ -70,17 +71,17 @@ class Jackknife:
 
     @property
     def known(self) -> bool:
-        """Whether there are two folds at least; all errors are NaN otherwise."""
+        """Whether there are at least two folds; otherwise all errors are NaN."""
         return len(self._share) > 1
 
     @property
     def equal_documents(self) -> float:
-        """Documents of equal length that would tell as much (Kish's effective sample size)."""
+        """Number of documents of equal length with as much information (Kish's effective sample size)."""
         return 1 / self.variance if self.variance > 0 else 0.0
 
     @property
     def critical(self) -> float:
-        """How many standard errors a 95% interval reaches to either side; NaN if errors are unknown."""
+        """Standard errors that a 95% interval extends to either side; NaN if errors are unknown."""
         return self._calibration.critical if self.known else float("nan")
 
     def without(self, sums: np.ndarray) -> np.ndarray:
@@ -88,7 +89,7 @@ class Jackknife:
         return np.asarray(sums.sum(0, dtype=sums.dtype if sums.dtype.kind == "f" else np.int64) - sums[self.kept])
 
     def errors(self, value: np.ndarray | float, left: np.ndarray) -> np.ndarray:
-        """Standard errors of ``value [...]``, given what it is without each kept fold, ``[kept fold, ...]``."""
+        """Standard errors of ``value [...]``, given its values without each kept fold, ``left [kept fold, ...]``."""
         value = np.asarray(value, np.float64)
         if not self.known:
             return np.full(value.shape, np.nan)
@@ -100,10 +101,10 @@ class Jackknife:
         return np.asarray(value - half), np.asarray(value + half)
 
     def excess(self, value: np.ndarray | float, left: np.ndarray) -> np.ndarray:
-        """How much of ``value`` is there because documents are few, of the same arguments.
+        """The part of ``value`` that is due to few documents, of the same arguments.
 
-        The jackknife estimate of bias, to second order. A KL to uniform, for one, is lower for more documents of the
-        same kind by about as much, or by more where documents have little in common.
+        The jackknife estimate of bias, to second order. A KL to uniform, for example, falls by about as much with more
+        documents of the same kind, and by more where documents have little in common.
         """
         if not self.known:
             return np.full(np.shape(value), np.nan)
@@ -127,7 +128,7 @@ def _calibrate(shares: tuple[float, ...], squared: tuple[float, ...]) -> _Calibr
 
 
 def _raw_errors(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Root of the sum of squared residuals, each scaled to its variance if documents differ alike."""
+    """Root of the sum of squared residuals, each scaled to its variance under documents of equal variance."""
     shape = (-1, *(1 for _ in value.shape))
     bend = _bend(share, squares, value, left) * _fewer(share, squares).reshape(shape)
     residual = (1 - share).reshape(shape) * (value + bend - left)
@@ -136,8 +137,8 @@ def _raw_errors(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left:
 
 
 def _bend(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """How much a number rises per variance of the mean, from how it rises when a fold is left out."""
-    weight = 1 - share  # under these the residuals of a mean add up to none
+    """Rise of a number per variance of the mean, from its rise when a fold is left out."""
+    weight = 1 - share  # under these weights the residuals of a mean sum to 0
     return np.asarray(np.tensordot(weight, left - value, (0, 0)) / (weight * _fewer(share, squares)).sum())
 
 

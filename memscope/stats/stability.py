@@ -1,9 +1,9 @@
-"""How alike two usage distributions are, beside what other text alone would show. numpy and scipy only.
+"""How alike two usage distributions are, beside the effect of other text alone. numpy and scipy only.
 
 Two recordings never show the same counts, even of the same gate on other text of the same kind. Every measure
-therefore comes with a yardstick: what two halves of one recording's documents show, under one gate. Samples of
-independent selections, drawn from the pooled distribution, are a second one and a lower bound: selections of one
-document resemble each other, so other text moves the measures by several times as much.
+therefore comes with a yardstick: its value for two halves of one recording's documents, under one gate. A second
+yardstick is for samples of independent selections from the pooled distribution. It is a lower bound: selections of one
+document resemble each other, so other text moves the measures several times as much.
 """
 
 from typing import NamedTuple
@@ -14,9 +14,9 @@ from scipy.stats import binom, rankdata
 from memscope.stats.jackknife import Jackknife
 
 LIVELY = 10
-"""An entry died or woke when one recording selected it at least so often and the other never."""
+"""An entry died or woke when one recording selected it at least this often and the other never."""
 DRAWS = 20
-"""Pairs of samples, or of halves, that a yardstick is the mean of."""
+"""A yardstick is the mean of this many pairs of samples, or of halves."""
 
 
 class Likeness(NamedTuple):
@@ -25,7 +25,7 @@ class Likeness(NamedTuple):
     rank_correlation: float | None
     """Spearman's rho over all N entries, unused ones included; none where one side is constant."""
     rank_correlation_both: float | None
-    """The same over the entries that both use."""
+    """Spearman's rho over the entries that both use."""
     jensen_shannon: float
     """Jensen-Shannon divergence in nats: 0 = equal, ln 2 = disjoint."""
     jaccard: float
@@ -38,7 +38,7 @@ class Switches(NamedTuple):
     died: np.ndarray
     """Entries with at least ``LIVELY`` selections in a and none in b, most used first."""
     woke: np.ndarray
-    """The other way round."""
+    """Entries with at least ``LIVELY`` selections in b and none in a, most used first."""
     died_by_sampling: float
     """Expected number of such entries in two samples from the pooled distribution."""
     woke_by_sampling: float
@@ -53,7 +53,7 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     """Spearman's rho, ties at their mean rank; none for fewer than three entries or a constant side.
 
-    Equal to ``scipy.stats.spearmanr``, which warns where one side is constant.
+    Equal to ``scipy.stats.spearmanr``, which warns about a constant side.
     """
     if len(a) < 3 or (a == a[0]).all() or (b == b[0]).all():
         return None

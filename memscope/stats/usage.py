@@ -1,7 +1,7 @@
 """How evenly a bank is used: mergeable counts and the metrics on them, for the trainer, the recorder and every view.
 
 Of D selections over N entries, z is the share of each entry. A finite D makes even perfectly even selection look
-uneven, so every metric that depends on D comes with ``even_*``: what a gate that draws at random gives at this D. A
+uneven, so every metric that depends on D comes with ``even_*``: its value at this D for a gate that draws at random. A
 gate head never selects an entry twice for one token, so a draw is of k distinct entries, and counts are binomial.
 """
 
@@ -21,7 +21,7 @@ UNREAD_SHARE = 0.01
 
 
 class UsageCounts:
-    """Selections per layer and entry; two of them add up to what one pass over both parts would have counted.
+    """Selections per layer and entry; the sum of two equals the counts of one pass over both parts.
 
     Weights are sums of float16 values in float64 and therefore exact: the order of adding does not matter.
     """
@@ -94,9 +94,9 @@ def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups:
 
     Args:
         usage: counts or summed weights per entry, ``[N]``.
-        selections: how many selections they are over.
-        distinct: different entries that a draw consists of, see ``even_selection``.
-        groups: equal parts of the bank that draws are confined to.
+        selections: number of selections.
+        distinct: different entries per draw, see ``even_selection``.
+        groups: equal parts of the bank; a draw is within one of them.
     """
     n = len(usage)
     total = float(usage.sum())
@@ -137,9 +137,9 @@ JACKKNIFED = ("coverage", "kl_to_uniform", "relative_perplexity", "gini", "top50
 def jackknife_errors(folds: np.ndarray, spread: Jackknife) -> dict[str, float]:
     """Standard errors ``{metric}_se`` of metrics of usage, by leaving out one fold of documents after the other.
 
-    Also ``kl_to_uniform_few``: by how much the KL would fall with many more documents of the same kind. All are NaN
-    with fewer than two folds. They say how far the numbers would move with other documents of the same kind, not with
-    another model. Coverage and top50 have ceilings and steps, for which the jackknife is too wide.
+    Also ``kl_to_uniform_few``: the fall of the KL with many more documents of the same kind. All are NaN for less than
+    two folds. The errors are about other documents of the same kind, not about another model. Coverage and top50 have
+    ceilings and steps, for which the jackknife is too wide.
 
     Args:
         folds: usage per fold and entry, ``[F, N]``.
@@ -159,7 +159,7 @@ def _jackknifed(usage: np.ndarray) -> np.ndarray:
 
 
 class EvenSelection(NamedTuple):
-    """What even selection looks like after D selections."""
+    """Expected metrics of even selection after D selections."""
 
     coverage: float
     kl: float
@@ -176,7 +176,7 @@ def even_selection(n_entries: int, selections: int, distinct: int = 1, groups: i
         n_entries: N.
         selections: D, of all draws together.
         distinct: entries per draw, all different (k of a gate head); 1 = independent selections.
-        groups: equal parts of the entries; each draw is from one of them, and all get as many.
+        groups: equal parts of the entries; each draw is from one of them, and all get equally many draws.
     """
     if selections <= 0:
         return EvenSelection(0.0, 0.0, 0.0)
@@ -184,9 +184,11 @@ def even_selection(n_entries: int, selections: int, distinct: int = 1, groups: i
     share, mean = distinct / size, draws * distinct / size
     counts = np.arange(max(binom.ppf(1e-15, draws, share) - 1, 0), binom.isf(1e-15, draws, share) + 2)
     relative = counts / mean
-    # E[relative] = 1, so that the terms may be written without cancellation.
+    # E[relative] = 1, which allows terms without cancellation.
     kl = float((binom.pmf(counts, draws, share) * (xlogy(relative, relative) - relative + 1)).sum())
-    one_of_two = share * (size - distinct) / max(size - 1, 1)  # that a draw takes the one and not the other
+    one_of_two = (
+        share * (size - distinct) / max(size - 1, 1)
+    )  # probability that a draw takes one of two entries and not the other
     within, between = _mean_distance(draws, one_of_two), _mean_distance(draws, share * (1 - share))
     gini = ((size - 1) * within + (n_entries - size) * between) / (2 * n_entries * mean)
     return EvenSelection(float(binom.sf(0, draws, share)), kl, gini)

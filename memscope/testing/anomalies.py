@@ -1,10 +1,10 @@
 """Recordings like those of text, in which every kind of anomaly is planted on request, or none.
 
     truth = plant_anomalies(Path("planted"), seed=0)              # kinds in layer 1, uniform reads in layer 2
-    plant_anomalies(Path("clean"), seed=0, kinds=())              # nothing to find, and everything to be misled by
+    plant_anomalies(Path("clean"), seed=0, kinds=())              # nothing to find, but all that misleads
 
-What misleads a test of independence is in all of them: tokens follow Zipf's law, and documents have words of their
-own; documents differ fifty times in length; entries are used unevenly; selections come in bursts that cross windows;
+All of them hold what misleads a test of independence: tokens follow Zipf's law, and every document has its favourite
+words; documents differ fifty times in length; entries are used unevenly; selections come in bursts that cross windows;
 two gate heads may select one entry twice for a token; read weights are of both signs, and most are negative.
 """
 
@@ -28,7 +28,7 @@ KINDS = (
 )
 PLANTED_LAYER, UNIFORM_LAYER = 1, 2
 BURST = 0.8
-"""Correlation of what moves the gate from one token to the next: bursts of some ten tokens."""
+"""Correlation of the gate's state between neighbouring tokens: bursts of about ten tokens."""
 
 _N, _HEADS, _K, _WINDOW = 256, 2, 12, 32
 _LAYERS, _DOCUMENTS, _DEAD = 3, 30, 40
@@ -52,14 +52,14 @@ class PlantedText(NamedTuple):
 
     path: Path
     rows: frozenset[Row]
-    """What ``find_anomalies`` should find, and nothing else."""
+    """The anomalies that ``find_anomalies`` should find, and no others."""
 
 
 class _Text(NamedTuple):
     token: np.ndarray
     doc: np.ndarray
     position: np.ndarray
-    """In the document."""
+    """Position in the document."""
 
     @property
     def previous(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class _Text(NamedTuple):
 
 
 class _Selected(NamedTuple):
-    """An entry that is selected where it is planted, and nowhere else."""
+    """An entry that is selected only where it is planted."""
 
     entry: int
     where: np.ndarray
@@ -81,10 +81,10 @@ def plant_anomalies(
 
     Args:
         path: folder of the recording.
-        seed: of everything drawn.
-        kinds: of ``KINDS``, what to plant.
+        seed: of everything random.
+        kinds: the kinds of ``KINDS`` to plant.
         burst: correlation of neighbouring tokens' selections.
-        tokens: about so many.
+        tokens: about this many tokens.
     """
     chance = np.random.default_rng(seed)
     text = _draw_text(chance, tokens)
@@ -127,7 +127,7 @@ def plant_anomalies(
 
 
 def _draw_text(chance: np.random.Generator, tokens: int) -> _Text:
-    """Documents of very unequal lengths, each with words that it likes more than others do."""
+    """Documents of very unequal lengths, each with its favourite words."""
     lengths = chance.lognormal(0, 1, _DOCUMENTS)
     lengths = np.maximum(_WINDOW // 2, lengths / lengths.sum() * tokens).astype(int)
     n_words = len(TEXTS) - len(SPECIAL)
@@ -143,7 +143,7 @@ def _draw_text(chance: np.random.Generator, tokens: int) -> _Text:
 def _plant(
     kinds: Collection[str], text: _Text, roles: Iterator[int], chance: np.random.Generator
 ) -> tuple[list[_Selected], set[Row]]:
-    """Where single entries of the planted layer are selected, and what should be found of them."""
+    """The selections of single entries of the planted layer, and the anomalies that should be found."""
     counts = np.bincount(text.token, minlength=len(TEXTS))
     common = np.argsort(-counts)[5:30].tolist()  # tokens of the detectors
     planted, truth = [], set()
@@ -193,7 +193,7 @@ def _plant(
 
 
 def _draw_entries(chance: np.random.Generator, n: int, burst: float, never: np.ndarray) -> np.ndarray:
-    """Entries that each head draws by itself, unevenly and in bursts, uint32 ``[token, K]``."""
+    """Entries that the heads draw independently, unevenly and in bursts, uint32 ``[token, K]``."""
     liking = chance.normal(0, 0.8, _N)
     liking[never] = -np.inf
     heads = []

@@ -1,21 +1,21 @@
-"""A model built by hand whose memory does what we know: which entry fires where, what it says, what it changes.
+"""Build a model by hand whose memory is known: where each entry fires, what it says and what it changes.
 
     planted = plant_run(Path("planted"), seed=0)
-    run = load_run(planted.run)                                # record, trace, decode, ablate it like any other
+    run = load_run(planted.run)                                # record, trace, decode, ablate it like any run
     record(run, planted.corpus, Path("recording"))
 
 The residual stream has an axis for every token, one that always holds the same constant, and a few for the context:
 
     embedding of token t  =  e_t + 0.5 constant + a random context vector r_t
     attention             writes a random mix of earlier context vectors into the context axes, nothing else
-    gate                  ordinary keys look at the context only, so what they bring up says little of the token; a
-                          wired key looks at one trigger token: 16 (e_t - constant) is positive there and only there
-    read                  the constant axis of token and entry decide q.k, so every entry is read alike, but a decoy
-    values                an entry's token axes, without trigger tokens, are what it adds to the residual stream
-    final norm            lets token axes through: logits are what stands on them
+    gate                  ordinary keys look at the context only, so their selections say little about the token; a
+                          wired key looks at one trigger token: 16 (e_t - constant) is positive only at this token
+    read                  the constant axes of token and entry decide q.k, so all entries but a decoy are read alike
+    values                an entry adds its token axes, without trigger tokens, to the residual stream
+    final norm            lets token axes through: the logits are their values
 
-Entries start from sentences, as ``bank_init`` makes them, and stay there (a decoy aside): what an entry's sentence
-says, but for trigger tokens, is what its value pushes.
+Entries start from sentences, as ``bank_init`` makes them, and all but a decoy keep this start: the value of an entry
+raises the tokens of its sentence, except trigger tokens.
 """
 
 from collections.abc import Collection
@@ -49,20 +49,20 @@ from memscope.text.sentences import Sentence, Triple
 _N, _K, _DEAD = 256, 4, 40
 _VOCAB, _CONTEXT, _DIM, _HEADS = 48, 15, 64, 4
 _CONSTANT = _VOCAB
-"""Axis of the constant; token axes come before it, context axes behind."""
+"""Axis of the constant; token axes come before it, context axes after it."""
 _TOKEN_AXES, _CONTEXT_AXES = slice(0, _VOCAB), slice(_CONSTANT + 1, _DIM)
 _TRIGGERS = tuple(range(len(SPECIAL), len(SPECIAL) + 3))
-"""Tokens that detector, duplicates and decoy are wired to; no value pushes them."""
+"""Tokens that detector, duplicates and decoy are wired to; no value raises them."""
 _LEVEL = 0.5
-"""Every embedding on the constant axis."""
+"""Value of every embedding on the constant axis."""
 _WIRED, _PUSH, _ATTENTION = 16.0, 0.3, 4.0
 """Scale of wired keys (ordinary ones have length 1), of values, and of q.k."""
 _WORDS = 3
-"""Tokens of a sentence."""
+"""Number of tokens of a sentence."""
 
 
 class PlantedRun(NamedTuple):
-    """A run folder with its corpus, and what is true of it."""
+    """A run folder with its corpus, and the planted truth."""
 
     run: Path
     corpus: Path
@@ -74,15 +74,15 @@ class PlantedRun(NamedTuple):
 def plant_run(path: Path, seed: int, effects: Collection[Effect] = EFFECTS, **memory: Any) -> PlantedRun:
     """Write a run of 2 memory layers and 256 entries whose last layer holds ``effects``, and a corpus for it.
 
-    ``detector``: one entry is selected exactly at trigger token 3 and pushes the token that follows it there in nine of
-    ten cases. ``duplicates``: two entries of one sentence, both selected exactly at trigger 4. ``decoy``: an entry is
+    ``detector``: one entry is selected exactly at trigger token 3 and raises the token that follows it in nine of ten
+    cases. ``duplicates``: two entries of one sentence, both selected exactly at trigger 4. ``decoy``: an entry is
     selected exactly at trigger 5, and read with a weight near 0. ``dead``: 40 keys that no token can reach.
     ``preference``: the keys of one predicate are longer, so that they win ``FACTOR`` times as often as others.
 
     Args:
         path: folder to write; the run is in ``run``, the text in ``corpus.jsonl``.
-        seed: of everything drawn.
-        effects: what to plant; the others' entries are ordinary ones.
+        seed: of everything random.
+        effects: the effects to plant; entries of the other effects are ordinary ones.
         memory: values of the config's ``memory`` section, such as another score or read function; the gate is a full
             one of one head, and the read projects its slots.
     """
@@ -146,7 +146,7 @@ def _config(path: Path, memory: dict[str, Any]) -> Config:
 
 
 def _write_corpus(path: Path, words: np.ndarray, pushed: int, chance: np.random.Generator) -> None:
-    """60 documents of 100 words, random but for triggers (a fifth) and what follows the first of them."""
+    """Write 60 documents of 100 words: random, except for triggers (a fifth) and the token after the first trigger."""
     lines = []
     for _ in range(60):
         ids = np.where(chance.random(100) < 0.2, chance.choice(_TRIGGERS, 100), chance.choice(words, 100))
@@ -159,14 +159,16 @@ def _write_corpus(path: Path, words: np.ndarray, pushed: int, chance: np.random.
 def _build_model(
     config: Config, truth: Planted, sentences: np.ndarray, chance: np.random.Generator
 ) -> MemoryTransformer:
-    """Set every weight; saves the bank's origin on the way."""
+    """Set every weight, and save the bank's origin."""
     model = MemoryTransformer(config, seed=0)
     with torch.no_grad():
         table = torch.zeros(_VOCAB, _DIM)
         table[:, :_VOCAB] = torch.eye(_VOCAB)
         table[:, _CONSTANT] = _LEVEL
         words = _gaussian(chance, _VOCAB, _CONTEXT) * 0.5 / _CONTEXT**0.5
-        table[:, _CONTEXT_AXES] = words - words.mean(0)  # else all contexts would look alike, and so the same entries
+        table[:, _CONTEXT_AXES] = words - words.mean(
+            0
+        )  # otherwise all contexts would look alike and select the same entries
         model.embed.weight.copy_(table)
         model.norm.weight[_CONSTANT:] = 0
         _fill_bank(model, truth, sentences, table.numpy())
@@ -180,7 +182,7 @@ def _build_model(
 
 
 def _fill_bank(model: MemoryTransformer, truth: Planted, sentences: np.ndarray, table: np.ndarray) -> None:
-    """Entries from their sentences; a decoy's constant then changes its sign, so that its q.k is far below zero."""
+    """Make entries from their sentences; a decoy's constant changes its sign, so that its q.k is far below zero."""
     assert model.bank is not None
     ids = sentences.tolist()
     init = init_bank(model.bank.entries.detach().numpy(), ids, table, pad=0, seed=model.cfg.train.seed)
@@ -209,7 +211,7 @@ def _set_attention(attention: torch.nn.Module, chance: np.random.Generator) -> N
 
 
 def _set_read(model: MemoryTransformer, layer: int) -> None:
-    """q.k from the constants of token and entry, the same in every head; values from token axes but triggers."""
+    """q.k from the constants of token and entry, the same in every head; values from token axes without triggers."""
     read = model.memory_layer(layer).read
     assert read.q_proj is not None and read.k_proj is not None and read.v_proj is not None
     back = torch.from_numpy(
@@ -228,7 +230,7 @@ def _set_read(model: MemoryTransformer, layer: int) -> None:
 
 
 def _keys(truth: Planted | None, chance: np.random.Generator) -> torch.Tensor:
-    """Keys ``[N, dim]`` of a layer: unit vectors of the context axes, and what is planted; None plants nothing."""
+    """Keys ``[N, dim]`` of a layer: unit vectors of the context axes, and the planted keys; None plants none."""
     keys = torch.zeros(_N, _DIM)
     keys[:, _CONTEXT_AXES] = torch.nn.functional.normalize(_gaussian(chance, _N, _CONTEXT), dim=-1)
     if truth is None:

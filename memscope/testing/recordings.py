@@ -1,11 +1,11 @@
-"""Recordings whose answer is known by construction: the truth that every metric and view must find again.
+"""Make recordings whose answer is known by construction, which every metric and view must find again.
 
     planted = plant_recording(Path("planted"), seed=0)              # effects in layer 1, layer 0 stays clean
     planted = plant_recording(Path("clean"), seed=0, effects=())    # nothing to find
-    find_anomalies(Recording(planted.path))                         # memscope/anomalies.py
+    find_anomalies(Recording(planted.path))                         # memscope/report/anomalies.py
 
-Rows are drawn, not recorded of a model, and written through the real store, so that the census, the query layer and
-the app read them like any other recording. ``testing/models.py`` does the same with a model built by hand.
+Rows are drawn at random, not recorded of a model, and written by the real writers, so the census, the query layer and
+the app read them like any recording. ``testing/models.py`` does the same with a model built by hand.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,10 +31,10 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 Effect = Literal["detector", "duplicates", "dead", "decoy", "preference"]
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
 FACTOR = 3.0
-"""How much likelier a preferred entry is drawn than another one."""
+"""A preferred entry is drawn this many times as often as another one."""
 PREDICATES = tuple(f"relation {name}" for name in "abcdefgh")
 PLANTED_LAYER = 1
-"""Layer that holds the effects; layer 0 is clean, so that false alarms show there too."""
+"""Layer that holds the effects; layer 0 is clean, and shows false alarms."""
 
 _N, _K, _VOCAB = 256, 4, 60
 _DOCUMENTS, _LENGTH, _WINDOW = 40, 160, 16
@@ -45,12 +45,12 @@ _OFTEN = 0.1
 
 @dataclass(frozen=True)
 class Planted:
-    """What was planted, all of it in layer ``PLANTED_LAYER``; empty where an effect was not asked for."""
+    """The planted effects, all in layer ``PLANTED_LAYER``; empty where an effect was not planted."""
 
     path: Path
     """The recording, or the run (``testing/models.py``)."""
     detectors: dict[int, int]
-    """Entry -> id of the token where it is selected, there always and nowhere else."""
+    """Entry -> id of the token at which, and only at which, it is always selected."""
     duplicates: tuple[int, ...]
     """Two entries that are always selected together."""
     dead: tuple[int, ...]
@@ -64,7 +64,7 @@ class Planted:
 
 
 class Roles(NamedTuple):
-    """Which entry plays what, in a bank of N; drawn by seed."""
+    """The entries of each effect, in a bank of N; drawn by seed."""
 
     detector: int
     duplicates: tuple[int, int]
@@ -75,7 +75,7 @@ class Roles(NamedTuple):
 
 
 def draw_roles(n: int, n_dead: int, chance: np.random.Generator) -> Roles:
-    """Deal the parts among n entries."""
+    """Deal the roles among n entries."""
     order = chance.permutation(n).tolist()
     dead = tuple(sorted(order[4 : 4 + n_dead]))
     return Roles(order[0], (order[1], order[2]), order[3], dead, np.sort(order[4 + n_dead :]))
@@ -91,8 +91,8 @@ def plant_recording(path: Path, seed: int, effects: Collection[Effect] = EFFECTS
 
     Args:
         path: folder of the recording.
-        seed: of everything drawn: who plays which part, and all rows.
-        effects: what to plant; the others' entries are ordinary ones.
+        seed: of everything random: the roles of entries, and all rows.
+        effects: the effects to plant; entries of the other effects are ordinary ones.
     """
     chance = np.random.default_rng(seed)
     roles = draw_roles(_N, _DEAD, chance)
@@ -126,7 +126,7 @@ def _draw_rows(planted: Planted, token: np.ndarray, chance: np.random.Generator)
     if planted.preferred:
         weight[PLANTED_LAYER, np.array(planted.predicates) == planted.preferred] = FACTOR
     placed = [*planted.detectors, *planted.duplicates, *planted.dead, *planted.decoys]
-    weight[PLANTED_LAYER, placed] = 0  # never by chance
+    weight[PLANTED_LAYER, placed] = 0  # never drawn at random
     indices = np.stack([_draw_entries(layer_weight, n, chance) for layer_weight in weight], axis=1)
     shares = -np.sort(-chance.uniform(0.5, 1.5, (n, 2, _K)))  # best gate score first
     attention = chance.uniform(0.5, 1.5, (n, 2, _K)) * chance.choice([-1, 1], (n, 2, _K))
@@ -193,7 +193,7 @@ def write_recording(
     texts: Sequence[str] | None = None,
     **settings: Any,
 ) -> RecordingInfo:
-    """Write rows as the parts of a recording, with all that its census needs, but no aggregates.
+    """Write rows as the parts of a recording, with all files that its census needs, but no aggregates.
 
     Args:
         folder: of the recording.
@@ -201,7 +201,7 @@ def write_recording(
         bounds: rows at which parts begin and the last one ends; by default three parts.
         groups: of the documents.
         texts: of the tokens, special ones included; by default " w3", " w4" ... with a space before each.
-        settings: of ``make_info``; what rows tell is set already.
+        settings: of ``make_info``; fields that follow from the rows are set already.
     """
     n, layers, selected = rows.indices.shape
     bounds = bounds or np.linspace(0, n, 4).astype(int).tolist()
@@ -243,7 +243,7 @@ def write_recording(
 
 
 def cut_rows(rows: TokenRows, first: int, last: int) -> TokenRows:
-    """Rows first to last, exclusive."""
+    """Rows ``first`` to ``last``, the latter excluded."""
     values = {field.name: getattr(rows, field.name) for field in fields(rows)}
     cut: dict[str, Any] = {name: None if column is None else column[first:last] for name, column in values.items()}
     return TokenRows(**cut)
@@ -266,12 +266,12 @@ def write_tokenizer(path: Path, texts: Sequence[str]) -> None:
 
 
 def write_bank(path: Path, token_ids: Sequence[list[int] | None], predicates: Sequence[str] | None = None) -> None:
-    """Write where a bank came from: sentences " w3 w9 ..." by their token ids, None for random entries.
+    """Write the origin of a bank: sentences " w3 w9 ..." by their token ids, None for random entries.
 
     Args:
         path: ``bank_init.parquet``.
         token_ids: of every entry's sentence.
-        predicates: one for every entry, of a triple whose subject is the first and object the last word.
+        predicates: one for every entry, of a triple with the first word as subject and the last as object.
     """
     n = len(token_ids)
     words = [None if ids is None else [f" w{number}" for number in ids] for ids in token_ids]

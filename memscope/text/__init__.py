@@ -1,1 +1,1 @@
-"""Text that comes in: corpora, sentences, facts, the tokenizer. Text that goes out is in ``report``, ``export``."""
+"""Reads text: corpora, sentences, facts, the tokenizer. Text for readers is written by ``report`` and ``export``."""

@@ -1,7 +1,7 @@
 """Corpora: JSON lines -> packed token file -> training batches, or windows of single documents.
 
-A corpus is one ``{"text": ...}`` object a line (plain, .gz or .zst); ``title`` and ``group`` (any word by which
-documents shall be told apart: a source, a split) are kept when present. It is tokenized once into
+A corpus has one ``{"text": ...}`` object a line (plain, .gz or .zst). ``title`` and ``group`` (a word that tells
+documents apart: a source, a split) are kept when present. The corpus is tokenized once into
 ``cache_dir/<hash>/``: ``tokens.bin`` (uint16 or uint32, memory-mapped; every document is bos + text + eos) and
 ``documents.parquet`` (title, group, length in tokens, size of the text in bytes). Training reads windows that cross
 document boundaries; evaluation and recording read ``document_windows``, which never do.
@@ -56,7 +56,7 @@ class PackedCorpus:
     groups: list[str] | None = None
     """One per document, may be empty; none when documents have no groups."""
     text_bytes: np.ndarray | None = None
-    """UTF-8 bytes of every document's text, int64; none where there is no text, as in what was recorded."""
+    """UTF-8 bytes of every document's text, int64; none where there is no text, as in a recording."""
 
 
 class DocumentWindow(NamedTuple):
@@ -77,7 +77,7 @@ def read_documents(path: Path, skipped: Skipped | None = None) -> Iterator[Docum
 
     Args:
         path: the corpus.
-        skipped: notes what was skipped; none says it on standard error at the end.
+        skipped: counts the rows that are skipped; by default the count goes to standard error at the end.
 
     Raises:
         InputError: see ``inputs.read_rows``; the message names the line.
@@ -86,10 +86,10 @@ def read_documents(path: Path, skipped: Skipped | None = None) -> Iterator[Docum
 
 
 def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorpus:
-    """Tokenize a corpus into ``cache_dir``, or open what an earlier call with the same content left there.
+    """Tokenize a corpus into ``cache_dir``, or open the result of an earlier call with the same content.
 
     Raises:
-        InputError: see ``read_documents``; also a corpus without any text.
+        InputError: see ``read_documents``; or the corpus has no text.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such corpus file")
@@ -100,7 +100,7 @@ def pack_corpus(path: Path, tokenizer: Tokenizer, cache_dir: Path) -> PackedCorp
     damaged = folder.is_dir() and not _is_whole(folder)
     if damaged or not folder.is_dir():
         with one_maker(folder, waits=True):
-            if damaged or not folder.is_dir():  # else another process has made it meanwhile
+            if damaged or not folder.is_dir():  # otherwise another process has made it meanwhile
                 with atomic_path(folder) as temporary:
                     temporary.mkdir()
                     _pack_into(temporary, path, tokenizer, dtype)
@@ -137,12 +137,12 @@ def document_windows(corpus: PackedCorpus, length: int, max_tokens: int | None =
 
 
 def clean_text(text: str) -> str:
-    """Replace lone surrogates, which scraped JSON holds and UTF-8 cannot, by question marks."""
+    """Replace lone surrogates by question marks: scraped JSON may hold them, UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class TrainingOrder:
-    """Which window of a packed corpus comes when: a fresh seeded permutation for every pass.
+    """The order of the windows of a packed corpus: a new seeded permutation for every pass.
 
     The order is a function of (seed, sample number) alone, so one integer resumes it.
 
@@ -205,7 +205,7 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
 
 
 def _batch(documents: Iterator[Document]) -> Iterator[Document]:
-    """As many documents as are tokenized at once: few if they are long."""
+    """The next documents to tokenize at once: few if they are long."""
     room = _ENCODE_CHARACTERS
     for document in islice(documents, _ENCODE_BATCH):
         yield document
@@ -215,7 +215,7 @@ def _batch(documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether an earlier call left a packed corpus that is still what it wrote; else it is packed again."""
+    """Whether the packed corpus of an earlier call is undamaged; a damaged one is packed again."""
     try:
         read_vouching(folder / "meta.json", _REMOVE)
     except DamageError as error:

@@ -1,10 +1,10 @@
-"""Facts and how to ask for them: files as memscope, LAMA, CounterFact and PopQA have them.
+"""Read facts and the templates that ask for them: files of memscope, LAMA, CounterFact and PopQA.
 
 Shapes of rows, in any of the files that ``text/inputs.py`` reads:
 
-- ``{"uuid", "subject", "predicate", "object", "template", "evidence"}``, memscope's own;
+- ``{"uuid", "subject", "predicate", "object", "template", "evidence"}``, the format of memscope;
 - LAMA (Petroni et al., arXiv 1909.01066): ``sub_label``, ``obj_label``, and ``template`` or a ``predicate_id`` whose
-  template stands in ``relations.jsonl`` beside the file or above it;
+  template is in ``relations.jsonl`` beside the file or in the folder above;
 - CounterFact (Meng et al., arXiv 2202.05262): ``requested_rewrite``, whose true target is the object; and its flat form
   with ``prompt``, ``subject``, ``target_true`` and ``target_false``;
 - PopQA (Mallen et al., arXiv 2212.10511): ``subj``, ``prop``, ``obj``, ``question``, asked as ``Q: ... A:``.
@@ -42,7 +42,7 @@ class Fact(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """What goes on with the question: the object, after the space that the template has before it."""
+        """The continuation of the question: the object, after the space that the template has before it."""
         return self._before[len(self.question) :] + self.object
 
     @property
@@ -51,7 +51,7 @@ class Fact(NamedTuple):
 
 
 class _Relation(NamedTuple):
-    """What LAMA's ``relations.jsonl`` says of a predicate."""
+    """One predicate in LAMA's ``relations.jsonl``."""
 
     predicate: str
     label: str
@@ -59,7 +59,7 @@ class _Relation(NamedTuple):
 
 
 def read_facts(path: Path) -> list[Fact]:
-    """Read a file of facts; rows that state the same fact, as LAMA has for every piece of evidence, become one.
+    """Read a file of facts; rows that state the same fact become one (LAMA has one per piece of evidence).
 
     A row that is no fact, or whose template asks for the subject, is skipped (``inputs.read_rows``).
 
@@ -76,7 +76,7 @@ def read_facts(path: Path) -> list[Fact]:
 
 
 def _read_relations(path: Path) -> dict[str, _Relation]:
-    """LAMA's templates, where they are beside the file or above it."""
+    """LAMA's templates, if they are beside the file or in the folder above."""
     file = next((p for p in (path.parent / _RELATIONS, path.parent.parent / _RELATIONS) if p.is_file()), None)
     if file is None or file == path:
         return {}
@@ -98,7 +98,7 @@ def _parse(raw: Any, where: str, relations: Mapping[str, _Relation]) -> Fact:
     try:
         row = raw if shape is None else shape(raw, relations)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: a fact of a known collection, but for {error!r}") from error
+        raise InputError(f"{where}: looks like a fact of a known collection, but lacks {error!r}") from error
     if odd := [name for name in _FIELDS[1:] if not isinstance(row.get(name), str) or not row[name].strip()]:
         beside = f"; LAMA's templates are in {_RELATIONS}, put it beside the file" if "obj_label" in raw else ""
         raise InputError(f'{where}: a fact needs a text "{odd[0]}"{beside}')
@@ -163,4 +163,4 @@ _SHAPES: tuple[tuple[set[str], Callable[[dict[str, Any], Mapping[str, _Relation]
     ({"subj", "prop", "obj", "question"}, _of_popqa),
     ({"sub_label", "obj_label"}, _of_lama),
 )
-"""Keys by which a row of a collection is known, and what makes a row of memscope's own of it."""
+"""Keys that identify the rows of a collection, and the function that turns such a row into one of memscope."""

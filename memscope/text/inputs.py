@@ -1,11 +1,12 @@
-"""The one reader of files from outside: corpora, facts and sentences.
+"""Read files from outside: corpora, facts and sentences.
 
     for fact in read_rows(Path("facts.jsonl.xz"), "facts", parse):
         ...
 
-What a file is, its content says and not its name: JSON lines, a JSON list or Parquet, and where they are asked for
-plain lines; all but Parquet also under gzip, Zstandard, xz or bzip2. What is none of these is refused by its name. A
-row that cannot be used is skipped, counted and said; a file that is cut off or damaged is refused.
+The kind of a file follows from its content, not from its name: JSON lines, a JSON list, Parquet, or plain lines where
+the caller allows them; all but Parquet may be compressed with gzip, Zstandard, xz or bzip2. Other kinds are refused
+with a message that names the kind. Rows that cannot be used are skipped and reported with their count. A file that is
+cut off or damaged is refused.
 """
 
 import bz2
@@ -31,9 +32,9 @@ LONGEST = 64 << 20
 """Bytes of a line, and characters of an item of a list, at most: 64 MB."""
 _CHUNK = 1 << 16
 _BEHIND = (*" \t\r\n,]",)
-"""What may stand behind an item of a list."""
+"""Characters that may follow an item of a list."""
 _HOPELESS = 100
-"""A file whose first rows are all of no use is not read further."""
+"""A file is refused when this many rows at its start cannot be used."""
 _BOM = codecs.BOM_UTF8
 _REFUSED = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -54,37 +55,37 @@ _REFUSED = {
     b"<!DOCTYPE": "a web page",
     b"<html": "a web page",
 }
-"""First bytes of what is often taken for a file of text."""
+"""First bytes of files that are often taken for text."""
 _COLUMNS = {
     *("text", "sentence", "sentences", "title", "id", "uuid", "label", "question", "template", "answer", "group"),
     *("subject", "predicate", "relation", "object", "subj", "prop", "obj", "sub_label", "obj_label"),
 }
-"""Names that stand at the head of a table."""
+"""Column names that identify the first line of a table."""
 
 T = TypeVar("T")
 
 
 class _Row(NamedTuple):
     value: Any
-    """What it holds; or why it holds nothing."""
+    """Its value, or the reason why it cannot be used."""
     where: str
 
 
 @dataclass
 class Skipped:
-    """Rows of a file that were of no use."""
+    """The count of rows of a file that cannot be used."""
 
     rows: int = 0
-    """Of all, with the usable ones."""
+    """All rows, usable ones included."""
     count: int = 0
     first: str = ""
-    """What is wrong with the first of them, and where."""
+    """The problem of the first of them, and where it is."""
 
     def __str__(self) -> str:
         return f"skipped {self.count:,} of {self.rows:,} rows that cannot be used; the first: {self.first}"
 
     def say(self) -> None:
-        """Tell it on standard error, if there is something to tell."""
+        """Print the count on standard error, if rows were skipped."""
         if self.count:
             print(one_line(str(self)), file=sys.stderr)
 
@@ -98,19 +99,19 @@ def read_rows(
     any_share: bool = False,
     skipped: Skipped | None = None,
 ) -> Iterator[T]:
-    """Stream what ``parse`` makes of the rows of a file; memory holds one row of JSON, or some of Parquet.
+    """Stream the parsed rows of a file; memory holds one row of JSON, or some rows of Parquet.
 
     Args:
         path: the file.
-        what: what it should be, for messages: ``corpus``, ``sentence``, ``facts``.
-        parse: a row and where it stands (``file:line``) -> what it says; raises ``InputError`` for one of no use.
-        plain: whether a line that is no JSON is a row, as text.
-        any_share: whether one usable row is enough. Otherwise a file is refused if half of its rows are of no use.
-        skipped: notes what was skipped; none says it on standard error at the end.
+        what: the expected content, for messages: ``corpus``, ``sentence``, ``facts``.
+        parse: turns a row and its position (``file:line``) into a value; raises ``InputError`` for an unusable row.
+        plain: whether a line that is not JSON is a row, as text.
+        any_share: whether one usable row is enough. Otherwise a file is refused if half of its rows are unusable.
+        skipped: counts the rows that are skipped; by default the count goes to standard error at the end.
 
     Raises:
-        InputError: no such file, one that is cut off or damaged, holds a line of over 64 MB or is of another kind; or
-            too many rows are of no use.
+        InputError: the file is missing, cut off, damaged or of another kind, or holds a line of over 64 MB; or too
+            many rows are unusable.
     """
     noted = Skipped() if skipped is None else skipped
     if not path.is_file():
@@ -136,7 +137,7 @@ def read_rows(
 
 
 def integer(digits: str) -> int | str:
-    """An integer of JSON; one that Python refuses to convert, because it takes long, stays text."""
+    """An integer of JSON; digits so long that Python refuses to convert them stay text."""
     return int(digits) if len(digits) < 4000 else digits
 
 
@@ -163,7 +164,7 @@ def _rows(path: Path, what: str, plain: bool) -> Iterator[_Row]:
 
 
 def _open(path: Path, head: bytes) -> io.BufferedReader:
-    """The file's text as bytes, decompressed."""
+    """The decompressed bytes of the file."""
     opener: Callable[[Path], Any] = _arrow
     if head.startswith(b"\xfd7zXZ\x00"):
         opener = lzma.LZMAFile
@@ -184,7 +185,7 @@ def _kind(head: bytes, path: Path, what: str, plain: bool) -> str:
     """``list``, ``json`` (lines) or ``plain``, from the first bytes of the text.
 
     Raises:
-        InputError: it is something else that is known by name.
+        InputError: the file is of another kind that can be named.
     """
     text = head.removeprefix(_BOM).lstrip()
     for magic, name in _REFUSED.items():
@@ -209,7 +210,7 @@ def _kind(head: bytes, path: Path, what: str, plain: bool) -> str:
 
 
 def _columns(line: str, path: Path) -> str:
-    """The first line if it is the head of a table, or if the file's name says that it is one; else nothing."""
+    """The first line if it holds the column names of a table, or if the file's name says so; otherwise empty."""
     if {suffix.lower() for suffix in path.suffixes} & {".csv", ".tsv"}:
         return line or "empty"
     names = [name.strip('"\r') for name in re.split(r"[,;\t|]", line)]
@@ -218,7 +219,7 @@ def _columns(line: str, path: Path) -> str:
 
 
 def _lines(file: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without byte order marks; none is longer than ``LONGEST``, and none is held before it is whole."""
+    """Numbered lines without byte order marks; a line longer than ``LONGEST`` is an error."""
     number = 0
     while line := file.readline(LONGEST + 1):
         number += 1
@@ -235,7 +236,7 @@ def _plain(line: bytes, where: str) -> Any:
 
 
 def _json(line: bytes, where: str, what: str, last: bool) -> Any:
-    """The value on a line, or the error; a last line that breaks off says that the rest of the file is missing."""
+    """The value on a line, or the error; raises it for a last line that breaks off: the rest of the file is missing."""
     try:
         return json.loads(line.decode("utf-8"), parse_int=integer)
     except UnicodeDecodeError as error:
@@ -254,7 +255,7 @@ def _json(line: bytes, where: str, what: str, last: bool) -> Any:
 
 
 def _list_items(file: io.BufferedReader, path: Path) -> Iterator[_Row]:
-    """Items of a JSON list, however it is laid out; memory holds one of them."""
+    """Items of a JSON list in any layout; memory holds one of them."""
     text = _Text(file, path)
     text.skip("[")
     number = 0
@@ -268,7 +269,7 @@ def _list_items(file: io.BufferedReader, path: Path) -> Iterator[_Row]:
 
 
 class _Text:
-    """A stretch of a JSON text that grows while an item in it is not whole."""
+    """A stretch of JSON text that grows until it holds a whole item."""
 
     def __init__(self, file: io.BufferedReader, path: Path):
         self.file, self.path = file, path
@@ -277,7 +278,7 @@ class _Text:
         self.held, self.at, self.line, self.ended = "", 0, 1, False
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             while self.at < len(self.held):
                 if not (character := self.held[self.at]).isspace():
@@ -287,18 +288,18 @@ class _Text:
                 return ""
 
     def skip(self, character: str) -> bool:
-        """Whether it comes next; then go behind it."""
+        """Whether ``character`` comes next; if so, move past it."""
         is_next = self.peek() == character
         self.at += is_next
         return is_next
 
     def item(self, number: int) -> Any:
-        """The value that comes next."""
+        """Parse the next value."""
         self.peek()
         while True:
             try:
                 value, end = self.json.raw_decode(self.held, self.at)
-                # a number, 1 or 1., may go on behind what is held
+                # a number such as 1 or 1. may continue past the text in memory
                 if self.held[end : end + 1] in _BEHIND or not isinstance(value, int | float) or not self._grow():
                     self.at = end
                     return value
@@ -312,13 +313,13 @@ class _Text:
                 raise InputError(f"{self.path}: item {number} is longer than {LONGEST >> 20} MB, the most that is read")
 
     def error(self, message: str) -> InputError:
-        """What is wrong at this place."""
+        """The error for the current position."""
         line = self.line + self.held.count("\n", 0, self.at)
         end = "; is the file truncated?" if self.ended else ""
         return InputError(f"{self.path}:{line}: not valid JSON ({message}){end}")
 
     def _grow(self) -> bool:
-        """Drop what is behind, and read as much again as is held; False at the end of the file."""
+        """Drop the text that was parsed and double the text in memory; False at the end of the file."""
         self.line += self.held.count("\n", 0, self.at)
         self.held, self.at = self.held[self.at :], 0
         chunk = self.file.read(max(_CHUNK, len(self.held)))

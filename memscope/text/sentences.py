@@ -1,4 +1,4 @@
-"""Sentences with triples: what the entries of a bank can start from.
+"""Read sentences with triples, from which the entries of a bank can start.
 
 Shapes of rows, in any of the files that ``text/inputs.py`` reads:
 
@@ -28,7 +28,7 @@ class Triple(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A sentence and what it states."""
+    """A sentence and the triples that it states."""
 
     text: str
     triples: tuple[Triple, ...]
@@ -40,7 +40,7 @@ def read_sentences(path: Path) -> list[Sentence]:
     A row without a sentence is skipped (``inputs.read_rows``).
 
     Raises:
-        InputError: see ``inputs.read_rows``; or a file without sentences.
+        InputError: see ``inputs.read_rows``; or the file has no sentences.
     """
     merged: dict[str, dict[Triple, None]] = {}
     for sentences in read_rows(path, "sentence", _parse, plain=True):
@@ -61,7 +61,7 @@ def choose_sentences(sentences: list[Sentence], count: int, seed: int) -> list[S
 
 
 def _parse(item: Any, where: str) -> list[Sentence]:
-    """The sentences of a row, whichever shape it has."""
+    """The sentences of a row of any of the shapes."""
     if isinstance(item, str):
         return [Sentence(clean_text(item.strip()), ())] if item.strip() else []
     if isinstance(item, dict) and isinstance(item.get("text"), str):
@@ -87,7 +87,7 @@ def _target(item: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _of_document(document: dict[str, Any], where: str) -> list[Sentence]:
-    """The sentences of a document of T-REx that state something, with what they state."""
+    """The sentences of a T-REx document that state triples, with these triples."""
     stated: dict[int, list[Triple]] = {}
     try:
         for triple in document["triples"]:

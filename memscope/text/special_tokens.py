@@ -1,9 +1,9 @@
-"""Which tokens open, close and fill up documents: asked for, named in a file beside the tokenizer, or well-known.
+"""Find the tokens that open, close and pad documents: named by the config, by a file beside the tokenizer, or known.
 
     find_roles(backend, "llama/tokenizer.json", Path("llama"))   # Roles(bos="<s>", eos="</s>", pad=None, unk="<unk>")
 
 Hugging Face keeps them in ``tokenizer_config.json`` (older: ``special_tokens_map.json``), as ``bos_token`` and so on; a
-null there says that the tokenizer has no such token. Runs and recordings keep theirs in the same file.
+null there means that the tokenizer has no such token. Runs and recordings keep these names in the same file.
 """
 
 import json
@@ -19,8 +19,8 @@ from memscope.base.files import read_json
 ROLES_FILE = "tokenizer_config.json"
 _FILES = (ROLES_FILE, "special_tokens_map.json")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""pad, bos, eos of MiniMind and of tokenizers trained here: ids 0, 1 and 2. Elsewhere the last two mark turns of a
-chat, and no document."""
+"""pad, bos, eos of MiniMind and of tokenizers trained here: ids 0, 1 and 2. In other tokenizers the last two mark turns
+of a chat, not documents."""
 
 
 class Roles(NamedTuple):
@@ -58,7 +58,7 @@ EARLIER = {
     "eos": ("<|im_end|>", "</s>", "[SEP]", "<|endoftext|>"),
     "pad": ("<|endoftext|>", "<pad>", "[PAD]", "<unk>"),
 }
-"""What runs without a file of roles were trained with."""
+"""The names that runs without a file of roles were trained with."""
 _KEYS = {"bos": ("bos_token", "cls_token"), "eos": ("eos_token", "sep_token"), "pad": ("pad_token",)}
 
 
@@ -75,11 +75,11 @@ def find_roles(
         backend: the tokenizer.
         source: its file, for messages.
         folder: where files that name special tokens may be.
-        asked: names that go before those of files; an empty one says that there is no such token.
-        known: names to look for where nothing else says.
+        asked: names that override those of files; an empty one means that there is no such token.
+        known: names to look for where neither ``asked`` nor a file names one.
 
     Raises:
-        InputError: a file cannot be read, or a token that is named is not in the vocabulary.
+        InputError: a file cannot be read, or a named token is not in the vocabulary.
     """
     files = [folder / name for name in _FILES if folder and (folder / name).is_file()]
     named = [(file, _read_names(file)) for file in files]
@@ -101,7 +101,7 @@ def find_roles(
 
 
 def described(backend: tokenizers.Tokenizer) -> dict[str, Any]:
-    """What ``tokenizer.json`` says of a tokenizer."""
+    """The content of ``tokenizer.json``, parsed."""
     values: dict[str, Any] = json.loads(backend.to_str())
     return values
 

@@ -3,11 +3,11 @@
     tokenizer = Tokenizer.load(Path("run/tokenizer.json"))
     tokenizer.encode("Ayn Rand")           # ids; text that looks like a special token stays text
     tokenizer.pieces[412]                  # the bytes of a token inside a text, with the space before it
-    tokenizer.encode_pairs([("He was born in", " Paris")])   # ids of a text and of what goes on with it
+    tokenizer.encode_pairs([("He was born in", " Paris")])   # ids of a text and of its continuation
 
-Whatever hangs on the kind of tokenizer is answered here: what a token says, how many bytes it stands for, which ids
-there are, which token begins a continuation, and which tokens have a role. A document is ``bos`` + text + ``eos``; a
-tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills up what nothing reads.
+This module answers every question that depends on the kind of tokenizer: the text and the bytes of a token, the ids
+that exist, the token that begins a continuation, and the tokens with a role. A document is ``bos`` + text + ``eos``; a
+tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills positions that nothing reads.
 """
 
 import os
@@ -27,10 +27,10 @@ from memscope.base.files import write_json, write_text
 from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
 
 _CONTROL = re.compile(r"[<\[].+[>\]]")
-"""Names that mark a token as no text: <s>, [CLS]."""
+"""Names of tokens that are not text: <s>, [CLS]."""
 _BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PROBES = 256
-"""Tokens that are tried as a word to put before others."""
+"""Number of tokens tried as a word to put before others."""
 
 
 class Tokenizer:
@@ -39,7 +39,7 @@ class Tokenizer:
     Args:
         backend: the tokenizer.
         roles: names of its special tokens; none looks for well-known ones.
-        source: file that it came from, for messages.
+        source: the tokenizer's file, for messages.
 
     Raises:
         InputError: no token can open and close documents.
@@ -65,7 +65,7 @@ class Tokenizer:
         """Read the ``tokenizer.json`` of a run or a recording, and the roles that were saved beside it.
 
         Raises:
-            InputError: a file is missing or is not what it should be.
+            InputError: a file is missing or not of the expected form.
         """
         backend = _read(path)
         return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path))
@@ -76,11 +76,11 @@ class Tokenizer:
 
         Args:
             path: the file; ``tokenizer_config.json`` or ``special_tokens_map.json`` may stand beside it.
-            asked: names that the config gives, which go before those of the files; an empty one says that there is no
-                such token.
+            asked: names of the config, which override those of the files; an empty one means that there is no such
+                token.
 
         Raises:
-            InputError: as ``load``; or a token that is named is not in the vocabulary.
+            InputError: as ``load``; or a named token is not in the vocabulary.
         """
         backend = _read(path)
         return cls(backend, find_roles(backend, str(path), path.parent, asked), str(path))
@@ -107,12 +107,12 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The largest id and one more, special tokens included: ids may have gaps."""
+        """The largest id plus one, special tokens included: ids may have gaps."""
         return max(self._names) + 1
 
     @property
     def identity(self) -> str:
-        """Equal for tokenizers that make the same ids of every document."""
+        """A text that is equal for tokenizers that give every document the same ids."""
         return f"{self.backend.to_str()} {self.bos} {self.eos}"
 
     @cached_property
@@ -135,17 +135,17 @@ class Tokenizer:
         return self._as_text(ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, in parallel threads; raises what ``encode`` does."""
+        """Token ids of many texts, in parallel threads; raises as ``encode``."""
         with self._named_errors(*texts):
             encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._as_text(item.ids) for item in encoded]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """Token ids of texts and of what goes on with each, encoded as one text and then split.
+        """Token ids of texts and of their continuations, encoded together and then split.
 
-        A continuation encoded alone would be another: many tokenizers put a space before whatever begins a text. Its
-        ids begin with the first token that holds more of it than white space; a piece that is nothing but the space
-        between goes with the text, as does nothing of a continuation that has no token.
+        A continuation encoded alone would get other ids: many tokenizers put a space before the start of a text. Its
+        ids begin with the first token that holds more of it than white space. A token that is only the space between
+        belongs to the text. A continuation without any token gets no ids.
         """
         with self._named_errors(*(before + after for before, after in pairs)):
             encoded = self.backend.encode_batch([b + a for b, a in pairs], add_special_tokens=False)
@@ -157,23 +157,23 @@ class Tokenizer:
         return split
 
     def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
-        """Text of ``ids``; special tokens are shown by name, bytes that are no whole character as U+FFFD.
+        """Text of ``ids``; special tokens are shown by name, bytes of incomplete characters as U+FFFD.
 
         Args:
             ids: token ids.
-            after: what stands before them (the last id will do); none says that a text begins with them, where the
-                space that tokenizers put before a text is left out.
+            after: the ids before them (the last one is enough). Without it a text begins with ``ids``, and the space
+                that tokenizers put before a text is left out.
         """
         before = list(after[-1:])
         return self._join([*before, *ids])[len(self._join(before)) :].decode("utf-8", "replace")
 
     def name(self, token: int) -> str:
-        """The token as its vocabulary spells it; ids of no token as ``<id 17>``."""
+        """The token as its vocabulary spells it; ``<id 17>`` for an id without a token."""
         return self._names.get(int(token), f"<id {token}>")
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """The exact bytes of every id inside a text, spaces kept; special tokens and ids of no token by name."""
+        """The exact bytes of every id inside a text, with spaces; special tokens and ids without a token by name."""
         spelled = self._spell_bytes()
         rest = [i for i, piece in enumerate(spelled) if piece is None]
         for i, text in zip(rest, self._spell_texts(rest), strict=True):
@@ -182,19 +182,19 @@ class Tokenizer:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """Every id as text, as it stands inside of one; bytes that are no whole character show as U+FFFD."""
+        """The text of every id inside a text; bytes of incomplete characters show as U+FFFD."""
         return [piece.decode("utf-8", "replace") for piece in self.pieces]
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for inside a text, 0 for ids that are no text, int64 ``[vocab]``."""
+        """UTF-8 bytes of each id inside a text, 0 for ids that are not text, int64 ``[vocab]``."""
         text = (i not in self.control and i in self._names for i in range(self.vocab_size))
         return np.array([len(piece) * real for piece, real in zip(self.pieces, text, strict=True)], dtype=np.int64)
 
     def text_size(self, ids: np.ndarray) -> int:
-        """UTF-8 bytes of the text that ``ids`` of a document stand for, from its bos on.
+        """UTF-8 bytes of the text of a document's ``ids``, from its bos on.
 
-        What they add up to for a whole document is the size of its text, unless the tokenizer loses some of it.
+        For a whole document this is the size of its text, unless the tokenizer loses some of it.
         """
         sizes, spaces = self.token_bytes[ids], self._space_around
         first, last = (next((i for i in order if sizes[i]), None) for order in (range(len(ids)), range(len(ids))[::-1]))
@@ -256,7 +256,7 @@ class Tokenizer:
         return (text for text, _ in zip(tried, range(_PROBES), strict=False))
 
     def _spell_bytes(self) -> list[bytes | None]:
-        """Pieces of the ids whose bytes their name says; none for others."""
+        """Pieces of the ids whose name spells their bytes; none for the others."""
         kinds = self._decoder_kinds
         added = self.backend.get_added_tokens_decoder()
         alphabet = _byte_alphabet() if "ByteLevel" in kinds else None
@@ -275,7 +275,7 @@ class Tokenizer:
         return spelled
 
     def _spell_texts(self, ids: Sequence[int]) -> list[str]:
-        """Texts of ids inside a text: what their decoding next to a word adds to that word."""
+        """Texts of ids inside a text: the text that an id adds to a word when both are decoded together."""
         decode = self.backend.decode_batch
         alone = decode([[i] for i in ids], skip_special_tokens=False)
         word = next((n for n, text in enumerate(alone) if text.strip().isascii() and text.strip().isalnum()), None)
@@ -305,7 +305,7 @@ def _read(path: Path) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _rust_errors(message: str) -> Iterator[None]:
-    """The Rust side raises plain Exception for every kind of bad input, and a BaseException where it panics."""
+    """Turn errors of the Rust side into ``InputError``: Exception for any bad input, BaseException for a panic."""
     try:
         yield
     except BaseException as error:
@@ -316,7 +316,7 @@ def _rust_errors(message: str) -> Iterator[None]:
 
 @contextmanager
 def _silent_panics() -> Iterator[None]:
-    """Keep what a panic prints off the standard error of this process; for short calls."""
+    """Keep the output of a panic off the standard error of this process; for short calls."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -329,7 +329,7 @@ def _silent_panics() -> Iterator[None]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The characters by which byte-level vocabularies name bytes: printable ones themselves, others from 256 on."""
+    """The byte of every character of a byte-level vocabulary: printable ones name themselves, others go from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     unprintable = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(unprintable)}

@@ -46,7 +46,7 @@ class Article(NamedTuple):
 
 
 class WikiFiles(NamedTuple):
-    """What ``write_wiki`` wrote."""
+    """The files of ``write_wiki``."""
 
     train: Path
     valid: Path
@@ -99,7 +99,7 @@ def strip_markup(wikitext: str) -> str:
     for section in mwparserfromhell.parse(wikitext).get_sections(flat=True):
         headings = section.filter_headings()
         if headings and _END_MATTER.fullmatch(headings[0].title.strip_code().strip()):
-            break  # what follows is end matter too
+            break  # all later sections are end matter too
         # Recursive: an unclosed tag makes the rest of an article its child.
         for node in section.filter(forcetype=(nodes.Wikilink, nodes.Heading, nodes.Tag)):
             linked = isinstance(node, nodes.Wikilink) and str(node.title).strip().lower().startswith(_LINK_PREFIXES)

@@ -11,6 +11,7 @@ from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.record.checkpoints import record_checkpoints
 from memscope.record.loop import RecordOptions
+from memscope.report.compare.history import write_history
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def history(tiny_run_path: Path, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("history")
-    return record_checkpoints(tiny_run_path, corpus_dir / "valid.jsonl", out, RecordOptions(), "cpu")
+    recorded = record_checkpoints(tiny_run_path, corpus_dir / "valid.jsonl", out, RecordOptions(), "cpu")
+    return write_history([Recording(path) for path in recorded], out)
 
 
 def recordings(history: Path) -> list[Recording]:
@@ -73,6 +75,6 @@ def test_the_figure_and_the_table_are_written(history: Path) -> None:
 def test_bad_input_is_one_line(cli, tiny_run_path: Path, corpus_dir: Path, tmp_path: Path) -> None:
     corpus = corpus_dir / "valid.jsonl"
     wrong = cli("record", tiny_run_path, "--corpus", corpus, "--out", tmp_path, "--checkpoints", "some")
-    assert (wrong.code, wrong.err.count("\n")) == (2, 1) and "newest or all" in wrong.err
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1) and "'some' is not one of 'newest', 'all'" in wrong.err
     with pytest.raises(InputError, match="keep_checkpoints"):
         record_checkpoints(tmp_path / "none", corpus, tmp_path / "out", RecordOptions(), "cpu")

@@ -326,7 +326,7 @@ def test_facts_whose_object_has_no_token_are_left_out(
         assert left == [known, unknown]
         return
     assert left == [known]
-    assert "no token for the object of 1 of 2 facts, '漢字' say: they are left out" in capsys.readouterr().err
+    assert "of 1 of 2 facts, for instance '漢字'; these facts are left out" in capsys.readouterr().err
     with pytest.raises(InputError, match="no token for the object of 1 of 1 facts"):
         answerable([unknown], tokenizer)
 
