@@ -51,8 +51,8 @@ def without_removed(raw: dict[str, Any], source: str) -> dict[str, Any]:
         kept[section] = {}
         for key, value in values.items():
             name = f"{section}.{key}"
-            is_removed = name in REMOVED and value != REMOVED[name]
-            if is_removed or value in REMOVED_VALUES.get(name, ()):
+            is_used = name in REMOVED and not _equal(value, REMOVED[name])
+            if is_used or value in REMOVED_VALUES.get(name, ()):
                 raise InputError(
                     f"{source}: {name}={value} was removed; {READS_THEM} reads it, "
                     "docs/log/removed-options.md says what it did"
@@ -60,3 +60,12 @@ def without_removed(raw: dict[str, Any], source: str) -> dict[str, Any]:
             if name not in REMOVED:
                 kept[section][key] = value
     return kept
+
+
+def _equal(value: object, default: object) -> bool:
+    if isinstance(value, str) and isinstance(default, float):  # YAML reads 1e-5 as text
+        try:
+            return float(value) == default
+        except ValueError:
+            return False
+    return value == default

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from memscope.base.errors import InputError
-from memscope.config.load import SECTIONS, dump_config, load_config, validate_config
+from memscope.config.load import SECTIONS, Config, dump_config, load_config, validate_config
 from memscope.config.removed import REMOVED, REMOVED_VALUES
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +69,17 @@ def test_a_removed_key_that_is_set_passes_at_its_default_only(name: str, short: 
 def test_an_override_can_put_a_removed_key_back_to_its_default(tmp_path: Path) -> None:
     path = old_config(tmp_path, **{"memory.z_loss": 0.5})
     assert load_config(path, ["z_loss=0"]) == load_config(DEMO)
+
+
+@pytest.mark.parametrize(("text", "passes"), [("1e-5", True), ("0.00001", True), ("1e-6", False), ("small", False)])
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path, text: str, passes: bool) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"model: {{norm_eps: {text}}}")
+    if passes:
+        assert load_config(path) == Config()
+    else:
+        with pytest.raises(InputError, match=READ_BY):
+            load_config(path)
 
 
 @pytest.mark.parametrize(("name", "values"), REMOVED_VALUES.items())

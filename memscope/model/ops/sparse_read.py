@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
@@ -44,10 +43,6 @@ class Slots(ABC):
     @abstractmethod
     def sum(self, weights: Float[Tensor, "batch pos head slot"], column: int, width: int, slices: int = 1) -> Tensor:
         """Weighted sums of slices, ``width`` columns each, from ``column`` on, ``[batch, pos, head, width]``."""
-
-    @abstractmethod
-    def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
-        """``width`` columns of the slots from ``column`` on, as one tensor."""
 
     def gelu_read(
         self,
@@ -77,10 +72,6 @@ class GatheredSlots(Slots):
         """See ``Slots``."""
         columns = self._sliced(column, width, slices)
         return torch.einsum("btgas,btsgd->btgad", weights.unflatten(2, (slices, -1)), columns).flatten(2, 3)
-
-    def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
-        """See ``Slots``."""
-        return self.values[..., column : column + width]
 
     def _sliced(self, column: int, width: int, slices: int) -> Float[Tensor, "batch pos slot slice width"]:
         return self.values[..., column : column + slices * width].unflatten(-1, (slices, width))
@@ -202,11 +193,6 @@ class TableSlots(Slots):
         place = (0, value_column, slices, self.rows)
         out: Tensor = _GeluRead.apply(self.table.anchor, *flat, self.table, place)  # type: ignore[no-untyped-call]
         return out.unflatten(0, self.shape)
-
-    def gather(self, column: int, width: int) -> Float[Tensor, "batch pos slot width"]:
-        """See ``Slots``."""
-        rows = self.rows.unflatten(0, self.shape)
-        return F.embedding(rows, self.table.parameter.flatten(0, 1))[..., column : column + width].float()
 
 
 class _Read(NamedTuple):

@@ -68,12 +68,6 @@ def test_a_frozen_table_still_gives_gradients_to_queries() -> None:
     assert query.grad.abs().sum() > 0
 
 
-def test_gathered_columns_are_those_of_the_rows() -> None:
-    entries, rows, _ = make(3)
-    found = TableSlots(OpenTable(entries), rows).gather(3, 4)
-    assert torch.equal(found, entries.flatten(0, 1)[rows][..., 3:7])
-
-
 @pytest.mark.parametrize(("side", "selected"), [(16, 4), (256, 32), (256, 1), (3, 8), (3, 9), (17, 17), (1024, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("biased", [False, True])
