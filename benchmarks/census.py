@@ -133,7 +133,7 @@ def _compare(counted: CountedUsage, n_entries: int, used_pairs: int) -> None:
         "margin": (reading.margin, 0.1),
         "loss": (reading.loss, 5.0),
         "used (layer, entry) pairs, DuckDB": (
-            sum(round(one.evenness.by_count.coverage * n_entries) for one in counted.layers),
+            sum(round(part.evenness.by_count.coverage * n_entries) for part in counted.layers),
             used_pairs,
         ),
     }

@@ -106,16 +106,16 @@ def profile(
     layer = counts.sum(1, dtype=np.int64)
     return tuple(
         ClassProfile(
-            label=one.label,
-            low=one.low,
-            high=one.high,
+            label=token_class.label,
+            low=token_class.low,
+            high=token_class.high,
             tokens=int(sums[number, Sum.TOKENS]),
             coverage=float((counts[:, number] > 0).mean()),
             divergence=_divergence(counts[:, number], layer),
             even_divergence=_divergence(shuffled[:, number], layer),
             **dict(reading_statistics(sums[number : number + 1], selected)),
         )
-        for number, one in enumerate(classes)
+        for number, token_class in enumerate(classes)
         if sums[number, Sum.TOKENS]
     )
 

@@ -316,5 +316,5 @@ def plain(value: Any) -> Any:
         names = sorted(type(value).model_fields, key=lambda name: name not in leading)
         return {name: plain(getattr(value, name)) for name in names if name in value.model_fields_set}
     if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, tuple) else value
+        return {name: plain(part) for name, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, tuple) else value

@@ -184,7 +184,7 @@ def _evenness_changes(a: Recording, b: Recording) -> Iterator[EvennessChange]:
     if len(a.info.layers) > 1:
         both.append((None, a.census.all_layers.by_count, b.census.all_layers.by_count))
     layers = zip(a.census.layers, b.census.layers, strict=True)
-    both += [(one.layer, one.by_count, other.by_count) for one, other in layers]
+    both += [(layer_a.layer, layer_a.by_count, layer_b.by_count) for layer_a, layer_b in layers]
     for layer, evenness_a, evenness_b in both:
         for metric in METRICS:
             value_a, value_b = getattr(evenness_a, metric), getattr(evenness_b, metric)
