@@ -147,13 +147,15 @@ def test_recording_again_makes_anew_what_is_damaged(
         flip(file, chance)
     again()
     files = read_info(path).files
-    flip(path / "recording.json", chance)
+    info = path / "recording.json"
+    info.write_text(info.read_text().replace('"rows": ', '"rows": 1', 1))
     with pytest.raises(DamageError, match="record again"):
         read_info(path)
     again()
     assert read_info(path).files == files
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_newest_whole_checkpoint(
     corpus_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

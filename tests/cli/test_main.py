@@ -26,6 +26,8 @@ from memscope.run.checkpoint import LoadedRun
 from memscope.train.evaluate import evaluate
 from tests.conftest import CliResult, tiny_config
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., CliResult]
 AGGREGATES = ("usage", "bias", "contexts", "firing", "titles", "neighbours", "anomalies")
 COMMANDS = sorted(typer.main.get_command(command_line.app).commands)  # type: ignore[attr-defined]
@@ -230,7 +232,6 @@ def test_every_space_of_the_map_can_be_chosen() -> None:
     assert choices == FEATURES
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(
     corpus_dir: Path, config_path: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from memscope.record.loop import record
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun
 
+pytestmark = pytest.mark.slow
+
 NEURON_COLUMNS = """
     modelId layer index creatorId sourceSetName maxActApprox hasVector vector topkCosSimIndices topkCosSimValues
     neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices

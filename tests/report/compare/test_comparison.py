@@ -32,6 +32,8 @@ from memscope.stats.stability import (
 )
 from tests.conftest import tiny_config, untrained_run
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Recording]
 
 
