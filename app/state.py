@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from memscope.base.files import csv_text
 from memscope.query import bank_table, map_points
 from memscope.query import read_sample as samples
-from memscope.query.catalog import RECORDINGS, open_recording, trouble
 from memscope.query.catalog import find_recordings as find
+from memscope.query.catalog import open_recording, trouble
 from memscope.query.recording import Recording
-from memscope.recording.info import INFO
+from memscope.recording.info import INFO, RECORDINGS
 from memscope.recording.token_table import Trace
 
 RECORD = "memscope record RUN --corpus FILE --out recordings/NAME"

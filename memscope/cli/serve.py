@@ -14,8 +14,7 @@ from pathlib import Path
 import memscope
 from memscope.base.errors import InputError
 from memscope.base.stop import hold_signals
-from memscope.query.catalog import RECORDINGS
-from memscope.recording.info import INFO, read_info
+from memscope.recording.info import INFO, RECORDINGS, read_info
 
 _ANY_ADDRESS = ("0.0.0.0", "::")
 

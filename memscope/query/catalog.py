@@ -17,8 +17,6 @@ from memscope.query.recording import Recording
 from memscope.recording.census_file import read_census
 from memscope.recording.info import AGGREGATES, INFO, read_info
 
-RECORDINGS = "MEMSCOPE_RECORDINGS"
-"""Environment variable with what the app opens: a recording, or a folder of recordings."""
 DEPTH = 3
 """Folders below the given one in which recordings are found."""
 

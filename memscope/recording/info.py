@@ -14,6 +14,8 @@ from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
 """Files that a recording has and a run has not."""
+RECORDINGS = "MEMSCOPE_RECORDINGS"
+"""Environment variable with what the app opens: a recording, or a folder of recordings."""
 FORMAT_VERSION = 4
 AGGREGATES = (
     *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
