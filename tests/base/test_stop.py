@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import memscope
 from memscope.base.stop import GRACE
 from memscope.config.load import dump_config
 from memscope.run.checkpoint import load_run
@@ -149,7 +150,7 @@ def test_processes_of_torchrun_say_it_once(corpus_dir: Path, tmp_path: Path) -> 
     os.killpg(job.pid, signal.SIGINT)  # as the terminal does
     _, errors = job.communicate(timeout=60)
     assert errors.count("memscope: stopped\n") == 1
-    assert "memscope/" not in errors  # no traceback of ours
+    assert str(Path(memscope.__file__).parent) not in errors  # no traceback of ours; torch's launcher has one
     assert list((tmp_path / "run").rglob(".*")) == []
 
 
