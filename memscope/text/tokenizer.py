@@ -10,11 +10,9 @@ that exist, the token that begins a continuation, and the tokens with a role. A 
 tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills positions that nothing reads.
 """
 
-import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from memscope.base.errors import InputError
 from memscope.base.files import write_json, write_text
 from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
+from memscope.text.tokenizer_file import read_tokenizer, rust_errors
 
 _CONTROL = re.compile(r"[<\[].+[>\]]")
 """Names of tokens that are not text: <s>, [CLS]."""
@@ -67,7 +66,7 @@ class Tokenizer:
         Raises:
             InputError: a file is missing or not of the expected form.
         """
-        backend = _read(path)
+        backend = read_tokenizer(path)
         return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path))
 
     @classmethod
@@ -82,7 +81,7 @@ class Tokenizer:
         Raises:
             InputError: as ``load``; or a named token is not in the vocabulary.
         """
-        backend = _read(path)
+        backend = read_tokenizer(path)
         return cls(backend, find_roles(backend, str(path), path.parent, asked), str(path))
 
     @classmethod
@@ -217,7 +216,7 @@ class Tokenizer:
     @contextmanager
     def _named_errors(self, *texts: str) -> Iterator[None]:
         begin = repr(next(iter(texts), "")[:60])
-        with _rust_errors(f"{self.source}: this tokenizer cannot encode {begin} or a text after it"):
+        with rust_errors(f"{self.source}: this tokenizer cannot encode {begin} or a text after it"):
             yield
 
     def _as_text(self, ids: list[int]) -> list[int]:
@@ -291,41 +290,6 @@ class Tokenizer:
     def _decoder_kinds(self) -> frozenset[str]:
         decoder = described(self.backend)["decoder"] or {}
         return frozenset(part["type"] for part in [decoder, *decoder.get("decoders", [])] if "type" in part)
-
-
-def _read(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise InputError(f"{path}: no such tokenizer file; leave tokenizer_path empty to train one")
-    with _rust_errors(f"{path}: not a tokenizer.json"), _silent_panics():
-        backend = tokenizers.Tokenizer.from_file(str(path))
-        with suppress(Exception):  # some files panic only when they are used, which is no Exception
-            backend.decode(backend.encode("A word, 1.", add_special_tokens=False).ids)
-    return backend
-
-
-@contextmanager
-def _rust_errors(message: str) -> Iterator[None]:
-    """Turn errors of the Rust side into ``InputError``: Exception for any bad input, BaseException for a panic."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise InputError(f"{message} ({error})") from error
-        raise
-
-
-@contextmanager
-def _silent_panics() -> Iterator[None]:
-    """Keep the output of a panic off the standard error of this process; for short calls."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -33,6 +33,14 @@ def write_tokenizer(tmp_path: Path, **changed: Any) -> Path:
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
         {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
         {"model": FILE["model"] | {"continuing_subword_prefix": "#####"}},
+        {
+            "model": {
+                "type": "BPE",
+                "vocab": WORDS | {"中": 7, "a中": 8},
+                "merges": ["a 中"],
+                "continuing_subword_prefix": "##",
+            }
+        },
         {"decoder": {"type": "Strip", "content": "w", "start": 9, "stop": 9}},
         {"model": {"type": "Unigram", "unk_id": 9, "vocab": [["a", -1.0]]}},
     ],
@@ -40,6 +48,7 @@ def write_tokenizer(tmp_path: Path, **changed: Any) -> Path:
         "panics when read",
         "panics when it reads",
         "a prefix longer than a token",
+        "a prefix that cuts a character",
         "panics when it writes",
         "no panic",
     ],
