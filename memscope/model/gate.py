@@ -4,19 +4,17 @@
 request also what raw scores alone, without the selection bias, would have selected.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from memscope.config.memory import MemoryConfig
 from memscope.model.balance import Balance
-from memscope.model.ops.native import native_for
+from memscope.model.ops.product_keys import add_bias, half_keys, score_product, search_product, selection_margin
 
 _NO_SCORE = 0.01
 """Sum of a token's gate scores below which they are hardly scaled up."""
@@ -111,7 +109,7 @@ class MemoryGate(nn.Module):
             search, beside = [], []
             for chunk in query.flatten(0, 1).split(512):
                 scores = torch.einsum("thq,hnq->thn", chunk, self.keys)
-                search.append(_biased(scores, bias).topk(best))
+                search.append(add_bias(scores, bias).topk(best))
                 if compare:
                     chosen = search[-1].indices[..., : self.num_selected]
                     by_score = scores.topk(best)
@@ -124,7 +122,8 @@ class MemoryGate(nn.Module):
         compared = None
         if compare:
             compared = _Compared(*(torch.cat(part).unflatten(0, query.shape[:2]) for part in zip(*beside, strict=True)))
-        return indices, torch.einsum("bthq,bthkq->bthk", query, keys), _margin(found, self.num_selected), compared
+        raw = torch.einsum("bthq,bthkq->bthk", query, keys)
+        return indices, raw, selection_margin(found, self.num_selected), compared
 
     def _select_product(
         self, query: Tensor, bias: Tensor | None, compare: bool
@@ -132,55 +131,19 @@ class MemoryGate(nn.Module):
         halves = rearrange(query, "b t h (two q) -> b t h two q", two=2)
         with torch.no_grad():  # as under the full gate
             scores = torch.einsum("bthpq,hpnq->bthpn", halves, self.keys)
-        indices, margin = self._search_product(scores, bias, self.num_selected)
-        self.balance.observe(self._half_keys(indices).flatten(0, 1))
+        indices, margin = search_product(scores, bias, self.num_selected)
+        self.balance.observe(half_keys(indices, scores.shape[-1]).flatten(0, 1))
         compared = self._compare_product(scores, indices) if compare else None
-        return indices, self._score_chosen(halves, indices), margin, compared
+        return indices, score_product(halves, self.keys, indices), margin, compared
 
     def _compare_product(self, scores: Tensor, indices: Tensor) -> "_Compared":
         """What the raw scores of halves ``[b, t, h, 2, side]`` say of chosen entries ``[b, t, h, k]``."""
 
         def summed(entries: Tensor) -> Tensor:
-            return scores.gather(-1, self._half_keys(entries)).float().sum(-2)
+            return scores.gather(-1, half_keys(entries, scores.shape[-1])).float().sum(-2)
 
-        best, _ = self._search_product(scores, None, min(self.num_selected + 1, scores.shape[-1] ** 2))
+        best, _ = search_product(scores, None, min(self.num_selected + 1, scores.shape[-1] ** 2))
         return _compare(indices, summed(indices), best, summed(best))
-
-    def _half_keys(self, indices: Tensor) -> Tensor:
-        """Row and column of entries ``[b, t, h, k]`` in their square, ``[b, t, h, 2, k]``."""
-        side = self.keys.shape[2]
-        return torch.stack([indices // side, indices % side], -2)
-
-    def _score_chosen(self, halves: Tensor, indices: Tensor) -> Tensor:
-        """Scores of chosen entries, with gradient, ``[batch, pos, head, k]``."""
-        heads, two, side, _ = self.keys.shape
-        compiled = native_for(halves)
-        if compiled is not None:
-            flat = halves.flatten(0, 1).contiguous(), self.keys, indices.flatten(0, 1)
-            scores: Tensor = _ProductScores.apply(*flat, compiled)  # type: ignore[no-untyped-call]
-            return scores.view_as(indices)
-        first = torch.arange(heads * two, device=indices.device).view(heads, two, 1) * side
-        keys = F.embedding(self._half_keys(indices) + first, self.keys.flatten(0, 2))
-        return torch.einsum("bthpq,bthpkq->bthpk", halves, keys).sum(-2)
-
-    @torch.no_grad()
-    def _search_product(self, scores: Tensor, bias: Tensor | None, selected: int) -> tuple[Tensor, Tensor]:
-        """Entries ``[b, t, h, selected]`` with the best sums of scores ``[b, t, h, 2, side]`` plus bias, and margins.
-
-        In plain PyTorch: the reference of ``ops/cpu/product_keys.cpp``, and the way on other devices than the CPU.
-        """
-        compiled, side = native_for(scores), scores.shape[-1]
-        if compiled is not None and scores.stride(-1) == 1:
-            indices, margin = compiled.product_top(scores.flatten(0, 1), bias, selected)
-            return indices.unflatten(0, scores.shape[:2]), margin.unflatten(0, scores.shape[:2])
-        best, number = _biased(scores, bias).topk(min(selected + 1, side))  # [b, t, h, 2, k + 1]
-        best = best.float()  # sums of bfloat16 scores have more bits than these
-        sums = (best[..., 0, :, None] + best[..., 1, None, :]).flatten(-2)
-        found, order = sums.topk(min(selected + 1, sums.shape[-1]))
-        flat = order[..., :selected]
-        row = number[..., 0, :].gather(-1, flat // best.shape[-1])
-        column = number[..., 1, :].gather(-1, flat % best.shape[-1])
-        return row * side + column, _margin(found, selected)
 
 
 class _Compared(NamedTuple):
@@ -201,31 +164,6 @@ def _compare(chosen: Tensor, chosen_scores: Tensor, best: Tensor, best_scores: T
         return _Compared(torch.full_like(chosen_scores[..., 0], torch.nan), by_score)
     passed_over = best_scores.masked_fill(~rejected, -torch.inf).amax(-1)
     return _Compared(chosen_scores.amin(-1) - passed_over, by_score)
-
-
-def _biased(scores: Tensor, bias: Tensor | None) -> Tensor:
-    return scores if bias is None else scores + bias
-
-
-def _margin(best: Tensor, selected: int) -> Tensor:
-    """From the best ``selected + 1`` scores, ``[..., selected + 1]``."""
-    if best.shape[-1] <= selected:
-        return torch.full_like(best[..., 0], torch.nan).detach()
-    return (best[..., selected - 1] - best[..., selected]).detach()
-
-
-class _ProductScores(Function):
-    @staticmethod
-    def forward(ctx: Any, halves: Tensor, keys: Tensor, indices: Tensor, compiled: Any) -> Tensor:
-        ctx.compiled = compiled
-        ctx.save_for_backward(halves, keys, indices)
-        return compiled.product_scores(halves, keys, indices)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        to_halves, to_keys = ctx.compiled.product_scores_backward(gradient.contiguous(), *ctx.saved_tensors)
-        return to_halves, to_keys, None, None
 
 
 def _fresh_keys(config: MemoryConfig) -> nn.Parameter:

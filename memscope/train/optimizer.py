@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from memscope.base.runtime import gather_rows, in_huge_pages
 from memscope.config.training import TrainConfig
-from memscope.model.ops.native import native_for
+from memscope.model.ops.adam_rows import AdamRates, AdamTables, adam_rows
 from memscope.model.transformer import MemoryTransformer
 
 
@@ -19,8 +18,7 @@ class LazyAdamW(torch.optim.AdamW):
 
     Moments of other rows do not decay, as in ``torch.optim.SparseAdam``, of which this is a faster form. Such a
     parameter must not have weight decay. In bfloat16 its moments are bfloat16 too; a row is updated in float32 and
-    written by stochastic rounding: to the nearest, updates below half a last place would all be lost (Zamirai et al.
-    2020, arXiv 2010.06192).
+    written by stochastic rounding.
     """
 
     def __init__(self, *args: Any, **settings: Any):
@@ -43,50 +41,10 @@ class LazyAdamW(torch.optim.AdamW):
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = in_huge_pages(torch.empty_like(parameter)).zero_()
         state["step"] += 1
-        step, (beta1, beta2) = float(state["step"]), group["betas"]
-        rows, values = gradient.indices()[0], gradient.values().flatten(1)
+        step, (beta1, beta2) = int(state["step"]), group["betas"]
+        rates = AdamRates(step, beta1, beta2, group["lr"], group["eps"])
         tables = [tensor.detach().flatten(1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])]
-        rate, correction = group["lr"] / (1 - beta1**step), 1 / (1 - beta2**step)
-        compiled = native_for(parameter)
-        if compiled is not None and parameter.dtype in (torch.float32, torch.bfloat16):
-            compiled.adam_rows(*tables, rows, values, int(step), beta1, beta2, rate, correction, group["eps"])
-            return
-        weight, mean, square = (table[rows].to(values.dtype) for table in tables)
-        mean = beta1 * mean + (1 - beta1) * values
-        square = beta2 * square + (1 - beta2) * values.square()
-        weight = weight - rate * mean / ((square * correction).sqrt() + group["eps"])
-        updated = [weight, mean, square]
-        if parameter.dtype == torch.bfloat16:
-            chances = rounding_bits(int(step), rows, values.shape[1])
-            updated = [by_chance(*pair) for pair in zip(updated, chances, strict=True)]
-        for table, new in zip(tables, updated, strict=True):
-            table[rows] = new
-
-
-def rounding_bits(step: int, rows: Int[Tensor, " row"], width: int) -> tuple[Int[Tensor, "row width"], ...]:
-    """16 random bits for each number of updated rows: weights, first and second moments.
-
-    A hash of step, row and column, the same as in ``model/ops/cpu/adam_rows.cpp``: a resumed run rounds as one that was
-    never stopped.
-    """
-    key = _mixed(_mixed(torch.tensor(step, device=rows.device)) + rows)
-    one = _mixed(key[:, None] + torch.arange(width, device=rows.device))
-    return one & 0xFFFF, one >> 16, _mixed(one) & 0xFFFF
-
-
-def by_chance(numbers: Float[Tensor, "row width"], chances: Int[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-    """The bfloat16 below or above each float32, as 16 random bits have it: on average the number itself."""
-    bits = numbers.view(torch.int32) + chances.int()
-    return (bits & -0x10000).view(torch.float32).bfloat16()
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """Scatters numbers over 32 bits (C. Wellons' "lowbias32"), in int64: PyTorch has no unsigned arithmetic."""
-    low = 0xFFFFFFFF
-    x = x & low
-    x = (x ^ (x >> 16)) * 0x7FEB352D & low
-    x = (x ^ (x >> 15)) * 0x846CA68B & low
-    return x ^ (x >> 16)
+        adam_rows(AdamTables(*tables), gradient.indices()[0], gradient.values().flatten(1), rates)
 
 
 _WEIGHT_DECAY = 0.01

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from memscope.config.load import Config, load_config
 from memscope.config.memory import MemoryConfig
-from memscope.model import gate as gate_module
 from memscope.model.gate import MemoryGate
+from memscope.model.ops import product_keys
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -92,7 +92,7 @@ def test_a_selection_knows_what_raw_scores_alone_would_have_chosen(
     kind: str, heads: int, k: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(gate_module, "native_for", lambda _: None)
+        monkeypatch.setattr(product_keys, "native_for", lambda _: None)
     gate, x = biased_gate(kind, heads, k, 1.0), torch.randn(2, 40, 32)
     found = gate.select(gate.query(x), compare=True)
     assert found.score_margin is not None and found.by_score is not None

@@ -103,7 +103,7 @@ def test_lazy_and_dense_gradients_reach_the_entries_that_a_layer_selects_and_no_
     monkeypatch: pytest.MonkeyPatch, projected: bool, native: bool
 ) -> None:
     if not native:
-        for module in ("bank", "gate"):
+        for module in ("bank", "ops.product_keys"):
             monkeypatch.setattr(f"memscope.model.{module}.native_for", lambda _: None)
     read = {"slot_proj": True, "read_slices": 1} if projected else {}
     model, dense = backward(grouped(**read))

@@ -15,6 +15,7 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config, load_config
 from memscope.config.memory import MemoryConfig
 from memscope.model.bank import MemoryBank
+from memscope.model.ops.adam_rows import round_stochastically, rounding_bits
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer
@@ -24,7 +25,7 @@ from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
-from memscope.train.optimizer import LazyAdamW, by_chance, rounding_bits
+from memscope.train.optimizer import LazyAdamW
 from tests.conftest import tiny_config
 from tests.model.ops.test_native import CONFIG, SIZES, steps, without_loops
 
@@ -234,7 +235,8 @@ def test_rounding_is_to_a_neighbour_and_right_on_average() -> None:
     numbers = torch.randn(1, 64, generator=generator)
     numbers[0, :4] = torch.tensor([0.0, 1.0, -2.5, torch.inf])  # what bfloat16 has stays
     numbers[0, 4] = torch.nan
-    rounded = torch.cat([by_chance(numbers, rounding_bits(step, torch.tensor([7]), 64)[0]) for step in range(4000)])
+    random_bits = (rounding_bits(step, torch.tensor([7]), 64)[0] for step in range(4000))
+    rounded = torch.cat([round_stochastically(numbers, bits) for bits in random_bits])
     assert rounded.dtype == HALF
     assert torch.equal(rounded[:, :4].float(), numbers[:, :4].expand(4000, -1))
     assert rounded[:, 4].isnan().all()

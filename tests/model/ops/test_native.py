@@ -30,9 +30,9 @@ def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state of a machine that has no compiler."""
     for module in (
         "memscope.model.ops.fused",
-        "memscope.model.gate",
+        "memscope.model.ops.product_keys",
+        "memscope.model.ops.adam_rows",
         "memscope.model.bank",
-        "memscope.train.optimizer",
     ):
         monkeypatch.setattr(f"{module}.native_for", lambda _: None)
 

@@ -1,7 +1,7 @@
 // One Adam step on the selected rows of a table, in float32 or in bfloat16 with stochastic rounding.
 //
-// The reference is LazyAdamW in memscope/train/optimizer.py, which calls this: its plain PyTorch path updates the same
-// rows, and its rounding draws the same random bits.
+// The reference is adam_rows in memscope/model/ops/adam_rows.py, which calls this: its plain PyTorch path updates the
+// same rows, and its rounding draws the same random bits.
 
 #include "lanes.h"
 

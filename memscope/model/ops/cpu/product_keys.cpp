@@ -1,7 +1,7 @@
 // The search of a product-key gate (arXiv 1907.05242), and the scores of the entries that it chose.
 //
-// The reference is MemoryGate in memscope/model/gate.py, which calls these: its _search_product and _score_chosen have
-// the same in plain PyTorch.
+// The references are search_product and score_product in memscope/model/ops/product_keys.py, which call these: their
+// plain PyTorch paths give the same.
 
 #include <functional>
 #include <limits>
