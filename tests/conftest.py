@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 
 from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config, validate_config
+from memscope.model.ops.native import native
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
+from memscope.train import measures
 from memscope.train.loop import train
 from memscope.train.prepare import prepare_run
 from tests.processes import run_group
@@ -36,7 +38,11 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processe
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+TESTS = Path(__file__).resolve().parent
+SHARED = TESTS.parents[1] / "shared" / "data"
+
+FIRST = ("browser/test_pages.py", "testing/test_recordings.py", "testing/test_models.py", "train/test_parallel.py")
+"""The modules that take longest: one that began last would keep one process at work alone."""
 
 HOSTILE = (
     "The <script>window.hacked = true</script> tag and <img src=x onerror='window.hacked = true'> are text here. "
@@ -50,11 +56,22 @@ _WORK = ["a painter", "an engineer", "a physician", "a composer", "a farmer", "a
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)  # else one process is long at work when the others are done
+    items.sort(key=_order(items))  # else one process is long at work when the others are done
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
+
+
+def _order(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, bool]]:
+    """The longest modules, then those that have slow tests, then the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    first = {TESTS / name: place for place, name in enumerate(FIRST)}
+    return lambda item: (first.get(item.path, len(first)), item.path not in slow)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("compiler") and native() is None:  # not while collecting: the first call builds them
+        pytest.skip("no C++ compiler: plain PyTorch takes the place of the loops")
 
 
 def pytest_collection_finish() -> None:
@@ -64,6 +81,17 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_what_no_test_looks_at() -> Iterator[None]:
+    """In this process files are not forced to the disk, for no test takes its power away, and the texts that a
+    training ends with are short. Processes that tests start do both as always.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        patch.setattr(measures, "_NEW_TOKENS", 8)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -178,29 +206,29 @@ def group(tmp_path: Path) -> Callable[..., Any]:
     has their ``returncode``, ``stdout`` and ``stderr``.
     """
 
-    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
+    def call(
+        config: Config,
+        run: Path,
+        *words: str,
+        processes: int = 2,
+        before: Callable[[], None] | None = None,
+        **variables: str,
+    ) -> Any:
         (tmp_path / "config.yaml").write_text(dump_config(config))
         train = ["train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
-        return run_group([str(word) for word in train], tmp_path, processes, variables)
+        return run_group([str(word) for word in train], tmp_path, processes, variables, before)
 
     return call
 
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """The same under torchrun, for tests about torchrun itself; ``program`` runs in place of ``-m memscope``."""
+    """The same under torchrun, for tests about torchrun itself."""
 
-    def call(
-        config: Config,
-        run: Path,
-        *words: str,
-        processes: int = 2,
-        program: tuple[str, ...] = ("-m", "memscope"),
-        **variables: str,
-    ) -> Any:
+    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
         (tmp_path / "config.yaml").write_text(dump_config(config))
         launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        train = [*program, "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
+        train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
         command = [sys.executable, "-m", *map(str, [*launcher, *train])]
         environment = os.environ | variables
         return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)

@@ -6,7 +6,7 @@ import runpy
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,11 @@ TIMEOUT = 900
 
 
 def run_group(
-    words: list[str], folder: Path, processes: int, variables: Mapping[str, str]
+    words: list[str],
+    folder: Path,
+    processes: int,
+    variables: Mapping[str, str],
+    before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of memscope in processes that know of each other, as a launcher would start them.
 
@@ -31,6 +35,7 @@ def run_group(
         folder: Where the processes write what they say.
         processes: How many there are.
         variables: What the launcher says to all of them, beside who each of them is.
+        before: What each of them calls first.
 
     Returns:
         The code of the first one that failed, or 0, and what all of them wrote.
@@ -44,7 +49,7 @@ def run_group(
     started = []
     for rank in range(processes):
         numbered = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        started.append(FRESH.Process(target=_command, args=(words, numbered, *files)))
+        started.append(FRESH.Process(target=_command, args=(words, numbered, *files, before)))
         started[-1].start()
     code = _wait(started)
     return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
@@ -76,11 +81,15 @@ def _script(script: Path, words: list[str], out: Path, err: Path) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
 
-def _command(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+def _command(
+    words: list[str], environment: dict[str, str], out: Path, err: Path, before: Callable[[], None] | None
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     _redirect(out, err)
     sys.argv = ["memscope", *words]
+    if before is not None:
+        before()
     main()
 
 

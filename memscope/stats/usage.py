@@ -5,6 +5,7 @@ uneven, so every metric that depends on D comes with ``even_*``: its value at th
 gate head never selects an entry twice for one token, so a draw is of k distinct entries, and counts are binomial.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,6 +167,7 @@ class EvenSelection(NamedTuple):
     gini: float
 
 
+@lru_cache(maxsize=256)
 def even_selection(n_entries: int, selections: int, distinct: int = 1, groups: int = 1) -> EvenSelection:
     """Expected coverage, KL to uniform and Gini when every draw takes ``distinct`` entries at random.
 

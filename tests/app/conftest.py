@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,10 @@ from app.parts import report_file
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _packages_are_scanned_once() -> Iterator[None]:
-    """Each AppTest has Streamlit look for components in all installed packages, for seconds."""
+def _packages_are_not_scanned() -> Iterator[None]:
+    """Each AppTest has Streamlit look for components in all installed packages, for seconds; the app uses none."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        patch.setattr(manifest_scanner, "scan_component_manifests", list)
         yield
 
 

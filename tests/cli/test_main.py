@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer.main
@@ -232,21 +232,20 @@ def test_every_space_of_the_map_can_be_chosen() -> None:
     assert choices == FEATURES
 
 
+def limit_files() -> None:
+    """Every write past 64 KiB of a file fails in this process; a checkpoint's model has about 100."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+
 def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(
-    corpus_dir: Path, config_path: Path, tmp_path: Path
+    corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]
 ) -> None:
     run = tmp_path / "run"
-    words = [sys.executable, "-m", "memscope", "train", config_path, "--out", run, "--device", "cpu"]
-    command = [str(word) for word in words]
-
-    def limit_files() -> None:  # every write past 64 KiB of a file fails; a checkpoint's model has about 100
-        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
-
-    full = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit_files)
+    full = group(quick(corpus_dir), run, processes=1, before=limit_files)
     assert_one_line(CliResult(full.returncode, full.stdout, full.stderr), "")
     assert not (run / "model.safetensors").exists()
     assert [path for path in run.rglob(".*")] == []
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    done = group(quick(corpus_dir), run, "--resume", processes=1)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 2
 

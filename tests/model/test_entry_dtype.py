@@ -16,7 +16,6 @@ from memscope.config.load import Config, load_config
 from memscope.config.memory import MemoryConfig
 from memscope.model.bank import MemoryBank
 from memscope.model.ops.adam_rows import round_stochastically, rounding_bits
-from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from memscope.model.transformer import MemoryTransformer
 from memscope.query.recording import Recording
@@ -29,7 +28,7 @@ from memscope.train.optimizer import LazyAdamW
 from tests.conftest import tiny_config
 from tests.model.ops.test_native import CONFIG, SIZES, steps, without_loops
 
-COMPILED = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
+COMPILED = pytest.mark.compiler
 HALF = torch.bfloat16
 
 

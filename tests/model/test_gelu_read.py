@@ -7,11 +7,10 @@ from torch import Tensor
 from memscope.config.load import load_config
 from memscope.model.bank import MemoryBank
 from memscope.model.layer import MemoryLayer
-from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, SparseSum, TableSlots
 from tests.model.ops.test_native import CONFIG, SIZES
 
-pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
+pytestmark = pytest.mark.compiler
 
 
 def results(slots: Slots, inputs: list[Tensor], value_column: int, slices: int, weight: Tensor) -> list[Tensor]:

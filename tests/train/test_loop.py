@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from memscope.base.errors import InputError
 from memscope.config.load import Config
 from memscope.config.training import TrainConfig
-from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
 from memscope.run import folder as run_folder
 from memscope.run.checkpoint import load_run
@@ -230,7 +229,7 @@ def test_unusable_inputs_are_refused(
         train(tiny_config(corpus_dir, **change), tmp_path / "run", device="cpu")
 
 
-@pytest.mark.skipif(native() is None, reason="no C++ compiler")
+@pytest.mark.compiler
 def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
     # The shapes are those of a process in test_parallel.py, so that what the compiler made serves both.
     settings = {"steps": 3, "batch_size": 2, "dtype": "float32", "log_interval": 1, "eval_interval": 2}

@@ -1,5 +1,6 @@
 """Several processes train like one, whatever each holds of the model, and go on from one another's checkpoints."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from memscope.base.errors import InputError
 from memscope.base.seals import read_sealed
 from memscope.config.load import Config, dump_config
-from memscope.model.ops.native import native
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
@@ -31,7 +33,6 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 """What ``accelerate launch`` says to the processes that it starts with the files of that folder."""
 
-HAS_COMPILER = pytest.mark.skipif(native() is None, reason="no C++ compiler here")
 HAS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="no DeepSpeed here")
 Launch = Callable[..., dict[str, Any]]
 
@@ -92,7 +93,7 @@ def assert_same_weights(run: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lazy", "compiled"), [(False, False), (True, False), pytest.param(True, True, marks=HAS_COMPILER)]
+    ("lazy", "compiled"), [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.compiler)]
 )
 def test_two_copies_train_like_one_process_at_the_same_global_batch(
     corpus_dir: Path, tmp_path: Path, torchrun: Launch, launch: Launch, lazy: bool, compiled: bool
@@ -110,28 +111,21 @@ def test_two_copies_train_like_one_process_at_the_same_global_batch(
     assert len(losses(two)) == 4  # one process writes
 
 
-SPYING = """
-import gc, sys
-from accelerate import Accelerator
-from torch.nn.parallel import DistributedDataParallel
+def count_copies() -> None:
+    """Have a process say how many copies of a model it holds when it leaves its group."""
+    end_training = Accelerator.end_training
 
-end_training = Accelerator.end_training
+    def spied(self: Accelerator) -> None:
+        copies = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
+        print("copies:", copies, file=sys.stderr, flush=True)
+        end_training(self)
 
-def spied(self):
-    copies = sum(isinstance(thing, DistributedDataParallel) for thing in gc.get_objects())
-    print("copies:", copies, file=sys.stderr, flush=True)
-    end_training(self)
-
-Accelerator.end_training = spied
-from memscope.cli.main import main
-main()
-"""
+    Accelerator.end_training = spied  # type: ignore[method-assign]
 
 
-def test_no_copy_outlives_the_group_of_the_processes(corpus_dir: Path, tmp_path: Path, torchrun: Launch) -> None:
+def test_no_copy_outlives_the_group_of_the_processes(corpus_dir: Path, tmp_path: Path, group: Launch) -> None:
     # Its reducer would end the group under Python's lock, for which gloo's thread waits now and then: for ever.
-    (tmp_path / "spying.py").write_text(SPYING)
-    done: Any = torchrun(short(corpus_dir, batch_size=2), tmp_path / "run", program=(str(tmp_path / "spying.py"),))
+    done: Any = group(short(corpus_dir, batch_size=2), tmp_path / "run", before=count_copies)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("copies: 0") == 2
 

@@ -19,7 +19,7 @@ from memscope.model.ops.native import OFF, SOURCES, native
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.train.optimizer import make_optimizer
 
-pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
+pytestmark = pytest.mark.compiler
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs" / "memory_small.yaml"

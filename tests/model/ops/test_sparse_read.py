@@ -7,7 +7,7 @@ from torch import Tensor
 from memscope.model.ops.native import native
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, SparseSum, TableSlots
 
-pytestmark = pytest.mark.skipif(native() is None, reason="no C++ compiler: plain PyTorch takes the place of the loops")
+pytestmark = pytest.mark.compiler
 
 N, L, WIDTH, HEADS = 23, 2, 12, 3
 
