@@ -1,6 +1,7 @@
 """The training loop: it learns, keeps its schedule and says what it does."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -229,8 +230,12 @@ def test_unusable_inputs_are_refused(
         train(tiny_config(corpus_dir, **change), tmp_path / "run", device="cpu")
 
 
+def say_what_is_traced() -> None:
+    torch._logging.set_logs(dynamo=logging.INFO)
+
+
 @pytest.mark.compiler
-def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, torchrun: Callable[..., Any]) -> None:
+def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]) -> None:
     # The shapes are those of a process in test_parallel.py, so that what the compiler made serves both.
     settings = {"steps": 3, "batch_size": 2, "dtype": "float32", "log_interval": 1, "eval_interval": 2}
     losses = []
@@ -239,7 +244,7 @@ def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, 
         model = {"block": "both", "max_seq_len": 32}
         config = tiny_config(corpus_dir, model=model, train={**settings, "compile": compiled})
         if compiled:  # in another process: here types are checked, which dynamo cannot trace
-            done = torchrun(config, run, processes=1, TORCH_LOGS="dynamo")
+            done = group(config, run, processes=1, before=say_what_is_traced)
             assert done.returncode == 0, done.stderr
             assert "start tracing forward" in done.stderr
         else:
