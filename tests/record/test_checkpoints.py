@@ -53,11 +53,12 @@ def test_changes_between_checkpoints_equal_sets_of_entries(history: Path) -> Non
 
 def test_entries_say_when_they_woke_and_were_used_last(history: Path) -> None:
     table = pd.read_parquet(history.parent / "history_entries.parquet")
-    counts = np.stack([recording.usage() for recording in recordings(history)])
-    drifts = [recording.drift() for recording in recordings(history)]
+    opened = recordings(history)
+    counts, layers = np.stack([recording.usage() for recording in opened]), opened[0].info.layers
+    drifts = [recording.drift() for recording in opened]
     assert len(table) == int((counts.sum(0) > 0).sum())
     for row in table.itertuples():
-        axis = recordings(history)[0].info.layers.index(row.layer)
+        axis = layers.index(row.layer)
         own = counts[:, axis, row.entry].tolist()
         used = [step for step, count in zip((10, 20), own, strict=True) if count]
         assert (row.first_step, row.last_step) == (used[0], used[-1])
