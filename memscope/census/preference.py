@@ -24,6 +24,7 @@ is unlikely too, and ``top_share`` near 1 shows that case.
 """
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -45,6 +46,24 @@ PERMUTATIONS = 9_999, 99_999
 """Least and most permutations; the smallest possible p is 2 / (1 + permutations)."""
 CHANCE_DRAWS = 9_999
 """Permutations that ``chance_low`` and ``chance_high`` are quantiles of."""
+
+
+class Statistic(IntEnum):
+    """Columns of the values of entries that are summed over the entries of a label."""
+
+    SELECTIONS = 0
+    DOUBLED_RANK = 1
+    """Twice the rank of the selections among entries."""
+
+
+class Labelling(IntEnum):
+    """Rows of what is tested: the labels themselves, and the control that shuffles them once."""
+
+    OBSERVED = 0
+    SHUFFLED = 1
+
+
+N_STATISTICS = len(Statistic)
 
 
 def layer_preferences(
@@ -136,8 +155,9 @@ def _preferences_among(
     low, high = _jackknife_interval(in_fold, all_in_fold, spread)
 
     total = counts.sum(0, dtype=np.int64)
-    values = np.zeros((len(total), 2), np.int64)
-    values[has] = np.stack([total[has], _doubled_ranks(total[has])], axis=1)
+    values = np.zeros((len(total), len(Statistic)), np.int64)
+    values[has, Statistic.SELECTIONS] = total[has]
+    values[has, Statistic.DOUBLED_RANK] = _doubled_ranks(total[has])
     observed, control = members @ values, members @ values[_shuffle_within(has, rng)]
     chance = _shuffle_labels(values[has], entries, np.stack([observed, control]), rng, permutations)
     used, top = _used_and_top(members, total)
@@ -156,11 +176,11 @@ def _preferences_among(
             "high": high / bank_share,
             "chance_low": chance.low / all_selections / bank_share,
             "chance_high": chance.high / all_selections / bank_share,
-            "p": chance.p[0, :, 0],
-            "superiority": _superiority(members, values[:, 1], among),
-            "rank_p": chance.p[0, :, 1],
-            "control_p": chance.p[1, :, 0],
-            "control_rank_p": chance.p[1, :, 1],
+            "p": chance.p[Labelling.OBSERVED, :, Statistic.SELECTIONS],
+            "superiority": _superiority(members, values[:, Statistic.DOUBLED_RANK], among),
+            "rank_p": chance.p[Labelling.OBSERVED, :, Statistic.DOUBLED_RANK],
+            "control_p": chance.p[Labelling.SHUFFLED, :, Statistic.SELECTIONS],
+            "control_rank_p": chance.p[Labelling.SHUFFLED, :, Statistic.DOUBLED_RANK],
         },
         index=rows,
     )
@@ -219,16 +239,16 @@ class _Chance(NamedTuple):
 def _shuffle_labels(
     values: np.ndarray, entries: np.ndarray, observed: np.ndarray, rng: np.random.Generator, permutations: int
 ) -> _Chance:
-    """Test observed sums ``[test, label, statistic]`` of ``values [entry, statistic]`` over the entries of a label.
+    """Test observed sums ``[Labelling, label, Statistic]`` of ``values [entry, Statistic]`` over a label's entries.
 
-    The first statistic is selections, and unused entries have 0 in all. What a label of n entries gets when labels are
-    shuffled is the sum of n values drawn without replacement: it depends on n alone. So labels may be nested: the
-    smallest gets the first positions of a shuffled order, a larger one those and more. An entry then needs one draw
-    for all labels and attributes, and unused entries need none.
+    Unused entries have 0 in all statistics. What a label of n entries gets when labels are shuffled is the sum of n
+    values drawn without replacement: it depends on n alone. So labels may be nested: the smallest gets the first
+    positions of a shuffled order, a larger one those and more. An entry then needs one draw for all labels and
+    attributes, and unused entries need none.
     """
     if not len(entries):
         return _Chance(np.empty(observed.shape), np.empty(0), np.empty(0))
-    used = values[values[:, 0] > 0]
+    used = values[values[:, Statistic.SELECTIONS] > 0]
     least, most = PERMUTATIONS
     permutations = permutations or int(np.clip(SHUFFLED_ENTRIES / max(1, len(used)), least, most))
     sizes, size_of = np.unique(entries, return_inverse=True)
@@ -250,7 +270,7 @@ def _count_tails(rng, ring, used, size_of, observed, permutations, kept):
     n_tests, n_labels, _ = observed.shape
     n_sizes, n = kept.shape[1], len(ring)
     above, below = np.zeros(observed.shape, np.int64), np.zeros(observed.shape, np.int64)
-    sums = np.empty((n_sizes + 1, 2), np.int64)
+    sums = np.empty((n_sizes + 1, N_STATISTICS), np.int64)
     for permutation in range(permutations):
         sums[:] = 0
         for i in range(len(used)):  # a partial Fisher-Yates shuffle: any start order gives a uniform one
@@ -258,16 +278,16 @@ def _count_tails(rng, ring, used, size_of, observed, permutations, kept):
             drawn = ring[j]
             ring[j] = ring[i]
             ring[i] = drawn
-            sums[drawn, 0] += used[i, 0]
-            sums[drawn, 1] += used[i, 1]
+            sums[drawn, Statistic.SELECTIONS] += used[i, Statistic.SELECTIONS]
+            sums[drawn, Statistic.DOUBLED_RANK] += used[i, Statistic.DOUBLED_RANK]
         for size in range(1, n_sizes):
-            sums[size, 0] += sums[size - 1, 0]
-            sums[size, 1] += sums[size - 1, 1]
+            for statistic in range(N_STATISTICS):
+                sums[size, statistic] += sums[size - 1, statistic]
         if permutation < len(kept):
-            kept[permutation] = sums[:n_sizes, 0]
+            kept[permutation] = sums[:n_sizes, Statistic.SELECTIONS]
         for test in range(n_tests):
             for label in range(n_labels):
-                for statistic in range(2):
+                for statistic in range(N_STATISTICS):
                     got = sums[size_of[label], statistic]
                     above[test, label, statistic] += got >= observed[test, label, statistic]
                     below[test, label, statistic] += got <= observed[test, label, statistic]

@@ -1,14 +1,22 @@
-"""Loops over the selections of single entries, compiled by numba; ``census/firing/firing.py`` says what they are
-for."""
+"""Loops over the selections of single entries, compiled by numba; ``census/firing/firing.py`` writes what they find."""
 
+from enum import IntEnum
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
 
 
+class Order(IntEnum):
+    """Columns of ``EntryFiring.information``: the order of the tokens that it was counted with."""
+
+    RECORDED = 0
+    SHUFFLED = 1
+    """At random, which shows what chance alone gives."""
+
+
 class EntryFiring(NamedTuple):
-    """What entries fire on, one row per entry; -1 fills up what an entry has too few of."""
+    """The documents, contexts, tokens and words that entries fire on, one row per entry; -1 fills up short rows."""
 
     count: Any
     """Selections, int64 ``[entry]``."""
@@ -33,7 +41,7 @@ class EntryFiring(NamedTuple):
     word_count: Any
     """Selections in that word, int64 ``[entry, top]``."""
     information: Any
-    """Sum over selections of ln(p(entry, token) / p(entry) p(token)), of tokens and of shuffled ones, ``[kind, 2]``."""
+    """Sum over selections of ln(p(entry, token) / p(entry) p(token)), float64 ``[kind, Order]``."""
 
 
 def sort_keys(entry: np.ndarray, gate: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -92,7 +100,7 @@ def describe_entries(
         token_count=np.zeros((len(tokens), n, kept_tokens), np.int64),
         word=np.full((n, kept_words), -1, np.int32),
         word_count=np.zeros((n, kept_words), np.int64),
-        information=np.zeros((len(shuffled), 2)),
+        information=np.zeros((len(shuffled), len(Order))),
     )
     gates = _gates(keys)
     _contexts(starts, rows, gates, doc, position, top, quantiles, out)
@@ -101,8 +109,8 @@ def describe_entries(
     no_lift = np.zeros((0, 0), np.float32)
     _typical(starts, rows, word_of_row, word_share, out.word, no_lift, out.word_count)
     for kind in range(len(shuffled)):
-        out.information[kind, 0] = _information(starts, rows, tokens[kind], share[kind])
-        out.information[kind, 1] = _information(starts, rows, shuffled[kind], share[kind])
+        out.information[kind, Order.RECORDED] = _information(starts, rows, tokens[kind], share[kind])
+        out.information[kind, Order.SHUFFLED] = _information(starts, rows, shuffled[kind], share[kind])
     return out
 
 
