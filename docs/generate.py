@@ -20,6 +20,7 @@ PUBLIC = {
     "query.entry_cards": ["EntryCard"],
     "recording.census_file": [
         "Census",
+        "Counted",
         "LayerMetrics",
         "Weightings",
         "Evenness",

@@ -246,19 +246,17 @@ class Group(Documented):
     """Each layer."""
 
 
-class Census(Documented):
-    """Everything that was counted in a recording."""
+class Counted(Documented):
+    """The numbers of a whole recording, which ``census.json`` and ``metrics.json`` of a report share."""
 
-    tokens: int
-    """Tokens recorded."""
     loss: float
     """Mean loss on the recorded text, nats per token."""
-    interval_unit: str
-    """What a fold is made of."""
     folds: int
     """Folds that standard errors and intervals are made from."""
+    interval_unit: str
+    """The text that makes up a fold, such as ``documents``."""
     critical: float | None
-    """A 95% interval reaches so many standard errors to either side; null with fewer than two folds."""
+    """Standard errors from the centre of a 95% interval to either end; null with fewer than two folds."""
     equal_documents: float
     """Units of equal length that would tell as much; far fewer than there are where some are much longer."""
     longest_document: float
@@ -268,9 +266,16 @@ class Census(Documented):
     overlap: Overlap
     """How alike layers use the bank."""
     layers: tuple[LayerMetrics, ...]
-    """Each layer, in the order of ``RecordingInfo.layers``."""
+    """Each layer, in the order of the recording's layers."""
     groups: dict[str, Group]
     """By group of documents; empty where the corpus has no groups."""
+
+
+class Census(Counted):
+    """Everything that was counted in a recording."""
+
+    tokens: int
+    """Tokens recorded."""
 
 
 _LEADING: dict[type[BaseModel], tuple[str, ...]] = {
@@ -278,8 +283,9 @@ _LEADING: dict[type[BaseModel], tuple[str, ...]] = {
     GroupLayer: ("layer",),
     Profiles: ("information",),
     ClassProfile: ("label", "low", "high", "tokens", "coverage", "divergence", "even_divergence"),
+    Census: ("tokens", "loss", "interval_unit"),
 }
-"""Fields that stand first in ``census.json``; the others follow in the order of their class."""
+"""Fields that stand first in ``census.json``, in this order; the others follow in the order of their class."""
 
 
 def read_census(recording: Path, info: RecordingInfo) -> Census:
@@ -313,7 +319,7 @@ def plain(value: Any) -> Any:
     """JSON values of a census or a part of it; a field that was never set is left out."""
     if isinstance(value, BaseModel):
         leading = _LEADING.get(type(value), ())
-        names = sorted(type(value).model_fields, key=lambda name: name not in leading)
+        names = [*leading, *(name for name in type(value).model_fields if name not in leading)]
         return {name: plain(getattr(value, name)) for name in names if name in value.model_fields_set}
     if isinstance(value, dict):
         return {name: plain(part) for name, part in value.items()}

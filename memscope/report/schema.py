@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from memscope.query.recording import Recording
-from memscope.recording.census_file import Documented, Group, LayerMetrics, Overlap, Weightings
+from memscope.recording.census_file import Counted, Documented
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -146,33 +146,16 @@ class Answer(Documented):
     """The numbers behind it."""
 
 
-class Metrics(Documented):
-    """Every number of a gate-bias report (``metrics.json``)."""
-
+class _Recorded(Documented):
     recording: Source
-    """What was recorded."""
+    """The recording."""
     run: dict[str, Any]
     """Summary of the training run (``run.json``); empty if training had not finished."""
-    loss: float
-    """Mean loss on the recorded text, nats per token."""
-    folds: int
-    """Folds that standard errors and intervals are made from."""
-    interval_unit: str
-    """What a fold is made of."""
-    critical: float | None
-    """A 95% interval reaches so many standard errors to either side; null with fewer than two folds."""
-    equal_documents: float
-    """Units of equal length that would tell as much; far fewer than there are where some are much longer."""
-    longest_document: float
-    """Share of the text that the longest document holds."""
-    all_layers: Weightings
-    """Selections of all layers taken together."""
-    overlap: Overlap
-    """How alike layers use the bank."""
-    layers: tuple[LayerMetrics, ...]
-    """Each layer, in the order of recording.layers."""
-    groups: dict[str, Group]
-    """By group of documents; empty where the corpus has no groups."""
+
+
+class Metrics(Counted, _Recorded):  # fields of the last base come first, in the file and in its schema
+    """Every number of a gate-bias report (``metrics.json``)."""
+
     preferences: tuple[Preference, ...]
     """One row per layer, attribute and label; empty where sentences have no labels."""
     anomalies: tuple[Anomaly, ...]
