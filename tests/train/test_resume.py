@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,22 @@ def start(config: Config, run: Path) -> Any:
 
 
 def finish(config: Config, run: Path) -> None:
-    process = start(config, run)
+    assert ended(start(config, run)) == 0
+
+
+def ended(process: Any) -> int:
+    """The exit code of a process, once it has ended."""
     process.join()
-    assert process.exitcode == 0
+    return int(process.exitcode)
+
+
+def killed(process: Any, wanted: Callable[[], bool], delay: float) -> bool:
+    """Kill a process ``delay`` seconds after ``wanted`` came true; false if it had ended before."""
+    while process.is_alive() and not wanted():
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    return ended(process) == -signal.SIGKILL
 
 
 def die_in(module: str, function: str, call: int) -> None:
@@ -72,8 +86,7 @@ def train_and_die(config: Config, run: Path, module: str, function: str, call: i
 def kill_in(config: Config, run: Path, module: str, function: str, call: int) -> None:
     process = FRESH.Process(target=train_and_die, args=(config, run, module, function, call))
     process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert ended(process) == -signal.SIGKILL
 
 
 def results(run: Path) -> list[dict[str, Any]]:
@@ -111,16 +124,13 @@ def test_run_killed_at_random_moments_ends_like_an_uninterrupted_one(
     corpus_dir: Path, reference: Path, tmp_path: Path, seed: int
 ) -> None:
     config, run, chance = make_config(corpus_dir), tmp_path / "run", random.Random(seed)
-    metrics = run / "metrics.jsonl"
-    kills = 0
+    metrics, kills = run / "metrics.jsonl", 0
     for lines in sorted(chance.sample(range(2, 18), 4)):
-        process = start(config, run)
-        while process.is_alive() and not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines):
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.05))
-        process.kill()
-        process.join()
-        kills += process.exitcode == -signal.SIGKILL
+
+        def logged(lines: int = lines) -> bool:
+            return metrics.is_file() and metrics.read_bytes().count(b"\n") >= lines
+
+        kills += killed(start(config, run), logged, chance.uniform(0, 0.05))
     finish(config, run)
     assert kills >= 2  # a run that was done before the signal came would prove nothing
     assert_same_run(run, reference)
@@ -233,9 +243,7 @@ def start_recording(run: Path, corpus_dir: Path, recording: Path, *death: Any) -
 
 
 def finish_recording(run: Path, corpus_dir: Path, recording: Path) -> None:
-    process = start_recording(run, corpus_dir, recording)
-    process.join()
-    assert process.exitcode == 0
+    assert ended(start_recording(run, corpus_dir, recording)) == 0
 
 
 def contents(recording: Path) -> dict[str, bytes]:
@@ -266,13 +274,12 @@ def test_recording_killed_at_random_moments_ends_like_an_uninterrupted_one(
 ) -> None:
     recording, chance, kills = tmp_path / "recording", random.Random(seed), 0
     for parts in [*sorted(chance.sample(range(14), 3)), 99, 99]:  # while recording, then while counting
+
+        def recorded_parts(parts: int = parts) -> bool:
+            return len(list(recording.glob("selections/part-*"))) >= min(parts, 14)
+
         process = start_recording(tiny_run_path, corpus_dir, recording)
-        while process.is_alive() and len(list(recording.glob("selections/part-*"))) < min(parts, 14):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.01 if parts < 99 else 0.4))
-        process.kill()
-        process.join()
-        kills += process.exitcode == -signal.SIGKILL
+        kills += killed(process, recorded_parts, chance.uniform(0, 0.01 if parts < 99 else 0.4))
     finish_recording(tiny_run_path, corpus_dir, recording)
     assert kills >= 2  # a recording that was done before the signal came would prove nothing
     assert_same_recording(recording, recorded)
@@ -296,7 +303,6 @@ def test_recording_killed_at_a_delicate_moment_ends_like_an_uninterrupted_one(
 ) -> None:
     recording = tmp_path / "recording"
     process = start_recording(tiny_run_path, corpus_dir, recording, module, function, call)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert ended(process) == -signal.SIGKILL
     finish_recording(tiny_run_path, corpus_dir, recording)
     assert_same_recording(recording, recorded)
