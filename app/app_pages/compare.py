@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.parts import columns, compare, figures
+from app.parts import compare, figures, tables
 from memscope.report.compare.pairs import paired_metrics
 
 PARTS = ("metrics", "entries", "prompt")
@@ -60,22 +60,13 @@ elif part == "entries":
         st.stop()
     st.segmented_control("Layer", [ALL, *info.layers], required=True, **view.widget("layer"))
     table = compare.changed(a, b, name, None if layer == ALL else layer)
-    st.session_state["_changed"] = table["entry"].tolist()
-
-    def open_row() -> None:
-        rows = st.session_state["changed"].selection.rows
-        if rows:
-            address.go("entries", entry=int(st.session_state["_changed"][rows[0]]))
-
-    outside.table(
+    tables.entry_table(
         table,
-        hide_index=True,
-        height=560,
+        [{"entry": entry} for entry in table["entry"].tolist()],
         key="changed",
-        on_select=open_row,
-        selection_mode="single-row",
+        height=560,
         column_order=["entry", "count_a", "count_b", "share_a", "share_b", "change", "drift_a", "drift_b", "sentence"],
-        column_config=columns.ENTRY | compare.CHANGE_CONFIG,
+        column_config=tables.ENTRY | compare.CHANGE_CONFIG,
         alt="Entries whose share of selections differs most",
     )
     st.caption(

@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.parts import columns, entry_view
+from app.parts import entry_view, tables
 from memscope.query.bank_table import FIELDS, SORTS, STATES, entry_rows
 from memscope.stats.usage import HOT_FACTOR
 
@@ -41,7 +41,7 @@ def open_row() -> None:
 box, where, by, direction, which, number = st.columns([3.4, 1.9, 1.9, 1.6, 1.6, 1.5], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
 where.selectbox("In", FIELDS, **view.widget("in", show_table))
-by.selectbox("Sort by", SORTS, format_func=columns.SORT_LABELS.get, **view.widget("sort", show_table))
+by.selectbox("Sort by", SORTS, format_func=tables.SORT_LABELS.get, **view.widget("sort", show_table))
 direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
 which.selectbox("Show", STATES, **view.widget("show", show_table))
 number.number_input("Open entry", 0, info.knowledge_num - 1, step=1, placeholder="number", **view.widget("entry"))
@@ -84,7 +84,7 @@ if entry is None:
             "words",
             "predicate",
         ],
-        column_config=columns.ENTRY,
+        column_config=tables.ENTRY,
         alt="Entries of the bank",
     )
     st.caption(
@@ -119,6 +119,6 @@ entry_view.firing(recording, entry)
 left, right = st.columns([3, 1.2], gap="large")
 with left:
     st.markdown("**Selected together with**")
-    entry_view.neighbours(recording, entry, layer if layer in used else None, "entries")
+    entry_view.neighbours(recording, entry, layer if layer in used else None)
 with right:
     entry_view.place(recording, entry)

@@ -3,9 +3,9 @@
 import numpy as np
 import streamlit as st
 
-from app import address, outside, state
+from app import address, state
 from app.address import choice, several
-from app.parts import anomalies, bias, columns, figures
+from app.parts import anomalies, bias, figures, tables
 from memscope.report.plots import usage as plots
 
 WEIGHTINGS = {"count": "by_count", "gate score": "by_gate_score", "read weight": "by_read_weight"}
@@ -61,14 +61,7 @@ if part == "evenness":
         )
         st.caption(f"Filled: entries used at least once. Outlined: what even selection would have used by now. {d}")
     st.subheader("Evenness per layer")
-    outside.table(
-        metrics,
-        hide_index=True,
-        height="content",
-        column_order=columns.METRIC_COLUMNS,
-        column_config=columns.METRICS,
-        alt="Evenness of usage per layer",
-    )
+    tables.evenness_table(metrics)
     st.caption(
         f"KL to uniform is 0 when even and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
         "even columns are what chance alone gives; by scores alone: the share of selections that raw scores would have "

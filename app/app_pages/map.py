@@ -6,7 +6,7 @@ import streamlit as st
 from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components.scatter import scatter, tip
-from app.parts import columns
+from app.parts import tables
 from memscope.query.bank_table import entry_rows
 from memscope.query.map_points import COLORS, DENSE, inside
 
@@ -59,12 +59,6 @@ def pick() -> None:
 def draw_lasso() -> None:
     view.put(lasso=[(int(x), int(y)) for x, y in st.session_state["map"].lassoed])
     st.rerun()
-
-
-def open_row() -> None:
-    rows = st.session_state["inside"].selection.rows
-    if rows:
-        address.go("entries", entry=int(st.session_state["_inside"][rows[0]]))
 
 
 if not said["trusted"]:
@@ -139,16 +133,13 @@ if not len(chosen):
     st.info("No entry is there.", icon=":material/search_off:")
     st.stop()
 table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
-st.session_state["_inside"] = table["entry"].tolist()
-outside.table(
+tables.entry_table(
     table,
-    hide_index=True,
+    [{"entry": entry} for entry in table["entry"].tolist()],
     key="inside",
     height=400,
-    on_select=open_row,
-    selection_mode="single-row",
     column_order=["entry", "count", "layers_used", "top_layer", "drift", "sentence", "decoded", "title"],
-    column_config=columns.ENTRY,
+    column_config=tables.ENTRY,
     alt="Entries that were selected on the map",
 )
 st.caption(f"The {len(table):,} most selected of them; the CSV holds the first 10,000. Select a row to open its entry.")

@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, outside, recordings, state
 from app.address import choice
-from app.parts import columns, overview
+from app.parts import overview, tables
 from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.report.plots import usage as plots
@@ -53,14 +53,7 @@ if part == "health":
         with st.expander(finding.question):
             outside.text(finding.answer)
     st.subheader("Usage per layer")
-    outside.table(
-        recording.evenness(),
-        hide_index=True,
-        height="content",
-        column_order=columns.METRIC_COLUMNS,
-        column_config=columns.METRICS,
-        alt="Evenness of selection per layer, beside what even selection gives",
-    )
+    tables.evenness_table(recording.evenness())
     st.caption(
         f"Each layer made {per_layer:,} selections. The columns named even say what choosing every entry with equal "
         "chance gives after as many; the further a layer is from them, the more its gate is biased."

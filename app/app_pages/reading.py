@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
-from app.parts import columns, figures
+from app.parts import figures, tables
 from memscope.query.read_sample import head_shares, unread_entries
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots
@@ -47,8 +47,8 @@ if part == "shares":
         reading,
         hide_index=True,
         height="content",
-        column_order=["layer", *columns.READING],
-        column_config=columns.READING,
+        column_order=["layer", *tables.READING],
+        column_config=tables.READING,
         alt="How the attention weighs what the gate selected, per layer",
     )
     st.caption(
@@ -56,7 +56,7 @@ if part == "shares":
         "token's read; by norm, read heads that add and read heads that subtract do not cancel. The read weight "
         f"contains the gate score, so gate ~ attention takes it out. {d}"
     )
-    state.download("Reading as CSV", lambda: reading[["layer", *columns.READING]], "reading")
+    state.download("Reading as CSV", lambda: reading[["layer", *tables.READING]], "reading")
 
 elif part == "gate against read":
     sample = state.read_sample(layer)
@@ -111,21 +111,12 @@ elif part == "unread entries":
     table = unread_entries(recording, sample)
     share, by_norm = (float((shares < UNREAD_SHARE).mean()) for shares in (sample.read, sample.norm))
     st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread, {by_norm:.1%} by norm.**")
-    st.session_state["_unread"] = table["entry"].tolist()
-
-    def open_row() -> None:
-        rows = st.session_state["unread"].selection.rows
-        if rows:
-            address.go("entries", entry=int(st.session_state["_unread"][rows[0]]), layer=layer)
-
-    outside.table(
+    tables.entry_table(
         table,
-        hide_index=True,
-        height=520,
+        [{"entry": entry, "layer": layer} for entry in table["entry"].tolist()],
         key="unread",
-        on_select=open_row,
-        selection_mode="single-row",
-        column_config=columns.ENTRY
+        height=520,
+        column_config=tables.ENTRY
         | {
             "selections": st.column_config.NumberColumn(format="localized"),
             "unread": st.column_config.NumberColumn("of them unread", format="localized"),

@@ -2,8 +2,9 @@
 
 import streamlit as st
 
-from app import address, outside, state
+from app import state
 from app.address import View, choice
+from app.parts import tables
 from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE, KINDS, anomalies_in_words
 
@@ -32,22 +33,11 @@ def anomalies(view: View, recording: Recording) -> None:
         **view.widget("kind"),
     )
     shown = table if kind == _ALL else table[table["kind"] == kind]
-    st.session_state["_anomalies"] = list(zip(shown["entry"].tolist(), shown["layer"].tolist(), strict=True))
-
-    def open_row() -> None:
-        rows = st.session_state["anomalies"].selection.rows
-        if rows:
-            entry, layer = st.session_state["_anomalies"][rows[0]]
-            if entry >= 0:
-                address.go("entries", entry=entry, layer=layer)
-
-    outside.table(
+    tables.entry_table(
         shown.assign(entry=shown["entry"].where(shown["entry"] >= 0)),
-        hide_index=True,
-        height="content" if len(shown) <= 15 else 560,
+        [{} if row["entry"] < 0 else row for row in shown[["entry", "layer"]].to_dict("records")],
         key="anomalies",
-        on_select=open_row,
-        selection_mode="single-row",
+        height="content" if len(shown) <= 15 else 560,
         column_order=["kind", "layer", "entry", "text", "tokens", "p"],
         column_config={
             "kind": st.column_config.TextColumn(width=90),

@@ -5,9 +5,9 @@ import time
 import pandas as pd
 import streamlit as st
 
-from app import address, outside, state
+from app import outside, state
 from app.address import View, choice
-from app.parts import columns, figures
+from app.parts import figures, tables
 from app.parts.report_file import make_report, report_file
 from memscope.query.recording import Recording
 from memscope.recording.census_file import ClassProfile
@@ -33,22 +33,13 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
         "Layer", list(recording.info.layers), required=True, label_visibility="collapsed", **view.widget("layer")
     )
     most = recording.most_used(layer, weighting)
-    st.session_state["_most"] = most["entry"].tolist()
-
-    def open_row() -> None:
-        rows = st.session_state["most"].selection.rows
-        if rows:
-            address.go("entries", entry=int(st.session_state["_most"][rows[0]]), layer=layer)
-
-    outside.table(
+    tables.entry_table(
         most,
-        hide_index=True,
-        height=330,
+        [{"entry": entry, "layer": layer} for entry in most["entry"].tolist()],
         key="most",
-        on_select=open_row,
-        selection_mode="single-row",
+        height=330,
         column_order=["entry", "count", "share", "sentence"],
-        column_config=columns.ENTRY,
+        column_config=tables.ENTRY,
         alt="Most used entries of one layer",
     )
     st.caption(

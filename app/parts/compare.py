@@ -7,7 +7,7 @@ import streamlit as st
 from app import live, outside, state
 from app.address import View
 from app.components.tokens import token_view
-from app.parts import columns
+from app.parts import tables
 from memscope.base.errors import InputError
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
@@ -213,7 +213,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
             hide_index=True,
             height=320,
             column_order=["layer", "entry", "gate", "read", "sentence"],
-            column_config=columns.ENTRY
+            column_config=tables.ENTRY
             | {kind: st.column_config.NumberColumn(format="%.3g", width=60) for kind in ("gate", "read")},
             alt="Most read entries of this token",
         )
@@ -234,7 +234,7 @@ def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
         hide_index=True,
         height=320,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
-        column_config=columns.ENTRY | columns.SIDES,
+        column_config=tables.ENTRY | tables.SIDES,
         alt="Entries that either model selects on this token",
     )
     st.caption(

@@ -7,7 +7,7 @@ import streamlit as st
 from app import address, outside, state
 from app.components.contexts import context_view
 from app.components.decoding import decoding_view
-from app.parts import columns, figures
+from app.parts import figures, tables
 from memscope.base.words import visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
@@ -198,7 +198,7 @@ def firing(recording: Recording, entry: int) -> None:
     )
 
 
-def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: str) -> None:
+def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
     """Entries selected together with it."""
     table = state.answer(Recording.neighbours_of, [entry])
     table = table if layer is None else table[table["layer"] == layer]
@@ -206,22 +206,13 @@ def neighbours(recording: Recording, entry: int, layer: int | None, open_entry: 
         st.caption("No entry is selected together with it more than by chance.")
         return
     table = table.sort_values("npmi", ascending=False).head(20)
-    st.session_state["_neighbours"] = table["other"].tolist()
-
-    def open_row() -> None:
-        rows = st.session_state["neighbours"].selection.rows
-        if rows:
-            address.go(open_entry, entry=int(st.session_state["_neighbours"][rows[0]]))
-
-    outside.table(
+    tables.entry_table(
         table,
-        hide_index=True,
+        [{"entry": other} for other in table["other"].tolist()],
         key="neighbours",
-        on_select=open_row,
-        selection_mode="single-row",
         height="content",
         column_order=["other", "layer", "together", "npmi", "title", "sentence"],
-        column_config=columns.ENTRY
+        column_config=tables.ENTRY
         | {
             "other": st.column_config.NumberColumn("entry", format="%d", width=70),
             "layer": st.column_config.NumberColumn(width=55),

@@ -10,7 +10,7 @@ import streamlit as st
 from app import outside, state
 from app.address import View
 from app.components.tokens import token_view
-from app.parts import columns
+from app.parts import tables
 from memscope.base.words import visible
 from memscope.query.catalog import find_documents
 from memscope.query.fired import predicted_token, shared_by_layer, shared_selections
@@ -170,7 +170,7 @@ def two_texts(
         shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
         hide_index=True,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
-        column_config=columns.ENTRY | columns.SIDES,
+        column_config=tables.ENTRY | tables.SIDES,
         alt="Entries that either token selects",
     )
     st.caption("All entries that either token selects, shared ones first within a layer; empty where it does not.")

@@ -1,6 +1,11 @@
-"""How the pages show columns that several tables share."""
+"""Tables and columns that several pages show."""
 
+from typing import Any
+
+import pandas as pd
 import streamlit as st
+
+from app import address, outside
 
 _NUMBER, _PLAIN = st.column_config.NumberColumn, "localized"
 
@@ -103,3 +108,36 @@ SORT_LABELS = {
     "layers_used": "layers",
 }
 """Names of ``bank_table.SORTS`` as the table of entries shows them."""
+
+
+def entry_table(table: pd.DataFrame, targets: list[dict[str, int]], *, key: str, **options: Any) -> None:
+    """Show a table in which selecting a row opens an entry.
+
+    Args:
+        table: the rows.
+        targets: values of the address on the page of entries for each row, such as ``{"entry": 3, "layer": 1}``; a row
+            with none opens nothing.
+        key: name of the widget.
+        options: further options of ``st.dataframe``.
+    """
+    st.session_state[f"_{key}"] = targets
+
+    def open_row() -> None:
+        rows = st.session_state[key].selection.rows
+        target = st.session_state[f"_{key}"][rows[0]] if rows else {}
+        if target:
+            address.go("entries", **target)
+
+    outside.table(table, hide_index=True, key=key, on_select=open_row, selection_mode="single-row", **options)
+
+
+def evenness_table(metrics: pd.DataFrame) -> None:
+    """Show ``Recording.evenness()``, with the values of even selection beside it."""
+    outside.table(
+        metrics,
+        hide_index=True,
+        height="content",
+        column_order=METRIC_COLUMNS,
+        column_config=METRICS,
+        alt="Evenness of usage per layer, beside that of even selection",
+    )
