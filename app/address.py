@@ -39,7 +39,7 @@ def integer(low: int, high: int, default: int | None = None, name: str = "number
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 18 and low <= int(text) < high):
-            raise ValueError(f"There is no such {name} as the address asks for; they run from {low} to {high - 1:,}.")
+            raise ValueError(f"There is no such {name} as the address names; they run from {low} to {high - 1:,}.")
         return int(text)
 
     return Field(default, parse, lambda value: value == default or (isinstance(value, int) and low <= value < high))
@@ -51,7 +51,7 @@ def choice(options: Sequence[Any], default: Any = None, name: str = "choice") ->
 
     def parse(text: str) -> Any:
         if text not in known:
-            raise ValueError(f"There is no such {name} as the address asks for.")
+            raise ValueError(f"There is no such {name} as the address names.")
         return known[text]
 
     return Field(options[0] if default is None else default, parse, lambda value: value in options)
@@ -64,7 +64,7 @@ def several(options: Sequence[Any], name: str = "choice") -> Field:
     def parse(text: str) -> list[Any]:
         texts = text.split("-")
         if not set(texts) <= known.keys():
-            raise ValueError(f"There is no such {name} as the address asks for.")
+            raise ValueError(f"There is no such {name} as the address names.")
         return [known[label] for label in known if label in texts]
 
     return Field(

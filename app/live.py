@@ -26,21 +26,21 @@ def recorded_run(name: str | None = None) -> "LoadedRun":
     """Load the run that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
 
     Raises:
-        InputError: the model is gone, or has changed since.
+        InputError: the model is missing, or was trained further.
     """
     info = recording(name).info
     run = Path(info.run)
     if not (run / _MODEL).is_file():
         raise InputError(
-            f"{run}: the run that was recorded is not there any more. Recorded documents can still be read; for typed "
-            f"text put the run back, or train and record again: {RECORD}"
+            f"{run}: the recorded run is missing. Recorded documents can still be read. For typed text, restore the "
+            f"run, or train and record again: {RECORD}"
         )
     with st.spinner("Loading the model ..."):
         loaded = _load_run(run, (run / _MODEL).stat().st_mtime_ns)
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
-            f"{run}: the run has been trained further since it was recorded, so its answers would not match this "
-            f"recording. Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
+            f"{run}: the run was trained further after it was recorded, so its answers would not match this recording. "
+            f"Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
         )
     return loaded
 

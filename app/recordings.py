@@ -17,12 +17,14 @@ def choose_recording() -> None:
     recordings = state.find_recordings(state.root())
     if not recordings:
         st.title("No recording yet")
-        st.write("A recording holds what a trained model's gate selected on a corpus. Make one, then reload this page:")
+        st.write(
+            "A recording holds the entries that a model's gate selected on a corpus. Make one, then reload this page:"
+        )
         outside.code(state.RECORD, language="bash")
         st.stop()
     name, missing = address.choose(state.usable_first())
     if missing:
-        st.warning("There is no such recording as the address asks for; this is another one.")
+        st.warning("There is no such recording as the address names; this is another one.")
     st.session_state["_recording"] = st.session_state["chosen"] = name
     with st.sidebar:
         st.selectbox(

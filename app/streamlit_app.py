@@ -11,15 +11,15 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
 <circle cx="6" cy="8" r="2.2" fill="#E69F00"/></svg>"""
 
 PAGES = {
-    "overview": ("Overview", "dashboard", "What was recorded, how training went and how healthy the memory is."),
+    "overview": ("Overview", "dashboard", "The recording, its training and the health of the memory."),
     "prompts": ("Prompts", "notes", "Token by token: the entries that the gate selected and the attention read."),
     "entries": ("Entries", "database", "The whole bank: search it, sort it, and open one entry."),
     "map": ("Map", "scatter_plot", "The bank in two dimensions, coloured by what entries are and do."),
-    "gate_bias": ("Gate bias", "balance", "How far selection is from even, toward what, and the full report."),
+    "gate_bias": ("Gate bias", "balance", "Evenness of selection, preferences, anomalies and the full report."),
     "reading": ("Reading", "menu_book", "How the attention weighs what the gate selected."),
-    "facts": ("Facts", "fact_check", "Are facts that entries started from selected, read and needed when asked?"),
+    "facts": ("Facts", "fact_check", "Does a question select, read and need the entries that started from its fact?"),
     "what_if": ("What if", "science", "Ablate, force, swap or rewrite entries, and see what changes."),
-    "compare": ("Compare", "compare_arrows", "Two recordings side by side: checkpoints, seeds, starts."),
+    "compare": ("Compare", "compare_arrows", "Two recordings side by side, such as two checkpoints or seeds."),
 }
 
 st.set_page_config(page_title="memscope", page_icon=ICON, layout="wide", initial_sidebar_state=210)

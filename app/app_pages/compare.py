@@ -70,9 +70,9 @@ elif part == "entries":
         alt="Entries whose share of selections differs most",
     )
     st.caption(
-        "Entries whose share of selections differs most between A and B, largest difference first; sentences are A's. "
-        f"D = {info.rows * info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer. Select a row to "
-        "open the entry in A."
+        "Entries whose share of selections differs most between A and B, largest difference first. Sentences are those "
+        f"of A. D = {info.rows * info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer. Select a "
+        "row to open the entry in A."
     )
 
 else:

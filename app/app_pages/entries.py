@@ -121,4 +121,4 @@ with left:
     st.markdown("**Selected together with**")
     entry_view.neighbours(recording, entry, layer if layer in used else None)
 with right:
-    entry_view.place(recording, entry)
+    entry_view.map_position(recording, entry)

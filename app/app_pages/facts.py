@@ -1,4 +1,4 @@
-"""The fact audit: are facts that entries started from selected, read and needed when they are asked?"""
+"""The fact audit: does a question select, read and need the entries that started from its fact?"""
 
 import streamlit as st
 
@@ -21,8 +21,8 @@ view.write()
 audit = load_audit(recording.path)
 if audit is None:
     st.write(
-        "No facts were asked yet. A file of facts has one JSON object a line with uuid, subject, predicate, object and "
-        "a template such as “[X] was born in [Y] .”; entries must have started from sentences that state some of them."
+        "There is no audit yet. A file of facts has one JSON object per line, with uuid, subject, predicate, object "
+        "and a template such as “[X] was born in [Y] .”. Entries must have started from sentences that state facts."
     )
     outside.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
     st.stop()
@@ -40,9 +40,9 @@ if part == "recall":
     )
     st.caption(
         f"Share of {summary['stated']:,} facts whose question selects an entry that started from a sentence stating "
-        "the fact. Even: as many selections spread evenly over the bank. Shuffled: entries of another fact. Same "
-        "predicate: of another fact of its predicate. p: share of shuffles with as high a recall; many layers are "
-        "tested, so a single small one says little."
+        "the fact. Even: as many selections, spread evenly over the bank. Shuffled: entries of another fact. Same "
+        "predicate: entries of another fact with the same predicate. p: share of shuffles with at least this recall; "
+        "many layers are tested, so one small p says little."
     )
     outside.table(
         recall.assign(layer=recall["layer"].map(lambda layer: "any" if layer < 0 else str(layer))),
@@ -85,5 +85,5 @@ else:
         column_order=["subject", "predicate", "object", "rank", "asked", "read", "ablated", "drop_own", "drop_control"],
         alt="Facts",
     )
-    st.caption(f"{len(shown):,} of {len(facts):,} facts. Rank: of the object's first token among all tokens.")
+    st.caption(f"{len(shown):,} of {len(facts):,} facts. Rank is that of the object's first token among all tokens.")
     state.download("Facts as CSV", lambda: facts, "facts")

@@ -1,4 +1,4 @@
-"""How far selection is from even, toward what it leans, and the whole report to download."""
+"""The gate's bias: evenness of selection, preferences, anomalies, and the full report to download."""
 
 import numpy as np
 import streamlit as st
@@ -52,20 +52,21 @@ if part == "evenness":
             alt="Lorenz curve per layer",
         )
         st.caption(
-            f"Share of usage that the least used entries hold; the further below the diagonal, the less even. {d}"
+            "Share of usage that the least used entries hold. The further a curve lies below the diagonal, the less "
+            f"even is usage. {d}"
         )
     with right:
         st.subheader("Coverage")
         state.show_figure(
             plots.coverage_bars, lambda: (metrics,), by, alt="Share of entries used, beside even selection, per layer"
         )
-        st.caption(f"Filled: entries used at least once. Outlined: what even selection would have used by now. {d}")
+        st.caption(f"Filled: entries used at least once. Outlined: the same for even selection. {d}")
     st.subheader("Evenness per layer")
     tables.evenness_table(metrics)
     st.caption(
-        f"KL to uniform is 0 when even and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
-        "even columns are what chance alone gives; by scores alone: the share of selections that raw scores would have "
-        f"made without the selection bias, whatever the weighting. {d}"
+        f"KL to uniform is 0 for even usage and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
+        "columns named even hold the values of even selection. By scores alone is the share of selections that raw "
+        f"scores would have made without the selection bias, under any weighting. {d}"
     )
     state.download("Evenness as CSV", lambda: metrics, "evenness")
 
@@ -81,7 +82,7 @@ if part == "concentration":
                 by,
                 alt="Usage by rank",
             )
-            st.caption(f"Entries from most to least used, both axes logarithmic; a flat line would be even. {d}")
+            st.caption(f"Entries from most to least used, both axes logarithmic. Even usage is a flat line. {d}")
         else:
             log = drawn == DRAWN[1]
             state.show_figure(
@@ -91,11 +92,11 @@ if part == "concentration":
                 log,
                 alt="Histogram of usage over entries, per layer",
             )
-            st.caption(f"How many entries have how much usage; a narrow peak at the line would be even. {d}")
+            st.caption(f"Number of entries by their usage. Even usage is a narrow peak at the dashed line. {d}")
     with right:
         st.subheader("Entries that hold 50, 90 and 99%")
         state.show_figure(plots.top_mass, lambda: (metrics,), by, alt="Entries that hold 50, 90 and 99% of usage")
-        st.caption(f"How few entries carry half, 90% and 99% of a layer's usage, beside all that it can select. {d}")
+        st.caption(f"Number of entries that hold half, 90% and 99% of a layer's usage, beside all it can select. {d}")
     bias.most_used(view, recording, layer, weighting, name, d)
 
 if part == "preferences":

@@ -91,15 +91,15 @@ show_map()
 if len(places) >= DENSE:
     st.toggle("Draw every point", **view.widget("every"))
     st.caption(
-        f"From {DENSE:,} points on the map shows density first: one point for every small square with entries, the "
-        "stronger the more there are. Search, lasso and the table always mean all entries. Drawing every point takes "
+        f"A map of {DENSE:,} points or more shows density first: one point for every small square with entries, "
+        "stronger where there are more. Search, lasso and table always cover all entries. Drawing every point takes "
         "some seconds without a graphics card."
     )
 pca = said["yardstick"]["pca"]
 st.caption(
     f"One point per entry, {len(places):,} in all; near points are alike in {said['feature']}{choice_in_words()}. "
-    f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50); "
-    f"{said['neighbours_kept']:.1%} of nearest neighbours kept (PCA plane {pca['neighbours_kept']:.1%}). "
+    f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50). "
+    f"It keeps {said['neighbours_kept']:.1%} of nearest neighbours (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
     f"click for one entry. Usage is over D = {info.rows * len(info.layers) * info.selected:,} selections."
 )
@@ -114,7 +114,7 @@ if entry is not None:
             st.button("Clear", on_click=lambda: view.put(entry=None))
 
 if not lasso and found is None:
-    st.caption("Draw a lasso or search: a table here lists the entries.")
+    st.caption("Draw a lasso or search to list entries in a table here.")
     st.stop()
 chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
 if lasso:
@@ -130,7 +130,7 @@ with right:
 if lasso:
     clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
 if not len(chosen):
-    st.info("No entry is there.", icon=":material/search_off:")
+    st.info("No entry matches.", icon=":material/search_off:")
     st.stop()
 table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
 tables.entry_table(

@@ -45,18 +45,18 @@ if part == "health":
         with (left, right)[number % 2]:
             show(flag.text, icon=icon)
     st.caption(
-        "A tick: as it should be. A circle with i: worth a look. A triangle: much of the memory does nothing. Each "
-        "line says over how many selections it holds; docs/reference/metrics.md defines every number."
+        "A tick: healthy. A circle with i: worth a look. A triangle: much of the memory is unused. Each line gives the "
+        "number of selections behind it; docs/reference/metrics.md defines every number."
     )
-    st.subheader("In more words")
+    st.subheader("Findings")
     for finding in state.answer(find):
         with st.expander(finding.question):
             outside.text(finding.answer)
     st.subheader("Usage per layer")
     tables.evenness_table(recording.evenness())
     st.caption(
-        f"Each layer made {per_layer:,} selections. The columns named even say what choosing every entry with equal "
-        "chance gives after as many; the further a layer is from them, the more its gate is biased."
+        f"Each layer made {per_layer:,} selections. The columns named even hold the values of even selection, which "
+        "chooses every entry with equal probability. The further a layer is from them, the more its gate is biased."
     )
 
 elif part == "model":
@@ -65,13 +65,13 @@ elif part == "model":
 elif part == "training":
     curve = recording.training_curve()
     if curve.empty:
-        st.info("The run kept no training log, metrics.jsonl; a run that is trained with memscope has one.")
+        st.info("This run has no training log (metrics.jsonl). Runs trained with memscope have one:")
         outside.code("memscope train configs/demo.yaml --out runs/NAME", language="bash")
         st.stop()
     state.show_figure(plots.training_curve, lambda: (curve,), alt="Loss and entries used over training steps")
     st.caption(
         "Left: loss on training batches and on validation documents. Right: how many entries the validation tokens "
-        "selected at least once; a line that falls means that the gate forgets entries."
+        "selected at least once; a falling line means that the gate stops selecting entries."
     )
     overview.gate_over_time(curve)
 

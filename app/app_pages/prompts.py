@@ -102,14 +102,16 @@ token_view(
     on_click=lambda: pick("token", "tokens"),
 )
 st.caption(
-    f"Deeper blue is more. Click a token, or use the arrow keys and Enter. Shown are {len(trace.tokens):,} of "
-    f"{length if source == DOCUMENT else len(trace.tokens):,} tokens: D = "
+    "Deeper blue is a larger value. Click a token, or use the arrow keys and Enter. The page shows "
+    f"{len(trace.tokens):,} of {length if source == DOCUMENT else len(trace.tokens):,} tokens: D = "
     f"{len(trace.tokens) * len(info.layers) * info.selected:,} selections."
 )
 layer_grid(
     trace.tokens, values, info.layers, MEASURES[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
 )
-st.caption("One column per token, one row per layer; brighter is more. Click a cell to go to its token and layer.")
+st.caption(
+    "One column per token, one row per layer; brighter is a larger value. Click a cell to go to its token and layer."
+)
 
 prompts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
 fired = fired_entries(recording, trace, token, slots)

@@ -38,9 +38,9 @@ if part == "shares":
             alt="Distribution of read shares, per layer",
         )
     right.caption(
-        f"How a token's read divides over its {info.selected} selected entries. The first bin holds entries that were "
-        f"selected but hardly read; an equal split would put all of them at {1 / info.selected:.1%}, and a token that "
-        f"reads one entry alone puts it at 100%. {d}"
+        f"Share of a token's read that each of its {info.selected} selected entries gets. The first bin holds selected "
+        f"entries that are hardly read. An equal split puts every entry at {1 / info.selected:.1%}; a token that reads "
+        f"one entry alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
     outside.table(
@@ -52,9 +52,9 @@ if part == "shares":
         alt="How the attention weighs what the gate selected, per layer",
     )
     st.caption(
-        "Effective entries is the exponential of the entropy of read shares. A selection is unread below 1% of its "
-        "token's read; by norm, read heads that add and read heads that subtract do not cancel. The read weight "
-        f"contains the gate score, so gate ~ attention takes it out. {d}"
+        "Effective entries is the exponential of the entropy of read shares. A selection is unread if it gets less "
+        "than 1% of its token's read. By norm, read heads of different signs do not cancel. The read weight contains "
+        f"the gate score; gate ~ attention divides by it. {d}"
     )
     state.download("Reading as CSV", lambda: reading[["layer", *tables.READING]], "reading")
 
@@ -70,17 +70,17 @@ elif part == "gate against read":
         )
     row = reading[reading["layer"] == layer].iloc[0]
     right.caption(
-        "Every selection by its share of the token's gate scores and its share of what the attention read. On the "
-        "diagonal the attention follows the gate; below the orange line a selection stays unread; shares under 0.1% "
-        f"lie on the edges. A token's gate and read rank alike at {row['gate_read_rank_correlation']:+.2f}, and at "
-        f"{row['gate_attention_rank_correlation']:+.2f} with the gate score taken out of the read weight. Drawn from "
-        f"{sample.tokens:,} tokens spread through the recording: {sample.gate.size:,} selections of {d}"
+        "Selections by their share of the token's gate scores and their share of the token's read. On the diagonal the "
+        "attention follows the gate. Selections below the orange line are unread. Shares under 0.1% lie on the edges. "
+        f"The rank correlation of gate score and read weight is {row['gate_read_rank_correlation']:+.2f}, that of gate "
+        f"score and read weight / gate score {row['gate_attention_rank_correlation']:+.2f}. The sample has "
+        f"{sample.tokens:,} tokens spread through the recording, with {sample.gate.size:,} selections. {d}"
     )
 
 elif part == "heads":
     heads = state.answer(head_shares, layer)
     if heads is None:
-        st.info("This recording keeps read weights summed over heads only. Record with head weights to see each head:")
+        st.info("This recording holds read weights summed over heads. Record with --per-head to see each head:")
         outside.code(
             f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash"
         )
@@ -101,8 +101,8 @@ elif part == "heads":
             alt=f"Distribution of read shares per head in layer {layer}",
         )
     right.caption(
-        f"Each read head's division of its own read over the {info.selected} selected entries, layer {layer}; a head "
-        f"whose line reaches far to the right reads few entries. Over {int(heads[0].sum()):,} selections a head, "
+        f"Share of a head's read that each of the {info.selected} selected entries gets, in layer {layer}. A head "
+        f"whose line reaches far to the right reads few entries. Each head has {int(heads[0].sum()):,} selections, "
         "spread through the recording."
     )
 
@@ -110,7 +110,7 @@ elif part == "unread entries":
     sample = state.read_sample(layer)
     table = unread_entries(recording, sample)
     share, by_norm = (float((shares < UNREAD_SHARE).mean()) for shares in (sample.read, sample.norm))
-    st.markdown(f"**{share:.1%} of the selections in layer {layer} stay unread, {by_norm:.1%} by norm.**")
+    st.markdown(f"**{share:.1%} of the selections in layer {layer} are unread, {by_norm:.1%} by norm.**")
     tables.entry_table(
         table,
         [{"entry": entry, "layer": layer} for entry in table["entry"].tolist()],
@@ -126,10 +126,10 @@ elif part == "unread entries":
         alt="Entries that are selected but not read",
     )
     st.caption(
-        "Entries whose selections most often get less than 1% of their token's read: the gate takes them, the "
-        "attention passes over them; or read heads that add and read heads that subtract cancel, where it is more "
-        f"than by norm. Counted on {sample.tokens:,} tokens, {sample.gate.size:,} selections of layer {layer}, "
-        "spread through the recording. Select a row to open its entry."
+        "Entries whose selections most often get less than 1% of their token's read: the gate selects them and the "
+        "attention passes over them. Where unread exceeds unread by norm, read heads of different signs cancel. "
+        f"Counted on {sample.tokens:,} tokens spread through the recording, {sample.gate.size:,} selections of layer "
+        f"{layer}. Select a row to open its entry."
     )
 
 else:
@@ -149,7 +149,7 @@ else:
             alt="Distribution of gate entropy, per layer",
         )
         st.caption(
-            "At the right the gate weighs all that it selects alike, at the left one entry has all the weight. Over "
+            "At the right the gate weighs all selected entries alike; at the left one entry has all the weight. "
             f"{info.rows:,} tokens a layer."
         )
     with right:
@@ -160,9 +160,8 @@ else:
             alt="Distribution of the margin, per layer",
         )
         st.caption(
-            "How nearly another entry would have been selected, by what the selection saw, selection bias included: at "
-            "the left a tiny change of the query swaps entries. "
-            f"Over {info.rows:,} tokens a layer and gate head."
+            "Score of the weakest selected entry above that of the best rejected one, selection bias included. At the "
+            f"left a small change of the query would swap entries. {info.rows:,} tokens a layer and gate head."
         )
     left, right = st.columns([1, 1], gap="medium", vertical_alignment="center")
     with left:
@@ -173,6 +172,6 @@ else:
             alt="Entropy of gate and read shares, per layer",
         )
     right.caption(
-        "Where the orange square lies below the blue dot, the attention reads more selectively than the gate weighs. "
-        f"Bars are standard errors over documents. {d}"
+        "Where the orange square lies below the blue dot, the attention is more selective than the gate. Bars are "
+        f"standard errors over documents. {d}"
     )

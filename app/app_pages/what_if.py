@@ -37,7 +37,7 @@ st.segmented_control(
 causal.change_form(view, kind, info.layers)
 st.caption(causal.MEANINGS[kind])
 if not text:
-    st.caption("Type a text and say what to change: the recorded model reads it as it is and with the change.")
+    st.caption("Type a text and choose a change: the recorded model reads the text without and with the change.")
     st.stop()
 try:
     change = causal.read_change(view, kind, info.layers)
@@ -69,8 +69,8 @@ for place, name in zip(st.columns(2, gap="medium"), ("before", "after"), strict=
 causal.token_change(compared, token)
 causal.token_table(compared)
 st.caption(
-    "Deeper blue is more; before and after have their own scales. Loss is that of the next token. KL: how far the "
-    "distribution of the next token moved. Both in nats."
+    "Deeper blue is a larger loss; before and after have separate scales. Loss is that of predicting the next token. "
+    "KL is how far the next-token distribution moved. Both are in nats."
 )
 
 st.subheader("Recorded text that changes most")
@@ -89,6 +89,6 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
     causal.context_table(changed.contexts)
     st.caption(
         f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in the windows that select the "
-        "entries most often. Loss is their mean change; 95% intervals are over documents. One entry alone says little: "
-        "memscope ablate compares with entries that are used as often."
+        "entries most often. Loss is their mean change; 95% intervals are over documents. For controls, memscope "
+        "ablate compares with entries that are used about as often."
     )

@@ -30,7 +30,7 @@ def fired_view(
     data = [
         {
             "layer": layer.layer,
-            "note": f"reads {layer.effective:.1f} of {len(layer.entries)} entries effectively"
+            "note": f"effectively reads {layer.effective:.1f} of {len(layer.entries)} entries"
             if layer.effective
             else "reads nothing here",
             "entries": [_fired(entry) for entry in layer.entries],

@@ -1,4 +1,4 @@
-// What an entry said at first beside what it decodes to now, differences marked.
+// The tokens that an entry started from beside those that it decodes to now, differences marked.
 export default function ({ data, parentElement }) {
   const box = parentElement.querySelector(".box")
   if (data.slots.length) {

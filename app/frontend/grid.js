@@ -48,7 +48,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
       if (data.row >= 0) { pen.lineWidth = 3; pen.strokeRect(left - 1, data.row * height, cell + 1, height - 1) }
     }
   }
-  const place = event => {
+  const cellAt = event => {
     const edge = canvas.getBoundingClientRect()
     const column = Math.floor((event.clientX - edge.left - GUTTER) / width())
     const row = Math.floor((event.clientY - edge.top) / height)
@@ -64,9 +64,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
     tip.style.top = (at.row + 1) * height + 30 + "px"
   }
   const select = at => at && setTriggerValue("clicked", { pos: data.first + at.column, row: at.row })
-  canvas.onmousemove = event => tell(place(event))
+  canvas.onmousemove = event => tell(cellAt(event))
   canvas.onmouseleave = () => tell(null)
-  canvas.onclick = event => { const at = place(event); if (at) { cursor = at; select(at) } }
+  canvas.onclick = event => { const at = cellAt(event); if (at) { cursor = at; select(at) } }
   canvas.onkeydown = event => {
     const move = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key]
     if (move) {

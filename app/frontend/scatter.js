@@ -1,5 +1,5 @@
-// The bank as points: drag to move, wheel to zoom, lasso to select, hover to read. Data is one block of bytes, see
-// memscope/map_points.py. Sentences of hovered points are asked for one by one and come back through a "memscope-tip" event.
+// The bank as points: drag to move, wheel to zoom, lasso to select, hover to read. The data is one block of bytes, made by
+// memscope/query/map_points.py. The sentence of a hovered point is requested alone and arrives in a "memscope-tip" event.
 const live = new WeakMap()
 const SHADES = Array.from({ length: 16 }, (_, step) => 0.3 + 0.7 * step / 15)  // opacity of a cell by its weight
 

@@ -19,11 +19,11 @@ def anomalies(view: View, recording: Recording) -> None:
     kind = view.field("kind", choice(kinds, name="kind of anomaly"))
     view.write()
     st.caption(
-        "Entries and layers that do something out of the ordinary, faults first. In a recording without any effect the "
-        f"chance of a single row here is {ERROR_RATE:.0%}, whatever was looked at. {recording.info.rows:,} tokens."
+        "Entries and layers that behave unusually, faults first. In a recording without any effect the probability of "
+        f"even one row here is at most {ERROR_RATE:.0%}. {recording.info.rows:,} tokens."
     )
     if table.empty:
-        st.success(f"Nothing stands out. Looked for: {', '.join(KINDS)}.", icon=":material/check_circle:")
+        st.success(f"No anomalies. Kinds tested: {', '.join(KINDS)}.", icon=":material/check_circle:")
         return
     st.pills(
         "Kind",
@@ -46,7 +46,7 @@ def anomalies(view: View, recording: Recording) -> None:
             "text": st.column_config.TextColumn("what stands out", width=520),
             "tokens": st.column_config.NumberColumn(format="localized", help="Tokens that select the entry."),
             "p": st.column_config.NumberColumn(
-                "p, corrected", format="%.1e", help="Times everything looked at; 0 where no chance makes such a thing."
+                "p, corrected", format="%.1e", help="Corrected for all tests; 0 where chance cannot produce it."
             ),
         },
         alt="Anomalies of the recording",

@@ -43,7 +43,7 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
         alt="Most used entries of one layer",
     )
     st.caption(
-        f"The 20 entries with most of layer {layer}'s usage, by {name}; even selection would give each "
+        f"The 20 most used entries of layer {layer}, by {name}. Even selection would give each "
         f"{1 / recording.info.group_size:.4%}. Select a row to open its entry. {d}"
     )
     with st.container(horizontal=True):
@@ -55,7 +55,7 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
     """Lift of selection by labels of the entries' init sentences."""
     table = state.answer(Recording.preferences)
     if table.empty:
-        st.info("Entries of this bank started from random numbers, so they have no labels that could be preferred.")
+        st.info("Entries of this bank started from random numbers, so they have no labels to prefer.")
         return
     attributes = table["attribute"].unique().tolist()
     attribute = view.field("attribute", choice(attributes, name="attribute"))
@@ -68,9 +68,9 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
         bias_plots.preference_forest, lambda: (rows,), layer, attribute, alt=f"Lift of selection by {attribute}"
     )
     st.caption(
-        "Right of 1: selected more than its share of the bank. Grey: the range that shuffled labels reach, which is "
-        f"wide where few entries take most selections. The {min(24, len(rows))} labels of layer {layer} with most "
-        f"evidence. {d}"
+        "Right of 1: the label takes more than its share of the bank. Grey: the range of shuffled labels, which is "
+        f"wide where few entries take most selections. Shown are the {min(24, len(rows))} labels of layer {layer} with "
+        f"the strongest evidence. {d}"
     )
     with st.container():
         outside.table(
@@ -99,9 +99,9 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
         )
         beyond = int(table["significant"].sum())
         st.caption(
-            f"{beyond} of {len(table)} lifts in all layers are beyond chance at a false discovery rate of 5%"
+            f"{beyond} of {len(table)} lifts over all layers are significant at a false discovery rate of 5%"
             + (
-                f"; among labels shuffled once, a control, {int(table['control_significant'].sum())} are."
+                f"; in the control, labels shuffled once, {int(table['control_significant'].sum())} are."
                 if "control_significant" in table
                 else "."
             )
@@ -110,20 +110,20 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
 
 
 def profiles(view: View, recording: Recording, value: str, d: str) -> None:
-    """How selection depends on the position and the frequency of the reading token."""
+    """How selection depends on position and frequency of the reading token."""
     layers = recording.census.layers
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
             st.subheader(f"By {axis}")
             _divergence(recording, [getattr(layer.profiles, kind) for layer in layers], kind, axis, d)
-    st.selectbox("Along the same groups", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
+    st.selectbox("Value to draw", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
             rows = {layer.layer: pd.DataFrame(map(dict, getattr(layer.profiles, kind))) for layer in layers}
             _along(rows, kind, axis, value)
     st.caption(f"Means over the tokens of each group. {d}")
     information = pd.DataFrame([{"layer": layer.layer, **dict(layer.profiles.information)} for layer in layers])
-    st.subheader("What tells most about the selected entry")
+    st.subheader("Information about the selected entry")
     outside.table(
         information,
         hide_index=True,
@@ -137,8 +137,9 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
         alt="Mutual information of the selected entry and the reading token, per layer",
     )
     st.caption(
-        "Mutual information in nats, at least, between the selected entry and the reading token itself, the token "
-        f"before it, its frequency class and its position: what other documents foretell, with its standard error. {d}"
+        "Mutual information in nats between the selected entry and one of these: the reading token, the token before "
+        "it, its frequency class, its position. It is a lower bound, measured by predicting held-out documents, with "
+        f"its standard error. {d}"
     )
 
 
@@ -151,8 +152,8 @@ def _divergence(recording: Recording, rows: list[tuple[ClassProfile, ...]], kind
     )
     tokens = [row.tokens for row in rows[0]]
     st.caption(
-        f"How far the entries selected for tokens of one {axis} differ from the whole layer's; dotted, as many tokens "
-        f"at random. {min(tokens):,} to {max(tokens):,} tokens a group. {d}"
+        "KL divergence of the entries that a group of tokens selects from those of the whole layer. Dotted: as many "
+        f"tokens at random. A group has {min(tokens):,} to {max(tokens):,} tokens. {d}"
     )
 
 
@@ -174,9 +175,9 @@ def overlap(recording: Recording, d: str) -> None:
         bias_plots.overlap_heatmap, lambda: (overlaps, layers), "overlap", alt="Which layers use the same entries"
     )
     st.caption(
-        "Left: entries used by both layers over entries used by either; orange pairs share more than independent sets "
-        "of their sizes would, purple ones less. Right: 0 when two layers use the bank alike, ln 2 = 0.69 when "
-        f"disjoint. {d}"
+        "Left: entries used by both layers over entries used by either. Orange pairs share more than independent sets "
+        "of their sizes, purple pairs less. Right: Jensen-Shannon divergence of usage, 0 for equal usage and "
+        f"ln 2 = 0.69 for no entry in common. {d}"
     )
     names = [f"layer {layer}" for layer in layers]
     outside.table(
@@ -185,7 +186,7 @@ def overlap(recording: Recording, d: str) -> None:
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
         alt="Rank correlation of usage between layers",
     )
-    st.caption(f"Spearman correlation of usage over the entries that both can select, 0 when unrelated. {d}")
+    st.caption(f"Spearman correlation of usage over the entries that both layers can select; 0 if unrelated. {d}")
 
 
 def report(recording: Recording) -> None:
@@ -196,7 +197,7 @@ def report(recording: Recording) -> None:
     )
     ready = report_file(recording)
     if ready is None:
-        st.caption("It is made once and then stays until the app is stopped; from the shell it is:")
+        st.caption("The app makes it once and keeps it until the app stops. The command in a shell is:")
         outside.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
         if st.button("Make the report", icon=":material/summarize:", type="primary"):
             started = time.monotonic()

@@ -24,12 +24,12 @@ KINDS = {
     "scale": "scale the memory",
 }
 MEANINGS = {
-    "ablate": "The entries are not selected; weights that compete are shared among what remains.",
-    "zero": "The entries are selected as ever and hold zeros.",
+    "ablate": "The entries are not selected. Reads that compete give their weight to the remaining selections.",
+    "zero": "The entries are selected as before, and their values are zero.",
     "force": "Every token selects the entry at this gate score, in place of its weakest selection.",
     "swap": "Each of the two entries is read where the other is selected.",
-    "rewrite": "The entry holds what initialisation would have made of this sentence.",
-    "scale": "What the memory layers add is multiplied by this factor; 0 switches them off.",
+    "rewrite": "The entry is replaced by the one that initialisation makes of this sentence.",
+    "scale": "The outputs of the memory layers are multiplied by this factor; 0 switches them off.",
 }
 _AMOUNTS = {"force": "Gate score", "scale": "Factor"}
 _TOKENS = {
@@ -46,7 +46,7 @@ _TOKENS = {
 
 
 def change_form(view: View, kind: str, layers: Sequence[int]) -> None:
-    """A form for the text and what the kind of change needs."""
+    """Show a form for the text and the values that the kind of change needs."""
     with st.form("change", border=False):
         fields = iter(st.columns(2))
         if kind != "scale":
@@ -63,10 +63,10 @@ def change_form(view: View, kind: str, layers: Sequence[int]) -> None:
 
 
 def read_change(view: View, kind: str, layers: Sequence[int]) -> "Change":
-    """What the form says.
+    """Read the change from the form.
 
     Raises:
-        InputError: numbers that are none, or no layer.
+        InputError: an entry or the amount is not a number, or no layer is chosen.
     """
     from memscope.causal.what_if import Change
 
@@ -83,7 +83,7 @@ def read_change(view: View, kind: str, layers: Sequence[int]) -> "Change":
 
 
 def token_change(compared: pd.DataFrame, token: int) -> None:
-    """What the chosen token expects next, before and after."""
+    """Show the prediction after the chosen token, before and after the change."""
     row = compared.iloc[token]
     with st.container(horizontal=True):
         st.metric("KL of the next token", f"{row['kl']:.4f} nats")
@@ -95,7 +95,7 @@ def token_change(compared: pd.DataFrame, token: int) -> None:
 
 
 def token_table(compared: pd.DataFrame) -> None:
-    """Every token before and after."""
+    """Show every token before and after the change."""
     texts = {name: compared[name].map(visible) for name in ("text", "next_before", "next_after")}
     outside.table(
         compared.assign(**texts),
@@ -107,7 +107,7 @@ def token_table(compared: pd.DataFrame) -> None:
 
 
 def context_table(contexts: pd.DataFrame) -> None:
-    """Contexts most changed."""
+    """Show the contexts that changed most."""
     shown = contexts.assign(
         token_text=contexts["token_text"].map(visible),
         target_text=contexts["target_text"].map(visible),

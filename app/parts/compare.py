@@ -1,4 +1,4 @@
-"""Parts of the compare page: which two, their metrics, likeness of usage, one prompt under both."""
+"""Parts of the compare page: the two recordings, their metrics, likeness of usage, one prompt under both."""
 
 import numpy as np
 import pandas as pd
@@ -53,7 +53,7 @@ def open_other(name: str) -> Recording:
 
 
 def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
-    """What is compared, and how far it can be."""
+    """Show both recordings, and what limits their comparison."""
     rows = [
         {
             "": letter,
@@ -77,9 +77,9 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
     )
     notes = []
     if a.info.fingerprint == b.info.fingerprint:
-        notes.append("Both are of the same model file.")
+        notes.append("Both recordings come from the same model file.")
     if a.info.corpus_sha256 != b.info.corpus_sha256:
-        notes.append("They are of different corpora: part of every difference is the text's.")
+        notes.append("The corpora differ, so part of every difference comes from the text.")
     if a.info.layers != b.info.layers:
         notes.append("Their memory layers differ; only those in both are compared.")
     if notes:
@@ -101,12 +101,12 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
     """How alike both use the bank; measured on request."""
     st.subheader("How alike is usage?")
     if any(getattr(a.info, key) != getattr(b.info, key) for key in ("knowledge_num", "bank_groups", "layers")):
-        st.info("Only banks of one size, split alike, with memory in the same layers can be compared entry by entry.")
+        st.info("Usage is compared only between banks with the same size, the same groups and the same memory layers.")
         return
     kept = st.session_state.setdefault("_likeness", {})
     key = (*st.session_state["_open"], name, b.info.fingerprint)
     if key not in kept:
-        st.caption("Divergence, overlap and rank correlation, each beside what two halves of one recording show.")
+        st.caption("Divergence, overlap and rank correlation, each beside its value for two halves of one recording.")
         if not st.button("Measure it", icon=":material/play_arrow:"):
             return
         rows = []
@@ -138,11 +138,10 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
         alt="Likeness of usage per layer",
     )
     st.caption(
-        "0 nats, Jaccard 1 and correlation 1 when equal. Two halves of the documents of A or B, whichever lie further "
-        "apart, show how far other text moves these numbers under one gate (half the selections each). "
-        "Died: at least 10 selections in A, none in B; woke: the "
-        f"other way round. D = {a.info.rows * a.info.selected:,} and {b.info.rows * b.info.selected:,} selections a "
-        "layer."
+        "Equal usage gives 0 nats, a Jaccard index of 1 and a correlation of 1. The columns named two halves compare "
+        "the documents of one recording, A or B, whichever differ more: they show how far other text moves a number "
+        "(each half has half the selections). Died: at least 10 selections in A, none in B. Woke: none in A, at least "
+        f"10 in B. D = {a.info.rows * a.info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer."
     )
 
 
@@ -166,7 +165,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
     try:
         traces = [live.trace_typed(text), live.trace_typed(text, name)]
     except InputError as error:
-        st.warning("This text cannot be read by both.", icon=":material/warning:")
+        st.warning("The models cannot both read this text.", icon=":material/warning:")
         outside.code(str(error), language=None, wrap_lines=True)
         return
     losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
@@ -202,7 +201,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
         _shared(a, b, shared_selections(traces[0].trace, traces[1].trace, *places))
         return
     st.caption(
-        "The banks differ, so an entry number means another entry on each side; the most read ones of each token:"
+        "The banks differ, so a number names different entries in A and B. The entries that each token reads most:"
     )
     for r, traced, pos, column in zip((a, b), traces, places, st.columns(2, gap="medium"), strict=True):
         fired = traced.trace.selections
@@ -238,6 +237,6 @@ def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
         alt="Entries that either model selects on this token",
     )
     st.caption(
-        f"Empty where a model does not select the entry. {a.info.selected} and {b.info.selected} selections a layer; "
-        "the same number means the same entry only if both banks started alike. Sentences are A's."
+        f"A cell is empty where a model does not select the entry. A selects {a.info.selected} entries a layer, B "
+        f"{b.info.selected}. A number names the same entry only if both banks started alike. Sentences are those of A."
     )

@@ -14,7 +14,7 @@ from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
 from memscope.stats.usage import HOT_FACTOR
 
-KINDS = {"top": "Highest gate scores", "quantile": "Middles of the fifths of its gate scores, highest first"}
+KINDS = {"top": "Highest gate scores", "quantile": "Median of each fifth of its gate scores, highest first"}
 
 
 def header(recording: Recording, card: EntryCard) -> None:
@@ -31,11 +31,13 @@ def header(recording: Recording, card: EntryCard) -> None:
     if card.title:
         outside.text(
             f"Fires on: {card.title}",
-            help="The tokens it fires on most often in the layer where it fires most, with their shares of its firings "
-            "there; in brackets how much of a share comes after one token, where that says more.",
+            help="The tokens it fires on most often, in the layer where it fires most, with their shares of its "
+            "firings. In brackets: the part of a share that follows one token, where that is more specific.",
         )
     if card.words:
-        outside.text(f"Words that set it apart: {card.words}", help="Of highest TF-IDF among the words it fires in.")
+        outside.text(
+            f"Words that set it apart: {card.words}", help="The words with the highest TF-IDF among those it fires in."
+        )
     with st.container(horizontal=True):
         _metric(
             "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
@@ -49,7 +51,7 @@ def header(recording: Recording, card: EntryCard) -> None:
             "Read per selection",
             f"{read / max(1, total):.3g}",
             f"{signed / max(1, total):+.3g} with its sign",
-            "Mean absolute read weight. With its sign: below 0 where the entry is subtracted on the whole.",
+            "Mean absolute read weight. With its sign it is below 0 where the entry is mostly subtracted.",
         )
         _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
         if card.kept is not None and card.kept_at_init is not None:
@@ -87,8 +89,8 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             key="decoding",
         )
         st.caption(
-            "Above the sentence's own tokens, below the ten nearest now, by cosine in the space that sentences were "
-            "initialised in. Filled: in both."
+            "Above: the tokens of the sentence. Below: the ten nearest tokens now, by cosine in the space that "
+            "sentences were initialised in. Filled tokens are in both."
         )
     if not card.triples.empty and any(card.triples["predicate"]):
         outside.table(
@@ -147,7 +149,7 @@ def usage(recording: Recording, card: EntryCard) -> None:
 
 
 def contexts(recording: Recording, entry: int, layer: int | None) -> None:
-    """Where it fires, top ones and a sample of the rest."""
+    """Where it fires: the top contexts and a sample of the rest."""
     table = state.answer(Recording.contexts, entry, layer, 24, 12)
     if table.empty:
         st.caption("It fires nowhere: no token of this corpus selected it.")
@@ -163,9 +165,9 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
     context_view(groups, key="contexts", on_click=open_token)
     d = recording.info.rows * recording.info.selected
     st.caption(
-        f"{len(order)} of its selections, out of D = {d:,} a layer: the tokens with the highest gate scores, and the "
-        "middles of the fifths of all its scores that are not among them. Text before the window that the model saw is "
-        "left out. Click one to see all that the token selected."
+        f"{len(order)} of its selections; D = {d:,} a layer. Shown are the tokens with the highest gate scores and, "
+        "beyond them, the median of each fifth of all its scores. The text begins where the model's window begins. "
+        "Click a context to see all entries that its token selected."
     )
 
 
@@ -193,8 +195,8 @@ def firing(recording: Recording, entry: int) -> None:
         alt="Tokens typical of this entry",
     )
     st.caption(
-        "Fires on: its most frequent tokens in that layer, with shares. The other columns: tokens that are more "
-        "frequent at its selections than elsewhere, with how many times more (lift)."
+        "Fires on: its most frequent tokens in that layer, with shares. The other columns show tokens that are more "
+        "frequent at its selections than elsewhere, with their lift."
     )
 
 
@@ -203,7 +205,7 @@ def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
     table = state.answer(Recording.neighbours_of, [entry])
     table = table if layer is None else table[table["layer"] == layer]
     if table.empty:
-        st.caption("No entry is selected together with it more than by chance.")
+        st.caption("No entry is selected together with it more often than at chance level.")
         return
     table = table.sort_values("npmi", ascending=False).head(20)
     tables.entry_table(
@@ -222,14 +224,14 @@ def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
         alt="Entries that are selected together with this one",
     )
     st.caption(
-        "NPMI is 1 when two entries are only selected together, 0 when as often as chance. Select a row to open it."
+        "NPMI is 1 for entries that are only selected together and 0 at chance level. Select a row to open its entry."
     )
 
 
-def place(recording: Recording, entry: int) -> None:
-    """Its place on the map."""
+def map_position(recording: Recording, entry: int) -> None:
+    """Its position on the map."""
     places = state.map_places()
-    st.markdown("**Place on the map**")
+    st.markdown("**Position on the map**")
     if places is None:
         st.caption("No map yet. Make one:")
         outside.code(f"memscope map {recording.info.run} {recording.path}", language="bash")

@@ -164,7 +164,7 @@ def gate_against_read(gate: np.ndarray, read: np.ndarray, selected: int, *, dark
     mesh = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(np.log10(np.maximum(counts.T, 0.5)), np.log10(0.5)), cmap="viridis"
     )
-    axes.plot([1e-3, 1], [1e-3, 1], color=style.ink(dark), linewidth=1, linestyle="--", label="reads as it selects")
+    axes.plot([1e-3, 1], [1e-3, 1], color=style.ink(dark), linewidth=1, linestyle="--", label="read share = gate share")
     axes.axhline(0.01, color=style.ORANGE, linewidth=1.2, label="unread below")
     axes.axvline(
         1 / selected, color=style.ink(dark), linewidth=0.8, linestyle=":", label=f"even gate share (1/{selected})"

@@ -31,9 +31,9 @@ def example(recording: Recording) -> None:
         left, right = st.columns([2, 3], gap="large")
         left.markdown(
             f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
-            f"**entries**, vectors that training changes. For every token each of its {len(info.layers)} layers has a "
-            f"**gate** that scores entries and **selects** {info.selected}; an **attention** then **reads** them, "
-            "some more than others, and what it reads goes into the prediction of the next word."
+            f"**entries**, vectors that training changes. For every token the **gate** of each of {len(info.layers)} "
+            f"layers scores entries and **selects** {info.selected}. An **attention** then **reads** them with "
+            "different weights. The layer adds their sum to the prediction of the next token."
         )
         left.markdown(
             "Entries can start as sentences. These pages show whether they still mean these sentences, on which words "

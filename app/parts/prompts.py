@@ -150,7 +150,9 @@ def two_texts(
                 label=f"Tokens of text {letter}",
                 on_click=partial(pick, name, f"tokens_{letter}"),
             )
-            st.caption(f"Text {letter}: token {token} is chosen. Deeper blue is more; each text has its own scale.")
+            st.caption(
+                f"Text {letter}: token {token} is chosen. Deeper blue is a larger value; each text has its own scale."
+            )
     shared = shared_selections(traces[0], traces[1], chosen[0], chosen[1])
     counts = shared_by_layer(shared, info.layers)
     st.subheader("What the two tokens share")
@@ -173,7 +175,9 @@ def two_texts(
         column_config=tables.ENTRY | tables.SIDES,
         alt="Entries that either token selects",
     )
-    st.caption("All entries that either token selects, shared ones first within a layer; empty where it does not.")
+    st.caption(
+        "Entries that either token selects, shared ones first; a cell is empty where a token does not select one."
+    )
 
 
 def slots_note(info: RecordingInfo, slots: np.ndarray | None) -> str:
@@ -181,7 +185,5 @@ def slots_note(info: RecordingInfo, slots: np.ndarray | None) -> str:
     if info.knowledge_length == 1:
         return ""
     if slots is None:
-        return (
-            " Which words of a sentence were read is kept when recording with --per-slot; typed texts show it always."
-        )
-    return " The deeper a word of a sentence is shaded, the more of it was read; all alike when read evenly."
+        return " Record with --per-slot to see which words of a sentence were read; typed texts always show it."
+    return " The deeper the shade of a word, the more it was read; an even read shades all words alike."

@@ -48,9 +48,9 @@ METRICS = {
 }
 
 READING = {
-    "gate_entropy": _NUMBER("gate entropy", format="%.3f", help="Of a token's gate shares, nats."),
+    "gate_entropy": _NUMBER("gate entropy", format="%.3f", help="Entropy of a token's gate shares, nats."),
     "gate_top_share": _NUMBER("top gate share", format="percent", help="Largest gate share of a token."),
-    "read_entropy": _NUMBER("read entropy", format="%.3f", help="Of a token's read shares, nats."),
+    "read_entropy": _NUMBER("read entropy", format="%.3f", help="Entropy of a token's read shares, nats."),
     "effective_entries_read": _NUMBER("effective entries", format="%.1f"),
     "read_top_share": _NUMBER("top read share", format="percent", help="Largest read share of a token."),
     "gate_read_rank_correlation": _NUMBER("gate ~ read", format="%.2f", help="Spearman, mean over tokens."),
@@ -59,7 +59,7 @@ READING = {
     ),
     "unread_share": _NUMBER("unread", format="percent", help="Selections with under 1% of their token's read."),
     "unread_share_by_norm": _NUMBER(
-        "unread, by norm", format="percent", help="The same where read heads of different signs do not cancel."
+        "unread, by norm", format="percent", help="The same, where read heads of different signs do not cancel."
     ),
     "margin": _NUMBER("selection margin", format="%.3f", help="Weakest selected above best rejected, bias included."),
     "score_margin": _NUMBER("in raw scores", format="%.3f", help="Below 0 where the bias passed over a better entry."),
@@ -77,7 +77,7 @@ ENTRY = {
     "read_sum": _NUMBER("read, sum", format="compact", help="Sum of absolute read weights."),
     "read_per_selection": _NUMBER("read each", format="%.3f", help="Absolute read weight per selection."),
     "signed_per_selection": _NUMBER(
-        "with sign", format="%+.3f", help="Read weight per selection; below 0: subtracted on the whole."
+        "with sign", format="%+.3f", help="Read weight per selection; below 0 the entry is mostly subtracted."
     ),
     "drift": _NUMBER(format="%.4f", width=70, help="1 - cosine to its start."),
     "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),

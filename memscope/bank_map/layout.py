@@ -156,7 +156,7 @@ def why_not_trusted(quality: MapQuality, trial: Trial) -> list[str]:
         )
     if kept["map"] - kept["random"] < LEAST_KEPT:
         reasons.append(
-            f"It keeps next to nothing of the true neighbours: {kept['map']:.1%} of them (by chance "
+            f"It keeps next to nothing of the true neighbours: {kept['map']:.1%} of them (chance level "
             f"{kept['random']:.1%})."
         )
     if trial.trustworthiness["map"] - trial.trustworthiness["shuffled"] < LEAST_GAIN:

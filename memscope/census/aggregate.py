@@ -264,7 +264,7 @@ def _count_and_sum_up(
 def _profiles(
     counts: np.ndarray, sums: np.ndarray, strata: Strata, selected: int
 ) -> tuple[tuple[ClassProfile, ...], tuple[ClassProfile, ...], dict[str, float]]:
-    """Position and frequency profiles, and the information between entry and class beside its level by chance."""
+    """Position and frequency profiles, and the information between entry and class beside its chance level."""
     profiles, information = {}, {}
     start, offset = strata.cells, len(strata.positions) + len(strata.frequencies)
     for name, classes in (("position", strata.positions), ("frequency", strata.frequencies)):

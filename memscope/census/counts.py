@@ -18,7 +18,7 @@ from memscope.recording.part_reader import read_columns
 
 
 class LayerCounts(NamedTuple):
-    """What was counted in one layer; counts of disjoint parts add up, array by array."""
+    """The counts of one layer; counts of disjoint parts add up, array by array."""
 
     counts: np.ndarray
     """Selections per entry and class of tokens, int32 ``[N, Strata.count_columns]``."""

@@ -1,4 +1,4 @@
-"""How much the choice of entries tells of the token, its neighbour, frequency and position: at least so many nats.
+"""Lower bounds, in nats, on the information of selected entries about the token, its neighbour, frequency and position.
 
     held_out_information(recording, info, strata)     # per layer: {kind: ...}
 

@@ -41,7 +41,7 @@ class Strata(NamedTuple):
     """Names of the document groups; one nameless group when documents have none."""
     folds: int
     unit: str
-    """What folds are made of: ``documents`` or ``blocks of 256 tokens``."""
+    """The text that makes up a fold: ``documents`` or ``blocks of 256 tokens``."""
     document_group: np.ndarray
     """Group of every document, int64 ``[doc]``."""
     document_fold: np.ndarray

@@ -94,7 +94,7 @@ def profile(
     """One row per class of tokens: what the gate does there, and how far its choice differs from the whole layer's.
 
     ``divergence`` is KL(entries of the class || entries of the layer) in nats; ``even_divergence`` the same for as
-    many tokens taken at random, since a small class looks different by chance.
+    many tokens taken at random, since a small class differs at chance level too.
 
     Args:
         classes: their names.

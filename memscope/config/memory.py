@@ -21,7 +21,7 @@ class MemoryConfig(Section):
     a memory read much the same whatever it selects while its gate knows nothing yet."""
     entry_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that entries, and their moments in training, are kept in. ``bfloat16`` takes half the memory; what is
-    computed from them stays float32, and updates are rounded up or down by chance, so that small ones are not lost
+    computed from them stays float32, and updates are rounded stochastically, so that small ones are not lost
     (arXiv 2010.06192). Needs ``lazy_bank``."""
     bank_groups: int = Field(1, gt=0)
     """Equal parts (G) that the memory layers, in order, and the entries are split in: a layer selects among the

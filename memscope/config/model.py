@@ -25,7 +25,7 @@ class ModelConfig(Section):
     max_seq_len: int = Field(512, gt=1)
     """Longest sequence in tokens; also the training window."""
     block: BlockKind | tuple[BlockKind, ...] = "memory"
-    """What follows attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU) or ``both`` side by
+    """The part after attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU) or ``both`` side by
     side; one for all layers or one per layer."""
     hidden_dim: int = Field(0, ge=0)
     """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""

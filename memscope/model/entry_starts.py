@@ -1,4 +1,4 @@
-"""What a checkpoint knows of entries that started again while training went on."""
+"""The record, in every checkpoint, of entries that started again during training."""
 
 import torch
 from torch import Tensor, nn

@@ -21,7 +21,7 @@ _NO_SCORE = 0.01
 
 
 class Selection(NamedTuple):
-    """What the gate chose: K = H * k entries a token, the k of one head side by side, best first."""
+    """The entries that the gate selected: K = H * k a token, the k of one head side by side, best first."""
 
     indices: Int[Tensor, "batch pos K"]
     """Entry numbers, int64."""
@@ -137,7 +137,7 @@ class MemoryGate(nn.Module):
         return indices, score_product(halves, self.keys, indices), margin, compared
 
     def _compare_product(self, scores: Tensor, indices: Tensor) -> "_Compared":
-        """What the raw scores of halves ``[b, t, h, 2, side]`` say of chosen entries ``[b, t, h, k]``."""
+        """Compare chosen entries ``[b, t, h, k]`` with the best by raw scores of halves, ``[b, t, h, 2, side]``."""
 
         def summed(entries: Tensor) -> Tensor:
             return scores.gather(-1, half_keys(entries, scores.shape[-1])).float().sum(-2)

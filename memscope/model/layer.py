@@ -38,7 +38,7 @@ class MemoryLayer(nn.Module):
         self.hook_pattern = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos dim"], bank: MemoryBank | OpenBank) -> Float[Tensor, "batch pos dim"]:
-        """What the memory adds to the residual stream for normalised input ``x``."""
+        """The memory's output, to be added to the residual stream, for normalised input ``x``."""
         compare = self.hook_score_margin.has_hooks() or self.hook_by_score.has_hooks()
         selection = self.gate.select(self.hook_query(self.gate.query(x)), compare=compare)
         indices = self.hook_indices(selection.indices)

@@ -60,7 +60,7 @@ class CrossAttentionMemory(nn.Module):
         scores: Float[Tensor, "batch pos K"],
         watch: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch pos dim"]:
-        """What the memory adds to the residual stream: ``output`` of ``pattern``.
+        """The memory's output, to be added to the residual stream: ``output`` of ``pattern``.
 
         Args:
             x: normalised residual stream.
@@ -99,7 +99,7 @@ class CrossAttentionMemory(nn.Module):
 
     @property
     def write_matrix(self) -> Float[Tensor, "dim width"]:
-        """What a slot adds to the residual stream if every read head weighs it 1, without the output gate."""
+        """The map from a slot to the output, if every read head weighs it 1 and there is no output gate."""
         if self.v_proj is not None:
             return self.o_proj.weight @ self.v_proj.weight
         by_head = self.o_proj.weight.unflatten(1, (self.slices, self.heads // self.slices, -1))
@@ -134,7 +134,7 @@ class CrossAttentionMemory(nn.Module):
         raw: Float[Tensor, "batch pos read_head width"],
         mixed: Float[Tensor, "batch pos read_head seen"],
     ) -> Float[Tensor, "batch pos dim"]:
-        """What was read, through W_V if slots are projected, times the output gate, back in the residual stream."""
+        """Map reads to the residual stream: through W_V if slots are projected, the output gate and W_O."""
         if self.v_proj is not None:
             mixed = torch.einsum("btad,ahd->btah", mixed, self.v_proj.weight.unflatten(0, (self.heads, -1)))
         if self.gate_proj is not None:

@@ -81,7 +81,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch pos dim"], rotation: Rotation, cache: KVCache | None = None
     ) -> Float[Tensor, "batch pos dim"]:
-        """What attention adds to the residual stream for normalised input ``x``."""
+        """The attention's output, to be added to the residual stream, for normalised input ``x``."""
         q, k, v = (
             rearrange(proj(x), "b t (h d) -> b t h d", d=self.head_dim)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -109,7 +109,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(dim, hidden_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos dim"]:
-        """What the layer adds to the residual stream for normalised input ``x``."""
+        """The layer's output, to be added to the residual stream, for normalised input ``x``."""
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
         return out
 
@@ -258,7 +258,7 @@ class MemoryTransformer(HookedRootModule):
 
     @property
     def balances(self) -> list[Balance]:
-        """What evens out the use of keys, of every memory layer."""
+        """The balance of every memory layer, which evens out the use of its keys."""
         return [self.memory_layer(layer).gate.balance for layer in self.cfg.model.memory_layers]
 
     def count_parameters(self) -> int:

@@ -69,7 +69,7 @@ def trouble(path: Path, root: Path) -> str | None:
 
 
 def recordings_table(found: dict[str, Path], root: Path) -> pd.DataFrame:
-    """What each recording in ``root`` is of: ``recording run step corpus tokens selections entries loss map state``.
+    """One row per recording in ``root``: ``recording run step corpus tokens selections entries loss map state``.
 
     ``state`` says what is wrong with those that cannot be read or are unfinished; columns without any value are left
     out.

@@ -1,4 +1,4 @@
-"""What is known of single entries: cards, contexts, firing. ``Recording`` answers through these; no torch.
+"""Cards, contexts and firing of single entries. ``Recording`` answers through these functions; no torch.
 
 Files of a recording are sorted by entry within a layer, so each question opens the few row groups that hold it.
 """
@@ -24,8 +24,8 @@ class EntryCard(NamedTuple):
 
     entry: int
     title: str | None
-    """What it fires on most often, where it fires most (``census/firing/fires_on.py``); none for an entry never
-    selected."""
+    """The tokens it fires on most often, in the layer where it fires most (``census/firing/fires_on.py``); none for an
+    entry never selected."""
     words: str | None
     """Words that set it apart, by TF-IDF; none where it fires in no word more than once."""
     sentence: str | None
@@ -74,7 +74,7 @@ def contexts(recording: RecordingTables, entries: Iterable[int], before: int, af
 
 
 def firing(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
-    """What entries fire on, tokens as texts."""
+    """The tokens that entries fire on, as texts."""
     found = recording.rows_of("firing", entries).sort_values(["entry", "layer"], ignore_index=True)
     for kind in _KINDS:
         real = [tokens >= 0 for tokens in found[f"{kind}_token"]]  # -1 fills up

@@ -1,4 +1,4 @@
-"""What the tokens of a text selected, put together with the words of the entries: for one token, or for two.
+"""The entries that one token of a text selected, or two tokens, with the words of the entries.
 
 trace = recording.trace(doc=3)
 for layer in fired_entries(recording, trace, pos=17):
@@ -34,7 +34,7 @@ class FiredEntry(NamedTuple):
 
 
 class FiredLayer(NamedTuple):
-    """What a token selected in one layer."""
+    """The entries that a token selected in one layer."""
 
     layer: int
     effective: float

@@ -1,4 +1,4 @@
-"""What the app's map draws: colours of entries, and all points as one block of bytes for a script in the browser.
+"""The app's map: colours of entries, and all points as one block of bytes for a script in the browser.
 
     colors = entry_colors("drift", recording, numbers, cluster, predicates, dark=False)
     pack_points(unit_places(recording.map()), colors, shown, lit=None, focus=None, lasso=[], dark=False)

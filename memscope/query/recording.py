@@ -181,7 +181,7 @@ class Recording(RecordingTables):
         return entry_pages.contexts(self, entries, before, after)
 
     def firing_of(self, entries: Iterable[int]) -> pd.DataFrame:
-        """What entries fire on in each layer that uses them.
+        """The tokens that entries fire on, in each layer that uses them.
 
         Returns ``entry layer count firings fires_on docs position_mean gate_deciles``, what the headline is made of
         and, for ``input``, ``previous``, ``predicted`` and ``next`` tokens, ``{kind}_tokens``, ``{kind}_lift`` and

@@ -60,7 +60,7 @@ class Weightings(Documented):
 
 
 class TokenMeans(Documented):
-    """What gate and attention make of tokens, means over those that read anything."""
+    """Measures of gate and attention, means over the tokens that read anything."""
 
     gate_entropy: float
     """Entropy of a token's gate shares, nats."""
@@ -194,14 +194,14 @@ class Information(Documented):
 
 
 class Profiles(Documented):
-    """What the choice of entries depends on."""
+    """How selection depends on the position and the frequency of tokens."""
 
     position: tuple[ClassProfile, ...]
     """By octave of the position in the window."""
     frequency: tuple[ClassProfile, ...]
     """By decade of the input token's frequency."""
     information: Information
-    """What the choice of entries tells of these classes."""
+    """Information of the selected entries about these classes."""
 
 
 class LayerMetrics(Weightings):

@@ -1,4 +1,4 @@
-"""What stands out in a recording, at a stated error rate: which entries and layers do something out of the ordinary.
+"""The anomalies of a recording, at a stated error rate: entries and layers that behave unusually.
 
     find_anomalies(Recording("recordings/demo"))    # one row each, strongest evidence first; empty = nothing found
 
@@ -35,9 +35,9 @@ class Kind(NamedTuple):
     """Its part of the error rate; 0 where chance can make none. Most goes to preferences, whose permutation p-values
     cannot get as small as the others."""
     words: str
-    """What a row of ``find_anomalies`` says."""
+    """A row of ``find_anomalies`` in words."""
     fault: str = ""
-    """What several are called where entries are wasted; empty for kinds that are ways to use entries."""
+    """Plural noun for kinds in which entries are wasted; empty for kinds that are ways to use entries."""
 
 
 _EXACTLY = "; the lower one of precision and recall is {effect:.1%}"

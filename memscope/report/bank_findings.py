@@ -64,7 +64,7 @@ def layers(recording: Recording) -> Reply:
 
 
 def _overlaps(recording: Recording, pairs: list[tuple[int, int]]) -> str:
-    """The least and the most overlap of used entries, among pairs of layers by their place in ``info.layers``."""
+    """The least and the most overlap of used entries, among pairs of layers by their position in ``info.layers``."""
     layers, overlap = recording.info.layers, recording.census.overlap
     jaccard, independent = np.array(overlap.jaccard), np.array(overlap.even_jaccard)
     low, high = (end(pairs, key=lambda pair: jaccard[pair]) for end in (min, max))

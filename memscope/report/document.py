@@ -85,7 +85,7 @@ class Context(NamedTuple):
 
 
 class EntryNote(NamedTuple):
-    """What an entry is and does, in a few lines."""
+    """A short description of an entry."""
 
     title: str
     about: str
@@ -107,7 +107,7 @@ class Document:
     title: str
     subtitle: str
     facts: dict[str, str]
-    """What was measured, by name."""
+    """The subjects of the report and their values, by name."""
     findings: Sequence[Finding]
     figures: Sequence[ReportFigure]
     tables: Sequence[ReportTable]
@@ -188,7 +188,7 @@ def _environment() -> jinja2.Environment:
 
 
 def shown(value: Any) -> Any:
-    """What a template puts on a page: text with signs for what is unseen (``printable``); markup as it is."""
+    """Prepare a value for a template: text with signs for invisible characters (``printable``), markup unchanged."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

@@ -145,7 +145,7 @@ def _strongest_kind(nats: dict[str, list[float]], errors: dict[str, list[float]]
     Args:
         nats: held-out information per kind and layer.
         errors: their standard errors.
-        critical: a 95% interval reaches so many of them to either side.
+        critical: standard errors from the centre of a 95% interval to either end.
     """
     mean = {kind: float(np.mean(values)) for kind, values in nats.items()}
     error = {kind: float(np.mean(values)) for kind, values in errors.items()}

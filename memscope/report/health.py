@@ -1,4 +1,4 @@
-"""What a first look at a recording should tell: flags in words, an entry that shows what entries are."""
+"""A first look at a recording: flags in words, and an entry to serve as an example."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
 
 def health(recording: Recording) -> list[Flag]:
-    """What a glance should tell: dead entries, concentration, unread selections, silence, drift, wasted entries."""
+    """Flags for dead entries, concentration, unread selections, silence, drift and wasted entries."""
     measured = [(check, check.measure(recording)) for check in CHECKS]
     return [Flag(_level(measure.value, check), measure.text) for check, measure in measured if measure is not None]
 

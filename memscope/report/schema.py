@@ -1,4 +1,4 @@
-"""What ``metrics.json`` of a report holds; ``metrics.schema.json`` beside it is made of these very classes.
+"""The content of a report's ``metrics.json``; ``metrics.schema.json`` beside it is made from these classes.
 
     write_json(out / "metrics.json", metrics.model_dump(mode="json"))
     write_json(out / "metrics.schema.json", json_schema(Metrics))
@@ -17,7 +17,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Source(Documented):
-    """What was recorded."""
+    """The recording, its run and its corpus."""
 
     run: str
     """Name of the run's folder."""
@@ -53,7 +53,7 @@ class Preference(Documented):
     layer: int
     """Number of the layer."""
     attribute: str
-    """What the label is of: predicate, subject type, sentence length ..."""
+    """The property that labels name: predicate, subject type, sentence length ..."""
     label: str
     """Name of the label."""
     entries: int
@@ -115,7 +115,7 @@ class Anomaly(Documented):
     effect: float
     """Its size, as the kind defines it."""
     p: float
-    """Chance of such an effect at one of all places looked at, where there is none; 0 where chance makes none."""
+    """Probability of such an effect in any of the tests, in a recording without effects; 0 where chance has none."""
     tokens: int
     """Tokens that select the entry, or either of two; of a layer all that were counted."""
 
@@ -139,7 +139,7 @@ class Answer(Documented):
     """A finding in words."""
 
     question: str
-    """What was asked."""
+    """The question."""
     short: str
     """The answer in one sentence."""
     answer: str
@@ -159,7 +159,7 @@ class Metrics(Counted, _Recorded):  # fields of the last base come first, in the
     preferences: tuple[Preference, ...]
     """One row per layer, attribute and label; empty where sentences have no labels."""
     anomalies: tuple[Anomaly, ...]
-    """What stands out, at an error rate of 5% for the whole list."""
+    """The anomalies, at an error rate of 5% for the whole list."""
     drift: Drift
     """How far entries moved from where they started."""
     findings: tuple[Answer, ...]
@@ -172,7 +172,7 @@ def json_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def describe_source(recording: Recording) -> Source:
-    """What a recording is of."""
+    """Describe the run and the corpus of a recording."""
     info = recording.info
     return Source(
         run=info.run_name,

@@ -36,7 +36,7 @@ def shared_by(info: RecordingInfo) -> str:
 
 
 def model_name(recording: Recording) -> str:
-    """What a model is called: the run folder's name, and the training step where that is known."""
+    """The name of a model: that of the run's folder, and the training step if it is known."""
     info = recording.info
     return info.run_name if info.step is None else f"{info.run_name} at step {info.step:,}"
 

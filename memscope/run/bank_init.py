@@ -86,7 +86,7 @@ def _slots_of(ids: list[int], space: np.ndarray, n_slots: int, pad: int) -> np.n
 
 
 class FreshStarts:
-    """What entries start from that are revived in training: sentences made as at initialisation, or random slots.
+    """The starts of entries that are revived in training: sentences, as at initialisation, or random slots.
 
     Equal for equal arguments, so that starts can be found again from entry, step and sentence.
 

@@ -1,4 +1,4 @@
-"""What a training run measures beside its loss: validation with the bank's usage, samples, memory, and the summary."""
+"""Measurements of a training run beside its loss: validation with the bank's usage, samples, memory, summary."""
 
 import time
 from math import isfinite
@@ -63,7 +63,7 @@ def samples(training: Training) -> list[dict[str, str]]:
 def step_values(
     training: Training, loss_sum: Tensor, grad_norm: Tensor, clock_seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """What is logged of a step that was just made; all processes call it.
+    """The line that is logged for the last step; all processes call it.
 
     Args:
         training: the run.
@@ -93,7 +93,7 @@ def check_finite(name: str, loss: float, step: int) -> None:
 
 
 def summary(training: Training, last_validation: dict[str, Any]) -> dict[str, Any]:
-    """What ``run.json`` says of a run that is done."""
+    """The content of ``run.json`` for a finished run."""
     device = training.accelerator.device
     logged = read_metrics(training.run / "metrics.jsonl")
     return {

@@ -68,7 +68,7 @@ class Parallel(ABC):
 
 
 def strategy() -> Strategy:
-    """What ``accelerate launch`` asks for, or the same variables set by hand; alone, and by torchrun, ``ddp``."""
+    """The strategy that ``accelerate launch`` sets, or its variables set by hand; ``ddp`` alone and under torchrun."""
     if int(os.environ.get("LOCAL_RANK", "-1")) >= 0:
         for name, variable in (("fsdp2", "ACCELERATE_USE_FSDP"), ("deepspeed", "ACCELERATE_USE_DEEPSPEED")):
             if _is_on(variable):

@@ -1,4 +1,4 @@
-"""What stands before the first training step: tokenizer, packed corpora, model and its bank."""
+"""Prepare a run for training: tokenizer, packed corpora, model and its bank."""
 
 import sys
 from pathlib import Path

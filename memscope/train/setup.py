@@ -1,4 +1,4 @@
-"""What a training run sets up before its first step, alone or as one of several processes.
+"""Set up a training run before its first step, alone or as one of several processes.
 
 ``set_up`` makes all that the loop (``train/loop.py``) works with. A run that has checkpoints goes on from the newest.
 """

@@ -143,12 +143,12 @@ def test_one_entry_lights_up(tiny_recording: Recording) -> None:
 def test_words_that_were_read_are_shown_or_the_way_to_them_is(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kept, said in ((True, "the more of it was read"), (False, "--per-slot")):
+    for kept, said in ((True, "the more it was read"), (False, "--per-slot")):
         folder = tmp_path / str(kept)
         record(slot_run, corpus_dir / "valid.jsonl", folder / "tiny", RecordOptions(max_tokens=60, slot_weights=kept))
         monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
         assert said in markdown(open_page("prompts", token=3))
-    assert "the more of it was read" in markdown(open_page("prompts", source="your text", text="Ada Holm", token=1))
+    assert "the more it was read" in markdown(open_page("prompts", source="your text", text="Ada Holm", token=1))
 
 
 def test_many_documents_are_found_by_title_or_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ BLOCK = 1 << 21
 
 
 class _Layer(NamedTuple):
-    """What the kinds of one layer share."""
+    """The data of one layer that all kinds of anomaly use."""
 
     info: RecordingInfo
     layer: int
@@ -240,7 +240,7 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
 
 
 def _p_of(shared: _Layer, rows: np.ndarray, special: np.ndarray, looked_at: int) -> float:
-    """Chance that so many of an entry's looks are special, were it blind to what is special inside a document."""
+    """Probability of at least this many special looks, if the entry ignored what is special inside a document."""
     text = shared.text
     looks = pick_looks(rows, text.stretch_of(rows, shared.stretch))
     chances = text.share_in_document(special)[text.doc[looks]]

@@ -25,7 +25,7 @@ from memscope.recording.row_columns import disk_array, pieces, row_columns
 SHORTEST = 8
 """Tokens that a stretch has at least."""
 DECAYED = 0.1
-"""What may be left, at half a stretch, of how much more neighbouring tokens select alike than distant ones."""
+"""Share of the excess similarity of neighbouring tokens that may remain at half a stretch."""
 SAMPLED = 1 << 18
 """Tokens of a layer that its stretch is measured on."""
 
@@ -128,7 +128,7 @@ def pick_looks(rows: np.ndarray, stretches: np.ndarray) -> np.ndarray:
 
 
 def upper_tail(hits: int, chances: np.ndarray) -> float:
-    """Chance of so many hits at least, at looks that each hit with their own chance.
+    """Probability of at least this many hits, at looks that each hit with their own probability.
 
     A binomial of the mean chance: above its mean its tail is no smaller than the true one (Hoeffding 1956, "On the
     distribution of the number of successes in independent trials").
@@ -138,7 +138,7 @@ def upper_tail(hits: int, chances: np.ndarray) -> float:
 
 
 def lower_tail(hits: int, chances: np.ndarray) -> float:
-    """Chance of so many hits at most, likewise."""
+    """Probability of at most this many hits, likewise."""
     n = len(chances)
     return float(binom.cdf(hits, n, chances.mean())) if n and hits <= chances.sum() else 1.0
 

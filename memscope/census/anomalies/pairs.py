@@ -14,7 +14,8 @@ from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, upp
 from memscope.recording.info import RecordingInfo
 
 MIN_PAIR = 20
-"""Tokens that select both of two duplicates, or would select both of two exclusive entries by chance, at least."""
+"""Least number of tokens that select both of two duplicates, or that would select both of two exclusive entries at
+chance level."""
 TOGETHER = 0.95
 """Share of the tokens that select either of two duplicates that must select both."""
 APART = 0.02

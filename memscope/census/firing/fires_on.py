@@ -5,8 +5,8 @@ in a layer names the ``SHOWN`` most frequent of those tokens; layers are told ap
 A token gets in brackets how much of its share comes after one token, where that token stands before it more than half
 of the time and twice as often as elsewhere in the text.
 
-The tokens make a *clear pattern* if those of them that are more frequent than by chance (binomial test, at ``ERROR``
-after Bonferroni over all tokens) hold at least ``COVERAGE`` of the firings, and ``TIMES`` what they hold of all text.
+The tokens make a *clear pattern* if those of them above chance level (binomial test, at ``ERROR`` after Bonferroni over
+all tokens) hold at least ``COVERAGE`` of the firings, and ``TIMES`` what they hold of all text.
 Where they do not and the tokens before do, the headline names those; where neither does, it says so.
 """
 
@@ -32,11 +32,11 @@ TIMES = 2.0
 PAIRED = 0.5
 """Share of a token's firings that follow one token, at least, where the headline names that one."""
 ERROR = 0.01
-"""Chance that an entry which fires at random has any token that counts as more frequent than by chance."""
+"""Probability that an entry which fires at random has any token that counts as more frequent than chance level."""
 FEW = 20
 """Fewer firings than these are said in the headline, since shares of a few mean little."""
 READINGS = ("token", "before", "none")
-"""What a headline goes by: the token, the one before it, or nothing since there is no clear pattern."""
+"""The basis of a headline: the token, the one before it, or nothing if there is no clear pattern."""
 NONE, START = -1, -2
 """In place of a token: none at all, and the start of a window, before which the model saw nothing."""
 
@@ -79,7 +79,7 @@ class RowPairs:
 
 
 class Firings(NamedTuple):
-    """What entries fire on most often, ``[entry]`` and ``[entry, SHOWN]``; labels are -1 where there are fewer."""
+    """The labels that entries fire on most often, ``[entry]`` and ``[entry, SHOWN]``; -1 fills up."""
 
     total: np.ndarray
     """Firings."""
@@ -185,7 +185,7 @@ class Titles:
 def _pattern(
     total: np.ndarray, labels: np.ndarray, counts: np.ndarray, share: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of firings on those of the shown labels that are more frequent than by chance; whether that is clear."""
+    """Share of firings on those of the shown labels that exceed chance level; whether the pattern is clear."""
     elsewhere = np.where(labels >= 0, share[labels], 1.0)
     chance = binom.sf(counts - 1, total[:, None], elsewhere) * max(np.count_nonzero(share), 1)
     counts = np.where(chance <= ERROR, counts, 0)

@@ -49,7 +49,7 @@ INFORMATION = ("token", "even_token", "previous", "even_previous")
 
 
 class RowTokens(NamedTuple):
-    """What every recorded row is about, ``[token]`` each; kinds in the order of ``KINDS``."""
+    """Tokens, document and position of every recorded row, ``[token]`` each; kinds in the order of ``KINDS``."""
 
     tokens: tuple[np.ndarray, ...]
     """Input token, the one before, predicted and true next one, int32.

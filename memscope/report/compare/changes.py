@@ -1,5 +1,5 @@
-"""What differs between two recordings, as numbers and tables; ``report/compare/comparison.py`` puts them into words and
-figures.
+"""The differences between two recordings, as numbers and tables; ``report/compare/comparison.py`` makes words and
+figures of them.
 
     changes = find_changes(Recording("recordings/early"), Recording("recordings/late"))
     changes.layers, changes.switched
@@ -36,7 +36,7 @@ _SWITCHED = ["layer", "change", "entry", "selections_a", "selections_b", "senten
 
 
 class Changes(NamedTuple):
-    """What differs between two recordings."""
+    """The differences between two recordings."""
 
     layers: list[LayerLikeness]
     """All layers together first, then each; empty when the banks started from different sentences."""

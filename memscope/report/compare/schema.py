@@ -1,4 +1,4 @@
-"""What ``compare.json`` of a comparison holds; ``compare.schema.json`` beside it is made of these very classes."""
+"""The content of a comparison's ``compare.json``; ``compare.schema.json`` beside it is made from these classes."""
 
 from memscope.recording.census_file import Documented
 from memscope.report.schema import Answer, Source
@@ -8,7 +8,7 @@ class Side(Documented):
     """One of the two recordings that are compared."""
 
     recording: Source
-    """What was recorded."""
+    """The recording."""
     step: int | None
     """Training step of the model, where it was read from a checkpoint."""
 

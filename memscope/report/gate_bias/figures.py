@@ -87,8 +87,8 @@ def _drift(numbers: Numbers) -> Figure:
 
 
 _CHOICE_BY_CLASS = (
-    "How far the entries chosen for tokens of a class differ from those of the whole layer; dotted: as many tokens at "
-    "random, which differ by chance. {d}."
+    "KL divergence of the entries that a class of tokens selects from those of the whole layer. Dotted: as many tokens "
+    "at random, the chance level. {d}."
 )
 PLANS = (
     Plan(

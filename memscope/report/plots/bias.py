@@ -18,7 +18,7 @@ from memscope.recording.census_file import MARGIN_LOWEST, ClassProfile, Overlap
 from memscope.report.plots import style
 
 _OCTAVES = 5
-"""Lifts further than so many doublings from 1 are drawn at the edge."""
+"""Doublings from 1 beyond which lifts are drawn at the edge."""
 _DISJOINT = float(np.log(2))
 """Jensen-Shannon divergence of distributions without a common entry."""
 _LEAST_DRIFT = 1e-6
