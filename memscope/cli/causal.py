@@ -1,7 +1,7 @@
 """Commands that intervene: ``ablate``, ``facts`` and ``edit``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from memscope.cli.options import (
     print_json,
     show,
 )
+
+if TYPE_CHECKING:
+    from memscope.causal.ablation import AblationStudy
 
 FactsArgument = Annotated[
     Path,
@@ -73,35 +76,19 @@ def ablate(
     from memscope.query.recording import Recording
     from memscope.text.corpus import pack_corpus
 
-    loaded, opened = load(run, device), Recording(recording)
-    usage = entry_usage(recording, chosen_layers)
-    text = (
-        recorded_corpus(opened)
-        if corpus is None
-        else pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
-    )
+    loaded, usage = load(run, device), entry_usage(recording, chosen_layers)
+    if corpus is None:
+        text = recorded_corpus(Recording(recording))
+    else:
+        text = pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
     ablated = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
     with one_writer(out):
-        study = study_ablation(
-            loaded,
-            text,
-            ablated,
-            usage,
-            mode=mode,
-            layers=chosen_layers,
-            tokens=tokens,
-            control=control,
-            controls=controls,
-            seed=seed,
-        )
+        study = study_ablation(loaded, text, ablated, usage, mode, chosen_layers, tokens, controls, control, seed)
         write_study(study, out)
     if as_json:
         print_json(study.summary)
-        return
-    show(_table(study.table))
-    summary = study.summary
-    show(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
-    show(f"{summary['loss_before']:.4f} nats; 95% intervals over {summary['interval_unit']}; details in {out}")
+    else:
+        _show_study(study, out)
 
 
 def facts(
@@ -187,6 +174,13 @@ def _share(text: str) -> float:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise InputError(f"--top-usage {text}: expected a share such as 1% or 0.01") from error
+
+
+def _show_study(study: "AblationStudy", out: Path) -> None:
+    summary = study.summary
+    show(_table(study.table))
+    show(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
+    show(f"{summary['loss_before']:.4f} nats; 95% intervals over {summary['interval_unit']}; details in {out}")
 
 
 def _table(frame: Any) -> str:
