@@ -51,7 +51,7 @@ def run_group(
         numbered = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         started.append(FRESH.Process(target=_command, args=(words, numbered, *files, before)))
         started[-1].start()
-    code = _wait(started)
+    code = wait_for(started)
     return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
 
 
@@ -60,7 +60,7 @@ def run_script(script: Path, words: list[str], folder: Path) -> subprocess.Compl
     files = _empty_files(folder)
     process = FRESH.Process(target=_script, args=(script, words, *files))
     process.start()
-    return subprocess.CompletedProcess(words, _wait([process]), *(file.read_text() for file in files))
+    return subprocess.CompletedProcess(words, wait_for([process]), *(file.read_text() for file in files))
 
 
 def _empty_files(folder: Path) -> tuple[Path, Path]:
@@ -93,7 +93,7 @@ def _command(
     main()
 
 
-def _wait(started: list[Any]) -> int:
+def wait_for(started: list[Any]) -> int:
     """The first code that is not 0; the others are killed then, for they would wait for the one that failed."""
     running = {process.sentinel: process for process in started}
     try:

@@ -11,6 +11,7 @@ from memscope.model.transformer import MemoryTransformer
 from memscope.run import generate as generate_module
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.generate import generate
+from tests.processes import FRESH, wait_for
 
 PROMPT = [1, 50, 60, 70]
 NEVER = -1
@@ -89,6 +90,9 @@ def _continue_in_a_group(rank: int, folder: str, run: Path) -> None:
 
 @pytest.mark.slow
 def test_processes_that_differ_continue_alike(tiny_run_path: Path, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_continue_in_a_group, (str(tmp_path), tiny_run_path), nprocs=2)
+    group = [FRESH.Process(target=_continue_in_a_group, args=(rank, str(tmp_path), tiny_run_path)) for rank in range(2)]
+    for process in group:
+        process.start()
+    assert wait_for(group) == 0
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
