@@ -32,6 +32,7 @@ from memscope.causal.intervene import ablate
 from memscope.query.recording import Recording
 from memscope.record.decode import logit_lens
 from memscope.report.plots.style import legend, panels
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 
 MEANINGS = ("input", "next", "lens", "causal")
@@ -168,7 +169,7 @@ def study(
     chance = np.random.default_rng(0)
     for layer, chosen in several.items():
         sentences = sentence_tokens(recording, chosen)
-        lens = logit_lens(run.model, layer, torch.from_numpy(chosen)).numpy()
+        lens = logit_lens(OwnRun(run), layer, torch.from_numpy(chosen)).numpy()
         ablated = np.sort(chance.permutation(len(chosen))[:sample])
         added = causal_logits(run, recording, layer, chosen[ablated], contexts)
         by_meaning = dict(zip(MEANINGS, score_firing(recording, layer, chosen, sentences), strict=False))

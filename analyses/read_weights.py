@@ -25,7 +25,8 @@ from torch import Tensor
 from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.report.plots.style import layer_colors, layer_legend, legend, panels
-from memscope.run.capture import LayerCapture, capture_memory
+from memscope.run.adapters.own import capture_memory
+from memscope.run.subject import Selected
 from memscope.run.checkpoint import LoadedRun, load_run
 
 _SMALLEST = 1e-12
@@ -97,7 +98,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
     return table
 
 
-def _measure_layer(capture: LayerCapture, real: Tensor) -> dict[str, float]:
+def _measure_layer(capture: Selected, real: Tensor) -> dict[str, float]:
     return measure(capture.head_weights[real], capture.gate_scores[real])
 
 

@@ -26,7 +26,8 @@ from memscope.causal.effects import Trial, mean_change, measure_effects
 from memscope.causal.intervene import unbias
 from memscope.query.recording import Recording
 from memscope.report.plots.style import ORANGE, blue, legend, panel
-from memscope.run.capture import run_windows
+from memscope.run.adapters.own import OwnModel
+from memscope.run.subject import run_windows
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.stats.usage import UsageCounts, usage_metrics
 from memscope.text.corpus import DocumentWindow
@@ -74,7 +75,7 @@ def count_usage(
     info, corpus = recording.info, recorded_corpus(recording)
     counts, silent = UsageCounts(len(info.layers), info.knowledge_num), np.zeros(len(info.layers))
     with block:
-        for done in run_windows(run.model, corpus, windows, run.tokenizer.pad, "float32"):
+        for done in run_windows(OwnModel(run.model), corpus, windows, run.tokenizer.pad):
             for axis, layer in enumerate(info.layers):
                 seen = done.captured[layer]
                 chosen = (seen.indices, seen.gate_scores, seen.read_weights)

@@ -109,9 +109,10 @@ def model_lock() -> threading.Lock:
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
 def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
     from memscope.record.trace import trace_text
+    from memscope.run.adapters.own import OwnRun
 
     with model_lock():
-        return trace_text(_run, text)
+        return trace_text(OwnRun(_run), text)
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memscope.query.recording import Recording as Recording
-    from memscope.run.capture import capture_memory as capture_memory
+    from memscope.run.adapters.own import capture_memory as capture_memory
     from memscope.run.checkpoint import load_run as load_run
 
-_HOMES = {"Recording": "query.recording", "capture_memory": "run.capture", "load_run": "run.checkpoint"}
+_HOMES = {"Recording": "query.recording", "capture_memory": "run.adapters.own", "load_run": "run.checkpoint"}
 
 __all__ = ["Recording", "capture_memory", "load_run"]
 

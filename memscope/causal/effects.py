@@ -26,7 +26,8 @@ from memscope.base.parquet import read_parquet
 from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.recording.info import read_info
-from memscope.run.capture import WindowPass, run_windows
+from memscope.run.adapters.own import OwnModel
+from memscope.run.subject import WindowPass, run_windows
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval, ratio_interval
 from memscope.text.corpus import DocumentWindow, PackedCorpus
@@ -180,7 +181,7 @@ def most_changed(
 
 
 def _run(run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
-    [done] = run_windows(run.model, corpus, windows, run.tokenizer.pad, "float32", batch_size=len(windows))
+    [done] = run_windows(OwnModel(run.model), corpus, windows, run.tokenizer.pad, batch_size=len(windows))
     return done
 
 

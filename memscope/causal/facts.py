@@ -27,7 +27,8 @@ from memscope.base.errors import InputError
 from memscope.causal.fact_tables import FactAudit, Questions, summarise
 from memscope.causal.intervene import ablate
 from memscope.model.transformer import MemoryTransformer
-from memscope.run.capture import LayerCapture, capture_memory
+from memscope.run.adapters.own import capture_memory
+from memscope.run.subject import Selected
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import start_table
 from memscope.text.fact_files import Fact
@@ -51,7 +52,7 @@ class _Answer(NamedTuple):
     logits: Float[Tensor, "row vocab"]
     """At the asked position."""
     lengths: np.ndarray
-    captured: dict[int, LayerCapture]
+    captured: dict[int, Selected]
 
 
 def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:

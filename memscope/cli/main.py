@@ -30,6 +30,7 @@ from memscope.cli.options import (
     fail_without_memory,
     hint,
     load,
+    open_model,
     print_json,
     show,
 )
@@ -219,14 +220,14 @@ def record(
 
                 print_json({"history": str(write_history([Recording(path) for path in recorded], out))})
             return
-        info = run_recording(load(run, device), corpus, out, options)
+        info = run_recording(open_model(run, device), corpus, out, options)
     if info is None:  # under torchrun the main process speaks for all
         return
     print_json(
         {
             "recording": str(out),
             "tokens": info.rows,
-            "selections": info.rows * len(info.layers) * info.selected,
+            "selections": info.rows * info.per_token,
             "tokens_per_second": info.rows / info.seconds if info.seconds else None,
             "bytes_per_token": part_bytes(out, info) / info.rows,
             "peak_rss_bytes": peak_rss_bytes(),
@@ -262,8 +263,8 @@ def trace(
 
     from memscope.record.trace import describe_trace, trace_text
 
-    loaded = load(run, device)
-    rows = describe_trace(loaded, trace_text(loaded, text))
+    subject = open_model(run, device)
+    rows = describe_trace(subject, trace_text(subject, text))
     if as_json:
         print_json(rows)
         return
@@ -272,10 +273,10 @@ def trace(
         show(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
         for layer in token["layers"]:
             for fired in layer["entries"][:top]:
-                show(
-                    f"      layer {layer['layer']}  entry {fired['entry']:>7}  gate {fired['gate']:.3f}  "
-                    f"read {fired['read']:+.4f}  {one_line(fired['sentence'] or '(started random)')[:90]}"
-                )
+                weights = "".join(f"  {name} {fired[name]:+.4f}" for name in ("gate", "read") if name in fired)
+                said = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
+                label = fired["label"] if "layer" in fired["label"] else f"layer {layer['layer']}  {fired['label']}"
+                show(f"      {label}{weights}  {said}".rstrip())
 
 
 @app.command("map")

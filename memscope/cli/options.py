@@ -65,6 +65,14 @@ def load(run: Path, device: str) -> Any:
     return load_run(run, pick_device(device))
 
 
+def open_model(folder: Path, device: str) -> Any:
+    """The model of a run or of a folder of another program, on a device, as a subject."""
+    from memscope.base.runtime import pick_device
+    from memscope.run.adapters.load import open_subject
+
+    return open_subject(folder, pick_device(device))
+
+
 def show(*texts: object) -> None:
     """Print results on separate lines; characters that act on the terminal are written out."""
     print(*(printable(str(text)) for text in texts), sep="\n")

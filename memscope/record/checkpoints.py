@@ -10,6 +10,7 @@ from pathlib import Path
 from memscope.base.errors import InputError
 from memscope.base.runtime import pick_device
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import list_checkpoints, load_run
 
 
@@ -23,5 +24,5 @@ def record_checkpoints(run: Path, corpus: Path, out: Path, options: RecordOption
     if not checkpoints:
         raise InputError(f"{run}: no checkpoints; train with --set keep_checkpoints=N to keep the last N")
     for checkpoint in checkpoints:
-        record(load_run(run, pick_device(device), checkpoint), corpus, out / checkpoint.name, options)
+        record(OwnRun(load_run(run, pick_device(device), checkpoint)), corpus, out / checkpoint.name, options)
     return [out / checkpoint.name for checkpoint in checkpoints]

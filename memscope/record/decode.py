@@ -10,11 +10,15 @@
 ``l{l}_bottom``    final norm and unembedding, highest and lowest tokens, for layers that selected the entry; with
                    ``_logits`` their logits
 
+Drift and nearest tokens are null where no start is known. The value that the lens reads is the adapter's (``values`` in
+``run/subject.py``).
+
 The init space is the embedding table and projection that made the bank's starts from sentences; training does not
 change it. The lens weighs all read heads equally, takes the mean over slots and leaves out the output gate, which
 depends on the input.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +29,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.base.parquet import ENTRY_ROW_GROUP, write_table
-from memscope.model.transformer import MemoryTransformer
-from memscope.run.bank_init import load_bank_init
-from memscope.run.checkpoint import LoadedRun
-from memscope.run.provenance import start_entries, start_table
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import Site
+from memscope.run.subject import Batches, Drifted, Subject
 
 N_NEAREST = 10
 N_LENS = 10
@@ -42,38 +45,53 @@ class Nearest(NamedTuple):
     cosine: Float[Tensor, "row top"]
 
 
-def write_decodings(run: LoadedRun, path: Path, used: dict[int, np.ndarray]) -> None:
-    """Decode every entry of a run's bank.
+def write_decodings(
+    subject: Subject, info: RecordingInfo, path: Path, used: dict[int, np.ndarray], sample: Callable[[], Batches]
+) -> None:
+    """Decode every entry of a recording.
 
     Args:
-        run: the run.
+        subject: the recorded model.
+        info: what was recorded of it.
         path: Parquet file to write.
-        used: per memory layer, the entries that it selected; only these get a logit lens in the layer.
+        used: per layer, the entries that it selected; only these get a logit lens in the layer.
+        sample: gives text for models whose entries have no value of their own.
     """
-    assert run.model.bank is not None
-    init = load_bank_init(run.path)
-    now, before = run.model.bank.entries.detach().float().cpu(), torch.from_numpy(start_entries(run))
-    space = torch.from_numpy(init.table @ init.projection)  # [vocab, D]
-    token_ids = start_table(run, ["token_ids"])["token_ids"].to_pylist()
+    drifted = subject.drifted()
+    columns: dict[str, Any] = {"entry": np.arange(info.knowledge_num, dtype=np.uint32)}
+    columns |= _no_drift(info.knowledge_num) if drifted is None else _drift_columns(drifted)
+    for site in info.sites:
+        if "lens" in site.has:
+            columns |= _lens_columns(subject, info.knowledge_num, site, used[site.layer], sample)
+    write_table(path, columns, ENTRY_ROW_GROUP)
+
+
+def _drift_columns(drifted: Drifted) -> dict[str, pa.Array | np.ndarray]:
+    now, before, space, token_ids = drifted
     n, n_slots, _ = now.shape
     slot_drift = 1 - torch.cosine_similarity(now, before, dim=-1)  # [N, L]
     top = N_NEAREST if n_slots == 1 else 1
     nearest = nearest_tokens(now.flatten(0, 1), space, top)
     nearest_before = nearest_tokens(before.flatten(0, 1), space, top)
-    columns: dict[str, Any] = {
-        "entry": np.arange(n, dtype=np.uint32),
+    kept, kept_before = (
+        pa.array(kept_share(found.tokens.reshape(n, -1).tolist(), token_ids, n_slots), pa.float32())
+        for found in (nearest, nearest_before)
+    )
+    return {
         "drift": slot_drift.mean(-1).numpy(),
         "nearest": _lists(nearest.tokens.reshape(n, -1), pa.uint32()),
         "nearest_cosine": _lists(nearest.cosine.reshape(n, -1), pa.float32()),
-        "kept": pa.array(kept_share(nearest.tokens.reshape(n, -1).tolist(), token_ids, n_slots), pa.float32()),
-        "kept_at_init": pa.array(
-            kept_share(nearest_before.tokens.reshape(n, -1).tolist(), token_ids, n_slots), pa.float32()
-        ),
+        "kept": kept,
+        "kept_at_init": kept_before,
         "slot_drift": _lists(slot_drift, pa.float32()),
     }
-    for layer, entries in used.items():
-        columns |= _lens_columns(run.model, layer, entries)
-    write_table(path, columns, ENTRY_ROW_GROUP)
+
+
+def _no_drift(entries: int) -> dict[str, pa.Array]:
+    """The same columns, null, of entries whose start is not known."""
+    numbers, lists = dict.fromkeys(("drift", "kept", "kept_at_init"), pa.float32()), pa.list_(pa.float32())
+    kinds = numbers | {"nearest": pa.list_(pa.uint32()), "nearest_cosine": lists, "slot_drift": lists}
+    return {name: pa.nulls(entries, kind) for name, kind in kinds.items()}
 
 
 @torch.no_grad()
@@ -104,30 +122,30 @@ def kept_share(nearest: list[list[int]], token_ids: list[list[int] | None], n_sl
 
 
 @torch.no_grad()
-def logit_lens(model: MemoryTransformer, layer: int, entries: Int[Tensor, " row"]) -> Float[Tensor, "row vocab"]:
-    """Logits that reading entries in a layer points to: W_O W_V mean-slot, final norm, unembedding."""
-    assert model.bank is not None
-    return model.unembed(model.bank.entries[entries].mean(1) @ model.memory_layer(layer).read.write_matrix.T)
+def logit_lens(
+    subject: Subject, layer: int, entries: Int[Tensor, " row"], sample: Batches = ()
+) -> Float[Tensor, "row vocab"]:
+    """Logits that entries point to in a layer: what they add to the residual stream, final norm, unembedding."""
+    return subject.unembed(subject.values(layer, entries, sample)).float()
 
 
-def _lens_columns(model: MemoryTransformer, layer: int, entries: np.ndarray) -> dict[str, pa.Array]:
-    """Top and bottom tokens and their logits per entry of the bank; null for entries not in ``entries``."""
-    assert model.bank is not None
-    n = len(model.bank.entries)
-    device = model.embed.weight.device
-    tokens, logits = torch.zeros(2, n, N_LENS, dtype=torch.int64), torch.zeros(2, n, N_LENS)
+def _lens_columns(
+    subject: Subject, n: int, site: Site, entries: np.ndarray, sample: Callable[[], Batches]
+) -> dict[str, pa.Array]:
+    """Top and bottom tokens and their logits per entry; null for entries not in ``entries``, or without a value."""
+    device = next(subject.model.parameters()).device
+    tokens, logits = torch.zeros(2, n, N_LENS, dtype=torch.int64), torch.full((2, n, N_LENS), torch.nan)
     for start in range(0, len(entries), _CHUNK):
         chunk = torch.from_numpy(entries[start : start + _CHUNK].astype(np.int64))
-        lens = logit_lens(model, layer, chunk.to(device)).float()
+        lens = logit_lens(subject, site.layer, chunk.to(device), sample())
         for end, largest in enumerate((True, False)):
             best = lens.topk(N_LENS, largest=largest)
             tokens[end, chunk], logits[end, chunk] = best.indices.cpu(), best.values.cpu()
-    unused = np.ones(n, bool)
-    unused[entries] = False
+    unknown = logits.isnan().any(-1).any(0).numpy()
     columns = {}
     for end, name in enumerate(("top", "bottom")):
-        columns[f"l{layer}_{name}"] = _lists(tokens[end], pa.uint32(), unused)
-        columns[f"l{layer}_{name}_logits"] = _lists(logits[end], pa.float32(), unused)
+        columns[f"l{site.layer}_{name}"] = _lists(tokens[end], pa.uint32(), unknown)
+        columns[f"l{site.layer}_{name}_logits"] = _lists(logits[end], pa.float32(), unknown)
     return columns
 
 

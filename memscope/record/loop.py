@@ -11,11 +11,13 @@ aggregates are made from the parts afterwards, so they do not depend on which pr
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from memscope.base.errors import DamageError, InputError
@@ -24,20 +26,20 @@ from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
 from memscope.census.aggregate import write_aggregates
-from memscope.model.transformer import MemoryTransformer
 from memscope.record.decode import write_decodings
 from memscope.record.rows import RowCollector
 from memscope.recording.aggregates import check_files, list_files
-from memscope.recording.info import AGGREGATES, COPIES, INFO, Part, RecordingInfo, read_info, write_info
+from memscope.recording.info import AGGREGATES, INFO, Part, RecordingInfo, read_info, write_info
 from memscope.recording.parts import drop_progress, finished_parts, write_part, write_progress
-from memscope.run.bank_init import PARQUET
-from memscope.run.capture import run_windows
-from memscope.run.checkpoint import LoadedRun
+from memscope.recording.starts import STARTS, no_starts
 from memscope.run.folder import check_no_run
-from memscope.run.provenance import start_table
-from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus
+from memscope.run.subject import Batches, Subject, run_windows
+from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus, window_batch
 
-_COPIED = ("tokenizer.json", "config.yaml", *COPIES)
+BATCH = 16
+"""Windows of one forward pass."""
+_SAMPLE = 32
+"""Windows that values of entries are averaged over which have none of their own."""
 
 
 class RecordOptions(NamedTuple):
@@ -53,8 +55,8 @@ class RecordOptions(NamedTuple):
     """Also record read weights per read head."""
     slot_weights: bool = False
     """Also record read weights per slot of an entry."""
-    dtype: str | None = None
-    """Precision of the forward pass; none takes the run's."""
+    batch_size: int = BATCH
+    """Windows of one forward pass; the recording does not depend on it, but for rounding."""
 
 
 class PlannedPart(NamedTuple):
@@ -66,37 +68,35 @@ class PlannedPart(NamedTuple):
 
 
 def record(
-    run: LoadedRun, corpus_path: Path, recording: Path, options: RecordOptions | None = None
+    subject: Subject, corpus_path: Path, recording: Path, options: RecordOptions | None = None
 ) -> RecordingInfo | None:
     """Record a corpus into the folder ``recording``, with all aggregates and decodings.
 
     Returns the description of the recording, or None in processes other than the main one.
 
     Args:
-        run: a run whose model has memory layers.
+        subject: a model with layers that select (``run/adapters``).
         corpus_path: JSON-lines corpus.
-        recording: folder to write; an unfinished recording of the same run and corpus there is completed.
+        recording: folder to write; an unfinished recording of the same model and corpus there is completed.
         options: how to record.
 
     Raises:
-        InputError: the model is a baseline, the corpus is unusable, the folder holds another recording, or another
-            process writes there.
+        InputError: the model has no layer that selects, the corpus is unusable, the folder holds another recording, or
+            another process writes there.
     """
     options = options or RecordOptions()
-    if not run.config.model.memory_layers:
-        raise InputError(f"{run.path}: an FFN baseline has no memory to record")
     check_no_run(recording)
     with one_writer(recording):
-        return _record(run, corpus_path, recording, options)
+        return _record(subject, corpus_path, recording, options)
 
 
-def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordOptions) -> RecordingInfo | None:
+def _record(subject: Subject, corpus_path: Path, recording: Path, options: RecordOptions) -> RecordingInfo | None:
     group = processes()
     if not group.is_main:
         group.wait()  # the main process first packs the corpus and prepares the folder
-    corpus = pack_corpus(corpus_path, run.tokenizer, Path(run.config.data.cache_dir))
-    windows = document_windows(corpus, run.config.model.max_seq_len, options.max_tokens)
-    info = describe(run, corpus, windows, options)
+    corpus = pack_corpus(corpus_path, subject.tokenizer, subject.cache_dir)
+    windows = document_windows(corpus, subject.window, options.max_tokens)
+    info = describe(subject, corpus, windows, options)
     if group.is_main:
         _open_recording(recording, info)
         group.wait()
@@ -107,7 +107,7 @@ def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordO
     if not (len(finished) == len(plan) and read_info(recording).complete):
         started = time.perf_counter()
         todo = [p for p in plan if _name(p) not in finished and p.number % group.world_size == group.rank]
-        record_parts(run.model, run.tokenizer.pad, corpus, recording, info, todo, group.rank)
+        record_parts(subject, corpus, recording, info, todo, options.batch_size, group.rank)
         group.wait()
         if group.is_main:
             seconds += time.perf_counter() - started
@@ -115,47 +115,44 @@ def _record(run: LoadedRun, corpus_path: Path, recording: Path, options: RecordO
             write_info(recording, info)
             drop_progress(recording)
             _write_documents(recording, corpus, windows)
-            _copy_from_run(run, recording)
-            finish(run, recording)
+            _copy_from(subject, recording, info)
+            finish(subject, recording, lambda: _sample(subject, corpus, windows))
     return read_info(recording) if group.is_main else None
 
 
-def finish(run: LoadedRun, recording: Path) -> None:
-    """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete."""
+def finish(subject: Subject, recording: Path, sample: Callable[[], Batches]) -> None:
+    """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete.
+
+    Args:
+        subject: the recorded model.
+        recording: its folder.
+        sample: gives text for models whose entries have no value of their own.
+    """
     info = read_info(recording)
     return_freed_memory()  # of the forward passes, before the census takes memory
     write_aggregates(recording, info)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
     used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
-    write_decodings(run, recording / "decodings.parquet", used)
+    write_decodings(subject, info, recording / "decodings.parquet", used, sample)
     write_info(recording, list_files(recording, info.model_copy(update={"complete": True})))
 
 
 def describe(
-    run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow], options: RecordOptions
+    subject: Subject, corpus: PackedCorpus, windows: list[DocumentWindow], options: RecordOptions
 ) -> RecordingInfo:
-    """The description of a recording of these windows by this run, before its first part."""
-    model, memory = run.config.model, run.config.memory
+    """The description of a recording of these windows by this model, before its first part."""
     return RecordingInfo(
-        run=str(run.path.resolve()),
-        fingerprint=run.fingerprint,
-        step=run.step,
+        run=subject.name,
+        fingerprint=subject.fingerprint,
+        step=subject.step,
         corpus=corpus.path,
         corpus_sha256=corpus.sha256,
         documents=windows[-1].doc + 1,
-        vocab_size=model.vocab_size,
-        layers=model.memory_layers,
-        knowledge_num=memory.knowledge_num,
-        bank_groups=memory.bank_groups,
-        knowledge_length=memory.knowledge_length,
-        selected=memory.selected,
-        gate_heads=memory.gate_heads,
-        read_heads=run.config.read_heads,
-        window=model.max_seq_len,
-        dtype=options.dtype or run.config.train.dtype,
+        vocab_size=subject.tokenizer.vocab_size,
+        sites=subject.sites,
+        window=subject.window,
+        dtype=subject.dtype,
         score_bits=options.score_bits,
-        selection_bias=memory.balance_bias > 0,
-        signed_reads=memory.read_fn == "gelu",
         head_weights=options.head_weights,
         slot_weights=options.slot_weights,
         part_tokens=options.part_tokens,
@@ -179,23 +176,23 @@ def plan_parts(windows: list[DocumentWindow], part_tokens: int) -> list[PlannedP
 
 
 def record_parts(
-    model: MemoryTransformer,
-    pad: int,
+    subject: Subject,
     corpus: PackedCorpus,
     recording: Path,
     info: RecordingInfo,
     todo: list[PlannedPart],
+    batch_size: int = BATCH,
     process: int = 0,
 ) -> list[Part]:
     """Record some parts; each is listed as soon as both its files are written.
 
     Args:
-        model: a model with memory layers.
-        pad: token id that fills up batches.
+        subject: the model.
         corpus: the corpus of the windows.
         recording: folder to write.
         info: what is being recorded.
         todo: the parts.
+        batch_size: windows of one forward pass.
         process: number of this process among those that record.
     """
     done: list[Part] = []
@@ -206,15 +203,15 @@ def record_parts(
             done.append(pending.result())
             write_progress(recording, process, done)
 
-    collector = RowCollector(corpus, info.layers, info.score_bits, info.kinds)
+    columns = [info.columns_of(site) for site in info.sites]
+    collector = RowCollector(corpus, info.sites, info.score_bits, columns)
     with (
         ThreadPoolExecutor(1) as writer,
         tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
     ):
         for part in todo:
-            passes = run_windows(
-                model, corpus, part.windows, pad, info.dtype, keep_pattern=info.head_weights, detail=True
-            )
+            pad, keep_pattern = subject.tokenizer.pad, info.head_weights
+            passes = run_windows(subject, corpus, part.windows, pad, batch_size, keep_pattern, detail=True)
             rows = collector.collect(part.windows, passes)
             list_pending()
             pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)
@@ -290,10 +287,21 @@ def _write_documents(recording: Path, corpus: PackedCorpus, windows: list[Docume
     )
 
 
-def _copy_from_run(run: LoadedRun, recording: Path) -> None:
-    """Copy the files that make the recording readable without the run."""
-    for name in _COPIED:
-        if (run.path / name).is_file():
-            with atomic_path(recording / name) as temporary:
-                shutil.copyfile(run.path / name, temporary)
-    write_table(recording / PARQUET, start_table(run), ENTRY_ROW_GROUP)
+def _copy_from(subject: Subject, recording: Path, info: RecordingInfo) -> None:
+    """Copy the files that make the recording readable without the model."""
+    for name, path in subject.copies.items():
+        with atomic_path(recording / name) as temporary:
+            shutil.copyfile(path, temporary)
+    if "tokenizer.json" not in subject.copies:
+        subject.tokenizer.save(recording / "tokenizer.json")
+    starts = subject.starts()
+    write_table(recording / STARTS, no_starts(info.knowledge_num) if starts is None else starts, ENTRY_ROW_GROUP)
+
+
+def _sample(subject: Subject, corpus: PackedCorpus, windows: list[DocumentWindow]) -> Batches:
+    """Some windows from all over the recorded text."""
+    spread = [windows[index] for index in sorted({*np.linspace(0, len(windows) - 1, _SAMPLE).astype(int).tolist()})]
+    device = next(subject.model.parameters()).device
+    for start in range(0, len(spread), BATCH):
+        batch = window_batch(corpus, spread[start : start + BATCH], subject.tokenizer.pad)
+        yield torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.mask).to(device)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.recording.token_rows import KINDS, TokenRows
-from memscope.run.capture import LayerCapture, WindowPass
+from memscope.recording.sites import Site
+from memscope.recording.token_rows import BLANK, NONE, TokenRows
+from memscope.run.subject import Selected, WindowPass
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
 EXACT_BITS = 10
@@ -20,19 +21,21 @@ class RowCollector:
 
     Args:
         corpus: the corpus of the windows.
-        layers: memory layers of the model.
+        sites: layers of the model that select.
         score_bits: mantissa bits to keep of scores and weights.
-        kinds: columns to keep of every layer beside the entries, by their names in ``TokenRows``.
+        columns: columns to keep of every site beside the entries, by their names in ``TokenRows``; by default those
+            that all recordings have.
     """
 
     def __init__(
         self,
         corpus: PackedCorpus,
-        layers: tuple[int, ...],
+        sites: Sequence[Site],
         score_bits: int = EXACT_BITS,
-        kinds: Sequence[str] = KINDS,
+        columns: Sequence[Sequence[str]] | None = None,
     ):
-        self.corpus, self.layers, self.score_bits, self.kinds = corpus, layers, score_bits, kinds
+        self.corpus, self.sites, self.score_bits = corpus, sites, score_bits
+        self.columns = columns or [site.columns for site in sites]
 
     def collect(self, windows: list[DocumentWindow], passes: Iterable[WindowPass]) -> TokenRows:
         """Rows of ``windows`` in their order; ``passes`` cover them in any order.
@@ -65,15 +68,19 @@ class RowCollector:
             return values.flatten(0, 1) if done.batch.mask.all() else values[mask]
 
         values: dict[str, np.ndarray] = {
-            "predicted": flat(done.predicted).cpu().numpy().astype(np.uint32),
+            "predicted": flat(done.predicted).cpu().numpy().astype(np.int64),
             "loss": flat(done.losses.masked_fill(targets < 0, torch.nan)).float().cpu().numpy(),
         }
-        captured = [done.captured[layer] for layer in self.layers]
-        values["indices"] = torch.stack([flat(c.indices) for c in captured], 1).cpu().numpy().astype(np.uint32)
-        for name in self.kinds:
-            stacked = torch.stack([flat(_captured(layer, name)).flatten(1) for layer in captured], 1)
-            if "margin" not in name and not bool(stacked.isfinite().all()):
+        captured = [done.captured[site.layer] for site in self.sites]
+        values["indices"] = _stacked([flat(c.indices.long()) for c in captured], NONE).cpu().numpy()
+        for name in dict.fromkeys(name for names in self.columns for name in names):
+            of_sites = [
+                flat(_captured(site, name)).flatten(1) if name in names else None
+                for site, names in zip(captured, self.columns, strict=True)
+            ]
+            if "margin" not in name and not all(bool(one.isfinite().all()) for one in of_sites if one is not None):
                 raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
+            stacked = _stacked(of_sites, BLANK.get(name, torch.nan))
             exact = stacked.dtype == torch.bool
             values[name] = (
                 stacked.cpu().numpy() if exact else round_scores(stacked.float().cpu().numpy(), self.score_bits)
@@ -81,10 +88,23 @@ class RowCollector:
         return values
 
 
-def _captured(layer: LayerCapture, kind: str) -> Tensor:
-    """A captured tensor of a layer, by its name in ``TokenRows``."""
+def _stacked(of_sites: Sequence[Tensor | None], blank: float) -> Tensor:
+    """Values of sites side by side, ``[token, layer, number]``; a site that has fewer or none is filled up."""
+    known = [values for values in of_sites if values is not None]
+    width = max(values.shape[1] for values in known)
+    if len(known) == len(of_sites) and all(values.shape[1] == width for values in known):
+        return torch.stack(known, 1)
+    full = known[0].new_full((len(known[0]), len(of_sites), width), blank)
+    for axis, values in enumerate(of_sites):
+        if values is not None:
+            full[:, axis, : values.shape[1]] = values
+    return full
+
+
+def _captured(site: Selected, kind: str) -> Tensor:
+    """A captured tensor of a site, by its name in ``TokenRows``."""
     names = {"gate": "gate_scores", "read": "read_weights", "head_read": "head_weights", "slot_read": "slot_weights"}
-    values: Tensor | None = getattr(layer, {**names, "read_norm": "read_norms"}.get(kind, kind))
+    values: Tensor | None = getattr(site, {**names, "read_norm": "read_norms"}.get(kind, kind))
     assert values is not None, f"{kind} was not captured"
     return values
 

@@ -9,9 +9,8 @@ import torch
 from memscope.base.errors import InputError
 from memscope.record.rows import RowCollector
 from memscope.recording.token_table import Trace, make_trace
-from memscope.run.capture import run_windows
-from memscope.run.checkpoint import LoadedRun
-from memscope.run.provenance import start_table
+from memscope.recording.sites import entry_label
+from memscope.run.subject import Subject, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
 N_PREDICTED = 5
@@ -24,70 +23,70 @@ class TextTrace(NamedTuple):
     """Tokens and selections, as from a recording; the first token is bos."""
     predictions: pd.DataFrame
     """``pos rank text probability``: the most likely next tokens after every token."""
-    slots: np.ndarray
-    """Read weight of every slot, mean over read heads, float32 ``[token, layer, K, L]``; column ``k`` of the
-    selections is the K axis."""
+    slots: dict[int, np.ndarray]
+    """Read weight of every slot, mean over read heads, float32 ``[token, K, L]``, of each layer whose entries have
+    several; column ``k`` of the selections is the K axis."""
 
 
-def trace_text(run: LoadedRun, text: str) -> TextTrace:
-    """Run a model on ``text`` and capture its memory.
+def trace_text(subject: Subject, text: str) -> TextTrace:
+    """Run a model on ``text`` and capture what it selects.
 
     Raises:
-        InputError: the model is an FFN baseline, or the text is empty or longer than the model's window.
+        InputError: the text is empty or longer than the model's window.
     """
-    if not run.config.model.memory_layers:
-        raise InputError(f"{run.path}: an FFN baseline has no memory to trace")
-    ids = run.tokenizer.encode(text)
-    limit = run.config.model.max_seq_len
+    tokenizer, limit = subject.tokenizer, subject.window
+    ids = tokenizer.encode(text)
     if not ids:
         raise InputError("the text is empty; give at least one word")
-    if len(ids) + 1 > limit:
-        raise InputError(f"the text has {len(ids)} tokens, the model reads {limit - 1} at once; shorten it")
-    tokens = np.array([run.tokenizer.bos, *ids], np.uint32)
+    if len(ids) + len(tokenizer.opening) > limit:
+        most = limit - len(tokenizer.opening)
+        raise InputError(f"the text has {len(ids)} tokens, the model reads {most} at once; shorten it")
+    tokens = np.array([*tokenizer.opening, *ids], np.uint32)
     corpus = PackedCorpus(tokens, np.array([0, len(tokens)]), [""], path="text", sha256="")
     window = DocumentWindow(doc=0, pos=0, start=0, end=len(tokens))
-    layers = run.config.model.memory_layers
-    [done] = run_windows(run.model, corpus, [window], run.tokenizer.pad, run.config.train.dtype)
-    rows = RowCollector(corpus, layers).collect([window], [done])
-    slots = torch.stack([done.captured[layer].slot_weights[0] for layer in layers], 1)
+    [done] = run_windows(subject, corpus, [window], tokenizer.pad)
+    rows = RowCollector(corpus, subject.sites).collect([window], [done])
+    several = {site.layer: done.captured[site.layer].slot_weights for site in subject.sites if site.slots > 1}
+    slots = {layer: weights[0].cpu().numpy() for layer, weights in several.items() if weights is not None}
     top = done.logits[0].float().softmax(-1).topk(N_PREDICTED)
     predictions = pd.DataFrame(
         {
             "pos": np.repeat(np.arange(len(tokens)), N_PREDICTED),
             "rank": np.tile(np.arange(N_PREDICTED), len(tokens)),
-            "text": [run.tokenizer.token_texts[i] for i in top.indices.flatten().tolist()],
+            "text": [tokenizer.token_texts[i] for i in top.indices.flatten().tolist()],
             "probability": top.values.flatten().cpu().numpy(),
         }
     )
-    return TextTrace(make_trace(rows, layers, run.tokenizer), predictions, slots.cpu().numpy())
+    return TextTrace(make_trace(rows, subject.sites, tokenizer), predictions, slots)
 
 
-def describe_trace(run: LoadedRun, traced: TextTrace) -> list[dict[str, Any]]:
-    """A trace as nested plain values, one per token, with the init sentence of every entry.
+def describe_trace(subject: Subject, traced: TextTrace) -> list[dict[str, Any]]:
+    """A trace as nested plain values, one per token, with the init sentence of every entry that has one.
 
     A token is ``{pos, text, loss, next: [{text, probability}], layers: [{layer, entries: [...]}]}``, a fired entry
-    ``{entry, gate, read, slots, sentence}``; ``slots`` is there when entries have several.
+    ``{entry, label, gate, read, slots, sentence}``; ``gate`` and ``read`` are there where the layer has them, ``slots`` when
+    entries have several, ``sentence`` where entries have a text.
     """
-    bank = start_table(run, ["sentence"])["sentence"]
-    layer_axis = {layer: axis for axis, layer in enumerate(run.config.model.memory_layers)}
-    n_slots = traced.slots.shape[-1]
+    starts = subject.starts()
+    sentences = None if starts is None else starts["sentence"]
     selections = dict(list(traced.trace.selections.groupby(["pos", "layer"])))
     predictions = dict(list(traced.predictions.groupby("pos")))
     described = []
     for token in traced.trace.tokens.itertuples():
         layers = []
-        for layer, axis in layer_axis.items():
-            entries = [
+        for site in subject.sites:
+            fired = selections.get((token.pos, site.layer))
+            layers.append({"layer": site.layer, "entries": [] if fired is None else [
                 {
                     "entry": int(s.entry),
-                    "gate": float(s.gate),
-                    "read": float(s.read),
-                    **({"slots": traced.slots[token.pos, axis, s.k].tolist()} if n_slots > 1 else {}),
-                    "sentence": bank[int(s.entry)].as_py(),
+                    "label": entry_label(subject.sites, int(s.entry)),
+                    **({"gate": float(s.gate)} if "scores" in site.has else {}),
+                    **({"read": float(s.read)} if "reads" in site.has else {}),
+                    **({"slots": traced.slots[site.layer][token.pos, s.k].tolist()} if site.layer in traced.slots else {}),
+                    **({"sentence": sentences[int(s.entry)].as_py()} if sentences is not None else {}),
                 }
-                for s in selections[token.pos, layer].itertuples()
-            ]
-            layers.append({"layer": layer, "entries": entries})
+                for s in fired.itertuples()
+            ]})
         described.append(
             {
                 "pos": int(token.pos),

@@ -14,6 +14,7 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import open_parquet, read_parquet
 from memscope.base.seals import check_file, hashes
 from memscope.recording.info import AGGREGATES, COPIES, INFO, RecordingInfo
+from memscope.recording.starts import STARTS
 from memscope.text.tokenizer import Tokenizer
 
 _TOKENS = "_token:[int] ", "_lift:[number] ", "_count:[int] "
@@ -67,13 +68,13 @@ def check_sources(recording: Path, info: RecordingInfo) -> None:
     Raises:
         InputError: one of them is missing, damaged, or not of this recording.
     """
-    for name in ("documents.parquet", "tokenizer.json", "bank_init.parquet"):
+    for name in ("documents.parquet", "tokenizer.json", STARTS):
         if name in info.files:
             check_file(recording / name, info.files[name], "record again")
     check_tables(recording, ["documents", "bank_init"])
     _check_documents(recording / "documents.parquet", info)
-    with open_parquet(recording / "bank_init.parquet") as file:
-        _agree(recording / "bank_init.parquet", "entries", file.metadata.num_rows, info.knowledge_num)
+    with open_parquet(recording / STARTS) as file:
+        _agree(recording / STARTS, "entries", file.metadata.num_rows, info.knowledge_num)
     vocab = Tokenizer.load(recording / "tokenizer.json").vocab_size
     _agree(recording / "tokenizer.json", "token ids", vocab, info.vocab_size)
 

@@ -8,21 +8,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.base.errors import InputError
 from memscope.base.seals import SEAL, read_own_json, unseal, write_sealed
-from memscope.config.memory import reachable_entries
-from memscope.recording.token_rows import KINDS
+from memscope.recording.sites import Has, Site, entry_label
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
 """Files that a recording has and a run has not."""
 RECORDINGS = "MEMSCOPE_RECORDINGS"
 """Environment variable with what the app opens: a recording, or a folder of recordings."""
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 AGGREGATES = (
     *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
-    *("anomalies.parquet", "decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json", "config.yaml"),
+    *("anomalies.parquet", "decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json"),
 )
 """Files that a finished recording has beside its parts."""
-COPIES = (ROLES_FILE, "run.json", "metrics.jsonl")
+COPIES = (ROLES_FILE, "config.yaml", "run.json", "metrics.jsonl")
 """Further files, if the run has them."""
 AGAIN = "record again"
 _Count = Annotated[int, Field(ge=1, le=2**32)]
@@ -45,9 +44,9 @@ class RecordingInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     format_version: int = FORMAT_VERSION
     run: str
-    """Run folder the model came from."""
+    """Folder that the model came from."""
     fingerprint: str
-    """SHA-256 of its model file."""
+    """SHA-256 of its weights."""
     step: int | None = None
     """Training step of the model, where it was read from a checkpoint."""
     corpus: str
@@ -56,24 +55,15 @@ class RecordingInfo(BaseModel):
     """Documents of the corpus that are recorded, whole or in part."""
     vocab_size: _Count
     """Token ids of the model's tokenizer."""
-    layers: tuple[Annotated[int, Field(ge=0, lt=2**16)], ...]
-    """Memory layers, in the order of the layer axis."""
-    knowledge_num: _Count
-    bank_groups: _Count = 1  # equal parts of the layers and of the entries; the layers of a part use its entries
-    knowledge_length: _Count
-    selected: _Count
-    """Selections per token and layer (K)."""
-    gate_heads: _Count
-    read_heads: _Count
+    sites: tuple[Site, ...]
+    """Layers that select, in the order of the layer axis."""
     window: _Count
     """Most tokens that the model reads at once; documents are cut into such windows."""
     dtype: str
     score_bits: Annotated[int, Field(ge=1, le=10)]
     """Mantissa bits kept of scores and weights; they are off by at most 2^-(score_bits + 1) of their value."""
-    selection_bias: bool = False
-    """Whether a selection bias takes part in the choice (``balance_bias``): then it is compared with raw scores."""
-    signed_reads: bool = False
-    """Whether read weights can be negative: then they were also recorded without their signs."""
+    predictions: bool = True
+    """Whether predicted tokens and losses were recorded; a list of selections alone has none."""
     head_weights: bool = False
     """Whether read weights per read head were recorded."""
     slot_weights: bool = False
@@ -93,10 +83,14 @@ class RecordingInfo(BaseModel):
     def _check(self) -> "RecordingInfo":
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise ValueError("layers must be there and rise")
-        if len(self.layers) % self.bank_groups or self.knowledge_num % self.bank_groups:
-            raise ValueError("bank_groups must divide the number of layers and knowledge_num")
-        if self.selected % self.gate_heads or self.selected > self.gate_heads * self.group_size:
-            raise ValueError("selected must be a multiple of gate_heads, and each can select what a layer has")
+        end = 0
+        for first, entries in sorted({(site.first_entry, site.entries) for site in self.sites}):
+            if first != end:
+                raise ValueError("banks must follow one another without gaps, from entry 0 on")
+            end += entries
+        for site in self.sites:
+            if site.selected % site.gate_heads or site.distinct > site.entries:
+                raise ValueError("selected must be a multiple of gate_heads, and each can select what a layer has")
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("a part is listed twice")
         return self
@@ -117,25 +111,58 @@ class RecordingInfo(BaseModel):
         return sum(part.rows for part in self.parts)
 
     @property
-    def group_size(self) -> int:
-        """Entries that a layer can select."""
-        return self.knowledge_num // self.bank_groups
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that select, in the order of the layer axis."""
+        return tuple(site.layer for site in self.sites)
 
     @property
-    def distinct(self) -> int:
-        """Entries that a gate head selects for a token, all different."""
-        return self.selected // self.gate_heads
+    def knowledge_num(self) -> int:
+        """Entries of all banks."""
+        return max(site.own.stop for site in self.sites)
+
+    @property
+    def selected(self) -> int:
+        """The most selections that a token makes in a layer: the length of the K axis."""
+        return max(site.selected for site in self.sites)
+
+    @property
+    def per_token(self) -> int:
+        """Selections of a token in all layers together; the most where their number varies."""
+        return sum(site.selected for site in self.sites)
+
+    @property
+    def banks(self) -> tuple[tuple[Site, ...], ...]:
+        """Sites by the bank that they select from, in the order of the entries."""
+        owners: dict[int, list[Site]] = {}
+        for site in self.sites:
+            owners.setdefault(site.first_entry, []).append(site)
+        return tuple(tuple(owners[first]) for first in sorted(owners))
+
+    def label(self, entry: int) -> str:
+        """What an entry is called: "entry 70", or "layer 1, expert 6" where the entries of layers are their own."""
+        return entry_label(self.sites, entry)
+
+    def site(self, layer: int) -> Site:
+        """What selects in a layer."""
+        return self.sites[self.layers.index(layer)]
 
     def entries_of(self, layer: int) -> slice:
-        """The entries that a memory layer can select."""
-        return reachable_entries(layer, self.layers, self.knowledge_num, self.bank_groups)
+        """The entries that a layer can select."""
+        return self.site(layer).own
+
+    def has(self, what: Has, everywhere: bool = False) -> bool:
+        """Whether any layer, or every one, has something."""
+        return (all if everywhere else any)(what in site.has for site in self.sites)
+
+    def columns_of(self, site: Site) -> tuple[str, ...]:
+        """Names in ``TokenRows`` of the columns that rows hold of a site beside the entries."""
+        more = ("head_read",) * self.head_weights + ("slot_read",) * self.slot_weights
+        return site.columns + (more if "reads" in site.has else ())
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Names in ``TokenRows`` of the columns that rows hold of every layer beside the entries."""
-        compared = ("score_margin", "by_score") * self.selection_bias
-        more = ("read_norm",) * self.signed_reads + ("head_read",) * self.head_weights
-        return KINDS + compared + more + ("slot_read",) * self.slot_weights
+        """The columns of ``columns_of`` that any site has."""
+        return tuple(dict.fromkeys(kind for site in self.sites for kind in self.columns_of(site)))
 
     def first_rows(self) -> list[int]:
         """Number of every part's first row."""

@@ -17,7 +17,7 @@ from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, open_parquet, read_parquet
 from memscope.recording.info import Part, RecordingInfo
 from memscope.recording.parts import SELECTION_SCHEMA, token_schema, whole_selections, whole_tokens
-from memscope.recording.token_rows import TokenRows, from_table
+from memscope.recording.token_rows import NONE, TokenRows, from_table
 
 _HALF_INFINITY = 0x7C00
 """Bits of the float16 that stands for infinity; larger ones, without the sign, are NaN."""
@@ -63,7 +63,7 @@ def read_rows(recording: Path, info: RecordingInfo, first: int, count: int) -> T
             tables.append(table.slice(begin - int(starts[low]), end - begin))
     if not tables:
         raise InputError(f"{recording}: has no rows {first} to {first + count} (it holds {info.rows})")
-    return from_table(pa.concat_tables(tables), info.layers, info.kinds)
+    return _rows(pa.concat_tables(tables), info)
 
 
 def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
@@ -72,7 +72,11 @@ def read_part(recording: Path, part: Part, info: RecordingInfo) -> TokenRows:
     Raises:
         InputError: see ``read_columns``.
     """
-    return from_table(read_columns(recording, info, part, token_schema(info).names), info.layers, info.kinds)
+    return _rows(read_columns(recording, info, part, token_schema(info).names), info)
+
+
+def _rows(table: pa.Table, info: RecordingInfo) -> TokenRows:
+    return from_table(table, info.sites, [info.columns_of(site) for site in info.sites])
 
 
 class SelectionReader:
@@ -90,13 +94,14 @@ class SelectionReader:
         for path, part in zip(self._paths, info.parts, strict=True):
             with open_parquet(path) as file:
                 _check_columns(path, file.schema_arrow, SELECTION_SCHEMA, SELECTION_SCHEMA.names)
-                _check_rows(path, file.metadata, part.rows * info.selected * len(info.layers))
+                if not any(site.varies for site in info.sites):
+                    _check_rows(path, file.metadata, part.rows * info.per_token)
                 self._groups.append(_entry_spans(path, file.metadata))
 
     def read(self, layer: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A layer's selections of entries first to last, inclusive: entry, row and gate score, ``[selection]`` each.
 
-        Rows rise within an entry.
+        Rows rise within an entry. Gate scores are NaN where the layer has none.
         """
         parts = [self._of_part(number, layer, first, last) for number in range(len(self._paths))]
         entry, row, gate = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -106,14 +111,15 @@ class SelectionReader:
         path, groups, (first_row, n_rows) = self._paths[number], self._groups[number], self._rows[number]
         chosen = (groups[:, 0] == layer) & (groups[:, 1] <= last) & (groups[:, 2] >= first)
         table = read_parquet(path, ["entry", "row", "gate"], np.flatnonzero(chosen).tolist())
-        entry, row, gate = (table[name].to_numpy() for name in ("entry", "row", "gate"))
+        entry, row = table["entry"].to_numpy(), table["row"].to_numpy()
+        gate = table["gate"].to_numpy() if not table["gate"].null_count else np.full(len(row), np.nan, np.float16)
         if len(entry):
             reachable = self._info.entries_of(layer)
             if entry[0] < reachable.start or entry[-1] >= reachable.stop or (entry[1:] < entry[:-1]).any():
                 raise InputError(f"{path}: entries of layer {layer} are out of range or order; record again")
             if row.min() < first_row or row.max() >= first_row + n_rows:
                 raise InputError(f"{path}: has rows that are not of this part; record again")
-            if _not_scores(gate):
+            if "scores" in self._info.site(layer).has and _not_scores(gate):
                 raise InputError(f"{path}: has gate scores that are negative or not finite; record again")
         begin, end = np.searchsorted(entry, [first, last + 1])
         return [column[begin:end] for column in (entry, row, gate)]
@@ -149,8 +155,10 @@ def _problem(name: str, column: pa.ChunkedArray, info: RecordingInfo) -> str | N
     """The problem of a token-major column, as words that follow its name; none for a good column."""
     if not len(column):
         return None
-    if column.null_count and name != "loss":
+    if column.null_count and name != "loss" and (name != "predicted" or info.predictions):
         return "has empty rows"
+    if name == "predicted" and not info.predictions:
+        return None if column.null_count == len(column) else "has values, recording.json says that there are none"
     if name in ("doc", "token", "predicted"):
         limit = info.documents if name == "doc" else info.vocab_size
         largest = int(column.to_numpy().max())
@@ -164,7 +172,9 @@ def _problem(name: str, column: pa.ChunkedArray, info: RecordingInfo) -> str | N
         return None
     values = matrix(column)
     if kind == "indices":
-        reachable, low, high = info.entries_of(int(layer)), int(values.min()), int(values.max())
+        site = info.site(int(layer))
+        values = np.where(values == NONE, site.first_entry, values) if site.varies else values
+        reachable, low, high = site.own, int(values.min()), int(values.max())
         is_inside = reachable.start <= low and high < reachable.stop
         return (
             None

@@ -7,10 +7,10 @@
     recording/usage.parquet ...              aggregates (census/aggregate.py, census/firing/firing.py,
     census/neighbours.py, record/decode.py)
 
-A token-major row is ``doc pos token predicted loss`` and for every memory layer l ``l{l}_indices``, ``l{l}_gate``,
-``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per gate head); with a
-selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs ``l{l}_read_norm``, on
-request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
+A token-major row is ``doc pos token predicted loss`` and for every layer l that selects ``l{l}_indices``; where there
+are such, ``l{l}_gate``, ``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per
+gate head); with a selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs
+``l{l}_read_norm``, on request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
 the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
 ``recording/part_reader.py`` reads parts.
 """
@@ -28,6 +28,7 @@ from memscope.base.files import atomic_path, sha256_file
 from memscope.base.parquet import part_writer
 from memscope.base.seals import check_file, read_sealed, write_sealed
 from memscope.recording.info import AGAIN, Part, RecordingInfo, read_info
+from memscope.recording.sites import Site
 from memscope.recording.token_rows import TokenRows, to_table
 
 ROW_GROUP = 8192
@@ -38,6 +39,8 @@ SELECTION_SCHEMA = pa.schema(
     {"layer": pa.uint16(), "entry": pa.uint32(), "row": pa.uint32(), "gate": pa.float16()}.items()
 )
 """Columns of an entry-major part."""
+VALUE_TYPES = {"by_score": pa.bool_()}
+"""Types on disk of numbers beside the entries; float16 unless named."""
 _PROGRESS = "progress-*.json"
 
 
@@ -76,9 +79,9 @@ def write_part(recording: Path, number: int, first_row: int, rows: TokenRows, in
         info: what is being recorded.
     """
     name = f"part-{number:06d}.parquet"
-    entry_type = token_schema(info).field(f"l{info.layers[0]}_indices").type.value_type
+    table = to_table(rows, token_schema(info), info.sites, [info.columns_of(site) for site in info.sites])
     with atomic_path(recording / "tokens" / name) as temporary:
-        _write(temporary, [to_table(rows, info.layers, info.kinds, entry_type)], ROW_GROUP)
+        _write(temporary, [table], ROW_GROUP)
         tokens_sha256 = sha256_file(temporary)
     with atomic_path(recording / "selections" / name) as temporary:
         tables = (_selection_table(rows, axis, first_row, info) for axis in range(len(info.layers)))
@@ -133,27 +136,37 @@ def _write(path: Path, tables: Iterable[pa.Table], row_group: int) -> None:
 
 def token_schema(info: RecordingInfo) -> pa.Schema:
     """Columns of a token-major part."""
-    k = info.selected
-    widths = {"margin": info.gate_heads, "score_margin": info.gate_heads}
-    widths |= {"head_read": info.read_heads * k, "slot_read": info.knowledge_length * k}
     columns = dict.fromkeys(("doc", "pos", "token", "predicted"), pa.uint32()) | {"loss": pa.float32()}
-    for layer in info.layers:
-        columns[f"l{layer}_indices"] = pa.list_(pa.uint16() if info.knowledge_num <= 65536 else pa.uint32(), k)
-        for kind in info.kinds:
-            values = pa.bool_() if kind == "by_score" else pa.float16()
-            columns[f"l{layer}_{kind}"] = pa.list_(values, widths.get(kind, k))
+    for site in info.sites:
+        k = site.selected
+        widths = {"margin": site.gate_heads, "score_margin": site.gate_heads}
+        widths |= {"head_read": site.read_heads * k, "slot_read": site.slots * k}
+        columns[f"l{site.layer}_indices"] = pa.list_(_entry_type(info, site), k)
+        for name in info.columns_of(site):
+            columns[f"l{site.layer}_{name}"] = pa.list_(VALUE_TYPES.get(name, pa.float16()), widths.get(name, k))
     return pa.schema(columns.items())
 
 
+def _entry_type(info: RecordingInfo, site: Site) -> pa.DataType:
+    """Type of entry numbers on disk; one with a sign where a token may select none."""
+    if site.varies:
+        return pa.int32()
+    return pa.uint16() if info.knowledge_num <= 65536 else pa.uint32()
+
+
 def _selection_table(rows: TokenRows, axis: int, first_row: int, info: RecordingInfo) -> pa.Table:
-    entries = rows.indices[:, axis].ravel()
-    narrow = entries.astype(np.uint16) if info.knowledge_num <= 65536 else entries
+    site = info.sites[axis]
+    entries = rows.indices[:, axis, : site.selected].ravel()
+    narrow = entries.astype(np.uint16) if info.knowledge_num <= 65536 - site.varies else entries  # -1: the largest
     order = np.argsort(narrow, kind="stable")  # radix sort for 16 bits; stable keeps rows rising within an entry
+    if site.varies:
+        order = order[entries[order] >= 0]
+    gate = None if rows.gate is None or "scores" not in site.has else rows.gate[:, axis, : site.selected].ravel()[order]
     return pa.table(
         {
-            "layer": pa.array(np.full(len(order), info.layers[axis], np.uint16)),
+            "layer": pa.array(np.full(len(order), site.layer, np.uint16)),
             "entry": pa.array(entries[order], pa.uint32()),
-            "row": pa.array(first_row + order // info.selected, pa.uint32()),
-            "gate": pa.array(rows.gate[:, axis].ravel()[order], pa.float16()),
+            "row": pa.array(first_row + order // site.selected, pa.uint32()),
+            "gate": pa.nulls(len(order), pa.float16()) if gate is None else pa.array(gate, pa.float16()),
         }
     )

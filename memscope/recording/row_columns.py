@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
@@ -50,7 +51,7 @@ def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> d
     last_doc = last_token = -1
     for part, first in zip(info.parts, info.first_rows(), strict=True):
         table = read_columns(recording, info, part, wanted)
-        stored = {name: table[name].to_numpy().astype(np.int32) for name in wanted}
+        stored = {name: _integers(table[name]) for name in wanted}
         rows = slice(first, first + part.rows)
         for name in names:
             match name:
@@ -69,6 +70,12 @@ def row_columns(recording: Path, info: RecordingInfo, names: Sequence[str]) -> d
                 case _:
                     columns[name][rows] = stored[name]
     return columns
+
+
+def _integers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as int32, -1 for what is null (predictions that were not recorded)."""
+    filled = column.cast(pa.int64()).fill_null(-1) if column.null_count else column
+    return np.asarray(filled.to_numpy()).astype(np.int32)
 
 
 def pieces(rows: int) -> Iterator[slice]:

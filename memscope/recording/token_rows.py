@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from memscope.base.parquet import fixed_lists, matrix
+from memscope.recording.sites import Site
 
-KINDS = ("gate", "read", "margin")
-"""Columns that every recording has of a layer, beside the entries."""
+NONE = -1
+"""In place of an entry: the token selected fewer than K."""
+BLANK: dict[str, float] = {"by_score": 1}
+"""What stands where a layer lacks a column that another layer has; NaN where nothing is named."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,17 @@ class TokenRows:
     token: np.ndarray
     """Token id, uint32 ``[token]``."""
     predicted: np.ndarray
-    """Most likely next token, uint32 ``[token]``."""
+    """Most likely next token, int64 ``[token]``; -1 where the recording has no predictions."""
     loss: np.ndarray
     """Loss of predicting the next token in nats, float32 ``[token]``; NaN at the end of a document."""
     indices: np.ndarray
-    """Selected entries, uint32 ``[token, layer, K]``."""
-    gate: np.ndarray
-    """Gate scores, float16 ``[token, layer, K]``."""
-    read: np.ndarray
-    """Read weights, mean over read heads and sum over slots, float16 ``[token, layer, K]``."""
-    margin: np.ndarray
+    """Selected entries, int64 ``[token, layer, K]``; -1 where a layer selects fewer."""
+    gate: np.ndarray | None = None
+    """Gate scores, float16 ``[token, layer, K]``; NaN past the selections of a layer that has fewer. None without."""
+    read: np.ndarray | None = None
+    """Read weights, mean over read heads and sum over slots, float16 ``[token, layer, K]``. None where no layer reads
+    apart from its gate."""
+    margin: np.ndarray | None = None
     """Raw score plus selection bias of the weakest selected entry above that of the best rejected one, float16
     ``[token, layer, H]``; NaN if none is rejected."""
     score_margin: np.ndarray | None = None
@@ -50,38 +54,51 @@ class TokenRows:
     """Read weights per slot, mean over read heads, float16 ``[token, layer, K * L]`` entry by entry; on request."""
 
 
-def to_table(rows: TokenRows, layers: Sequence[int], kinds: Sequence[str], entry_type: pa.DataType) -> pa.Table:
+def to_table(rows: TokenRows, schema: pa.Schema, sites: Sequence[Site], columns: Sequence[Sequence[str]]) -> pa.Table:
     """Rows as the Parquet table of a part.
 
     Args:
         rows: its tokens.
-        layers: memory layers, in the order of the layer axis.
-        kinds: columns to write of each layer beside the entries.
-        entry_type: of entry numbers.
+        schema: of the table (``parts.token_schema``).
+        sites: layers, in the order of the layer axis.
+        columns: of every site beside the entries.
     """
-    columns = {
+    arrays: dict[str, pa.Array] = {
         "doc": pa.array(rows.doc, pa.uint32()),
         "pos": pa.array(rows.pos, pa.uint32()),
         "token": pa.array(rows.token, pa.uint32()),
-        "predicted": pa.array(rows.predicted, pa.uint32()),
+        "predicted": pa.array(rows.predicted, pa.uint32(), mask=rows.predicted < 0),
         "loss": pa.array(rows.loss, pa.float32(), mask=np.isnan(rows.loss)),
     }
-    for axis, layer in enumerate(layers):
-        columns[f"l{layer}_indices"] = fixed_lists(rows.indices[:, axis], entry_type)
-        for kind in kinds:
-            column_type = pa.bool_() if kind == "by_score" else pa.float16()
-            columns[f"l{layer}_{kind}"] = fixed_lists(getattr(rows, kind)[:, axis], column_type)
-    return pa.table(columns)
+    for axis, (site, names) in enumerate(zip(sites, columns, strict=True)):
+        for name in ("indices", *names):
+            field = schema.field(f"l{site.layer}_{name}").type
+            values = getattr(rows, name)[:, axis, : field.list_size]
+            arrays[f"l{site.layer}_{name}"] = fixed_lists(values, field.value_type)
+    return pa.table({name: arrays[name] for name in schema.names})
 
 
-def from_table(table: pa.Table, layers: Sequence[int], kinds: Sequence[str]) -> TokenRows:
-    """The inverse of ``to_table``."""
+def from_table(table: pa.Table, sites: Sequence[Site], columns: Sequence[Sequence[str]]) -> TokenRows:
+    """The inverse of ``to_table``; layers with fewer numbers than others are filled up."""
 
-    def stack(kind: str) -> np.ndarray:
-        return np.stack([matrix(table[f"l{layer}_{kind}"]) for layer in layers], axis=1)
+    def stack(name: str, blank: float) -> np.ndarray:
+        there = [
+            matrix(table[f"l{site.layer}_{name}"]) if name in ("indices", *names) else None
+            for site, names in zip(sites, columns, strict=True)
+        ]
+        known = [values for values in there if values is not None]
+        width, dtype = max(values.shape[1] for values in known), known[0].dtype
+        stacked = np.full((table.num_rows, len(sites), width), blank, np.int64 if name == "indices" else dtype)
+        for axis, values in enumerate(there):
+            if values is not None:
+                stacked[:, axis, : values.shape[1]] = values
+        return stacked
 
+    kinds = dict.fromkeys(name for names in columns for name in names)
+    predicted = table["predicted"].cast(pa.int64()).fill_null(NONE).to_numpy()
     return TokenRows(
-        **{name: table[name].to_numpy() for name in ("doc", "pos", "token", "predicted", "loss")},
-        indices=stack("indices").astype(np.uint32),
-        **{kind: stack(kind) for kind in kinds},
+        **{name: table[name].to_numpy() for name in ("doc", "pos", "token", "loss")},
+        predicted=predicted,
+        indices=stack("indices", NONE),
+        **{name: stack(name, BLANK.get(name, np.nan)) for name in kinds},
     )

@@ -23,10 +23,14 @@ from memscope.base.files import write_text
 from memscope.base.parquet import write_table
 from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
+from memscope.config.memory import reachable_entries
 from memscope.recording.info import RecordingInfo, write_info
 from memscope.recording.parts import write_part
+from memscope.recording.sites import Has, Site
 from memscope.recording.token_rows import TokenRows
 
+MEMORY: tuple[Has, ...] = ("scores", "reads", "margin", "starts", "lens", "drift")
+"""What a memory layer has."""
 SPECIAL = ("<pad>", "<s>", "</s>")
 Effect = Literal["detector", "duplicates", "dead", "decoy", "preference"]
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
@@ -161,7 +165,19 @@ def _draw_entries(weight: np.ndarray, tokens: int, chance: np.random.Generator) 
 
 
 def make_info(**settings: Any) -> RecordingInfo:
-    """``recording.json`` of a small recording: two layers, 64 entries, 4 selected; ``settings`` replace fields."""
+    """``recording.json`` of a small recording: two memory layers, 64 entries, 4 selected.
+
+    ``settings`` replace fields of it and of all its sites; ``layers``, ``knowledge_num`` and ``bank_groups`` shape them.
+    """
+    layers, entries = settings.pop("layers", (0, 2)), settings.pop("knowledge_num", 64)
+    groups = settings.pop("bank_groups", 1)
+    site: dict[str, Any] = {"kind": "memory", "selected": 4, "read_heads": 4, "has": MEMORY}
+    given = {name: settings.pop(name) for name in list(settings) if name in Site.model_fields}
+    sites = []
+    for layer in layers:
+        own = reachable_entries(layer, layers, entries, groups)
+        place = {"layer": layer, "module": f"blocks.{layer}.memory", "first_entry": own.start}
+        sites.append(site | given | place | {"entries": own.stop - own.start})
     raw: dict[str, Any] = {
         "run": "somewhere/run",
         "fingerprint": "f",
@@ -169,12 +185,7 @@ def make_info(**settings: Any) -> RecordingInfo:
         "corpus_sha256": "s",
         "documents": 1000,
         "vocab_size": 2**32,
-        "layers": (0, 2),
-        "knowledge_num": 64,
-        "knowledge_length": 1,
-        "selected": 4,
-        "gate_heads": 1,
-        "read_heads": 4,
+        "sites": sites,
         "window": 16,
         "dtype": "float32",
         "score_bits": 6,
@@ -213,7 +224,7 @@ def write_recording(
             "vocab_size": len(texts),
             "layers": tuple(range(0, 2 * layers, 2)),
             "selected": selected,
-            "gate_heads": rows.margin.shape[2],
+            "gate_heads": 1 if rows.margin is None else rows.margin.shape[2],
             "selection_bias": rows.by_score is not None,
             "signed_reads": rows.read_norm is not None,
             "total_tokens": n,

@@ -191,10 +191,10 @@ def _pack_into(folder: Path, path: Path, tokenizer: Tokenizer, dtype: np.dtype) 
     with (folder / "tokens.bin").open("wb") as file:
         while chunk := list(_batch(documents)):
             for document, ids in zip(chunk, tokenizer.encode_batch([d.text for d in chunk]), strict=True):
-                np.array([tokenizer.bos, *ids, tokenizer.eos], dtype=dtype).tofile(file)
+                np.array([*tokenizer.opening, *ids, *tokenizer.closing], dtype=dtype).tofile(file)
                 titles.append(document.title)
                 groups.append(document.group)
-                lengths.append(len(ids) + 2)
+                lengths.append(len(tokenizer.opening) + len(ids) + len(tokenizer.closing))
                 sizes.append(len(document.text.encode()))
     if not titles:
         raise InputError(f"{path}: no document with text in this corpus")

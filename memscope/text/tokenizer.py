@@ -58,6 +58,8 @@ class Tokenizer:
                 "it names one; set bos_token or eos_token to a token of its vocabulary"
             )
         self.bos, self.eos, self.pad, self.unk = opens, closes, closes if pad is None else pad, unk
+        self.opening, self.closing = [opens], [closes]
+        """Ids before and after the text of a document."""
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":

@@ -13,7 +13,8 @@ import torch
 from memscope.base.errors import InputError
 from memscope.base.runtime import autocast
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.run.capture import run_windows
+from memscope.run.adapters.own import OwnModel
+from memscope.run.subject import run_windows
 from memscope.run.generate import generate
 from memscope.stats.usage import UsageCounts
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
@@ -48,7 +49,7 @@ def evaluate(
     usage = UsageCounts(len(layers), memory.knowledge_num) if layers else None
     windows = document_windows(corpus, model.cfg.model.max_seq_len, max_tokens)
     nats, n_tokens = 0.0, 0
-    for done in run_windows(model, corpus, windows, tokenizer.pad, dtype):
+    for done in run_windows(OwnModel(model, dtype), corpus, windows, tokenizer.pad):
         predicted = done.batch.targets >= 0
         nats += float(done.losses.double().sum())
         n_tokens += int(predicted.sum())
@@ -56,6 +57,7 @@ def evaluate(
         if usage is not None:
             for row, layer in enumerate(layers):
                 picked = done.captured[layer]
+                assert picked.gate_scores is not None
                 chosen = (picked.indices[at], picked.gate_scores[at], picked.read_weights[at])
                 usage.update(row, *(values.cpu().numpy() for values in chosen))
     n_bytes = _bytes_predicted(corpus, windows[-1], tokenizer) if n_tokens else 0

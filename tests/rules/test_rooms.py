@@ -13,6 +13,7 @@ RANKS = (
     {"model.ops"},
     {"model", "recording"},
     {"run", "census.firing", "census.anomalies"},
+    {"run.adapters"},
     {"census", "train", "query", "bank_map"},
     {"record", "testing"},
     {"causal", "report.plots"},

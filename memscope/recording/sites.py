@@ -1,0 +1,95 @@
+"""The layers of a recorded model that select: what each one is, which entries are its, and what was recorded of it.
+
+A **site** is one layer's selection: a memory's gate, a router of experts, the largest neurons of a feed-forward layer.
+Entries are numbered through a whole recording. A site owns a contiguous range of them, its bank; sites with the same
+range select from the same bank. Entries of a private bank are named by layer and number: "layer 1, expert 6".
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["memory", "experts", "product_keys", "peer", "neurons", "features", "selection"]
+"""What selects: a memory with a read of its own, a mixture of experts, product keys (arXiv 1907.05242), PEER (arXiv
+2407.04153), neurons of a feed-forward layer, features of a sparse autoencoder, or any other module."""
+Has = Literal["scores", "reads", "margin", "starts", "lens", "drift"]
+"""What a site may have: scores of selections; reads apart from the scores (an attention); the margin to the best
+rejected entry; init sentences; values for a logit lens; starts to measure drift from."""
+WORDS: dict[Kind, tuple[str, str]] = {
+    "memory": ("entry", "entries"),
+    "experts": ("expert", "experts"),
+    "product_keys": ("entry", "entries"),
+    "peer": ("expert", "experts"),
+    "neurons": ("neuron", "neurons"),
+    "features": ("feature", "features"),
+    "selection": ("entry", "entries"),
+}
+"""What one entry of a kind of site is called, and several."""
+_Count = Annotated[int, Field(ge=1, le=2**31)]
+
+
+class Site(BaseModel):
+    """One layer that selects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    layer: Annotated[int, Field(ge=0, lt=2**16)]
+    """Number of the layer, unique in a recording; a running number where a block of the model has several sites."""
+    module: str
+    """Path of the module that selects, as in ``model.named_modules()``."""
+    kind: Kind
+    first_entry: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """First entry of its bank."""
+    entries: _Count
+    """Entries of its bank (N)."""
+    selected: _Count
+    """Selections per token (K), or the most where they vary."""
+    varies: bool = False
+    """Whether a token may select fewer than K; the rest of its K are then -1."""
+    gate_heads: _Count = 1
+    """Heads that select apart from one another, K / H entries each, all different."""
+    read_heads: _Count = 1
+    slots: _Count = 1
+    """Vectors of one entry."""
+    has: tuple[Has, ...]
+    """What there is of its selections and entries."""
+    selection_bias: bool = False
+    """Whether a selection bias takes part in the choice: then the choice is compared with that of raw scores."""
+    signed_reads: bool = False
+    """Whether read weights can be negative: then they are also recorded without their signs."""
+    always: str = ""
+    """Module that every token passes beside the selected entries, a shared expert; it is no selection."""
+
+    @property
+    def own(self) -> slice:
+        """The entries that it can select."""
+        return slice(self.first_entry, self.first_entry + self.entries)
+
+    @property
+    def distinct(self) -> int:
+        """Entries that a gate head selects for a token, all different."""
+        return self.selected // self.gate_heads
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that every recording has of it beside the entries, by their names in ``TokenRows``."""
+        there = (("gate", "scores"), ("read", "reads"), ("margin", "margin"))
+        compared = ("score_margin", "by_score") * self.selection_bias
+        return (*(name for name, what in there if what in self.has), *compared, *("read_norm",) * self.signed_reads)
+
+    def word(self, count: int = 1) -> str:
+        """What ``count`` of its entries are called."""
+        return WORDS[self.kind][count != 1]
+
+
+def is_private(sites: Sequence[Site], site: Site) -> bool:
+    """Whether the entries of a site are its own and counted from 0 there; those of a memory count through all banks."""
+    return site.kind != "memory" and sum(other.first_entry == site.first_entry for other in sites) == 1
+
+
+def entry_label(sites: Sequence[Site], entry: int) -> str:
+    """What an entry is called: "entry 70", or "layer 1, expert 6" where the entries of layers are their own."""
+    site = next(site for site in sites if site.own.start <= entry < site.own.stop)
+    if is_private(sites, site):
+        return f"layer {site.layer}, {site.word()} {entry - site.first_entry}"
+    return f"{site.word()} {entry}"
