@@ -96,11 +96,9 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
     rows = []
     for layer, layer_queries in queries.items():
         select = partial(_select, run, layer)
-        directions = count_directions(layer_queries)
+        directions, site = count_directions(layer_queries), recording.info.site(layer)
         for variant in VARIANTS:
-            metrics = select_kl(
-                vary(layer_queries, variant), select, recording.info.group_size, recording.info.distinct
-            )
+            metrics = select_kl(vary(layer_queries, variant), select, site.entries, site.distinct)
             rows.append({"layer": layer, "variant": variant, **metrics, "directions": directions})
     table = pd.DataFrame(rows)
     return table.assign(beyond_even=table["kl"] - table["even_kl"])
@@ -146,7 +144,7 @@ def main() -> None:
     by_share, by_rank = (int(preferences[name].sum()) for name in ("significant", "rank_significant"))
     print(
         f"  the recording: half of a layer's selections on {span(layers['top50'].tolist(), ',')} of "
-        f"{recording.info.group_size:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
+        f"{recording.info.sites[0].entries:,} entries; {by_share} and {by_rank} of {len(preferences)} tests of init "
         f"sentences by share and by rank; at least {span(nats, '.2f')} nats of information about the input token"
     )
     save(arguments.out, "gate_selection_bias", table, draw(table))

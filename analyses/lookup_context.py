@@ -47,7 +47,7 @@ def study(recording: Recording) -> pd.DataFrame:
     info = recording.info
     if recording.config["memory"]["gate"] != "product":
         raise InputError(f"{recording.path}: only a product gate has rows and columns to foretell")
-    side, k = round(info.group_size**0.5), info.selected // info.gate_heads
+    side, k = round(info.sites[0].entries ** 0.5), info.sites[0].distinct
     kept = []  # of one part after the other: nothing but the best entries is kept of its selections
     for part in info.parts:
         rows = read_part(recording.path, part, info)

@@ -26,8 +26,8 @@ from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.report.plots.style import layer_colors, layer_legend, legend, panels
 from memscope.run.adapters.own import capture_memory
-from memscope.run.subject import Selected
 from memscope.run.checkpoint import LoadedRun, load_run
+from memscope.run.subject import Selected
 
 _SMALLEST = 1e-12
 _FORMS = {
@@ -99,6 +99,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int) -> pd.DataFrame:
 
 
 def _measure_layer(capture: Selected, real: Tensor) -> dict[str, float]:
+    assert capture.gate_scores is not None
     return measure(capture.head_weights[real], capture.gate_scores[real])
 
 
@@ -133,7 +134,7 @@ def main() -> None:
     ends = {name: span(table[name].tolist(), form) for name, form in _FORMS.items()}
     print(
         f"entries effectively read of {recording.info.selected} selected: {ends['effective']} over {len(table)} "
-        f"layers, {ends['effective_per_head']} within one of {recording.info.read_heads} heads"
+        f"layers, {ends['effective_per_head']} within one of {recording.info.sites[0].read_heads} heads"
     )
     print(
         f"  of the variance of log read weights within a token {ends['attention_share']} is the attention's, the rest "

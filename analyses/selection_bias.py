@@ -27,8 +27,8 @@ from memscope.causal.intervene import unbias
 from memscope.query.recording import Recording
 from memscope.report.plots.style import ORANGE, blue, legend, panel
 from memscope.run.adapters.own import OwnModel
-from memscope.run.subject import run_windows
 from memscope.run.checkpoint import LoadedRun, load_run
+from memscope.run.subject import run_windows
 from memscope.stats.usage import UsageCounts, usage_metrics
 from memscope.text.corpus import DocumentWindow
 
@@ -46,7 +46,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
     Raises:
         InputError: the model has no selection bias.
     """
-    if not recording.info.selection_bias:
+    if not any(site.selection_bias for site in recording.info.sites):
         raise InputError(f"{run.path}: no selection bias takes part in the choice (memory.balance_bias is 0)")
     corpus, layers, model = recorded_corpus(recording), recording.info.layers, run.model
     windows = spread_windows(run, corpus, tokens)
@@ -78,6 +78,7 @@ def count_usage(
         for done in run_windows(OwnModel(run.model), corpus, windows, run.tokenizer.pad):
             for axis, layer in enumerate(info.layers):
                 seen = done.captured[layer]
+                assert seen.gate_scores is not None
                 chosen = (seen.indices, seen.gate_scores, seen.read_weights)
                 values = [part.cpu().numpy()[done.batch.mask] for part in chosen]
                 counts.update(axis, *values)

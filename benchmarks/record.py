@@ -28,6 +28,7 @@ from memscope.config.load import Config, load_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.record.loop import plan_parts, record_parts
 from memscope.recording.info import RecordingInfo
+from memscope.run.adapters.own import OwnModel, memory_sites
 from memscope.text.corpus import PackedCorpus, document_windows
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "experiment_1_4_1.yaml"
@@ -84,17 +85,10 @@ class Work:
             fingerprint="",
             corpus="",
             corpus_sha256="",
-            layers=config.model.memory_layers,
-            knowledge_num=config.memory.knowledge_num,
-            knowledge_length=config.memory.knowledge_length,
-            selected=config.memory.selected,
-            gate_heads=config.memory.gate_heads,
-            read_heads=config.read_heads,
+            sites=memory_sites(config),
             window=config.model.max_seq_len,
             dtype=config.train.dtype,
             score_bits=6,
-            selection_bias=config.memory.balance_bias > 0,
-            signed_reads=config.memory.read_fn == "gelu",
             part_tokens=32768,
             total_tokens=n_tokens,
             documents=1,
@@ -115,7 +109,7 @@ class Work:
     def _record(self) -> None:
         folder = Path(tempfile.mkdtemp())
         plan = plan_parts(document_windows(self.corpus, self.info.window), self.info.part_tokens)
-        record_parts(self.model, 0, self.corpus, folder, self.info, plan)
+        record_parts(OwnModel(self.model, self.config.train.dtype), 0, self.corpus, folder, self.info, plan)
         size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
         self.bytes_per_token = size / self.info.total_tokens
         shutil.rmtree(folder)

@@ -12,6 +12,7 @@ from memscope.base.parquet import ENTRY_ROW_GROUP, fixed_lists, write_table
 from memscope.record.rows import round_scores
 from memscope.recording.info import RecordingInfo, write_info
 from memscope.recording.parts import write_part
+from memscope.recording.sites import HAS, Site
 from memscope.recording.token_rows import TokenRows
 
 VOCAB, WINDOW, K, LAYERS = 6400, 512, 8, 8
@@ -43,12 +44,10 @@ def write_recording(folder: Path, n_entries: int, selections: int, part_tokens: 
         corpus_sha256="synthetic",
         documents=-(-tokens // 2048),
         vocab_size=VOCAB,
-        layers=tuple(range(LAYERS)),
-        knowledge_num=n_entries,
-        knowledge_length=1,
-        selected=K,
-        gate_heads=1,
-        read_heads=8,
+        sites=tuple(
+            Site(layer=layer, module="", kind="memory", entries=n_entries, selected=K, read_heads=8, has=HAS)
+            for layer in range(LAYERS)
+        ),
         window=WINDOW,
         dtype="float32",
         score_bits=SCORE_BITS,

@@ -21,6 +21,7 @@ from memscope.config.load import Config, dump_config, validate_config
 from memscope.model.ops.native import native
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train import measures
@@ -251,7 +252,7 @@ def tiny_run(tiny_run_path: Path) -> LoadedRun:
 @pytest.fixture(scope="session")
 def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "tiny"
-    record(tiny_run, corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
+    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
     return path
 
 

@@ -6,7 +6,9 @@ import streamlit as st
 from app import address, state
 from app.address import choice, several
 from app.parts import anomalies, bias, figures, tables
+from memscope.base.words import span
 from memscope.report.plots import usage as plots
+from memscope.report.words import selections
 
 WEIGHTINGS = {"count": "by_count", "gate score": "by_gate_score", "read weight": "by_read_weight"}
 DRAWN = ("by rank", "histogram, log", "histogram, linear")
@@ -14,7 +16,8 @@ PARTS = ("evenness", "concentration", "preferences", "profiles", "layers", "anom
 
 recording = state.recording()
 info = recording.info
-d = f"D = {info.rows * info.selected:,} selections a layer over N = {info.group_size:,} entries."
+sizes = [site.entries for site in info.sites]
+d = f"D = {selections(recording)} selections a layer over N = {span(sizes, ',')} {info.word(2)}."
 
 st.title("Gate bias")
 view = address.View("gate_bias")
@@ -64,7 +67,7 @@ if part == "evenness":
     st.subheader("Evenness per layer")
     tables.evenness_table(metrics)
     st.caption(
-        f"KL to uniform is 0 for even usage and at most {np.log(info.group_size):.2f} nats; Gini runs from 0 to 1. The "
+        f"KL to uniform is 0 for even usage and at most {np.log(max(sizes)):.2f} nats; Gini runs from 0 to 1. The "
         "columns named even hold the values of even selection. By scores alone is the share of selections that raw "
         f"scores would have made without the selection bias, under any weighting. {d}"
     )

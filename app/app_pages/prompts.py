@@ -82,7 +82,7 @@ else:
         st.stop()
     trace, predictions = traces[0].trace, traces[0].predictions
     token = min(token, len(trace.tokens) - 1)
-    slots = traces[0].slots[token]
+    slots = {layer: weights[token] for layer, weights in traces[0].slots.items()}
 view.write()
 
 drift = state.numbers()["drift"].to_numpy()

@@ -44,7 +44,7 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
     )
     st.caption(
         f"The 20 most used entries of layer {layer}, by {name}. Even selection would give each "
-        f"{1 / recording.info.group_size:.4%}. Select a row to open its entry. {d}"
+        f"{1 / recording.info.site(layer).entries:.4%}. Select a row to open its entry. {d}"
     )
     with st.container(horizontal=True):
         state.download("These as CSV", lambda: most, f"most-used-layer-{layer}")

@@ -21,7 +21,8 @@ def header(recording: Recording, card: EntryCard) -> None:
     """Sentence, triples and the numbers that sum an entry up."""
     info = recording.info
     total = int(card.usage["count"].sum())
-    even = info.rows * info.selected * len(info.layers) / info.knowledge_num
+    owners = [site for site in info.sites if site.own.start <= card.entry < site.own.stop]
+    even = sum(recording.total_selections(site.layer) / site.entries for site in owners)
     read, signed = (float(card.usage[name].sum()) for name in ("read_sum", "read_signed_sum"))
     status = "never selected" if total == 0 else "hot" if total > HOT_FACTOR * even else "in use"
     if card.sentence is None:
@@ -44,7 +45,7 @@ def header(recording: Recording, card: EntryCard) -> None:
         )
         _metric(
             "Layers that select it",
-            f"{int((card.usage['count'] > 0).sum())} of {len(info.layers) // info.bank_groups}",
+            f"{int((card.usage['count'] > 0).sum())} of {len(owners)}",
             status,
         )
         _metric(
@@ -126,8 +127,9 @@ def decodings(recording: Recording, card: EntryCard) -> None:
 def usage(recording: Recording, card: EntryCard) -> None:
     """Usage by layer and the histogram of gate scores."""
     info = recording.info
-    d = info.rows * info.selected
-    even = d / info.group_size
+    owners = [site for site in info.sites if site.own.start <= card.entry < site.own.stop]
+    d = max(recording.total_selections(site.layer) for site in owners)
+    even = d / owners[0].entries
     left, right = st.columns(2, gap="medium")
     with left:
         state.show_figure(

@@ -6,7 +6,9 @@ import streamlit as st
 from app import address, outside, state
 from app.components.contexts import context_view
 from app.parts import figures
+from memscope.base.words import span
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.report.health import telling_entry
 from memscope.report.words import shared_by
 
@@ -75,9 +77,9 @@ def model_card(recording: Recording) -> None:
         "documents": f"{len(recording.documents):,}",
         "tokens": f"{info.rows:,}, in windows of {info.window:,}",
         "memory layers": ", ".join(map(str, info.layers)),
-        "selections": f"{info.selected} per token and layer, of {info.gate_heads} gate head(s)",
-        "entries": f"{info.knowledge_num:,}, of {info.knowledge_length} slot(s), {shared_by(info)}",
-        "read heads": f"{info.read_heads}",
+        "selections": f"{_each(info, 'selected')} per token and layer, of {_each(info, 'gate_heads')} gate head(s)",
+        info.word(2): f"{info.knowledge_num:,}, of {_each(info, 'slots')} slot(s), {shared_by(info)}",
+        **({"read heads": _each(info, "read_heads")} if info.has("reads") else {}),
         "precision": f"{info.dtype}; scores keep {info.score_bits} bits of their mantissa",
         "recording took": f"{info.seconds:,.0f} s",
     }
@@ -104,6 +106,11 @@ def model_card(recording: Recording) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
+
+
+def _each(info: RecordingInfo, name: str) -> str:
+    """A number of every layer: one, or the least and the most."""
+    return span([getattr(site, name) for site in info.sites], ",")
 
 
 def gate_over_time(curve: pd.DataFrame) -> None:

@@ -1,6 +1,6 @@
 """Parts of the prompts page: choosing a text, facts of a token, two texts beside one another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -180,9 +180,9 @@ def two_texts(
     )
 
 
-def slots_note(info: RecordingInfo, slots: np.ndarray | None) -> str:
+def slots_note(info: RecordingInfo, slots: Mapping[int, np.ndarray] | None) -> str:
     """How to read the shading of sentences, or how to get it; nothing for entries of one slot."""
-    if info.knowledge_length == 1:
+    if info.slots == 1:
         return ""
     if slots is None:
         return " Record with --per-slot to see which words of a sentence were read; typed texts always show it."

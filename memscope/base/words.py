@@ -18,6 +18,11 @@ def plural(count: int, singular: str, plural_: str) -> str:
     return singular if count == 1 else plural_
 
 
+def first_upper(text: str) -> str:
+    """A text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def visible(text: str) -> str:
     """A token for readers: leading and trailing spaces, newlines, tabs and invisible characters become signs."""
     inner = text.strip(" ")

@@ -27,8 +27,8 @@ from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.recording.info import read_info
 from memscope.run.adapters.own import OwnModel
-from memscope.run.subject import WindowPass, run_windows
 from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import WindowPass, run_windows
 from memscope.stats.jackknife import Interval, ratio_interval
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.text.tokenizer import Tokenizer

@@ -28,9 +28,9 @@ from memscope.causal.fact_tables import FactAudit, Questions, summarise
 from memscope.causal.intervene import ablate
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.adapters.own import capture_memory
-from memscope.run.subject import Selected
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import start_table
+from memscope.run.subject import Selected
 from memscope.text.fact_files import Fact
 from memscope.text.tokenizer import Tokenizer
 

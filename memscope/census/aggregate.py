@@ -7,7 +7,7 @@ bank and the number of strata, not on the number of tokens. Counts are integers 
 few bits in float64, so nothing depends on who recorded which part.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,9 @@ from memscope.recording.census_file import (
     write_census,
 )
 from memscope.recording.info import RecordingInfo, write_info
+from memscope.recording.sites import HAS, Has, Site
+from memscope.recording.starts import STARTS
+from memscope.stats.usage import Bank
 from memscope.text.tokenizer import Tokenizer
 
 ANOMALIES = pa.schema(
@@ -134,19 +137,32 @@ def write_usage(recording: Path, info: RecordingInfo, strata: Strata) -> Counted
             of_layers.append(usage.cells[:, info.entries_of(layer.layer)].sum(0))
             layers.append(layer)
         writer.close()
-    folds, split = cells.reshape(len(strata.groups), strata.folds, -1), (info.distinct, info.bank_groups)
+    folds = cells.reshape(len(strata.groups), strata.folds, -1)
+    has = [what for what in HAS if info.has(what, everywhere=True)]
     return CountedUsage(
         layers=layers,
-        all_layers=evenness(folds.sum(0), weights.sum(0), strata.jackknife(), *split),
-        overlap=layer_overlap(np.stack(of_layers), info.bank_groups),
+        all_layers=evenness(folds.sum(0), weights.sum(0), strata.jackknife(), _banks(info, folds.sum(0)), has),
+        overlap=layer_overlap(of_layers, info.sites),
         groups={
             name: Group(
-                all_layers=evenness(folds[group], weights[group], strata.jackknife(group), *split),
+                all_layers=evenness(
+                    folds[group], weights[group], strata.jackknife(group), _banks(info, folds[group]), has
+                ),
                 layers=tuple(layer.groups[group] for layer in layers),
             )
             for group, name in enumerate(strata.groups if len(strata.groups) > 1 else ())
         },
     )
+
+
+def _banks(info: RecordingInfo, folds: np.ndarray) -> list[Bank]:
+    """Every bank with the selections that its layers made, given those of entries per fold, ``[fold, N]``."""
+    banks = []
+    for owners in info.banks:
+        own, distinct = owners[0].own, {site.distinct for site in owners}
+        selections = int(folds[:, own].sum(dtype=np.int64))
+        banks.append(Bank(owners[0].entries, selections, distinct.pop() if len(distinct) == 1 else 1))
+    return banks
 
 
 def make_census(
@@ -164,7 +180,7 @@ def make_census(
         InputError: no token has a successor.
     """
     spread, loss = strata.jackknife(), counted.layers[0].reading.loss
-    if loss is None:
+    if loss is None and info.predictions:
         raise InputError("no recorded token has a successor, so there is no loss to count; record longer documents")
     layers = [
         LayerMetrics(
@@ -198,7 +214,7 @@ def write_preferences(recording: Path, info: RecordingInfo, strata: Strata) -> N
     """Write ``bias.parquet``: what kind of init sentence each layer prefers, from ``usage.parquet``."""
     usage = read_parquet(recording / "usage.parquet")
     layer, entry, folds = usage["layer"].to_numpy(), usage["entry"].to_numpy(), matrix(usage["folds"])
-    labels = entry_labels(read_parquet(recording / "bank_init.parquet").to_pandas(), strata.token_frequency)
+    labels = entry_labels(read_parquet(recording / STARTS).to_pandas(), strata.token_frequency)
 
     def prefer(number: int) -> pd.DataFrame:
         here = layer == number
@@ -230,30 +246,34 @@ def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame) -
 def _count_and_sum_up(
     recording: Path, info: RecordingInfo, axis: int, strata: Strata
 ) -> tuple[CountedLayer, LayerUsage]:
-    counted, spread, layer = count_layer(recording, info, axis, strata), strata.jackknife(), info.layers[axis]
+    counted, spread, site = count_layer(recording, info, axis, strata), strata.jackknife(), info.sites[axis]
     cells = np.ascontiguousarray(counted.counts[:, : strata.cells].T)
-    own = info.entries_of(layer)
+    own = site.own
     by_fold, weights = cells[:, own].reshape(len(strata.groups), strata.folds, -1), counted.weights[:, own]
     sums = counted.sums[: strata.cells].reshape(len(strata.groups), strata.folds, -1)
-    position, frequency, information = _profiles(counted.counts[own], counted.sums, strata, info.selected)
+    position, frequency, information = _profiles(counted.counts[own], counted.sums, strata, site.has)
     summed_up = CountedLayer(
-        layer=layer,
-        evenness=evenness(by_fold.sum(0), weights.sum(0), spread, info.distinct),
+        layer=site.layer,
+        evenness=evenness(by_fold.sum(0), weights.sum(0), spread, _bank(site, by_fold), site.has),
         reading=Reading(
-            **dict(reading_statistics(counted.sums[: strata.cells], info.selected)),
-            **reading_errors(sums.sum(0), info.selected, spread),
-            read_share_histogram=counted.shares.tolist(),
-            gate_entropy_histogram=counted.entropies.tolist(),
-            margin_histogram=counted.margins.tolist(),
+            **dict(reading_statistics(counted.sums[: strata.cells], site.has)),
+            **reading_errors(sums.sum(0), site.has, spread),
+            read_share_histogram=counted.shares.tolist() if "reads" in site.has else [],
+            gate_entropy_histogram=counted.entropies.tolist() if "scores" in site.has else [],
+            margin_histogram=counted.margins.tolist() if "margin" in site.has else [],
         ),
         position=position,
         frequency=frequency,
         information=information,
         groups=tuple(
             GroupLayer(
-                layer=layer,
-                **dict(evenness(by_fold[group], weights[group], strata.jackknife(group), info.distinct)),
-                reading=reading_statistics(sums[group], info.selected),
+                layer=site.layer,
+                **dict(
+                    evenness(
+                        by_fold[group], weights[group], strata.jackknife(group), _bank(site, by_fold[group]), site.has
+                    )
+                ),
+                reading=reading_statistics(sums[group], site.has),
             )
             for group in range(len(strata.groups))
         ),
@@ -261,8 +281,13 @@ def _count_and_sum_up(
     return summed_up, LayerUsage(cells, counted.weights)
 
 
+def _bank(site: Site, folds: np.ndarray) -> list[Bank]:
+    """A layer's own bank and selections, ``[fold, N]`` or ``[group, fold, N]``."""
+    return [Bank(site.entries, int(folds.sum(dtype=np.int64)), site.distinct)]
+
+
 def _profiles(
-    counts: np.ndarray, sums: np.ndarray, strata: Strata, selected: int
+    counts: np.ndarray, sums: np.ndarray, strata: Strata, has: Collection[Has]
 ) -> tuple[tuple[ClassProfile, ...], tuple[ClassProfile, ...], dict[str, float]]:
     """Position and frequency profiles, and the information between entry and class beside its chance level."""
     profiles, information = {}, {}
@@ -270,7 +295,7 @@ def _profiles(
     for name, classes in (("position", strata.positions), ("frequency", strata.frequencies)):
         here = slice(start, start + len(classes))
         real, shuffled = counts[:, here], counts[:, start + offset : start + offset + len(classes)]
-        profiles[name] = profile(classes, real, shuffled, sums[here], selected)
+        profiles[name] = profile(classes, real, shuffled, sums[here], has)
         information[name] = mutual_information(real)
         information[f"even_{name}"] = mutual_information(shuffled)
         start += len(classes)

@@ -52,20 +52,23 @@ def count_layer(recording: Path, info: RecordingInfo, axis: int, strata: Strata)
         entropies=np.zeros(SHARE_BINS, np.int64),
         margins=np.zeros(MARGIN_BINS, np.int64),
     )
-    prefix = f"l{info.layers[axis]}_"
-    kinds = [kind for kind in info.kinds if kind not in ("head_read", "slot_read")]
-    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", *kinds))]
+    site, prefix = info.sites[axis], f"l{info.layers[axis]}_"
+    columns = ["doc", "pos", "token", "loss", *(prefix + kind for kind in ("indices", *site.columns))]
     for number, (part, first_row) in enumerate(zip(info.parts, info.first_rows(), strict=True)):
         table = read_columns(recording, info, part, columns)
         doc, pos, token, loss = (table[name].to_numpy() for name in columns[:4])
-        indices = matrix(table[prefix + "indices"]).astype(np.uint32)
-        found = {kind: matrix(table[prefix + kind]).astype(np.float32) for kind in kinds}
-        gate, read, margin = found["gate"], found["read"], found["margin"]
+        indices = matrix(table[prefix + "indices"]).astype(np.int64)
+        found = {kind: matrix(table[prefix + kind]).astype(np.float32) for kind in site.columns}
+        gate = found.get("gate", np.zeros(indices.shape, np.float32))
+        if site.varies:
+            gate = np.where(indices >= 0, gate, 0)
+        read = found.get("read", gate)  # where nothing reads apart from the gate, its scores are the weights
+        margin = found.get("margin", np.full((len(indices), site.gate_heads), np.nan, np.float32))
         by_score = found.get("by_score", np.ones_like(gate))  # without a bias, all
         compared = found.get("read_norm", np.abs(read)), margin, found.get("score_margin", margin), by_score
         classes = strata.sum_classes(doc, pos, token, first_row)
         group = strata.group_of(doc)
         tally(indices, gate, read, group, strata.count_classes(classes, seed=number), counted.counts, counted.weights)
         histograms = counted.shares, counted.entropies, counted.margins
-        read_tokens(gate, np.abs(read), *compared, loss, classes, counted.sums, *histograms)
+        read_tokens(indices, gate, np.abs(read), *compared, loss, classes, counted.sums, *histograms)
     return counted

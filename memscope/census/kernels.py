@@ -51,6 +51,8 @@ class Sum(IntEnum):
     """Sum of margins in raw scores."""
     BY_SCORE = 16
     """Selections that raw scores alone would have made."""
+    SELECTIONS = 17
+    """Number of selections."""
 
 
 class Weight(IntEnum):
@@ -74,7 +76,7 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
     """Count the selections of some tokens.
 
     Args:
-        indices: selected entries, uint32 ``[token, K]``.
+        indices: selected entries, int64 ``[token, K]``; -1 is none.
         gate: gate scores, float32 ``[token, K]``.
         read: read weights, float32 ``[token, K]``.
         group: document group of every token, int64 ``[token]``.
@@ -85,6 +87,8 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
     for t in range(indices.shape[0]):
         for k in range(indices.shape[1]):
             entry = indices[t, k]
+            if entry < 0:
+                continue
             weights[group[t], entry, Weight.GATE] += gate[t, k]
             weights[group[t], entry, Weight.READ] += abs(read[t, k])
             weights[group[t], entry, Weight.SIGNED_READ] += read[t, k]
@@ -95,6 +99,7 @@ def tally(indices: Any, gate: Any, read: Any, group: Any, classes: Any, counts: 
 @njit(nogil=True, cache=True)
 @no_type_check
 def read_tokens(
+    indices: Any,
     gate: Any,
     read: Any,
     norm: Any,
@@ -110,7 +115,10 @@ def read_tokens(
 ) -> None:
     """Sum up how tokens weigh what they selected; shares are weights divided by their sum over a token's K.
 
+    Weights of no selection are 0.
+
     Args:
+        indices: selected entries, int64 ``[token, K]``; -1 is none.
         gate: gate scores, float32 ``[token, K]``.
         read: absolute read weights, float32 ``[token, K]``.
         norm: read weights that do not cancel over read heads, float32 ``[token, K]``.
@@ -156,12 +164,15 @@ def read_tokens(
             read_top = max(read_top, share)
             if share > 0:
                 read_entropy -= share * np.log(share)
+            attention[i] = read[t, i] / gate[t, i] if gate[t, i] > 0 else 0.0
+            if indices[t, i] < 0:
+                continue
+            token[Sum.SELECTIONS] += 1
             if share < UNREAD_SHARE:
                 token[Sum.UNREAD] += 1
             if total_norm == 0 or norm[t, i] / total_norm < UNREAD_SHARE:
                 token[Sum.UNREAD_BY_NORM] += 1
             shares[min(int(share * SHARE_BINS), SHARE_BINS - 1)] += 1
-            attention[i] = read[t, i] / gate[t, i] if gate[t, i] > 0 else 0.0
         if total_read > 0:
             token[Sum.READERS] = 1
             token[Sum.GATE_ENTROPY] = gate_entropy

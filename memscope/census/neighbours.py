@@ -69,8 +69,8 @@ def neighbour_columns(found: CoSelection, layer: int) -> dict[str, np.ndarray]:
 
 def co_selection(recording: Path, info: RecordingInfo, layer: int) -> CoSelection:
     """Which entries of a layer are selected together, and which are not."""
-    name = f"l{layer}_indices"
-    step = max(1, -(-info.rows * info.selected**2 // MAX_VISITS), -(-info.rows * info.selected // MAX_SELECTIONS))
+    name, site = f"l{layer}_indices", info.site(layer)
+    step = max(1, -(-info.rows * site.selected**2 // MAX_VISITS), -(-info.rows * site.selected // MAX_SELECTIONS))
     parts = (matrix(read_columns(recording, info, part, [name])[name]) for part in info.parts)
     indices = np.concatenate([part[::step].copy() for part in parts])  # a view would keep all of its part
     rows = [
@@ -86,7 +86,7 @@ def co_selection(recording: Path, info: RecordingInfo, layer: int) -> CoSelectio
         together=np.zeros((n, N_NEIGHBOURS), np.int64),
         npmi=np.zeros((n, N_NEIGHBOURS), np.float32),
         # A head that selects one entry never selects two, whatever they are.
-        apart=np.full((n, N_APART if info.selected > info.gate_heads else 0), -1, np.int64),
+        apart=np.full((n, N_APART if site.selected > site.gate_heads else 0), -1, np.int64),
     )
     by_count = np.argsort(-np.diff(starts), kind="stable")
     _neighbours(indices, starts, tokens, by_count, MIN_TOGETHER, found.other, found.together, found.npmi, found.apart)
@@ -106,6 +106,8 @@ def _tokens_of_entries(indices: Any, n_entries: int) -> Any:
         for t in range(indices.shape[0]):
             for k in range(indices.shape[1]):
                 entry = indices[t, k]
+                if entry < 0:
+                    continue
                 again = False
                 for j in range(k):
                     again |= indices[t, j] == entry
@@ -145,7 +147,7 @@ def _neighbours(
             t = tokens[s]
             for j in range(k):
                 o = indices[t, j]
-                if o != e and seen[o] != t:
+                if o >= 0 and o != e and seen[o] != t:
                     seen[o] = t
                     if counts[o] == 0:
                         touched[n_touched] = o

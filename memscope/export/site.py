@@ -185,7 +185,7 @@ def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
         "top_share": float(card.usage["share"].max()),
         "nearest": card.nearest.to_dict("records"),
         "best_cosine": float(card.nearest["cosine"].max()),
-        "slots": info.knowledge_length,
+        "slots": info.slots,
         "before": _BEFORE,
         "lens": card.lens.to_dict("records"),
     }

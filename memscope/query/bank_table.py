@@ -126,8 +126,7 @@ def select_entries(
     elif state == "never selected":
         rows = rows[count == 0]
     elif state == "hot":
-        info = recording.info
-        rows = rows[count > HOT_FACTOR * info.rows * info.selected * len(info.layers) / info.knowledge_num]
+        rows = rows[count > HOT_FACTOR * recording.total_selections() / recording.info.knowledge_num]
     values = rows[sort].to_numpy(dtype=np.float64)
     order = np.argsort(np.nan_to_num(-values if descending else values, nan=np.inf), kind="stable")
     return rows["entry"].to_numpy(dtype=np.int64)[order]

@@ -117,7 +117,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         "step": "newest" if info.step is None else f"{info.step:,}",
         "corpus": info.corpus_name,
         "tokens": info.rows,
-        "selections": info.rows * info.selected * len(info.layers),
+        "selections": info.rows * info.per_token,
         "entries": info.knowledge_num,
         "loss": loss,
         "map": (path / "map.parquet").is_file(),

@@ -32,7 +32,8 @@ class EntryCard(NamedTuple):
     """Init sentence; none when the entry started random."""
     triples: pd.DataFrame
     """``subject predicate object uuid``."""
-    drift: float
+    drift: float | None
+    """1 - cosine to its start; none where no start is known."""
     kept: float | None
     kept_at_init: float | None
     slot_drift: list[float]
@@ -124,14 +125,14 @@ def _card(
 ) -> EntryCard:
     info = recording.info
     usage = usage.drop(columns="entry").set_index("layer").reindex(list(info.layers), fill_value=0).reset_index()
-    usage["share"] = usage["count"] / (info.rows * info.selected)
+    usage["share"] = usage["count"] / usage["layer"].map(recording.total_selections).clip(lower=1)
     has_sentence = isinstance(bank["sentence"], str)
     own = set(bank["token_ids"].tolist()) if has_sentence else set()
-    nearest = decoding["nearest"].tolist()
+    nearest, cosine, slot_drift = (_list(decoding[name]) for name in ("nearest", "nearest_cosine", "slot_drift"))
     lens = [
         {"layer": layer, **{end: _texts(recording, decoding[f"l{layer}_{end}"]) for end in ("top", "bottom")}}
         for layer in info.layers
-        if isinstance(decoding[f"l{layer}_top"], np.ndarray)  # null where the layer never selected the entry
+        if isinstance(decoding.get(f"l{layer}_top"), np.ndarray)  # null where the layer never selected the entry
     ]
     return EntryCard(
         entry=entry,
@@ -141,14 +142,14 @@ def _card(
         triples=pd.DataFrame(
             {key: bank[key] if has_sentence else [] for key in ("subject", "predicate", "object", "uuid")}
         ),
-        drift=float(decoding["drift"]),
+        drift=_optional(decoding["drift"]),
         kept=_optional(decoding["kept"]),
         kept_at_init=_optional(decoding["kept_at_init"]),
-        slot_drift=decoding["slot_drift"].tolist(),
+        slot_drift=slot_drift,
         nearest=pd.DataFrame(
             {
                 "token": _texts(recording, nearest),
-                "cosine": decoding["nearest_cosine"],
+                "cosine": cosine,
                 "in_sentence": [token in own for token in nearest],
             }
         ),
@@ -187,6 +188,11 @@ def _around(recording: RecordingTables, rows: list[int], before: int, after: int
 
 def _texts(recording: RecordingTables, ids: Iterable[Any]) -> list[str]:
     return [recording.tokenizer.token_texts[int(i)] for i in ids]
+
+
+def _list(value: Any) -> list[Any]:
+    """Values of a list column; none where the column is null."""
+    return value.tolist() if isinstance(value, np.ndarray) else []
 
 
 def _optional(value: Any) -> float | None:

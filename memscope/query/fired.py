@@ -5,6 +5,7 @@ for layer in fired_entries(recording, trace, pos=17):
     layer.layer, [(one.entry, one.gate, one.read, one.words.text) for one in layer.entries]
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -43,20 +44,22 @@ class FiredLayer(NamedTuple):
     """Most read first."""
 
 
-def fired_entries(recording: Recording, trace: Trace, pos: int, slots: np.ndarray | None = None) -> list[FiredLayer]:
+def fired_entries(
+    recording: Recording, trace: Trace, pos: int, slots: Mapping[int, np.ndarray] | None = None
+) -> list[FiredLayer]:
     """The entries that the token at ``pos`` selected in every layer.
 
     Args:
         recording: whose bank.
         trace: a stretch of text around the token.
         pos: the token.
-        slots: read weights of its slots, ``[layer, K, L]`` (``recorded_slots`` or ``trace_text(...).slots[pos]``);
-            none where entries have one slot or the weights were not kept.
+        slots: read weights of its slots by layer, ``[K, L]`` each (``recorded_slots``, or from
+            ``trace_text(...).slots``); none where entries have one slot or the weights were not kept.
     """
     fired = trace.selections[trace.selections["pos"] == pos]
     words = words_of(recording, fired["entry"])
     layers = []
-    for axis, (layer, rows) in enumerate(fired.groupby("layer")):
+    for layer, rows in fired.groupby("layer"):
         gates, reads = rows["gate"].to_numpy(np.float64), rows["read"].to_numpy(np.float64)
         sizes = np.abs(reads)
         shares = sizes / max(float(sizes.sum()), 1e-30)
@@ -69,7 +72,7 @@ def fired_entries(recording: Recording, trace: Trace, pos: int, slots: np.ndarra
                 read=float(read),
                 read_share=float(abs(read) / max(sizes.max(), 1e-30)),
                 words=words[int(entry)],
-                slots=None if slots is None else _word_reads(words[int(entry)], slots[axis, k]),
+                slots=_word_reads(words[int(entry)], slots[int(layer)][k]) if slots and int(layer) in slots else None,
             )
             for entry, k, gate, read in zip(rows["entry"], rows["k"], gates, reads, strict=True)
         ]
@@ -77,14 +80,16 @@ def fired_entries(recording: Recording, trace: Trace, pos: int, slots: np.ndarra
     return layers
 
 
-def recorded_slots(recording: Recording, doc: int, pos: int) -> np.ndarray | None:
-    """Read weights of the slots at a recorded token, float32 ``[layer, K, L]``, if the recording keeps them."""
+def recorded_slots(recording: Recording, doc: int, pos: int) -> dict[int, np.ndarray] | None:
+    """Read weights of the slots at a recorded token, float32 ``[K, L]`` per layer, if the recording keeps them."""
     info = recording.info
     if not info.slot_weights:
         return None
     rows = read_rows(recording.path, info, int(recording.documents["first_row"][doc]) + pos, 1)
     assert rows.slot_read is not None
-    return rows.slot_read[0].astype(np.float32).reshape(len(info.layers), info.selected, info.knowledge_length)
+    weights = zip(info.sites, rows.slot_read[0].astype(np.float32), strict=True)
+    several = [(site, own) for site, own in weights if site.slots > 1]
+    return {site.layer: own[: site.selected * site.slots].reshape(site.selected, site.slots) for site, own in several}
 
 
 def predicted_token(recording: Recording, doc: int, pos: int) -> str:

@@ -40,7 +40,7 @@ def read_sample(recording: Recording, layer: int) -> ReadSample:
     """Gate and read shares in one memory layer."""
     axis = recording.info.layers.index(layer)
     rows = list(_sampled(recording))
-    names = ("gate", "read", "read_norm" if recording.info.signed_reads else "read")
+    names = ("gate", "read", "read_norm" if recording.info.site(layer).signed_reads else "read")
     shares = [np.concatenate([_shares(getattr(part, name)[:, axis]) for part in rows]) for name in names]
     return ReadSample(len(shares[0]), np.concatenate([part.indices[:, axis] for part in rows]), *shares)
 
@@ -79,13 +79,13 @@ def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray 
     info = recording.info
     if not info.head_weights:
         return None
-    axis = info.layers.index(layer)
-    histogram = np.zeros((info.read_heads, bins), np.int64)
+    axis, heads = info.layers.index(layer), info.site(layer).read_heads
+    histogram = np.zeros((heads, bins), np.int64)
     for rows in _sampled(recording):
         assert rows.head_read is not None
-        share = _shares(rows.head_read[:, axis].reshape(len(rows.doc), info.read_heads, -1))
+        share = _shares(rows.head_read[:, axis].reshape(len(rows.doc), heads, -1))
         number = np.minimum((share * bins).astype(int), bins - 1)
-        for head in range(info.read_heads):
+        for head in range(heads):
             histogram[head] += np.bincount(number[:, head].ravel(), minlength=bins)
     return histogram
 

@@ -253,7 +253,7 @@ class Recording(RecordingTables):
             raise InputError(f"document {doc} has {place['rows']} recorded tokens, none at position {first}")
         count = min(count, int(place["rows"]) - first)
         rows = read_rows(self.path, self.info, int(place["first_row"]) + first, count)
-        return make_trace(rows, self.info.layers, self.tokenizer)
+        return make_trace(rows, self.info.sites, self.tokenizer)
 
     @cached_property
     def _selections(self) -> SelectionReader:

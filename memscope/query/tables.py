@@ -55,6 +55,11 @@ class RecordingTables:
         """``census.json``: metrics per layer and over all layers, as they were when the recording was opened."""
         return self._census
 
+    def total_selections(self, layer: int | None = None) -> int:
+        """D: selections of a layer, or of all layers."""
+        counts = {metrics.layer: metrics.by_count.selections for metrics in self.census.layers}
+        return sum(counts.values()) if layer is None else counts[layer]
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""

@@ -33,7 +33,7 @@ from memscope.recording.info import AGGREGATES, INFO, Part, RecordingInfo, read_
 from memscope.recording.parts import drop_progress, finished_parts, write_part, write_progress
 from memscope.recording.starts import STARTS, no_starts
 from memscope.run.folder import check_no_run
-from memscope.run.subject import Batches, Subject, run_windows
+from memscope.run.subject import Batches, Capture, Subject, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus, window_batch
 
 BATCH = 16
@@ -107,7 +107,7 @@ def _record(subject: Subject, corpus_path: Path, recording: Path, options: Recor
     if not (len(finished) == len(plan) and read_info(recording).complete):
         started = time.perf_counter()
         todo = [p for p in plan if _name(p) not in finished and p.number % group.world_size == group.rank]
-        record_parts(subject, corpus, recording, info, todo, options.batch_size, group.rank)
+        record_parts(subject, subject.tokenizer.pad, corpus, recording, info, todo, options.batch_size, group.rank)
         group.wait()
         if group.is_main:
             seconds += time.perf_counter() - started
@@ -176,7 +176,8 @@ def plan_parts(windows: list[DocumentWindow], part_tokens: int) -> list[PlannedP
 
 
 def record_parts(
-    subject: Subject,
+    subject: Capture,
+    pad: int,
     corpus: PackedCorpus,
     recording: Path,
     info: RecordingInfo,
@@ -188,6 +189,7 @@ def record_parts(
 
     Args:
         subject: the model.
+        pad: token id that fills up batches.
         corpus: the corpus of the windows.
         recording: folder to write.
         info: what is being recorded.
@@ -210,8 +212,7 @@ def record_parts(
         tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
     ):
         for part in todo:
-            pad, keep_pattern = subject.tokenizer.pad, info.head_weights
-            passes = run_windows(subject, corpus, part.windows, pad, batch_size, keep_pattern, detail=True)
+            passes = run_windows(subject, corpus, part.windows, pad, batch_size, info.head_weights, detail=True)
             rows = collector.collect(part.windows, passes)
             list_pending()
             pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)

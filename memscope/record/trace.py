@@ -4,12 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
 from memscope.base.errors import InputError
 from memscope.record.rows import RowCollector
+from memscope.recording.sites import Site, entry_label
 from memscope.recording.token_table import Trace, make_trace
-from memscope.recording.sites import entry_label
 from memscope.run.subject import Subject, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
@@ -64,29 +63,29 @@ def describe_trace(subject: Subject, traced: TextTrace) -> list[dict[str, Any]]:
     """A trace as nested plain values, one per token, with the init sentence of every entry that has one.
 
     A token is ``{pos, text, loss, next: [{text, probability}], layers: [{layer, entries: [...]}]}``, a fired entry
-    ``{entry, label, gate, read, slots, sentence}``; ``gate`` and ``read`` are there where the layer has them, ``slots`` when
-    entries have several, ``sentence`` where entries have a text.
+    ``{entry, label, gate, read, slots, sentence}``; ``gate`` and ``read`` are there where the layer has them, ``slots``
+    when entries have several, ``sentence`` where entries have a text.
     """
     starts = subject.starts()
     sentences = None if starts is None else starts["sentence"]
-    selections = dict(list(traced.trace.selections.groupby(["pos", "layer"])))
+    groups = traced.trace.selections.groupby(["pos", "layer"])
+    fired = {key: list(rows.itertuples()) for key, rows in groups}
+
+    def describe(site: Site, selection: Any) -> dict[str, Any]:
+        entry, slots = int(selection.entry), traced.slots.get(site.layer)
+        described: dict[str, Any] = {"entry": entry, "label": entry_label(subject.sites, entry)}
+        described |= {"gate": float(selection.gate)} if "scores" in site.has else {}
+        described |= {"read": float(selection.read)} if "reads" in site.has else {}
+        described |= {} if slots is None else {"slots": slots[selection.pos, selection.k].tolist()}
+        return described | ({} if sentences is None else {"sentence": sentences[entry].as_py()})
+
     predictions = dict(list(traced.predictions.groupby("pos")))
     described = []
     for token in traced.trace.tokens.itertuples():
-        layers = []
-        for site in subject.sites:
-            fired = selections.get((token.pos, site.layer))
-            layers.append({"layer": site.layer, "entries": [] if fired is None else [
-                {
-                    "entry": int(s.entry),
-                    "label": entry_label(subject.sites, int(s.entry)),
-                    **({"gate": float(s.gate)} if "scores" in site.has else {}),
-                    **({"read": float(s.read)} if "reads" in site.has else {}),
-                    **({"slots": traced.slots[site.layer][token.pos, s.k].tolist()} if site.layer in traced.slots else {}),
-                    **({"sentence": sentences[int(s.entry)].as_py()} if sentences is not None else {}),
-                }
-                for s in fired.itertuples()
-            ]})
+        layers = [
+            {"layer": site.layer, "entries": [describe(site, s) for s in fired.get((token.pos, site.layer), ())]}
+            for site in subject.sites
+        ]
         described.append(
             {
                 "pos": int(token.pos),

@@ -53,41 +53,41 @@ class Weightings(Documented):
 
     by_count: Evenness
     """Usage = selections."""
-    by_gate_score: Evenness
-    """Usage = summed gate scores."""
-    by_read_weight: Evenness
-    """Usage = summed absolute read weights."""
+    by_gate_score: Evenness | None
+    """Usage = summed gate scores; null where selections have none."""
+    by_read_weight: Evenness | None
+    """Usage = summed absolute read weights; null where nothing reads apart from the gate."""
 
 
 class TokenMeans(Documented):
-    """Measures of gate and attention, means over the tokens that read anything."""
+    """Measures of gate and attention, means over the tokens that read anything; null where a layer has no such."""
 
-    gate_entropy: float
+    gate_entropy: float | None
     """Entropy of a token's gate shares, nats."""
-    gate_top_share: float
+    gate_top_share: float | None
     """Largest gate share of a token."""
-    read_entropy: float
+    read_entropy: float | None
     """Entropy of a token's read shares, nats."""
-    effective_entries_read: float
+    effective_entries_read: float | None
     """exp(entropy of a token's read shares)."""
-    read_top_share: float
+    read_top_share: float | None
     """Largest read share of a token."""
-    gate_read_rank_correlation: float
+    gate_read_rank_correlation: float | None
     """Spearman's rho of gate score and read weight over a token's selections."""
-    gate_attention_rank_correlation: float
+    gate_attention_rank_correlation: float | None
     """The same with read weight / gate score: the attention alone."""
-    unread_share: float
+    unread_share: float | None
     """Share of selections with less than 1% of their token's read, by absolute read weights."""
-    unread_share_by_norm: float
+    unread_share_by_norm: float | None
     """The same by the norm over read heads, in which weights of different signs do not cancel."""
-    silent_tokens: float
+    silent_tokens: float | None
     """Share of tokens that read nothing."""
     margin: float | None
     """Selection margin: raw score plus selection bias of the weakest selected above the best rejected entry, mean over
     tokens and gate heads."""
     score_margin: float | None
     """The same in raw scores alone; below 0 where the bias passes over better entries."""
-    by_score_share: float
+    by_score_share: float | None
     """Share of selections that raw scores alone, without the selection bias, would have made; 1 without a bias."""
     loss: float | None
     """Loss of predicting the next token, nats."""
@@ -249,8 +249,8 @@ class Group(Documented):
 class Counted(Documented):
     """The numbers of a whole recording, which ``census.json`` and ``metrics.json`` of a report share."""
 
-    loss: float
-    """Mean loss on the recorded text, nats per token."""
+    loss: float | None
+    """Mean loss on the recorded text, nats per token; null where predictions were not recorded."""
     folds: int
     """Folds that standard errors and intervals are made from."""
     interval_unit: str

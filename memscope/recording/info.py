@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.base.errors import InputError
 from memscope.base.seals import SEAL, read_own_json, unseal, write_sealed
-from memscope.recording.sites import Has, Site, entry_label
+from memscope.recording.sites import WORDS, Has, Site, entry_label
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
@@ -89,7 +89,7 @@ class RecordingInfo(BaseModel):
                 raise ValueError("banks must follow one another without gaps, from entry 0 on")
             end += entries
         for site in self.sites:
-            if site.selected % site.gate_heads or site.distinct > site.entries:
+            if site.selected % site.gate_heads or site.selected > site.gate_heads * site.entries:
                 raise ValueError("selected must be a multiple of gate_heads, and each can select what a layer has")
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("a part is listed twice")
@@ -124,6 +124,16 @@ class RecordingInfo(BaseModel):
     def selected(self) -> int:
         """The most selections that a token makes in a layer: the length of the K axis."""
         return max(site.selected for site in self.sites)
+
+    def word(self, count: int = 1) -> str:
+        """What ``count`` entries are called: the word of their kind where all layers are of one, else entries."""
+        words = {site.word(count) for site in self.sites}
+        return words.pop() if len(words) == 1 else WORDS["selection"][count != 1]
+
+    @property
+    def slots(self) -> int:
+        """Vectors of an entry; the most where layers differ."""
+        return max(site.slots for site in self.sites)
 
     @property
     def per_token(self) -> int:

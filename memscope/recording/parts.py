@@ -8,11 +8,11 @@
     census/neighbours.py, record/decode.py)
 
 A token-major row is ``doc pos token predicted loss`` and for every layer l that selects ``l{l}_indices``; where there
-are such, ``l{l}_gate``, ``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one per
-gate head); with a selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs
-``l{l}_read_norm``, on request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row gate``, where row is
-the number of the token-major row. A part counts only once it is listed with the hashes of both its files.
-``recording/part_reader.py`` reads parts.
+are such, ``l{l}_gate``, ``l{l}_read`` (K numbers, best gate score first within a gate head) and ``l{l}_margin`` (one
+per gate head); with a selection bias also ``l{l}_score_margin`` and ``l{l}_by_score``, where read weights have signs
+``l{l}_read_norm``, on request ``l{l}_head_read`` and ``l{l}_slot_read``. An entry-major row is ``layer entry row
+gate``, where row is the number of the token-major row, and gate is null where a layer has no scores. A part counts only
+once it is listed with the hashes of both its files. ``recording/part_reader.py`` reads parts.
 """
 
 from collections.abc import Iterable

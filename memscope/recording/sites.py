@@ -6,7 +6,7 @@ range select from the same bank. Entries of a private bank are named by layer an
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ Kind = Literal["memory", "experts", "product_keys", "peer", "neurons", "features
 Has = Literal["scores", "reads", "margin", "starts", "lens", "drift"]
 """What a site may have: scores of selections; reads apart from the scores (an attention); the margin to the best
 rejected entry; init sentences; values for a logit lens; starts to measure drift from."""
+HAS: tuple[Has, ...] = get_args(Has)
 WORDS: dict[Kind, tuple[str, str]] = {
     "memory": ("entry", "entries"),
     "experts": ("expert", "experts"),
@@ -67,8 +68,8 @@ class Site(BaseModel):
 
     @property
     def distinct(self) -> int:
-        """Entries that a gate head selects for a token, all different."""
-        return self.selected // self.gate_heads
+        """Entries that a gate head selects for a token, all different; 1 where their number varies."""
+        return 1 if self.varies else self.selected // self.gate_heads
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -116,7 +116,8 @@ def _dead(recording: Recording) -> pd.DataFrame:
     jackknife's estimate of how many more are alive and rare (Burnham and Overton 1978, "Estimation of the size of a
     closed population when capture probabilities vary among animals").
     """
-    layers, n = recording.layer_metrics(), recording.info.group_size
+    layers = recording.layer_metrics()
+    n = layers["entries"].to_numpy()
     even = n * (1 - layers["even_coverage"].to_numpy())
     rare = ((recording.usage_folds() > 0).sum(0) == 1).sum(1)
     dead, by_chance = layers["dead"].to_numpy(), np.maximum(even, rare)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from memscope.base.words import plural, span
 from memscope.query.recording import Recording
-from memscope.report.words import Reply, ends, few_documents, selections
+from memscope.report.words import Reply, ends, few_documents, selections, shared_by
 
 
 def certainty(recording: Recording) -> Reply:
@@ -40,14 +40,13 @@ def layers(recording: Recording) -> Reply:
     info, counts = recording.info, recording.usage()
     if len(info.layers) == 1:
         return Reply("There is one memory layer.", "Layers cannot be compared.")
-    together = len(info.layers) // info.bank_groups  # layers that share a group of entries
-    apart = f"The bank is split in {info.bank_groups} groups of {info.group_size:,} entries, "
+    together = max(len(bank) for bank in info.banks)  # layers that share a group of entries
     if together == 1:
-        return Reply("By construction: each layer has entries of its own.", f"{apart}one for each layer.")
+        return Reply("By construction: each layer has entries of its own.", f"Entries are {shared_by(info)}.")
     users = (counts > 0).sum(0)
     used, once = int((users > 0).sum()), int((users == 1).sum())
     pairs = [(a, b) for a in range(len(info.layers)) for b in range(a + 1, len(info.layers))]
-    pairs = [(a, b) for a, b in pairs if a // together == b // together]
+    pairs = [(a, b) for a, b in pairs if info.sites[a].first_entry == info.sites[b].first_entry]
     divergence = recording.census.overlap.jensen_shannon
     two = "two layers" if together == len(info.layers) else "two layers of a group"
     short = (
@@ -59,7 +58,7 @@ def layers(recording: Recording) -> Reply:
         f"{together}, over D = {int(counts[0].sum()):,} selections a layer. {_overlaps(recording, pairs)}"
     )
     if together < len(info.layers):
-        answer = f"{apart}one for every {together} layers in order; layers of different groups share none. {answer}"
+        answer = f"Entries are {shared_by(info)}; layers of different groups share none. {answer}"
     return Reply(short, answer)
 
 
@@ -84,7 +83,7 @@ def _overlaps(recording: Recording, pairs: list[tuple[int, int]]) -> str:
 def reading(recording: Recording) -> Reply:
     """How much of what the gate selects the attention reads."""
     reading, info, by_norm = recording.reading_metrics(), recording.info, ""
-    if info.signed_reads:
+    if any(site.signed_reads for site in info.sites):
         by_norm = (
             "; by norm, in which read heads of different signs do not cancel, "
             f"{span(reading['unread_share_by_norm'], '.2%')}"

@@ -11,21 +11,32 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from memscope.query.recording import Recording
+from memscope.recording.sites import Has
 from memscope.report.bank_findings import certainty, drift, layers, reading
 from memscope.report.gate_findings import choice, dependence, evenness, preferences
 from memscope.report.words import Reply
 
-QUESTIONS: dict[str, Callable[[Recording], Reply]] = {
-    "Is the gate biased?": evenness,
-    "How much of the choice is the gate's?": choice,
-    "Toward what is it biased?": preferences,
-    "What does the choice of entries go by?": dependence,
-    "How sure are these numbers?": certainty,
-    "Does each layer use the bank differently?": layers,
-    "Does the attention read what the gate selects?": reading,
-    "How far have entries drifted from their sentences?": drift,
-}
-"""The standing questions about a memory, most important first."""
+
+class Question(NamedTuple):
+    """A standing question about what selects."""
+
+    text: str
+    reply: Callable[[Recording], Reply]
+    needs: Has | None = None
+    """What a recording must have for it to be asked."""
+
+
+QUESTIONS = (
+    Question("Is the gate biased?", evenness),
+    Question("How much of the choice is the gate's?", choice, "margin"),
+    Question("Toward what is it biased?", preferences, "starts"),
+    Question("What does the choice of entries go by?", dependence),
+    Question("How sure are these numbers?", certainty),
+    Question("Does each layer use the bank differently?", layers),
+    Question("Does the attention read what the gate selects?", reading, "reads"),
+    Question("How far have entries drifted from their sentences?", drift, "drift"),
+)
+"""The standing questions, most important first."""
 
 
 class Finding(NamedTuple):
@@ -39,5 +50,6 @@ class Finding(NamedTuple):
 
 
 def find(recording: Recording) -> list[Finding]:
-    """Answers to the standing questions about a memory."""
-    return [Finding(question, *reply(recording)) for question, reply in QUESTIONS.items()]
+    """Answers to the standing questions that a recording can answer."""
+    asked = [question for question in QUESTIONS if question.needs is None or recording.info.has(question.needs)]
+    return [Finding(question.text, *question.reply(recording)) for question in asked]

@@ -57,7 +57,7 @@ def choice(recording: Recording) -> Reply:
     if reading["margin"].isna().any():
         return Reply("There is no choice: every gate head selects all entries.", f"D = {d} a layer.")
     margin = f"{span(reading['margin'], '.3f')} above the best rejected one"
-    if not recording.info.selection_bias:
+    if not any(site.selection_bias for site in recording.info.sites):
         answer = f"Scores alone made all D = {d} selections of a layer. The weakest selected entry scores {margin}."
         return Reply("All of it: no selection bias takes part.", answer)
     short = (

@@ -47,17 +47,20 @@ def _level(value: float, check: Check) -> str:
 
 
 def _dead_in_a_layer(recording: Recording) -> Measure:
-    layers, info = recording.layer_metrics(), recording.info
-    worst = layers.loc[layers["dead"].idxmax()]
-    dead, even = worst["dead"] / info.group_size, 1 - worst["even_coverage"]
+    layers = recording.layer_metrics()
+    worst = layers.loc[(layers["dead"] / layers["entries"]).idxmax()]
+    dead, even = worst["dead"] / worst["entries"], 1 - worst["even_coverage"]
+    words = recording.info.site(int(worst["layer"])).word(2)
     return Measure(
         dead - even,
-        f"{short_percent(dead)} of entries never selected in layer {int(worst['layer'])} over "
-        f"{short_number(info.rows * info.selected)} selections; even selection would leave {short_percent(even)}.",
+        f"{short_percent(dead)} of {words} never selected in layer {int(worst['layer'])} over "
+        f"{short_number(int(worst['selections']))} selections; even selection would leave {short_percent(even)}.",
     )
 
 
-def _dead_in_all_layers(recording: Recording) -> Measure:
+def _dead_in_all_layers(recording: Recording) -> Measure | None:
+    if len(recording.info.banks) == len(recording.info.sites) > 1:
+        return None  # each layer has entries of its own
     everywhere = recording.census.all_layers.by_count
     dead, even = everywhere.dead / everywhere.entries, 1 - everywhere.even_coverage
     return Measure(
@@ -68,41 +71,46 @@ def _dead_in_all_layers(recording: Recording) -> Measure:
 
 
 def _concentration(recording: Recording) -> Measure:
-    layers, info = recording.layer_metrics(), recording.info
-    narrow = layers.loc[layers["top50"].idxmin()]
-    share = narrow["top50"] / info.group_size
+    layers = recording.layer_metrics()
+    narrow = layers.loc[(layers["top50"] / layers["entries"]).idxmin()]
+    share, words = narrow["top50"] / narrow["entries"], recording.info.site(int(narrow["layer"])).word(2)
     return Measure(
         0.5 - share,
-        f"Half of layer {int(narrow['layer'])}'s {short_number(info.rows * info.selected)} selections go to "
-        f"{int(narrow['top50']):,} of {info.group_size:,} entries ({short_percent(share)}); the busiest one takes "
-        f"{narrow['max_violation'] + 1:,.0f} times the even share.",
+        f"Half of layer {int(narrow['layer'])}'s {short_number(int(narrow['selections']))} selections go to "
+        f"{int(narrow['top50']):,} of {int(narrow['entries']):,} {words} ({short_percent(share)}); the busiest one "
+        f"takes {narrow['max_violation'] + 1:,.0f} times the even share.",
     )
 
 
-def _unread(recording: Recording) -> Measure:
+def _unread(recording: Recording) -> Measure | None:
+    if not recording.info.has("reads"):
+        return None
     reading = recording.reading_metrics()
     worst = reading.loc[reading["unread_share"].idxmax()]
     return Measure(
         worst["unread_share"],
         f"{short_percent(worst['unread_share'])} of layer {int(worst['layer'])}'s selections stay unread, below "
         f"1% of their token's read ({short_percent(worst['unread_share_by_norm'])} by norm over read heads); a "
-        f"token effectively reads {worst['effective_entries_read']:.1f} of {recording.info.selected}.",
+        f"token effectively reads {worst['effective_entries_read']:.1f} of "
+        f"{recording.info.site(int(worst['layer'])).selected}.",
     )
 
 
 def _selection_bias(recording: Recording) -> Measure | None:
-    reading, info = recording.reading_metrics(), recording.info
-    if not info.selection_bias:
+    if not any(site.selection_bias for site in recording.info.sites):
         return None
+    reading, d = recording.reading_metrics(), recording.layer_metrics().set_index("layer")["selections"]
     least = reading.loc[reading["by_score_share"].idxmin()]
     return Measure(
         1 - least["by_score_share"],
         f"Scores alone would have made {short_percent(least['by_score_share'])} of layer {int(least['layer'])}'s "
-        f"{short_number(info.rows * info.selected)} selections; the selection bias made the others.",
+        f"{short_number(int(d[least['layer']]))} selections; the selection bias made the others.",
     )
 
 
-def _silence(recording: Recording) -> Measure:
+def _silence(recording: Recording) -> Measure | None:
+    if not recording.info.has("reads"):
+        return None
     reading, tokens = recording.reading_metrics(), recording.info.rows
     worst = reading.loc[reading["silent_tokens"].idxmax()]
     share = worst["silent_tokens"]
@@ -113,8 +121,10 @@ def _silence(recording: Recording) -> Measure:
     return Measure(share, text)
 
 
-def _stillness(recording: Recording) -> Measure:
+def _stillness(recording: Recording) -> Measure | None:
     """1 where used entries hardly moved, or where none is used; else 0."""
+    if not recording.info.has("drift"):
+        return None
     drift = recording.drift_summary()
     text = f"Used entries moved by a median of {drift['median_used']:.3f} (1 - cosine)"
     text += "." if np.isnan(drift["median_unused"]) else f", unused ones by {drift['median_unused']:.3f}."

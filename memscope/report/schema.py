@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from memscope.query.recording import Recording
 from memscope.recording.census_file import Counted, Documented
+from memscope.recording.sites import Site
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -28,17 +29,13 @@ class Source(Documented):
     corpus_sha256: str
     """SHA-256 of the corpus' file."""
     layers: tuple[int, ...]
-    """Memory layers."""
+    """Layers that select."""
     knowledge_num: int
-    """Entries of the bank."""
-    bank_groups: int
-    """Equal parts that layers and entries are split in; a layer's N is the number of entries of its part."""
-    knowledge_length: int
-    """Slots per entry."""
-    selected: int
-    """Selections per token and layer (K)."""
+    """Entries of all banks."""
+    sites: tuple[Site, ...]
+    """What selects in each layer; its N is the number of its entries."""
     tokens: int
-    """Tokens recorded; a layer has D = tokens * selected selections."""
+    """Tokens recorded; a layer has D = tokens * selected selections, or fewer where a token may select fewer."""
     documents: int
     """Documents recorded."""
     dtype: str
@@ -181,9 +178,7 @@ def describe_source(recording: Recording) -> Source:
         corpus_sha256=info.corpus_sha256,
         layers=info.layers,
         knowledge_num=info.knowledge_num,
-        bank_groups=info.bank_groups,
-        knowledge_length=info.knowledge_length,
-        selected=info.selected,
+        sites=info.sites,
         tokens=info.rows,
         documents=len(recording.documents),
         dtype=info.dtype,

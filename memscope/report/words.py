@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.base.words import plural
+from memscope.base.words import plural, span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
@@ -21,18 +21,19 @@ class Reply(NamedTuple):
 
 
 def selections(recording: Recording, all_layers: bool = False) -> str:
-    """D: selections of one layer, or of all."""
-    info = recording.info
-    return f"{info.rows * info.selected * (len(info.layers) if all_layers else 1):,}"
+    """D: selections of one layer, or of all; where layers differ, the least and the most."""
+    counts = [layer.by_count.selections for layer in recording.census.layers]
+    return f"{sum(counts):,}" if all_layers else span(counts, ",")
 
 
 def shared_by(info: RecordingInfo) -> str:
     """Which layers select among which entries."""
-    if info.bank_groups == 1:
+    if len(info.banks) == 1:
         return "shared by all layers"
-    each = len(info.layers) // info.bank_groups
-    owners = "one for each layer" if each == 1 else f"one for every {each} layers in order"
-    return f"in {info.bank_groups} groups of {info.group_size:,}, {owners}"
+    owners, sizes = {len(bank) for bank in info.banks}, [bank[0].entries for bank in info.banks]
+    each = max(owners)
+    whose = "one for each layer" if each == 1 else f"one for every {each} layers in order"
+    return f"in {len(info.banks)} groups of {span(sizes, ',')}" + (f", {whose}" if len(owners) == 1 else "")
 
 
 def model_name(recording: Recording) -> str:

@@ -64,7 +64,8 @@ class Capture(Protocol):
     """What ``run_windows`` needs: a model with hooks."""
 
     @property
-    def model(self) -> torch.nn.Module: ...
+    def model(self) -> torch.nn.Module:
+        """What runs; hooks are put on its modules."""
 
     def capture(
         self, keep_pattern: bool = False, detail: bool = False
@@ -105,7 +106,8 @@ class Subject(Capture, Protocol):
         """The layers that select, in rising order."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Tokenizer:
+        """Text to token ids and back."""
 
     @property
     def window(self) -> int:

@@ -5,6 +5,7 @@ uneven, so every metric that depends on D comes with ``even_*``: its value at th
 gate head never selects an entry twice for one token, so a draw is of k distinct entries, and counts are binomial.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -87,7 +88,18 @@ class UsageMetrics(BaseModel):
     """Entries with more than 10 times the even share."""
 
 
-def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups: int = 1) -> UsageMetrics:
+class Bank(NamedTuple):
+    """Entries side by side, and how they are drawn."""
+
+    entries: int
+    selections: int
+    distinct: int = 1
+    """Entries per draw, all different (k of a gate head); 1 = independent selections."""
+
+
+def usage_metrics(
+    usage: np.ndarray, selections: int, distinct: int = 1, banks: Sequence[Bank] | None = None
+) -> UsageMetrics:
     """Metrics of usage.
 
     The Gini index is that of XLM's product-key evaluator, shifted so that even use is exactly 0; ``max_violation`` is
@@ -97,11 +109,11 @@ def usage_metrics(usage: np.ndarray, selections: int, distinct: int = 1, groups:
         usage: counts or summed weights per entry, ``[N]``.
         selections: number of selections.
         distinct: different entries per draw, see ``even_selection``.
-        groups: equal parts of the bank; a draw is within one of them.
+        banks: in place of it, where entries are in several banks, each with draws of its own.
     """
     n = len(usage)
     total = float(usage.sum())
-    even = even_selection(n, selections, distinct, groups)
+    even = even_selection(tuple(banks) if banks else (Bank(n, selections, distinct),))
     if total <= 0:
         zeros: dict[str, Any] = dict.fromkeys(UsageMetrics.model_fields, 0)
         expected = {"even_coverage": even.coverage, "even_kl_to_uniform": even.kl, "even_gini": even.gini}
@@ -168,32 +180,55 @@ class EvenSelection(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def even_selection(n_entries: int, selections: int, distinct: int = 1, groups: int = 1) -> EvenSelection:
-    """Expected coverage, KL to uniform and Gini when every draw takes ``distinct`` entries at random.
+def even_selection(banks: tuple[Bank, ...]) -> EvenSelection:
+    """Expected coverage, KL to uniform and Gini when every draw takes its entries at random, in each bank by itself.
 
-    Exact: an entry's count is binomial over the draws, and the difference of two counts is a random walk that moves
-    where a draw takes one entry and not the other. A layer's gate head makes one draw a token.
-
-    Args:
-        n_entries: N.
-        selections: D, of all draws together.
-        distinct: entries per draw, all different (k of a gate head); 1 = independent selections.
-        groups: equal parts of the entries; each draw is from one of them, and all get equally many draws.
+    Exact: an entry's count is binomial over the draws, and the difference of two counts of a bank is a random walk that
+    moves where a draw takes one entry and not the other. A layer's gate head makes one draw a token. The KL is to equal
+    use of all entries, so banks of unequal use per entry are uneven by their sizes alone.
     """
+    n_entries, selections = sum(bank.entries for bank in banks), sum(bank.selections for bank in banks)
     if selections <= 0:
         return EvenSelection(0.0, 0.0, 0.0)
-    size, draws = n_entries // groups, round(selections / (groups * distinct))
-    share, mean = distinct / size, draws * distinct / size
-    counts = np.arange(max(binom.ppf(1e-15, draws, share) - 1, 0), binom.isf(1e-15, draws, share) + 2)
-    relative = counts / mean
-    # E[relative] = 1, which allows terms without cancellation.
-    kl = float((binom.pmf(counts, draws, share) * (xlogy(relative, relative) - relative + 1)).sum())
-    one_of_two = (
-        share * (size - distinct) / max(size - 1, 1)
-    )  # probability that a draw takes one of two entries and not the other
-    within, between = _mean_distance(draws, one_of_two), _mean_distance(draws, share * (1 - share))
-    gini = ((size - 1) * within + (n_entries - size) * between) / (2 * n_entries * mean)
-    return EvenSelection(float(binom.sf(0, draws, share)), kl, gini)
+    mean = selections / n_entries
+    coverage = kl = apart = 0.0
+    for number, bank in enumerate(banks):
+        draws, share = _draws(bank)
+        counts = _range(draws, share)
+        relative = counts / mean
+        # E[relative] = 1 over all banks, which allows terms without cancellation.
+        terms = binom.pmf(counts, draws, share) * (xlogy(relative, relative) - relative + 1)
+        kl += bank.entries / n_entries * float(terms.sum())
+        coverage += bank.entries / n_entries * float(binom.sf(0, draws, share))
+        one_of_two = (  # probability that a draw takes one of two entries and not the other
+            share * (bank.entries - bank.distinct) / max(bank.entries - 1, 1)
+        )
+        part = bank.entries / n_entries
+        apart += part * (bank.entries - 1) * _mean_distance(draws, one_of_two)
+        apart += 2 * part * sum(other.entries * _between(bank, other) for other in banks[number + 1 :])
+    return EvenSelection(coverage, kl, apart / (2 * n_entries * mean))
+
+
+def _draws(bank: Bank) -> tuple[int, float]:
+    """Draws from a bank, and the chance that one takes a given entry."""
+    return round(bank.selections / bank.distinct), bank.distinct / bank.entries
+
+
+def _range(draws: int, share: float) -> np.ndarray:
+    """Counts that a binomial takes with any noteworthy chance."""
+    return np.arange(max(binom.ppf(1e-15, draws, share) - 1, 0), binom.isf(1e-15, draws, share) + 2)
+
+
+@lru_cache(maxsize=64)
+def _between(bank: Bank, other: Bank) -> float:
+    """Mean distance of the counts of two entries of different banks."""
+    (draws, share), (draws_other, share_other) = _draws(bank), _draws(other)
+    if (draws, share) == (draws_other, share_other):  # a walk that goes up and down by itself
+        return _mean_distance(draws, share * (1 - share))
+    span = [_range(draws, share), _range(draws_other, share_other)]
+    counts = np.arange(min(part[0] for part in span), max(part[-1] for part in span) + 1)
+    below, below_other = binom.cdf(counts, draws, share), binom.cdf(counts, draws_other, share_other)
+    return float((below * (1 - below_other) + below_other * (1 - below)).sum())
 
 
 def _mean_distance(steps: int, share: float) -> float:

@@ -167,7 +167,7 @@ def _draw_entries(weight: np.ndarray, tokens: int, chance: np.random.Generator) 
 def make_info(**settings: Any) -> RecordingInfo:
     """``recording.json`` of a small recording: two memory layers, 64 entries, 4 selected.
 
-    ``settings`` replace fields of it and of all its sites; ``layers``, ``knowledge_num`` and ``bank_groups`` shape them.
+    ``settings`` replace fields of it and of its sites, which ``layers``, ``knowledge_num`` and ``bank_groups`` shape.
     """
     layers, entries = settings.pop("layers", (0, 2)), settings.pop("knowledge_num", 64)
     groups = settings.pop("bank_groups", 1)

@@ -14,8 +14,8 @@ from memscope.base.errors import InputError
 from memscope.base.runtime import autocast
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import OwnModel
-from memscope.run.subject import run_windows
 from memscope.run.generate import generate
+from memscope.run.subject import run_windows
 from memscope.stats.usage import UsageCounts
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.text.tokenizer import Tokenizer

@@ -24,6 +24,7 @@ from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info, write_info
 from memscope.report.anomalies import anomalies_in_words
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing.anomalies import plant_anomalies
 from tests.app_folder import make_folder
@@ -145,7 +146,12 @@ def test_words_that_were_read_are_shown_or_the_way_to_them_is(
 ) -> None:
     for kept, said in ((True, "the more it was read"), (False, "--per-slot")):
         folder = tmp_path / str(kept)
-        record(slot_run, corpus_dir / "valid.jsonl", folder / "tiny", RecordOptions(max_tokens=60, slot_weights=kept))
+        record(
+            OwnRun(slot_run),
+            corpus_dir / "valid.jsonl",
+            folder / "tiny",
+            RecordOptions(max_tokens=60, slot_weights=kept),
+        )
         monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(folder))
         assert said in markdown(open_page("prompts", token=3))
     assert "the more it was read" in markdown(open_page("prompts", source="your text", text="Ada Holm", token=1))
@@ -235,7 +241,7 @@ def test_an_untrained_run_with_several_slots_opens_on_every_page(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = RecordOptions(max_tokens=200, head_weights=True, slot_weights=True)
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "tiny", options)
+    record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path / "tiny", options)
     monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
     for page, part in VIEWS:
         assert not open_page(page, **({"part": part} if part else {})).exception, (page, part)

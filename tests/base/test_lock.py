@@ -19,6 +19,7 @@ from memscope.base.lock import LOCK, one_maker, one_writer
 from memscope.config.load import dump_config
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info
+from memscope.run.adapters.own import OwnRun
 from memscope.text import corpus
 from memscope.text.corpus import pack_corpus
 from memscope.text.tokenizer import Tokenizer
@@ -187,7 +188,7 @@ def test_python_callers_of_train_and_record_are_told_too(
     with pytest.raises(InputError, match=SOMEONE):
         train(tiny_config(corpus_dir), busy, device="cpu")
     with pytest.raises(InputError, match=SOMEONE):
-        record(tiny_run, corpus_dir / "valid.jsonl", busy, RecordOptions())  # type: ignore[arg-type]
+        record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", busy, RecordOptions())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info
 from memscope.recording.part_reader import SelectionReader, read_part
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run, read_checkpoint
 from memscope.run.metrics_log import read_metrics
 from memscope.run.provenance import start_entries, start_table
@@ -139,7 +140,7 @@ def test_recording_again_makes_anew_what_is_damaged(
     whole = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "recording.json"}
 
     def again() -> None:
-        record(tiny_run, corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
+        record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
         read_all_of_recording(path)
         assert {file: file.read_bytes() for file in whole} == whole
 

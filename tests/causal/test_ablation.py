@@ -12,8 +12,8 @@ from memscope.base.errors import InputError
 from memscope.causal.ablation import recorded_corpus, spread_windows, study_ablation, write_study
 from memscope.causal.effects import compare_change, entry_usage, mean_change
 from memscope.query.recording import Recording
-from memscope.run.capture import run_windows
 from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import run_windows
 from memscope.text.corpus import PackedCorpus
 from tests.conftest import CliResult
 

@@ -16,8 +16,8 @@ from memscope.causal.facts import ask, audit_facts, match_entries, tokenize_fact
 from memscope.causal.intervene import ablate
 from memscope.report.facts import fact_figures, fact_finding, fact_findings
 from memscope.report.facts import fact_tables as report_tables
+from memscope.run.adapters.own import capture_memory
 from memscope.run.bank_init import PARQUET
-from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import Fact, read_facts
 from tests.conftest import SHARED, CliResult

@@ -21,7 +21,7 @@ from memscope.causal.intervene import (
     unbias,
 )
 from memscope.model.transformer import Block, MemoryTransformer
-from memscope.run.capture import capture_memory
+from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import LoadedRun
 from tests.conftest import tiny_config
 

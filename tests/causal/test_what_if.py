@@ -11,7 +11,7 @@ from memscope.causal.edit import encode_sentence
 from memscope.causal.intervene import rewrite, scale
 from memscope.causal.what_if import Change, changed_contexts, compare_text, open_change
 from memscope.query.recording import Recording
-from memscope.run.capture import capture_memory
+from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import LoadedRun
 
 TEXT = "Ada Holm was born in Aston ."

@@ -14,6 +14,7 @@ from memscope.config.load import dump_config
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import FORMAT_VERSION, INFO, read_info, write_info
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from tests.conftest import CliResult, tiny_config
 
@@ -246,7 +247,7 @@ def test_what_recording_again_is_advised_for_is_mended_by_it(
     (recording / "firing.parquet").unlink()
     with pytest.raises(InputError, match="record again"):
         Recording(recording)
-    record(tiny_run, corpus_dir / "valid.jsonl", recording, RecordOptions(part_tokens=500))
+    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", recording, RecordOptions(part_tokens=500))
     use_everything(Recording(recording))
 
 

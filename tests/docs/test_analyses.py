@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.record.loop import record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing.models import PlantedRun, plant_run
 from memscope.testing.recordings import PLANTED_LAYER
@@ -42,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     plan = plant_run(folder, seed=0)
     run = load_run(plan.run)
-    record(run, plan.corpus, folder / "recording")
+    record(OwnRun(run), plan.corpus, folder / "recording")
     return World(plan, run, Recording(folder / "recording"))
 
 
@@ -76,7 +77,7 @@ def biased(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Biased
     gate.balance.bias.normal_(std=100.0, generator=torch.Generator().manual_seed(0))
     save_file(run.model.state_dict(), folder / "run" / "model.safetensors")
     run = load_run(folder / "run")
-    record(run, corpus_dir / "valid.jsonl", folder / "recording")
+    record(OwnRun(run), corpus_dir / "valid.jsonl", folder / "recording")
     return Biased(run, Recording(folder / "recording"))
 
 
@@ -186,7 +187,7 @@ def test_rows_follow_the_token_and_columns_the_one_before_under_token_shift(corp
     run = load_run(tmp_path / "run")
     with torch.no_grad():
         run.model.blocks[0].attn.o_proj.weight.zero_()  # no context: the stream is the token's embedding
-    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording")
+    record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording")
     table = study(Recording(tmp_path / "recording")).set_index("half")
     assert table.loc["row", "the token"] > 0.95 > 0.8 > table.loc["row", "the one before"]
     assert table.loc["column", "the one before"] > 0.95 > 0.8 > table.loc["column", "the token"]

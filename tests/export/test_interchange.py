@@ -21,6 +21,7 @@ from memscope.export.neuronpedia_rows import activation_bin
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.recording.part_reader import read_part
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 
 pytestmark = pytest.mark.slow
@@ -75,7 +76,7 @@ def truth(tiny_recording: Recording) -> Truth:
 def two_heads(slot_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """A recording in which two gate heads often select the same entry for a token."""
     path = tmp_path_factory.mktemp("recordings") / "two-heads"
-    record(slot_run, corpus_dir / "valid.jsonl", path)
+    record(OwnRun(slot_run), corpus_dir / "valid.jsonl", path)
     return Recording(path)
 
 

@@ -24,8 +24,8 @@ from memscope.report.compare.changes import find_changes
 from memscope.report.findings import find
 from memscope.report.gate_bias.write import write_report
 from memscope.report.health import health
+from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.bank_init import PARQUET, deal
-from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.stats.usage import even_selection, usage_metrics
@@ -179,7 +179,7 @@ def test_two_processes_train_a_split_bank_like_one(
 @pytest.fixture(scope="module")
 def recording(run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     path = tmp_path_factory.mktemp("groups") / "recording"
-    record(run, corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
     return Recording(path)
 
 

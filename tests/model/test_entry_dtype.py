@@ -20,6 +20,7 @@ from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, Spar
 from memscope.model.transformer import MemoryTransformer
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import list_checkpoints, load_run, load_weights
 from memscope.run.metrics_log import read_metrics
@@ -304,7 +305,7 @@ def test_a_run_records_and_decodes(corpus_dir: Path, tmp_path: Path, memory: dic
     run = load_run(tmp_path / "run")
     start = torch.from_numpy(load_bank_init(run.path).entries)
     assert torch.equal(start, start.to(HALF).float())  # what the bank held, not what was rounded to it
-    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(part_tokens=500))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(part_tokens=500))
     table = Recording(tmp_path / "recording").entries(limit=64).set_index("entry").sort_index()
     assert (table["drift"] > 1e-6).any()
     assert table["count"].sum() > 0

@@ -11,6 +11,7 @@ from memscope.query import entry_cards as entry_pages
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.token_rows import TokenRows
+from memscope.run.adapters.own import OwnRun
 from memscope.text.corpus import PackedCorpus, read_documents
 from tests.conftest import HOSTILE, tiny_config, untrained_run
 from tests.synthetic import all_rows, selections_of
@@ -31,7 +32,7 @@ def short_recording(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     """Forty tokens of an untrained model: many entries are never selected."""
     folder = tmp_path_factory.mktemp("short")
     run = untrained_run(tiny_config(corpus_dir, memory={"knowledge_length": 3}), folder / "run")
-    record(run, corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=40))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=40))
     return Recording(folder / "recording")
 
 

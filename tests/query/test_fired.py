@@ -10,6 +10,7 @@ from memscope.query.fired import fired_entries, predicted_token, recorded_slots,
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import trace_text
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 
 
@@ -30,9 +31,14 @@ def test_a_token_shows_what_it_selected_in_every_layer(tiny_recording: Recording
 
 
 def test_slots_show_which_words_were_read(slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "slots", RecordOptions(max_tokens=120, slot_weights=True))
+    record(
+        OwnRun(slot_run),
+        corpus_dir / "valid.jsonl",
+        tmp_path / "slots",
+        RecordOptions(max_tokens=120, slot_weights=True),
+    )
     recording = Recording(tmp_path / "slots")
-    traced = trace_text(slot_run, "Ada Holm was born in Aston .")
+    traced = trace_text(OwnRun(slot_run), "Ada Holm was born in Aston .")
     layers = fired_entries(recording, traced.trace, 3, traced.slots[3])
     shown = [entry for part in layers for entry in part.entries if entry.slots is not None]
     assert shown
@@ -45,7 +51,12 @@ def test_slots_show_which_words_were_read(slot_run: LoadedRun, corpus_dir: Path,
 
 
 def test_recorded_slots_are_those_of_the_token(slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "slots", RecordOptions(max_tokens=120, slot_weights=True))
+    record(
+        OwnRun(slot_run),
+        corpus_dir / "valid.jsonl",
+        tmp_path / "slots",
+        RecordOptions(max_tokens=120, slot_weights=True),
+    )
     recording = Recording(tmp_path / "slots")
     slots = recorded_slots(recording, 0, 9)
     assert slots is not None and slots.shape == (2, recording.info.selected, 32)

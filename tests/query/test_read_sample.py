@@ -9,6 +9,7 @@ from memscope.query import read_sample as read_sample_module
 from memscope.query.read_sample import head_shares, read_sample, unread_entries
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import UNREAD_SHARE
 from tests.synthetic import make_rows
@@ -53,7 +54,7 @@ def test_heads_are_counted_where_they_were_recorded(
 ) -> None:
     assert head_shares(tiny_recording, 0) is None
     options = RecordOptions(max_tokens=200, head_weights=True)
-    record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "heads", options)
+    record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path / "heads", options)
     recording = Recording(tmp_path / "heads")
     heads = head_shares(recording, 0)
     assert heads is not None and heads.shape == (recording.info.read_heads, 50)

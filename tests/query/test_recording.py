@@ -11,6 +11,7 @@ from memscope.base.errors import InputError
 from memscope.query.recording import SORT_COLUMNS, Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.part_reader import read_part
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.usage import usage_metrics
 from memscope.text.corpus import PackedCorpus
@@ -26,7 +27,7 @@ def odd_recording(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     (folder / "sentences.txt").write_text("\n".join(sentences))
     config = tiny_config(corpus_dir, memory={"database_init_path": str(folder / "sentences.txt")})
     run = untrained_run(config, folder / "run")
-    record(run, corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=128))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=128))
     return Recording(folder / "recording")
 
 

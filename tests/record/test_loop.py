@@ -25,7 +25,7 @@ from memscope.record.loop import RecordOptions, plan_parts, record
 from memscope.recording.info import read_info
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.parts import finished_parts
-from memscope.run.capture import capture_memory
+from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.train.evaluate import evaluate
@@ -48,12 +48,12 @@ def contents(recording: Path) -> dict[str, bytes]:
 def whole(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted recording in small parts, by one process."""
     recording = tmp_path_factory.mktemp("record") / "whole"
-    record(tiny_run, corpus_dir / "valid.jsonl", recording, PARTS)
+    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", recording, PARTS)
     return recording
 
 
 def record_tiny(run: LoadedRun, corpus_dir: Path, recording: Path) -> None:
-    record(run, corpus_dir / "valid.jsonl", recording, PARTS)
+    record(OwnRun(run), corpus_dir / "valid.jsonl", recording, PARTS)
 
 
 def assert_same_recording(recording: Path, whole: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_selection_bias_and_signs_of_reads_are_recorded(corpus_dir: Path, tmp_
         bias = run.model.memory_layer(layer).gate.balance.bias
         assert bias is not None
         bias.normal_(std=0.3, generator=torch.Generator().manual_seed(layer))
-    info = record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=256))
+    info = record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=256))
     assert info is not None and info.selection_bias and info.signed_reads
     rows, reading = all_rows(tmp_path / "recording", info), Recording(tmp_path / "recording").reading_metrics()
     assert rows.score_margin is not None and rows.by_score is not None and rows.read_norm is not None
@@ -170,7 +170,7 @@ def test_weights_per_head_and_slot_add_up_to_the_read_weight(
     slot_run: LoadedRun, corpus_dir: Path, tmp_path: Path
 ) -> None:
     options = RecordOptions(max_tokens=150, score_bits=10, head_weights=True, slot_weights=True)
-    info = record(slot_run, corpus_dir / "valid.jsonl", tmp_path, options)
+    info = record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path, options)
     assert info is not None
     assert (info.head_weights, info.slot_weights, info.read_heads, info.gate_heads) == (True, True, 4, 2)
     rows = all_rows(tmp_path, info)
@@ -179,7 +179,9 @@ def test_weights_per_head_and_slot_add_up_to_the_read_weight(
     by_slot = rows.slot_read.astype(float).reshape(150, 2, 8, 32)  # [token, layer, K, L]
     np.testing.assert_allclose(by_head.mean(2), rows.read.astype(float), atol=1e-4)
     np.testing.assert_allclose(by_slot.sum(3), rows.read.astype(float), atol=1e-4)
-    plain = record(slot_run, corpus_dir / "valid.jsonl", tmp_path / "plain", options._replace(slot_weights=False))
+    plain = record(
+        OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path / "plain", options._replace(slot_weights=False)
+    )
     assert plain is not None and all_rows(tmp_path / "plain", plain).slot_read is None
 
 
@@ -188,14 +190,16 @@ def test_a_checkpoint_can_be_recorded_and_names_its_step(tiny_run: LoadedRun, co
     infos = []
     for checkpoint in checkpoints:
         run = load_run(tiny_run.path, checkpoint=checkpoint)
-        infos.append(record(run, corpus_dir / "valid.jsonl", tmp_path / checkpoint.name, RecordOptions(max_tokens=64)))
+        infos.append(
+            record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / checkpoint.name, RecordOptions(max_tokens=64))
+        )
     assert [info.step for info in infos if info] == [10, 20]
     assert len({info.fingerprint for info in infos if info}) == 2
     assert read_info(tmp_path / checkpoints[-1].name).fingerprint == tiny_run.fingerprint
     assert tiny_run.step is None
     with pytest.raises(InputError, match="holds a recording with another"):
         run = load_run(tiny_run.path, checkpoint=checkpoints[0])
-        record(run, corpus_dir / "valid.jsonl", tmp_path / checkpoints[1].name, RecordOptions(max_tokens=64))
+        record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / checkpoints[1].name, RecordOptions(max_tokens=64))
 
 
 def test_groups_of_documents_reach_the_census(tiny_run: LoadedRun, tmp_path: Path, corpus_dir: Path) -> None:
@@ -210,13 +214,13 @@ def test_groups_of_documents_reach_the_census(tiny_run: LoadedRun, tmp_path: Pat
         corpus.write_text("".join(json.dumps(line) + "\n" for line in chosen))
 
     write(None)
-    record(tiny_run, corpus, tmp_path / "both")
+    record(OwnRun(tiny_run), corpus, tmp_path / "both")
     groups = Recording(tmp_path / "both").census.groups
     assert pd.read_parquet(tmp_path / "both" / "documents.parquet")["group"].tolist() == kinds
     assert sorted(groups) == ["book", "wiki"]
     for name in ("book", "wiki"):
         write(name)
-        record(tiny_run, corpus, tmp_path / name)
+        record(OwnRun(tiny_run), corpus, tmp_path / name)
         alone = Recording(tmp_path / name).census
         assert alone.groups == {}
         for found, expected in zip(groups[name].layers, alone.layers, strict=True):
@@ -227,7 +231,7 @@ def test_groups_of_documents_reach_the_census(tiny_run: LoadedRun, tmp_path: Pat
 
 def test_max_tokens_stops_a_recording(tiny_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
     options = RecordOptions(max_tokens=100, part_tokens=50)
-    info = record(tiny_run, corpus_dir / "valid.jsonl", tmp_path / "short", options)
+    info = record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", tmp_path / "short", options)
     assert info is not None
     assert info.rows == info.total_tokens == 100
     assert Recording(tmp_path / "short").documents["rows"].tolist() == [100]
@@ -270,7 +274,7 @@ def test_parts_recorded_in_other_sizes_give_the_same_census(
 
 def test_a_recording_can_be_read_without_its_run(corpus_dir: Path, tmp_path: Path) -> None:
     run = untrained_run(tiny_config(corpus_dir), tmp_path / "run")
-    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=64))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=64))
     shutil.rmtree(tmp_path / "run")
     moved = (tmp_path / "recording").rename(tmp_path / "elsewhere")
     recording = Recording(moved)
@@ -291,7 +295,7 @@ def test_a_planted_entry_is_found_in_the_recording(corpus_dir: Path, tmp_path: P
         model.blocks[0].memory.gate.proj.weight.copy_(torch.eye(32))
         model.blocks[0].memory.gate.keys[0] *= 0.01
         model.blocks[0].memory.gate.keys[0, 9] = direction
-    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording")
+    record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording")
     recording = Recording(tmp_path / "recording")
     best = recording.contexts(entry=9, layer=0)
     top = best[best["kind"] == "top"]
@@ -306,7 +310,7 @@ def test_a_model_that_diverged_is_refused(corpus_dir: Path, tmp_path: Path, what
     with torch.no_grad():
         (run.model.blocks[1].memory.gate.keys if what == "keys" else run.model.bank.entries).fill_(torch.nan)
     with pytest.raises(InputError, match=r"valid\.jsonl: the model's (gate|read) scores are not finite"):
-        record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=100))
+        record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=100))
     assert read_info(tmp_path / "recording").rows == 0
 
 
@@ -426,7 +430,7 @@ def test_a_complete_recording_is_returned_untouched(
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     before.pop(whole / "recording.json", None)
     monkeypatch.setattr(record_module, "run_windows", None)  # calling it would fail
-    info = record(tiny_run, corpus_dir / "valid.jsonl", whole, PARTS)
+    info = record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", whole, PARTS)
     assert info == read_info(whole)
     for path, written in before.items():
         assert path.stat().st_mtime_ns == written
@@ -437,9 +441,9 @@ def test_a_recording_of_something_else_is_refused(
 ) -> None:
     valid = corpus_dir / "valid.jsonl"
     with pytest.raises(InputError, match="another corpus, total_tokens"):
-        record(tiny_run, corpus_dir / "train.jsonl", whole, PARTS)
+        record(OwnRun(tiny_run), corpus_dir / "train.jsonl", whole, PARTS)
     with pytest.raises(InputError, match=r"holds a recording with another model.* choose another --out"):
-        record(slot_run, valid, whole, PARTS)
+        record(OwnRun(slot_run), valid, whole, PARTS)
     for changed, name in (
         (PARTS._replace(score_bits=10), "score_bits"),
         (PARTS._replace(slot_weights=True), "slot_weights"),
@@ -448,12 +452,12 @@ def test_a_recording_of_something_else_is_refused(
         (PARTS._replace(max_tokens=1000), "total_tokens"),
     ):
         with pytest.raises(InputError, match=f"with another {name}; choose another --out"):
-            record(tiny_run, valid, whole, changed)
+            record(OwnRun(tiny_run), valid, whole, changed)
 
 
 def test_a_baseline_has_nothing_to_record(ffn_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="FFN baseline has no memory"):
-        record(ffn_run, corpus_dir / "valid.jsonl", tmp_path / "recording")
+        record(OwnRun(ffn_run), corpus_dir / "valid.jsonl", tmp_path / "recording")
     assert not (tmp_path / "recording").exists()
 
 

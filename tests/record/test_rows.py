@@ -9,8 +9,9 @@ import torch
 
 from memscope.record.rows import EXACT_BITS, RowCollector, round_scores
 from memscope.recording.token_rows import KINDS
-from memscope.run.capture import WindowPass, capture_memory, run_windows
+from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import WindowPass, run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
 
 LARGEST = 65504.0

@@ -12,7 +12,7 @@ from memscope.model.transformer import next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import TextTrace, describe_trace, trace_text
-from memscope.run.capture import capture_memory
+from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
 from tests.conftest import make_sentences
 
@@ -26,7 +26,7 @@ def run(request: pytest.FixtureRequest) -> LoadedRun:
 
 @pytest.fixture
 def traced(run: LoadedRun) -> TextTrace:
-    return trace_text(run, TEXT)
+    return trace_text(OwnRun(run), TEXT)
 
 
 def test_tokens_are_bos_and_the_text(run: LoadedRun, traced: TextTrace) -> None:
@@ -55,7 +55,7 @@ def test_selections_losses_and_predictions_are_those_of_the_model(run: LoadedRun
 
 
 def test_description_is_json_with_a_token_per_row(run: LoadedRun, traced: TextTrace) -> None:
-    described = describe_trace(run, traced)
+    described = describe_trace(OwnRun(run), traced)
     assert json.loads(json.dumps(described, allow_nan=False)) == described
     assert [token["text"] for token in described] == traced.trace.tokens["text"].tolist()
     assert described[-1]["loss"] is None
@@ -78,7 +78,7 @@ def test_slots_add_up_to_the_read_weight_of_their_selection(slot_run: LoadedRun)
         gate.keys[1] = gate.keys[0]
         first, second = gate.proj.weight.unflatten(0, (2, -1))
         second.copy_(first * 20)  # the same order of entries, sharper scores
-    described = describe_trace(slot_run, trace_text(slot_run, TEXT))
+    described = describe_trace(OwnRun(slot_run), trace_text(OwnRun(slot_run), TEXT))
     with torch.no_grad():
         for parameter, value in zip((gate.keys, gate.proj.weight), before, strict=True):
             parameter.copy_(value)
@@ -91,7 +91,7 @@ def test_slots_add_up_to_the_read_weight_of_their_selection(slot_run: LoadedRun)
 
 
 def test_pooled_entries_have_no_slots_and_every_entry_names_its_sentence(tiny_run: LoadedRun) -> None:
-    described = describe_trace(tiny_run, trace_text(tiny_run, TEXT))
+    described = describe_trace(OwnRun(tiny_run), trace_text(OwnRun(tiny_run), TEXT))
     sentences = {f["entry"]: f["sentence"] for t in described for layer in t["layers"] for f in layer["entries"]}
     fired = described[0]["layers"][0]["entries"][0]
     assert set(fired) == {"entry", "gate", "read", "sentence"}
@@ -103,8 +103,8 @@ def test_a_live_trace_equals_the_recording_of_the_same_text(tiny_run: LoadedRun,
     text = " ".join(make_sentences(2, seed=9))
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(json.dumps({"text": text}) + "\n")
-    record(tiny_run, corpus, tmp_path / "recording", RecordOptions(score_bits=10))
-    recorded, live = Recording(tmp_path / "recording").trace(0), trace_text(tiny_run, text).trace
+    record(OwnRun(tiny_run), corpus, tmp_path / "recording", RecordOptions(score_bits=10))
+    recorded, live = Recording(tmp_path / "recording").trace(0), trace_text(OwnRun(tiny_run), text).trace
     n = len(live.tokens)
     assert n == len(recorded.tokens) - 1  # the recording has an end token too
     np.testing.assert_array_equal(live.tokens["token"], recorded.tokens["token"][:n])
@@ -117,6 +117,6 @@ def test_what_cannot_be_traced_is_refused(tiny_run: LoadedRun, ffn_run: LoadedRu
     with pytest.raises(InputError, match="FFN baseline has no memory to trace"):
         trace_text(ffn_run, TEXT)
     with pytest.raises(InputError, match="the text is empty"):
-        trace_text(tiny_run, "")
+        trace_text(OwnRun(tiny_run), "")
     with pytest.raises(InputError, match=r"the text has \d+ tokens, the model reads 63 at once; shorten it"):
-        trace_text(tiny_run, TEXT * 10)
+        trace_text(OwnRun(tiny_run), TEXT * 10)

@@ -21,6 +21,7 @@ from memscope.report.document import Column, escape_markdown, make_table
 from memscope.report.findings import find
 from memscope.report.gate_bias.write import write_report
 from memscope.report.schema import Metrics, json_schema
+from memscope.run.adapters.own import OwnRun
 from memscope.stats.usage import JACKKNIFED, UsageMetrics
 from tests.conftest import HOSTILE, tiny_config, untrained_run
 
@@ -224,7 +225,7 @@ def test_findings_claim_no_preference_that_no_test_finds(tiny_recording: Recordi
 def test_a_bank_without_sentences_and_one_layer_has_a_report(corpus_dir: Path, tmp_path: Path) -> None:
     config = tiny_config(corpus_dir, model={"n_layers": 1}, memory={"database_init_path": None})
     run = untrained_run(config, tmp_path / "run")
-    record(run, corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=300))
+    record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=300))
     recording = Recording(tmp_path / "recording")
     answers = {finding.question: finding for finding in find(recording)}
     assert answers["Does each layer use the bank differently?"].short == "There is one memory layer."
@@ -240,7 +241,7 @@ def test_groups_of_documents_get_a_table(corpus_dir: Path, tmp_path: Path) -> No
     grouped = [json.dumps(line | {"group": "<i>odd</i>" if n % 2 else "even"}) for n, line in enumerate(lines * 4)]
     (tmp_path / "grouped.jsonl").write_text("\n".join(grouped))
     run = untrained_run(tiny_config(corpus_dir), tmp_path / "run")
-    record(run, tmp_path / "grouped.jsonl", tmp_path / "recording", RecordOptions())
+    record(OwnRun(run), tmp_path / "grouped.jsonl", tmp_path / "recording", RecordOptions())
     recording = Recording(tmp_path / "recording")
     list(write_report(recording, tmp_path / "report"))
     page = read(tmp_path / "report" / "gate_bias.html")

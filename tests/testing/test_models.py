@@ -19,7 +19,7 @@ from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.report.anomalies import find_anomalies
-from memscope.run.capture import capture_memory
+from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.testing.models import PlantedRun, plant_run
 from memscope.testing.recordings import FACTOR, PLANTED_LAYER
@@ -56,7 +56,7 @@ class World(NamedTuple):
 def make_world(folder: Path, seed: int, **settings: object) -> World:
     plan = plant_run(folder, seed, **settings)
     run = load_run(plan.run)
-    record(run, plan.corpus, folder / "recording")
+    record(OwnRun(run), plan.corpus, folder / "recording")
     corpus = pack_corpus(plan.corpus, run.tokenizer, Path(run.config.data.cache_dir))
     windows = document_windows(corpus, run.config.model.max_seq_len)
     return World(plan, run, Recording(folder / "recording"), corpus, windows)

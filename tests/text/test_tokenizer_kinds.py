@@ -19,6 +19,7 @@ from memscope.causal.facts import answerable, audit_facts, tokenize_facts
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import trace_text
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import pack_corpus
 from memscope.text.fact_files import Fact
@@ -147,7 +148,7 @@ def world(kind: str, tokenizer: Tokenizer, corpus_dir: Path, tmp_path_factory: p
     )
     train(config, folder / "run", device="cpu")
     run, valid = load_run(folder / "run"), corpus_dir / "valid.jsonl"
-    record(run, valid, folder / "recording", RecordOptions(max_tokens=400))
+    record(OwnRun(run), valid, folder / "recording", RecordOptions(max_tokens=400))
     documents = [json.loads(line)["text"] for line in valid.read_text().splitlines()]
     return World(run, Recording(folder / "recording"), valid, documents)
 
@@ -270,7 +271,7 @@ def test_a_recording_can_be_read_without_the_run(kind: str, world: World) -> Non
 
 def test_a_trace_and_a_generation_go_on_with_the_text(world: World, cli: Callable[..., CliResult]) -> None:
     run, text = world.run, "Ada Holm was born in"
-    traced = trace_text(run, text).trace.tokens
+    traced = trace_text(OwnRun(run), text).trace.tokens
     assert traced["token"].tolist() == [run.tokenizer.bos, *run.tokenizer.encode(text)]
     assert "".join(traced["text"][1:]).strip().lower() == text.lower()
     done = cli("generate", run.path, text, "--tokens", 5, "--temperature", 0)

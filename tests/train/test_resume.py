@@ -17,6 +17,7 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.train.loop import train
@@ -233,7 +234,7 @@ def record_here(run: Path, corpus: Path, recording: Path, *death: Any) -> None:
     """Record in parts of about 100 tokens; with ``death``, be killed there."""
     if death:
         die_in(*death)
-    record(load_run(run), corpus, recording, RecordOptions(part_tokens=100))
+    record(OwnRun(load_run(run)), corpus, recording, RecordOptions(part_tokens=100))
 
 
 def start_recording(run: Path, corpus_dir: Path, recording: Path, *death: Any) -> Any:

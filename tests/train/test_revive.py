@@ -16,8 +16,8 @@ from memscope.config.load import Config, validate_config
 from memscope.model.transformer import next_token_loss
 from memscope.record.checkpoints import record_checkpoints
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.bank_init import FreshStarts, encode_sentences, init_bank, load_bank_init
-from memscope.run.capture import capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.run.provenance import start_entries, start_table
@@ -351,7 +351,7 @@ def test_damaged_spare_sentences_are_named(revived_run: Path, corpus_dir: Path, 
     for name in ("config.yaml", "tokenizer.json", "model.safetensors", "bank_init.parquet", "bank_init.safetensors"):
         (run / name).write_bytes((revived_run / name).read_bytes())
     with pytest.raises(InputError, match=r"bank_spare\.parquet: missing"):
-        record(load_run(run), corpus_dir / "valid.jsonl", tmp_path / "rec", RecordOptions(max_tokens=64))
+        record(OwnRun(load_run(run)), corpus_dir / "valid.jsonl", tmp_path / "rec", RecordOptions(max_tokens=64))
 
 
 # --- resuming, several processes, and nothing at all ------------------------------------------------------------------

@@ -12,6 +12,7 @@ from memscope.config.load import Config
 from memscope.query.recording import Recording
 from memscope.record.decode import kept_share, nearest_tokens
 from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
 from memscope.run.bank_init import encode_sentences, init_bank
 from memscope.run.checkpoint import load_run
 from memscope.text.corpus import pack_corpus, read_documents
@@ -91,7 +92,7 @@ def test_a_tiny_model_trains_on_real_text_and_is_recorded(tmp_path: Path, monkey
     summary = train(real_config(tmp_path, lines=500), tmp_path / "run", device="cpu")
     assert summary["valid_loss"] < summary["untrained_valid_loss"] < 9
     options = RecordOptions(max_tokens=3000, part_tokens=1000)
-    record(load_run(tmp_path / "run"), SHARED / "corpus" / "valid.jsonl", tmp_path / "recording", options)
+    record(OwnRun(load_run(tmp_path / "run")), SHARED / "corpus" / "valid.jsonl", tmp_path / "recording", options)
     recording = Recording(tmp_path / "recording")
     assert recording.usage().sum() == 3000 * 2 * 4
     predicates = recording.preferences().query("attribute == 'predicate'")

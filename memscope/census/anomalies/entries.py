@@ -79,7 +79,8 @@ def layer_anomalies(
     stretch = stretch_length(first_indices(recording, info, layer), text)
     shared = _Layer(info, layer, text, stretch, tokenizer.token_texts, class_bits(tokenizer.token_texts))
     rows = [row for block in _blocks(recording, shared) for row in block]
-    return pd.DataFrame([*rows, *_reading(recording, shared)])
+    reads = "reads" in info.site(layer).has
+    return pd.DataFrame([*rows, *(_reading(recording, shared) if reads else ())])
 
 
 def class_bits(texts: list[str]) -> np.ndarray:
@@ -172,7 +173,8 @@ def _marked(
 
 def _everywhere(shared: _Layer, entries: np.ndarray, found: EntryTokens) -> Iterator[dict[str, object]]:
     """Entries that (nearly) every token selects; a token selects K of N, and no chance comes near where K < N / 2."""
-    if 2 * shared.info.selected > shared.info.group_size:
+    site = shared.info.site(shared.layer)
+    if 2 * site.selected > site.entries:
         return
     effect = found.tokens / len(shared.text.token)
     for place in np.flatnonzero((found.tokens >= MIN_TOKENS) & (effect >= EVERYWHERE)):
@@ -203,7 +205,7 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
     info, layer, n = shared.info, shared.layer, shared.info.knowledge_num
     counts, last = np.zeros((n, len(ReadCount)), np.int64), np.full(n, -1, np.int64)
     gate_sum, read_sum, sums = np.zeros(n), np.zeros(n), np.zeros(len(EvennessSum))
-    kinds = ["indices", "gate", "read", *["read_norm"] * info.signed_reads]
+    kinds = ["indices", "gate", "read", *["read_norm"] * info.site(layer).signed_reads]
     for part, first in zip(info.parts, info.first_rows(), strict=True):
         table = read_columns(recording, info, part, [f"l{layer}_{kind}" for kind in kinds])
         found = {kind: matrix(table[f"l{layer}_{kind}"]) for kind in kinds}
@@ -249,4 +251,4 @@ def _p_of(shared: _Layer, rows: np.ndarray, special: np.ndarray, looked_at: int)
 
 def _corrected(shared: _Layer, p: float, looked_at: int) -> float:
     """p times everything that a kind looked at: every entry of every layer, and what else."""
-    return min(1.0, p * len(shared.info.layers) * shared.info.group_size * looked_at)
+    return min(1.0, p * sum(site.entries for site in shared.info.sites) * looked_at)

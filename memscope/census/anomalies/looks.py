@@ -151,6 +151,8 @@ def _repeated(indices: Any, other: Any) -> float:
     for t in range(indices.shape[0]):
         if other[t] >= 0 and other[t] != t:
             for i in range(indices.shape[1]):
+                if indices[t, i] < 0:
+                    continue
                 n += 1
                 for j in range(indices.shape[1]):
                     if indices[other[t], j] == indices[t, i]:

@@ -62,7 +62,7 @@ def pair_anomalies(found: CoSelection, info: RecordingInfo, layer: int, text: Ro
         text: of all rows.
         stretch: of ``looks.stretch_length``.
     """
-    pairs = len(info.layers) * info.group_size * (info.group_size - 1) / 2
+    pairs = sum(site.entries * (site.entries - 1) for site in info.sites) / 2
     size = np.diff(found.starts)
     rows = []
     for a, b, together in _duplicates(found, size):

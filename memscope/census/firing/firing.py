@@ -87,7 +87,6 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         found = [_describe_block(reader, layer, entries, rows, pairs, words) for entries in blocks]
         return _with_read_weights(recording, info, layer, _join(found))
 
-    selections = np.maximum(rows.known[: len(rows.shuffled), None], 1) * info.selected  # of known tokens
     information, counted, titled = [], [], Titles(info.knowledge_num)
     with (
         atomic_path(recording / "contexts.parquet") as contexts_path,
@@ -97,7 +96,7 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         for layer, found in zip(info.layers, in_threads(describe, info.layers), strict=True):
             contexts.write(found.contexts)
             firing.write(found.firing)
-            nats = found.information / selections
+            nats = found.information / np.maximum(found.known, 1)
             information.append(dict(zip(INFORMATION, nats.ravel().tolist(), strict=True)))
             counted.append(found.words)
             titled.add(layer, *(found.firing[name] for name in ("entry", "firings", "fires_on")))
@@ -139,6 +138,8 @@ class _LayerFiring(NamedTuple):
     words: np.ndarray
     information: np.ndarray
     """``EntryFiring.information``, sums over selections."""
+    known: np.ndarray
+    """``EntryFiring.known``."""
 
 
 def _row_tokens(recording: Path, info: RecordingInfo) -> RowTokens:
@@ -173,6 +174,8 @@ def _describe_block(
     reader: SelectionReader, layer: int, entries: np.ndarray, rows: RowTokens, pairs: RowPairs, words: RowWords
 ) -> _LayerFiring:
     entry, row, gate = reader.read(layer, int(entries[0]), int(entries[-1]))
+    scored = not np.isnan(gate).any()
+    gate = gate if scored else np.zeros_like(gate)
     if not np.array_equal(np.flatnonzero(np.bincount(entry - entries[0])), entries - entries[0]):
         raise InputError(f"layer {layer}: tokens/ and selections/ do not hold the same entries; record again")
     keys = np.sort(sort_keys(entry - entries[0], gate, row))  # by entry, falling gate score, row
@@ -195,7 +198,7 @@ def _describe_block(
         "kind": pa.DictionaryArray.from_arrays((slot >= N_TOP).astype(np.int8), ["top", "quantile"]),
         "rank": np.where(slot < N_TOP, slot, slot - N_TOP).astype(np.uint8),
         "row": found.context_row[kept].astype(np.uint32),
-        "gate": found.context_gate[kept].astype(np.float16),
+        "gate": _half(found.context_gate[kept], scored),
     }
     firing = {
         "entry": entries.astype(np.uint32),
@@ -203,7 +206,7 @@ def _describe_block(
         **headlines(count_firings(entries, entry, row, pairs), pairs),
         "docs": found.docs,
         "position_mean": found.position.astype(np.float32),
-        "gate_deciles": fixed_lists(found.deciles, pa.float16()),
+        "gate_deciles": fixed_lists(found.deciles if scored else np.full_like(found.deciles, np.nan), pa.float16()),
     }
     for number, kind in enumerate(KINDS):
         firing[f"{kind}_token"] = fixed_lists(found.token[number], pa.int32())  # -1 fills up
@@ -211,7 +214,12 @@ def _describe_block(
         firing[f"{kind}_count"] = fixed_lists(found.token_count[number], pa.uint32())
     has = found.word >= 0
     counted = np.stack([entries[np.nonzero(has)[0]], found.word[has], found.word_count[has]], axis=1).astype(np.int32)
-    return _LayerFiring(contexts, firing, counted, found.information)
+    return _LayerFiring(contexts, firing, counted, found.information, found.known)
+
+
+def _half(values: np.ndarray, known: bool) -> pa.Array:
+    """A column of float16, null where nothing is known."""
+    return pa.array(values.astype(np.float16)) if known else pa.nulls(len(values), pa.float16())
 
 
 def _join(blocks: list[_LayerFiring]) -> _LayerFiring:
@@ -228,16 +236,20 @@ def _join(blocks: list[_LayerFiring]) -> _LayerFiring:
         together([b.firing for b in blocks]),
         np.concatenate([b.words for b in blocks]),
         np.sum([b.information for b in blocks], axis=0),
+        np.sum([b.known for b in blocks], axis=0),
     )
 
 
 def _with_read_weights(recording: Path, info: RecordingInfo, layer: int, found: _LayerFiring) -> _LayerFiring:
     """Look up the read weights of contexts, which entry-major rows lack, and name the layer."""
-    entry, gate = found.contexts["entry"], found.contexts["gate"]
-    row = found.contexts["row"].astype(np.int64)
+    entry, row = found.contexts["entry"], found.contexts["row"].astype(np.int64)
+    reads_apart = "reads" in info.site(layer).has
+    gate = found.contexts["gate"].to_numpy() if reads_apart else None
     read = np.zeros(len(row), np.float16)
     order = np.argsort(row, kind="stable")
     for part, first in zip(info.parts, info.first_rows(), strict=True):
+        if gate is None:
+            break
         begin, end = np.searchsorted(row[order], [first, first + part.rows])
         here = order[begin:end]
         if len(here):
@@ -250,6 +262,6 @@ def _with_read_weights(recording: Path, info: RecordingInfo, layer: int, found: 
             read[here] = np.take_along_axis(reads, is_it.argmax(1)[:, None], axis=1)[:, 0]
     layers = np.full(len(row), layer, np.uint16)
     return found._replace(
-        contexts={"layer": layers, **found.contexts, "read": read},
+        contexts={"layer": layers, **found.contexts, "read": _half(read, reads_apart)},
         firing={"layer": np.full(len(found.firing["entry"]), layer, np.uint16), **found.firing},
     )

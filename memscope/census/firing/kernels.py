@@ -42,6 +42,8 @@ class EntryFiring(NamedTuple):
     """Selections in that word, int64 ``[entry, top]``."""
     information: Any
     """Sum over selections of ln(p(entry, token) / p(entry) p(token)), float64 ``[kind, Order]``."""
+    known: Any
+    """Selections of tokens that are known, int64 ``[kind, Order]``."""
 
 
 def sort_keys(entry: np.ndarray, gate: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -101,6 +103,7 @@ def describe_entries(
         word=np.full((n, kept_words), -1, np.int32),
         word_count=np.zeros((n, kept_words), np.int64),
         information=np.zeros((len(shuffled), len(Order))),
+        known=np.zeros((len(shuffled), len(Order)), np.int64),
     )
     gates = _gates(keys)
     _contexts(starts, rows, gates, doc, position, top, quantiles, out)
@@ -109,8 +112,8 @@ def describe_entries(
     no_lift = np.zeros((0, 0), np.float32)
     _typical(starts, rows, word_of_row, word_share, out.word, no_lift, out.word_count)
     for kind in range(len(shuffled)):
-        out.information[kind, Order.RECORDED] = _information(starts, rows, tokens[kind], share[kind])
-        out.information[kind, Order.SHUFFLED] = _information(starts, rows, shuffled[kind], share[kind])
+        for order, of_row in ((Order.RECORDED, tokens[kind]), (Order.SHUFFLED, shuffled[kind])):
+            out.information[kind, order], out.known[kind, order] = _information(starts, rows, of_row, share[kind])
     return out
 
 
@@ -194,17 +197,19 @@ def _typical(starts: Any, rows: Any, of_row: Any, share: Any, best: Any, lift: A
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _information(starts: Any, rows: Any, of_row: Any, share: Any) -> float:
+def _information(starts: Any, rows: Any, of_row: Any, share: Any) -> tuple[float, int]:
     counts = np.zeros(len(share), np.int64)
     touched = np.empty(len(share), np.int64)
     information = 0.0
+    known = 0
     for e in range(len(starts) - 1):
         n, n_touched = _count_labels(rows[starts[e] : starts[e + 1]], of_row, counts, touched)
+        known += n
         for i in range(n_touched):
             label = touched[i]
             information += counts[label] * np.log(counts[label] / n / share[label])
             counts[label] = 0
-    return information
+    return information, known
 
 
 @njit(nogil=True, cache=True)

@@ -18,6 +18,7 @@ from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.recording.census_file import Evenness
 from memscope.report.compare.schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
+from memscope.report.words import shared_by
 from memscope.stats.stability import (
     Halves,
     halves,
@@ -42,7 +43,8 @@ class Changes(NamedTuple):
     """All layers together first, then each; empty when the banks started from different sentences."""
     evenness: list[EvennessChange]
     """The same order."""
-    loss: LossChange
+    loss: LossChange | None
+    """None where a recording has no losses."""
     predicates: list[PredicateChange]
     """By falling absolute change."""
     switched: pd.DataFrame
@@ -88,9 +90,9 @@ def _check_comparable(a: Recording, b: Recording) -> None:
             f"{b.path}: its bank has {other.knowledge_num:,} entries, that of {a.path} has {one.knowledge_num:,}; "
             "usage can only be compared between banks of the same size"
         )
-    if one.bank_groups != other.bank_groups:
+    if one.layers == other.layers and [site.own for site in one.sites] != [site.own for site in other.sites]:
         raise InputError(
-            f"{b.path}: its bank is split in {other.bank_groups} groups, that of {a.path} in {one.bank_groups}; "
+            f"{b.path}: its entries are {shared_by(other)}, those of {a.path} are {shared_by(one)}; "
             "usage can only be compared between layers that can select the same entries"
         )
     if one.layers != other.layers:
@@ -199,8 +201,10 @@ def _evenness_changes(a: Recording, b: Recording) -> Iterator[EvennessChange]:
             )
 
 
-def _loss_change(a: Recording, b: Recording) -> LossChange:
+def _loss_change(a: Recording, b: Recording) -> LossChange | None:
     one, other = a.census.loss, b.census.loss
+    if one is None or other is None:
+        return None
     if a.info.corpus_sha256 == b.info.corpus_sha256 and a.info.rows == b.info.rows:
         both = a.document_losses().merge(b.document_losses(), on="doc", suffixes=("_a", "_b")).dropna()
         tokens, loss_a, loss_b = (both[name].to_numpy(float) for name in ("tokens_a", "loss_a", "loss_b"))

@@ -3,7 +3,7 @@
 from memscope.base.words import plural, span
 from memscope.query.recording import Recording
 from memscope.report.compare.changes import Changes
-from memscope.report.compare.schema import LayerLikeness
+from memscope.report.compare.schema import LayerLikeness, LossChange
 from memscope.report.findings import Finding
 from memscope.report.words import few_documents, selections
 from memscope.stats.stability import LIVELY
@@ -15,7 +15,8 @@ def describe(a: Recording, b: Recording, changes: Changes) -> list[Finding]:
     same = (
         [_same_entries(a, b, changes, unit), _switched(changes, unit)] if changes.layers else [_other_bank(a, changes)]
     )
-    return [*same, _evenness(a, b, changes), _predicates(a, b, changes), _loss(a, b, changes)]
+    loss = [] if changes.loss is None else [_loss(a, b, changes.loss)]
+    return [*same, _evenness(a, b, changes), _predicates(a, b, changes), *loss]
 
 
 def _other_bank(a: Recording, changes: Changes) -> Finding:
@@ -111,8 +112,7 @@ def _predicates(a: Recording, b: Recording, changes: Changes) -> Finding:
     return Finding(question, short, answer)
 
 
-def _loss(a: Recording, b: Recording, changes: Changes) -> Finding:
-    loss = changes.loss
+def _loss(a: Recording, b: Recording, loss: LossChange) -> Finding:
     error = f" ± {loss.change_se:.4f}" if loss.change_se is not None else ""
     short = (
         f"Loss on the recorded text: {loss.a:.4f} in A, {loss.b:.4f} in B ({loss.change:+.4f}{error} nats per token)."

@@ -147,8 +147,8 @@ class Comparison(Documented):
     """All layers together first, then each."""
     evenness: tuple[EvennessChange, ...]
     """Layers in the same order, metric by metric."""
-    loss: LossChange
-    """Change of the loss."""
+    loss: LossChange | None
+    """Change of the loss; null where a recording has none."""
     predicates: tuple[PredicateChange, ...]
     """By falling absolute change; empty when no entry has triples."""
     findings: tuple[Answer, ...]

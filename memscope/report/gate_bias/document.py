@@ -3,7 +3,9 @@
 write_document(make_document(recording, find(recording)), out, "gate_bias")
 """
 
-from memscope.base.words import plural
+import pandas as pd
+
+from memscope.base.words import first_upper, plural, span
 from memscope.query.recording import Recording
 from memscope.report.document import Context, Document, EntryNote
 from memscope.report.facts import fact_figures, fact_findings, fact_tables
@@ -49,12 +51,15 @@ def _facts(recording: Recording) -> dict[str, str]:
     facts = {
         "Corpus": f"{info.corpus_name}, {len(recording.documents):,} documents (SHA-256 {info.corpus_sha256[:12]})",
         "Model": f"{info.run_name} (SHA-256 {info.fingerprint[:12]})",
-        "Recorded": f"{info.rows:,} tokens, {len(info.layers)} memory {plural(len(info.layers), 'layer', 'layers')}, "
-        f"{info.selected} selections a token and layer: D = {selections(recording)} selections a layer",
-        "Choice": choice(recording).short,
-        "Bank": f"{info.knowledge_num:,} entries of {info.knowledge_length} slot{'s'[: info.knowledge_length > 1]}, "
-        + shared_by(info),
-        "Loss": f"{_loss(recording)} nats per token on the recorded text",
+        "Recorded": f"{info.rows:,} tokens, {len(info.layers)} {plural(len(info.layers), 'layer', 'layers')}, "
+        f"{span([site.selected for site in info.sites], ',')} selections a token and layer: "
+        f"D = {selections(recording)} selections a layer",
+        **({"Choice": choice(recording).short} if info.has("margin") else {}),
+        "Bank": f"{info.knowledge_num:,} {info.word(info.knowledge_num)} of {info.slots} "
+        f"{plural(info.slots, 'slot', 'slots')}, {shared_by(info)}"
+        if info.has("reads")
+        else f"{info.knowledge_num:,} {info.word(info.knowledge_num)}, {shared_by(info)}",
+        **({"Loss": f"{_loss(recording)} nats per token on the recorded text"} if info.predictions else {}),
     }
     if run:
         facts["Training"] = (
@@ -77,16 +82,25 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
         most = card.usage.loc[card.usage["count"].idxmax()]
         contexts = [
             Context(
-                f"layer {c['layer']}, gate {c['gate']:.3f}{', ' + c['title'] if c['title'] else ''}",
+                ", ".join(
+                    part
+                    for part in (
+                        f"layer {c['layer']}",
+                        "" if pd.isna(c["gate"]) else f"gate {c['gate']:.3f}",
+                        c["title"],
+                    )
+                    if part
+                ),
                 *(c[part] for part in ("before", "token", "after")),
             )
             for c in recording.contexts(card.entry).head(_SHOWN_CONTEXTS).to_dict("records")
         ]
         notes.append(
             EntryNote(
-                title=f"Entry {card.entry}",
+                title=first_upper(recording.info.label(card.entry)),
                 about=f"{int(card.usage['count'].sum()):,} selections, most in layer {int(most['layer'])} "
-                f"({most['share']:.1%} of its selections); drift {max(0.0, card.drift):.3f}",
+                f"({most['share']:.1%} of its selections)"
+                + ("" if card.drift is None else f"; drift {max(0.0, card.drift):.3f}"),
                 fires_on=card.title,
                 words=card.words,
                 sentence=card.sentence,

@@ -1,5 +1,6 @@
 """The method of the gate-bias report in words: how each number is defined and how far to trust it."""
 
+from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE
 
@@ -19,14 +20,15 @@ def method(recording: Recording) -> list[str]:
         "Every token of the corpus passed through the model once, in windows that never cross a document; hooks noted "
         "the selected entries, their gate scores and their read weights (mean over read heads, sum over slots) without "
         f"changing the output. The precision of the forward pass was {info.dtype}. D is the number of selections that "
-        f"a number is over: {info.rows:,} tokens times {info.selected} selections in each layer.",
+        f"a number is over: {info.rows:,} tokens times {span([site.selected for site in info.sites], ',')} selections "
+        "in each layer.",
         "z is the share of each entry among a layer's D selections. Coverage = share of entries with z > 0. KL to "
         "uniform = ln N + Σ z ln z. Relative perplexity = exp(entropy of z) / N. Gini = 1 − 2 mean(cumsum(sort z)) + "
         "1/N. Top 50/90/99% = number of most used entries that hold that share. MaxVio = (largest load − mean) / mean. "
         "Dead = never selected; hot = more than ten times the even share. A finite D makes even selection look uneven: "
         "compare each value with its “even” twin (every gate head takes its entries for a token at random), not with 0 "
         "or 1. N is "
-        f"the number of entries that a layer can select, {info.group_size:,}.",
+        f"the number of entries that a layer can select, {span([site.entries for site in info.sites], ',')}.",
         f"Standard errors leave out one of {census.folds} folds of {census.interval_unit} after the other "
         "(delete-a-group jackknife): text inside a document is correlated, so tokens are not the unit. They say how "
         "far other text of this kind would move a number, not another model.",

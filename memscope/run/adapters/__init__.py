@@ -1,1 +1,1 @@
-"""One module a kind of model: finds the layers that select and captures them. What a subject is, is in ``run/subject.py``."""
+"""One module a kind of model: how its layers that select are found and captured; ``run/subject.py`` says for whom."""

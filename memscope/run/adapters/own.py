@@ -1,8 +1,8 @@
 """Models that memscope trains, as subjects: every memory layer is a site.
 
-    with capture_memory(model) as captured:
-        model(tokens)
-    captured[layer].indices      # [batch, pos, K]
+with capture_memory(model) as captured:
+    model(tokens)
+captured[layer].indices      # [batch, pos, K]
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -18,6 +18,7 @@ from memscope.report.compare.comparison import write_comparison
 from memscope.report.compare.findings import describe
 from memscope.report.compare.schema import Comparison
 from memscope.report.schema import json_schema
+from memscope.run.adapters.own import OwnRun
 from memscope.stats.stability import (
     LIVELY,
     halves,
@@ -45,7 +46,7 @@ def untrained(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Mak
         folder = tmp_path_factory.mktemp("untrained")
         config: Config = tiny_config(corpus_dir, **sections)
         run = untrained_run(config, folder / "start")
-        record(run, corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=max_tokens))
+        record(OwnRun(run), corpus_dir / "valid.jsonl", folder / "recording", RecordOptions(max_tokens=max_tokens))
         return Recording(folder / "recording")
 
     return make

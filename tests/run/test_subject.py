@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.run.capture import capture_memory, run_windows
+from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
 from tests.conftest import tiny_config
 
