@@ -88,7 +88,7 @@ class RowCollector:
         return values
 
 
-def _stacked(of_sites: Sequence[Tensor | None], blank: float) -> Tensor:
+def _stacked(of_sites: Sequence[Tensor | None], blank: float | int) -> Tensor:
     """Values of sites side by side, ``[token, layer, number]``; a site that has fewer or none is filled up."""
     known = [values for values in of_sites if values is not None]
     width = max(values.shape[1] for values in known)

@@ -11,7 +11,7 @@ from memscope.recording.sites import Site
 
 NONE = -1
 """In place of an entry: the token selected fewer than K."""
-BLANK: dict[str, float] = {"by_score": 1}
+BLANK: dict[str, float | int] = {"by_score": 1}
 """What stands where a layer lacks a column that another layer has; NaN where nothing is named."""
 
 
@@ -81,7 +81,7 @@ def to_table(rows: TokenRows, schema: pa.Schema, sites: Sequence[Site], columns:
 def from_table(table: pa.Table, sites: Sequence[Site], columns: Sequence[Sequence[str]]) -> TokenRows:
     """The inverse of ``to_table``; layers with fewer numbers than others are filled up."""
 
-    def stack(name: str, blank: float) -> np.ndarray:
+    def stack(name: str, blank: float | int) -> np.ndarray:
         there = [
             matrix(table[f"l{site.layer}_{name}"]) if name in ("indices", *names) else None
             for site, names in zip(sites, columns, strict=True)

@@ -60,6 +60,7 @@ class Selected:
         return self.pattern.float().unflatten(-1, (self.indices.shape[-1], -1)).sum(-1)
 
 
+@runtime_checkable
 class Capture(Protocol):
     """What ``run_windows`` needs: a model with hooks."""
 
