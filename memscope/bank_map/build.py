@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from memscope.bank_map.layout import (
+    MIN_ENTRIES,
     BankMap,
     MapQuality,
     MapSettings,
@@ -30,7 +31,7 @@ from memscope.bank_map.layout import (
     why_not_trusted,
 )
 from memscope.bank_map.names import name_clusters
-from memscope.bank_map.spaces import SPACES, Space, make_space
+from memscope.bank_map.spaces import OF_USAGE, SPACES, Space, make_space
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
@@ -46,7 +47,7 @@ NO_CLUSTER = -1
 
 
 def write_map(
-    run: LoadedRun,
+    run: LoadedRun | None,
     recording: Path,
     feature: str = BEST,
     seed: int = 0,
@@ -57,7 +58,7 @@ def write_map(
     """Map the bank and write ``map.parquet`` (entry x y cluster) and ``map.json`` into the recording.
 
     Args:
-        run: the run that was recorded.
+        run: the run that was recorded; none for models of other programs, whose entries are compared by usage.
         recording: folder of the finished recording.
         feature: one of ``SPACES``, or ``best``: all are tried.
         seed: of everything random; the same seed gives the same map.
@@ -167,7 +168,7 @@ def _cluster_sizes(cluster: np.ndarray, names: list[str]) -> list[dict[str, Any]
 
 
 def _choose(
-    run: LoadedRun,
+    run: LoadedRun | None,
     recording: Path,
     info: RecordingInfo,
     feature: str,
@@ -183,7 +184,7 @@ def _choose(
     best_rank = -np.inf
     tried: list[dict[str, Any]] = []
     for name in SPACES:
-        if name == "values" and not all_layers:
+        if (name == "values" and not all_layers) or (run is None and name not in OF_USAGE):
             continue
         try:
             space = make_space(run, recording, info, name, layers, settings.seed)
@@ -195,13 +196,14 @@ def _choose(
         tried.append({"feature": name, "placed": len(space.entries), "rank": rank} | trial.as_dict())
         if best is None or rank > best_rank:
             best, best_rank = _Choice(name, space, trial, []), rank
-    assert best is not None  # values or keys are there for every bank
+    if best is None:  # every memory has values or keys
+        raise InputError(f"{recording}: fewer than {MIN_ENTRIES} entries were selected, too few for a map")
     return best._replace(tried=tried)
 
 
-def _check(run: LoadedRun, recording: Path, info: RecordingInfo, feature: str, layer: int | None) -> list[int]:
+def _check(run: LoadedRun | None, recording: Path, info: RecordingInfo, feature: str, layer: int | None) -> list[int]:
     """Refuse input that cannot be mapped; returns the memory layers that the feature is about."""
-    if run.fingerprint != info.fingerprint:
+    if run is not None and run.fingerprint != info.fingerprint:
         raise InputError(
             f"{recording}: this is a recording of another model than {run.path} holds now; record that run again, or "
             "give the run that was recorded"

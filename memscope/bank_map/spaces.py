@@ -30,6 +30,7 @@ from memscope.base.parquet import matrix, read_parquet
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
 from memscope.run.checkpoint import LoadedRun
+from memscope.text.tokenizer import Tokenizer
 
 SPACES = ("values", "usage", "read", "contexts", "coselection", "keys")
 OF_USAGE = ("usage", "contexts", "coselection")
@@ -55,18 +56,22 @@ class Space(NamedTuple):
 
 
 def make_space(
-    run: LoadedRun, recording: Path, info: RecordingInfo, name: str, layers: Sequence[int], seed: int
+    run: LoadedRun | None, recording: Path, info: RecordingInfo, name: str, layers: Sequence[int], seed: int
 ) -> Space:
     """One of ``SPACES``; clusters of usage are named by tokens, since entries used alike need not start alike.
 
     Raises:
-        InputError: fewer than ten entries have the feature.
+        InputError: fewer than ten entries have the feature, or the recording is of no run of memscope, which all spaces
+            but those of usage need.
     """
     if name not in OF_USAGE:
+        if run is None:
+            raise InputError(f"{recording}: '{name}' compares entries of a memory; map {', '.join(OF_USAGE)} or best")
         made = {"values": entry_values, "read": read_outputs, "keys": entry_keys}[name]
         vectors = made(run, layers)
         return Space(np.arange(len(vectors)), vectors, *text_weights(_entry_texts(recording, info.knowledge_num)))
-    counts = token_counts(recording, info, layers, run.tokenizer.vocab_size)
+    tokenizer = Tokenizer.load(recording / "tokenizer.json")
+    counts = token_counts(recording, info, layers, tokenizer.vocab_size)
     used = np.flatnonzero(np.diff(counts.indptr))
     if len(used) < MIN_ENTRIES:
         raise InputError(
@@ -74,11 +79,11 @@ def make_space(
         )
     weights, vectors = usage_profiles(counts[used], seed)
     if name == "contexts":
-        _, vectors = usage_profiles(context_counts(recording, info, layers, run.tokenizer.vocab_size)[used], seed)
+        _, vectors = usage_profiles(context_counts(recording, info, layers, tokenizer.vocab_size)[used], seed)
     elif name == "coselection":
         vectors = coselection_profiles(recording, info, layers, seed)[used]
     # A token may be a space or a part of a character, which cannot be part of a name.
-    terms = ["" if "\N{REPLACEMENT CHARACTER}" in text else text.strip() for text in run.tokenizer.token_texts]
+    terms = ["" if "\N{REPLACEMENT CHARACTER}" in text else text.strip() for text in tokenizer.token_texts]
     return Space(used, vectors, weights, terms)
 
 
@@ -126,10 +131,10 @@ def token_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vo
     names = [f"l{layer}_indices" for layer in layers]
     for part in info.parts:
         table = read_columns(recording, info, part, ["token", *names])
-        token = np.repeat(table["token"].to_numpy().astype(np.int64), info.selected)
+        token = table["token"].to_numpy().astype(np.int64)
         for name in names:
-            entry = matrix(table[name]).ravel().astype(np.int64)
-            pair, count = np.unique(entry * vocab_size + token, return_counts=True)
+            entry, of_token = _pairs(matrix(table[name]).astype(np.int64), token)
+            pair, count = np.unique(entry * vocab_size + of_token, return_counts=True)
             cell = (pair // vocab_size, pair % vocab_size)
             counts = counts + sparse.csr_matrix((count.astype(np.float32), cell), shape=counts.shape)
     return counts
@@ -153,26 +158,28 @@ def usage_profiles(counts: sparse.csr_matrix, seed: int) -> tuple[sparse.csr_mat
 def context_counts(recording: Path, info: RecordingInfo, layers: Sequence[int], vocab_size: int) -> sparse.csr_matrix:
     """Count of every token among the ``BEFORE`` tokens before the selections of every entry, float32 ``[N, vocab]``."""
     counts = sparse.csr_matrix((info.knowledge_num, vocab_size), dtype=np.float32)
-    step = max(1, -(-info.rows * info.selected * len(layers) * BEFORE // _MOST))
+    step = max(1, -(-info.rows * info.per_token * BEFORE // _MOST))
     for token, pos, indices in _selections(recording, info, layers):
         for back in range(1, BEFORE + 1):
             row = np.arange(back, len(token))[::step]
             row = row[pos[row] % info.window >= back]
             for of_layer in indices:
-                cell = (of_layer[row].ravel(), np.repeat(token[row - back], info.selected))
+                cell = _pairs(of_layer[row], token[row - back])
                 counts = counts + sparse.csr_matrix((np.ones(len(cell[0]), np.float32), cell), shape=counts.shape)
     return counts
 
 
 def coselection_profiles(recording: Path, info: RecordingInfo, layers: Sequence[int], seed: int) -> np.ndarray:
     """Leading singular vectors of entries by the tokens that select them in each layer, float32 ``[N, 64]``."""
-    step = max(1, -(-info.rows * info.selected * len(layers) // _MOST))
-    entries, columns, n = [], [], 0
+    step = max(1, -(-info.rows * info.per_token // _MOST))
+    entries: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    n = 0
     for _, _, indices in _selections(recording, info, layers):
         for of_layer in indices:
             chosen = of_layer[::step]
-            entries.append(chosen.ravel())
-            columns.append(np.repeat(n + np.arange(len(chosen)), info.selected))
+            for kept, pairs in zip((entries, columns), _pairs(chosen, n + np.arange(len(chosen))), strict=True):
+                kept.append(pairs)
             n += len(chosen)
     cell = np.concatenate(entries), np.concatenate(columns)
     selects = sparse.csr_matrix((np.ones(len(cell[0]), np.float32), cell), shape=(info.knowledge_num, n))
@@ -181,6 +188,12 @@ def coselection_profiles(recording: Path, info: RecordingInfo, layers: Sequence[
     weights = sparse.diags(1 / np.sqrt(count)) @ selects
     width = min(_WIDTH, *(side - 1 for side in weights.shape))
     return np.asarray(TruncatedSVD(width, random_state=seed).fit_transform(weights), np.float32)
+
+
+def _pairs(entries: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Selections of ``entries [token, K]`` as entry and label of the token, ``[selection]`` each; -1 is none."""
+    flat = entries.ravel()
+    return flat[flat >= 0], np.repeat(label, entries.shape[1])[flat >= 0]
 
 
 def _selections(

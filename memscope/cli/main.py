@@ -291,11 +291,16 @@ def map_entries(
     seed: SeedOption = 0,
 ) -> None:
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""
-    check(run, recording=recording)
+    from memscope.recording.info import read_info
+
+    of_memory = all(site.kind == "memory" for site in read_info(recording).sites)
+    if of_memory:  # of other models usage alone is compared, which the recording has
+        check(run, recording=recording)
     with one_writer(recording):
         from memscope.bank_map.build import write_map
 
-        print_json(write_map(load(run, "cpu"), recording, feature, seed, layer=layer))
+        loaded = load(run, "cpu") if of_memory else None
+        print_json(write_map(loaded, recording, feature, seed, layer=layer))
 
 
 cli_share.register(app)
