@@ -97,7 +97,7 @@ def find_roles(
         if name and backend.token_to_id(name) is None:
             raise InputError(f"{source}: has no token {name!r}, the {where}; name another one with {keys[0]}")
         roles[role] = name
-    return Roles(**roles, unk=_unknown(backend))
+    return Roles(**roles, unk=find_unknown(backend))
 
 
 def described(backend: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -127,7 +127,8 @@ def _first(backend: tokenizers.Tokenizer, role: str, known: Mapping[str, tuple[s
     return next((name for name in known[role] if backend.token_to_id(name) is not None), None)
 
 
-def _unknown(backend: tokenizers.Tokenizer) -> str | None:
+def find_unknown(backend: tokenizers.Tokenizer) -> str | None:
+    """Name of the unknown token of a tokenizer's model; none if it has no such token."""
     model = described(backend)["model"]
     name = model.get("unk_token")
     if name is None and model.get("unk_id") is not None:

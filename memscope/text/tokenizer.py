@@ -8,6 +8,8 @@
 This module answers every question that depends on the kind of tokenizer: the text and the bytes of a token, the ids
 that exist, the token that begins a continuation, and the tokens with a role. A document is ``bos`` + text + ``eos``; a
 tokenizer without one of the two uses the other for both, as GPT-2 does. ``pad`` fills positions that nothing reads.
+The tokenizer of another program's model puts around a text what its own post-processor does (``of_model``); such a one
+may lack any of the three.
 """
 
 import re
@@ -22,7 +24,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_json, write_text
-from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles
+from memscope.text.frame import Frame, find_frame, read_frame
+from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles, find_unknown
 from memscope.text.tokenizer_file import read_tokenizer, rust_errors
 
 _CONTROL = re.compile(r"[<\[].+[>\]]")
@@ -39,25 +42,39 @@ class Tokenizer:
         backend: the tokenizer.
         roles: names of its special tokens; none looks for well-known ones.
         source: the tokenizer's file, for messages.
+        frame: what stands around a text; none puts bos before and eos behind.
 
     Raises:
         InputError: no token can open and close documents.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, roles: Roles | None = None, source: str = "tokenizer"):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        roles: Roles | None = None,
+        source: str = "tokenizer",
+        frame: Frame | None = None,
+    ):
         backend.encode_special_tokens = True  # corpus text never becomes a control token
         backend.no_truncation()
         backend.no_padding()
-        self.backend, self.source = backend, source
+        self.backend, self.source, self.frame = backend, source, frame
         self.roles = roles or find_roles(backend, source)
         bos, eos, pad, unk = (None if name is None else backend.token_to_id(name) for name in self.roles)
         opens, closes = bos if bos is not None else eos, eos if eos is not None else bos
+        self.unk = unk
+        if frame is not None:
+            self.bos, self.eos = (-1 if token is None else token for token in (bos, eos))
+            self.pad = next((token for token in (pad, eos, bos) if token is not None), 0)
+            self.opening, self.closing = list(frame.opening), list(frame.closing)
+            return
         if opens is None or closes is None:
             raise InputError(
                 f"{source}: no token opens or closes documents: none has a well-known name, and no {ROLES_FILE} beside "
                 "it names one; set bos_token or eos_token to a token of its vocabulary"
             )
-        self.bos, self.eos, self.pad, self.unk = opens, closes, closes if pad is None else pad, unk
+        self.bos, self.eos, self.pad = opens, closes, closes if pad is None else pad
+        """Ids of the tokens that open, close and fill up; -1 where the tokenizer of another program's model has none."""
         self.opening, self.closing = [opens], [closes]
         """Ids before and after the text of a document."""
 
@@ -69,7 +86,7 @@ class Tokenizer:
             InputError: a file is missing or not of the expected form.
         """
         backend = read_tokenizer(path)
-        return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path))
+        return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path), read_frame(path.parent))
 
     @classmethod
     def adopt(cls, path: Path, asked: Roles | None = None) -> "Tokenizer":
@@ -84,7 +101,25 @@ class Tokenizer:
             InputError: as ``load``; or a named token is not in the vocabulary.
         """
         backend = read_tokenizer(path)
-        return cls(backend, find_roles(backend, str(path), path.parent, asked), str(path))
+        frame = None if asked and (asked.bos or asked.eos) else read_frame(path.parent)
+        return cls(backend, find_roles(backend, str(path), path.parent, asked), str(path), frame)
+
+    @classmethod
+    def of_model(cls, backend: tokenizers.Tokenizer, roles: Roles, source: str, ids: int) -> "Tokenizer":
+        """The tokenizer of another program's model: what its post-processor puts around a text stands around documents.
+
+        Args:
+            backend: the tokenizer; it is copied.
+            roles: names of its special tokens; those that it does not have are left out.
+            source: the model, for messages.
+            ids: token ids that the model knows, at least; models often know more than their tokenizer has.
+
+        Raises:
+            InputError: it cannot encode a word.
+        """
+        copy = tokenizers.Tokenizer.from_str(backend.to_str())
+        there = Roles(*(name if name and copy.token_to_id(name) is not None else None for name in roles))
+        return cls(copy, there._replace(unk=find_unknown(copy)), source, find_frame(copy, source, ids))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -109,12 +144,13 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """The largest id plus one, special tokens included: ids may have gaps."""
-        return max(self._names) + 1
+        return max(*self._names, self.frame.ids - 1 if self.frame else 0) + 1
 
     @property
     def identity(self) -> str:
         """A text that is equal for tokenizers that give every document the same ids."""
-        return f"{self.backend.to_str()} {self.bos} {self.eos}"
+        around = f" {self.opening} {self.closing}" if self.frame else ""
+        return f"{self.backend.to_str()} {self.bos} {self.eos}{around}"
 
     @cached_property
     def control(self) -> frozenset[int]:
@@ -208,7 +244,8 @@ class Tokenizer:
     def save(self, path: Path) -> None:
         """Write ``tokenizer.json``, and before it the roles of its tokens beside it, each atomically."""
         roles = {f"{role}_token": name for role, name in self.roles._asdict().items()}
-        write_json(path.with_name(ROLES_FILE), {"tokenizer_class": "PreTrainedTokenizerFast", **roles})
+        frame = self.frame._asdict() if self.frame else {}
+        write_json(path.with_name(ROLES_FILE), {"tokenizer_class": "PreTrainedTokenizerFast", **roles, **frame})
         write_text(path, self.backend.to_str())
 
     @cached_property
@@ -234,6 +271,8 @@ class Tokenizer:
         pieces = [self.pieces[int(i)] for i in ids]
         before, behind = self._space_around
         at = int(len(ids) > 0 and int(ids[0]) == self.bos)
+        if self.frame and [int(i) for i in ids[: len(self.opening)]] == self.opening:
+            at = len(self.opening)
         if before and len(ids) > at:
             pieces[at] = pieces[at].removeprefix(b" ")
         return b"".join(pieces).removesuffix(b" ") if behind else b"".join(pieces)

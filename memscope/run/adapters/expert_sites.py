@@ -1,0 +1,352 @@
+"""Find where a Hugging Face mixture of experts selects, and how its residual stream becomes logits, by one pass.
+
+transformers 5 calls the experts of a block as ``experts(hidden [T, d], top_k_index [T, K], top_k_weights [T, K])``.
+These arguments are what the model really uses: after limits to groups, correction bias, renormalisation and scaling,
+none of which ``router_logits`` knows. So a module is a site if it is called like that, whatever its name.
+
+Llama 4 is the exception: its experts get a tensor that is multiplied already, so its router is the site.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from memscope.base.errors import InputError
+from memscope.recording.sites import Site
+
+Act = Callable[["Selector", Tensor, Tensor], tuple[Tensor, Tensor] | None]
+"""``act(selector, indices, weights)``, ``[T, K]`` each, sees a selection and may return another in its place."""
+Add = Callable[["Selector", Tensor, Tensor], None]
+"""``add(selector, experts, outputs)``: one expert ``[T]`` of every token, and its output ``[T, d]``."""
+_NOT_RECORDED = {
+    "jetmoe": "its experts see tokens sorted by expert, and no module is called with the selection of a token",
+    "doge": "its router mixes the scores of different tokens, so that a token has no selection of its own",
+}
+_COUNTS = ("num_experts", "num_local_experts", "total_experts")
+"""Attributes with the number of experts; identity experts count in some of them."""
+_NUMBER = re.compile(r"\.(\d+)\.")
+_PROBE = (2, 5)
+"""Batch and length of the text of a probe pass."""
+_LISTED = 12
+"""Most kinds of modules that an error names."""
+
+
+class Removable(Protocol):
+    """A hook that can be removed."""
+
+    def remove(self) -> None:
+        """Remove it."""
+
+
+class _Both(NamedTuple):
+    first: Removable
+    second: Removable
+
+    def remove(self) -> None:
+        self.first.remove()
+        self.second.remove()
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A site and the module that selects there."""
+
+    site: Site
+    module: nn.Module
+    experts: nn.Module
+    """The experts; the same module unless a router is hooked."""
+    top: int | None = None
+    """Experts that a router selects for a token; none for a call of experts."""
+
+    def hook(self, act: Act) -> Removable:
+        """Have every later call of the module pass through ``act``; entries are counted from 0 in it."""
+        if self.top is None:
+            return self.module.register_forward_pre_hook(self._call_hook(act), with_kwargs=True)
+        return self.module.register_forward_hook(self._router_hook(act, self.top))
+
+    def hook_outputs(self, add: Add) -> Removable:
+        """Tell ``add`` the output of every selected expert, as if its weight were 1."""
+        return self._outputs_of_router(add) if self.top else self._outputs_of_call(add)
+
+    def _outputs_of_call(self, add: Add) -> Removable:
+        inside = False
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal inside
+            if inside:
+                return
+            inside = True
+            call = Call(args, kwargs)
+            _, indices, weights = call.tensors[:3]
+            for k in range(indices.shape[-1]):
+                one = slice(k, k + 1)
+                new_args, new_kwargs = call.replaced(indices[:, one].contiguous(), torch.ones_like(weights[:, one]))
+                add(self, indices[:, k], module(*new_args, **new_kwargs))
+            inside = False
+
+        return self.module.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _outputs_of_router(self, add: Add) -> Removable:
+        """Those of experts that get multiplied input: their output as it is."""
+        chosen: list[Tensor] = []
+
+        def note(selector: "Selector", indices: Tensor, weights: Tensor) -> None:
+            chosen[:] = [indices]
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            by_expert = output.view(self.site.entries, -1, output.shape[-1])
+            tokens = torch.arange(by_expert.shape[1], device=output.device)
+            for indices in chosen[0].unbind(-1):
+                add(self, indices, by_expert[indices, tokens])
+
+        first, second = self.hook(note), self.experts.register_forward_hook(after)
+        return _Both(first, second)
+
+    def _call_hook(self, act: Act) -> Callable[..., Any]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = Call(args, kwargs)
+            _, indices, weights = call.tensors[:3]
+            changed = act(self, indices, weights)
+            return None if changed is None else call.replaced(*changed)
+
+        return before
+
+    def _router_hook(self, act: Act, top: int) -> Callable[..., Any]:
+        def after(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> Any:
+            scores, logits = output
+            indices = logits.topk(top, dim=-1).indices
+            changed = act(self, indices, scores.gather(-1, indices))
+            if changed is None:
+                return None
+            new, weights = changed
+            dense = torch.zeros_like(scores).scatter_reduce_(-1, new, weights.to(scores), "amax")
+            return dense, logits
+
+        return after
+
+
+class Call:
+    """The tensors among the arguments of a module's call, in their order."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.args, self.kwargs = args, kwargs
+        places: list[int | str] = [*range(len(args)), *kwargs]
+        self.places = [place for place in places if isinstance(self._at(place), Tensor)]
+        self.tensors: list[Tensor] = [self._at(place) for place in self.places]
+
+    def selects(self, tokens: int) -> bool:
+        """Whether it is ``experts(hidden [T, d], indices [T, K], weights [T, K])`` for so many tokens."""
+        if len(self.tensors) < 3:
+            return False
+        hidden, indices, weights = self.tensors[:3]
+        return (
+            hidden.is_floating_point()
+            and weights.is_floating_point()
+            and indices.dtype in (torch.int64, torch.int32)
+            and indices.shape == weights.shape
+            and hidden.shape[:-1] == indices.shape[:-1]
+            and indices.shape[:-1].numel() == tokens
+        )
+
+    def replaced(self, indices: Tensor, weights: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with another selection."""
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for place, old, new in zip(self.places[1:3], self.tensors[1:3], (indices, weights), strict=True):
+            if isinstance(place, int):
+                args[place] = new.to(old)
+            else:
+                kwargs[place] = new.to(old)
+        return tuple(args), kwargs
+
+    def _at(self, place: int | str) -> Any:
+        return self.args[place] if isinstance(place, int) else self.kwargs[place]
+
+
+class Tail(NamedTuple):
+    """What makes logits of the residual stream: ``scale * head(norm(resid))``, squeezed by a ``tanh`` to ``cap``."""
+
+    norm: nn.Module
+    head: nn.Module
+    scale: float
+    cap: float | None
+
+    def __call__(self, resid: Tensor) -> Tensor:
+        """Logits ``[row, vocab]`` of vectors ``[row, dim]``."""
+        weight = next(self.norm.parameters())
+        logits: Tensor = self.head(self.norm(resid.to(weight))) * self.scale
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class Found(NamedTuple):
+    """What a probe pass finds."""
+
+    selectors: tuple[Selector, ...]
+    tail: Tail | None
+    """None where the final norm is not known; then no site has a ``lens``."""
+
+
+@dataclass
+class _Seen:
+    """A module that selected in the probe pass."""
+
+    module: nn.Module
+    path: str
+    entries: int
+    selected: int
+    width: int
+    calls: int = 1
+
+
+@torch.no_grad()
+def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Found:
+    """Run a model once over a few tokens and see what selects.
+
+    Args:
+        model: the model, in evaluation mode.
+        run: ``run(tokens, mask)`` gives its logits ``[batch, pos, vocab]``.
+
+    Raises:
+        InputError: nothing is called as experts are, or in a way that has no selection of single tokens.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", "")
+    if kind in _NOT_RECORDED:
+        raise InputError(f"{kind} cannot be recorded: {_NOT_RECORDED[kind]}")
+    names = {module: name for name, module in model.named_modules()}
+    seen: dict[nn.Module, _Seen] = {}
+    passed: list[tuple[nn.Module, Tensor, Tensor]] = []
+    head = _head(model)
+    tokens = torch.arange(_PROBE[0] * _PROBE[1], device=next(model.parameters()).device).view(_PROBE)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = Call(args, kwargs)
+        if call.selects(tokens.numel()):
+            if module in seen:
+                seen[module].calls += 1
+            else:
+                width, selected = call.tensors[0].shape[-1], call.tensors[1].shape[-1]
+                seen[module] = _Seen(module, names[module], count_experts(module), selected, width)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if type(module).__name__ == "Llama4Router":
+            width = args[0].shape[-1]
+            seen[module] = _Seen(module, names[module], output[0].shape[-1], int(getattr(module, "top_k", 1)), width)
+        if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
+            passed.append((module, args[0], output))  # also keeps tensors alive, so that no address is used twice
+
+    with _observed(model, before, after):
+        logits = run(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    inner = [one for one in seen.values() if not any(_holds(one.module, other) for other in seen if other is not one.module)]
+    if not inner:
+        kinds = Counter(type(module).__name__ for module in model.modules())
+        listed = ", ".join(list(kinds)[:_LISTED])
+        raise InputError(
+            f"{type(model).__name__}: no experts found; no module is called with hidden states, the indices of the "
+            f"selected experts and their weights, among {listed}{' ...' if len(kinds) > _LISTED else ''}"
+        )
+    if often := [one.path for one in inner if one.calls > 1]:
+        raise InputError(f"{often[0]} selects several times in one pass; a layer that selects once was expected")
+    tail = _find_tail(model, head, passed, logits)
+    return Found(tuple(_selectors(model, inner, tail)), tail)
+
+
+def count_experts(module: nn.Module) -> int:
+    """Experts of a module, identity experts included: by its attributes and the first axis of its weights."""
+    counts = [value for name in _COUNTS if isinstance(value := getattr(module, name, None), int)]
+    counts += [len(weight) for weight in module.parameters(recurse=False) if weight.ndim == 3]
+    counts += [len(child) for child in module.children() if isinstance(child, nn.ModuleList)]
+    if not counts:
+        raise InputError(f"{type(module).__name__}: its number of experts is not known; it has no num_experts")
+    return max(counts)
+
+
+def layer_numbers(paths: list[str]) -> list[int]:
+    """Number of each module's block if these are unique and rise, running numbers otherwise."""
+    found = [_NUMBER.search(f".{path}.") for path in paths]
+    numbers = [int(match[1]) for match in found if match]
+    rising = len(numbers) == len(paths) and all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    return numbers if rising else list(range(len(paths)))
+
+
+def _selectors(model: nn.Module, seen: list[_Seen], tail: Tail | None) -> Iterator[Selector]:
+    modules, first = dict(model.named_modules()), 0
+    for one, layer in zip(seen, layer_numbers([one.path for one in seen]), strict=True):
+        router = type(one.module).__name__ == "Llama4Router"
+        parent = one.path.rpartition(".")[0]
+        lens = tail is not None and one.width == next(tail.norm.parameters()).shape[-1]
+        site = Site(
+            layer=layer,
+            module=one.path,
+            kind="experts",
+            first_entry=first,
+            entries=one.entries,
+            selected=one.selected,
+            has=("scores", "lens") if lens else ("scores",),
+            always=_shared(modules, parent),
+        )
+        experts = modules[f"{parent}.experts"] if router else one.module
+        yield Selector(site, one.module, experts, one.selected if router else None)
+        first += one.entries
+
+
+def _shared(modules: dict[str, nn.Module], block: str) -> str:
+    """Path of the experts that every token passes: beside the router or, in some models, beside its block."""
+    for parent in (block, block.rpartition(".")[0]):
+        for name, _ in modules[parent].named_children():
+            if "shared" in name and "gate" not in name:
+                return f"{parent}.{name}"
+    return ""
+
+
+def _head(model: nn.Module) -> nn.Module | None:
+    """The unembedding, by the model's own account."""
+    get = getattr(model, "get_output_embeddings", None)
+    head = get() if callable(get) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _find_tail(
+    model: nn.Module, head: nn.Module | None, passed: list[tuple[nn.Module, Tensor, Tensor]], logits: Tensor
+) -> Tail | None:
+    """The module whose output the unembedding got, checked by making the logits of the probe again."""
+    given = next((hidden for module, hidden, _ in passed if module is head), None)
+    if head is None or given is None:
+        return None
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    cap = getattr(text, "final_logit_softcapping", None)
+    want = logits.flatten(0, 1).float()
+    for module, resid, output in reversed(passed):
+        widths = [weight.shape for weight in module.parameters()][:1]
+        if module is head or output.data_ptr() != given.data_ptr() or widths != [output.shape[-1:]]:
+            continue
+        own = Tail(module, head, 1.0, None)(resid.flatten(0, 1)).float()
+        flat = want if cap is None else cap * torch.atanh((want / cap).clamp(-1 + 1e-6, 1 - 1e-6))
+        scale = float((own * flat).sum() / (own * own).sum())
+        tail = Tail(module, head, 1.0 if abs(scale - 1) < 1e-3 else scale, cap)
+        off = (tail(resid.flatten(0, 1)).float() - want).abs().max()
+        if off <= 0.02 * want.abs().max():  # as near as bfloat16 is
+            return tail
+    return None
+
+
+def _holds(module: nn.Module, other: nn.Module) -> bool:
+    return any(inside is other for inside in module.modules())
+
+
+@contextmanager
+def _observed(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
+    handles: list[Removable] = []
+    try:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
