@@ -157,22 +157,33 @@ def test_selections_that_are_not_those_of_the_tokens_are_named(recording: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"knowledge_num": 48}, "has 64 entries, recording.json says 48|the layer's are 0 to 47"),
-        ({"knowledge_num": 4096}, "has 64 entries, recording.json says 4,096"),
+        ({"entries": 48}, "has 64 entries, recording.json says 48|the layer's are 0 to 47"),
+        ({"entries": 4096}, "has 64 entries, recording.json says 4,096"),
         ({"documents": 4}, "has 3 documents, recording.json says 4"),
         ({"vocab_size": 7}, r"token ids, recording.json says 7"),
         ({"selected": 2}, "column l0_indices is of type"),
         ({"gate_heads": 2}, "column l0_margin is of type"),
-        ({"layers": [0, 1]}, "column l1_indices is not there"),
-        ({"knowledge_num": -1}, "knowledge_num: Input should be greater than or equal to 1"),
-        ({"layers": [2, 0]}, "layers must be there and rise"),
-        ({"bank_groups": 3}, "bank_groups must divide"),
+        ({"layer": [0, 1]}, "column l1_indices is not there"),
+        ({"entries": -1}, r"sites\.0\.entries: Input should be greater than or equal to 1"),
+        ({"layer": [2, 0]}, "layers must be there and rise"),
+        ({"first_entry": [0, 32]}, "banks must follow one another without gaps"),  # they overlap
+        ({"first_entry": [0, 65]}, "banks must follow one another without gaps"),
+        ({"first_entry": 1}, "banks must follow one another without gaps, from entry 0 on"),
+        ({"gate_heads": 3}, "selected must be a multiple of gate_heads"),
+        ({"selected": 65}, "each can select what a layer has"),
     ],
 )
 def test_an_edited_description_that_its_files_contradict_is_refused(
     recording: Path, change: dict[str, Any], message: str
 ) -> None:
-    raw = json.loads((recording / "recording.json").read_text()) | change
+    raw = json.loads((recording / "recording.json").read_text())
+    for name, value in change.items():
+        if name in raw:
+            raw[name] = value
+        else:  # of every site
+            for site, own in zip(raw["sites"], value if isinstance(value, list) else [value, value], strict=True):
+                assert name in site
+                site[name] = own
     del raw["sha256"]
     write_sealed(recording / "recording.json", raw)
     with pytest.raises(InputError, match=message):
@@ -217,7 +228,7 @@ def test_a_part_of_other_bytes_is_damaged(recording: Path, order: str) -> None:
 
 def test_an_edited_recording_json_is_refused(recording: Path) -> None:
     raw = json.loads((recording / "recording.json").read_text())
-    write_json(recording / "recording.json", raw | {"knowledge_num": 65})
+    write_json(recording / "recording.json", raw | {"documents": 65})
     with pytest.raises(InputError, match=r"recording\.json: damaged or edited"):
         read_info(recording)
     write_json(recording / "recording.json", raw)

@@ -61,7 +61,7 @@ def test_a_part_comes_back_exactly_in_both_orders(tmp_path: Path, knowledge_num:
 
 def test_weights_per_head_and_slot_come_back_when_they_were_recorded(tmp_path: Path) -> None:
     rows, chance = make_rows([12]), np.random.default_rng(0)
-    info = make_info(head_weights=True, slot_weights=True, read_heads=2, knowledge_length=3)
+    info = make_info(head_weights=True, slot_weights=True, read_heads=2, slots=3)
     wide = TokenRows(
         **{field.name: getattr(rows, field.name) for field in fields(TokenRows)}
         | {
@@ -207,7 +207,7 @@ def test_info_comes_back_and_names_what_differs(tmp_path: Path) -> None:
     progress = {"complete": True, "seconds": 5.0, "run": "moved/run", "corpus": "moved/corpus.jsonl"}
     assert info.same_source(make_info(**progress)) == []
     other = make_info(knowledge_num=128, corpus_sha256="t", score_bits=10, step=5, **progress)
-    assert sorted(info.same_source(other)) == ["corpus_sha256", "knowledge_num", "score_bits", "step"]
+    assert sorted(info.same_source(other)) == ["corpus_sha256", "score_bits", "sites", "step"]
     assert (info.run_name, info.corpus_name) == ("run", "corpus.jsonl")  # names, not places
 
 
