@@ -12,6 +12,7 @@ from memscope.base.errors import InputError
 from memscope.causal.ablation import recorded_corpus, spread_windows, study_ablation, write_study
 from memscope.causal.effects import compare_change, entry_usage, mean_change
 from memscope.query.recording import Recording
+from memscope.run.adapters.own import OwnModel
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import run_windows
 from memscope.text.corpus import PackedCorpus
@@ -60,7 +61,8 @@ def test_layers_and_tokens_limit_a_study(tiny_run: LoadedRun, tiny_recording: Re
     assert study.table["what"].tolist() == ["ablated"]
     assert len(study.effects) <= 100 and study.summary["layers"] == [1]
     reached = 0
-    for done in run_windows(tiny_run.model, corpus, spread_windows(tiny_run, corpus, 100), 0, "float32", batch_size=1):
+    model = OwnModel(tiny_run.model)
+    for done in run_windows(model, corpus, spread_windows(tiny_run, corpus, 100), 0, batch_size=1):
         selected = (done.captured[1].indices[0] == entry).any(-1)
         reached += int((selected.cumsum(0) > 0)[torch.from_numpy(done.batch.targets[0]) >= 0].sum())
     assert study.summary["reached_tokens"] == study.effects["reached"].sum() == reached > 0

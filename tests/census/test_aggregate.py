@@ -58,10 +58,13 @@ def test_tally_equals_a_loop_over_selections() -> None:
     group, classes = chance.integers(0, 2, 300), np.array([0, 4]) + chance.integers(0, 4, (300, 2))
     counts, weights = np.ones((20, 8), np.int32), np.ones((2, 20, N_WEIGHTS))  # added to what is there
     expected_counts, expected_weights = counts.copy(), weights.copy()
+    indices[chance.random(indices.shape) < 0.1] = -1  # tokens that select fewer
     tally(indices, gate, read, group, classes, counts, weights)
     for t in range(300):
         for k in range(3):
             entry = indices[t, k]
+            if entry < 0:
+                continue
             expected_weights[group[t], entry] += [gate[t, k], abs(read[t, k]), read[t, k]]
             for column in classes[t]:
                 expected_counts[entry, column] += 1
@@ -105,7 +108,13 @@ def naive_token(
 ) -> dict[str, float]:
     """What one token adds to the sums."""
     known = margin[~np.isnan(margin)]
-    sums = {"tokens": 1.0, "margin": float(known.sum()), "margins": float(len(known)), "by_score": by_score.sum()}
+    sums = {
+        "tokens": 1.0,
+        "selections": float(len(gate)),
+        "margin": float(known.sum()),
+        "margins": float(len(known)),
+        "by_score": by_score.sum(),
+    }
     sums["score_margin"] = float(score_margin[~np.isnan(margin)].sum())
     sums["unread_by_norm"] = float(sum(n < UNREAD_SHARE * norm.sum() or not norm.sum() for n in norm))
     sums |= {} if math.isnan(loss) else {"loss": float(loss), "losses": 1.0}
@@ -137,7 +146,8 @@ def test_sums_over_tokens_equal_scipy_token_by_token(seed: int) -> None:
     sums = np.zeros((6, N_SUMS))
     histograms = [np.zeros(n, np.int64) for n in (SHARE_BINS, SHARE_BINS, MARGIN_BINS)]
     norm, score_margin, by_score = odd_comparison(read, margin)
-    read_tokens(gate, read, norm, margin, score_margin, by_score, loss, classes, sums, *histograms)
+    indices = np.zeros(gate.shape, np.int64)
+    read_tokens(indices, gate, read, norm, margin, score_margin, by_score, loss, classes, sums, *histograms)
 
     expected = np.zeros_like(sums)
     shares, entropies = [], []
@@ -169,7 +179,8 @@ def test_margins_fall_into_half_octaves() -> None:
     one, empty = np.ones((n, 2), np.float32), np.zeros(SHARE_BINS, np.int64)
     sums, loss = np.zeros((1, N_SUMS)), np.zeros(n, np.float32)
     classes = np.zeros((n, 1), np.int64)
-    read_tokens(one, one, one, margin, margin, one, loss, classes, sums, empty, empty.copy(), found)
+    indices = np.zeros(one.shape, np.int64)
+    read_tokens(indices, one, one, one, margin, margin, one, loss, classes, sums, empty, empty.copy(), found)
     bins = [min(max(math.floor((octave - MARGIN_LOWEST) * 2), 0), 47) for octave in octaves] + [0]
     np.testing.assert_array_equal(found, np.bincount(bins, minlength=MARGIN_BINS))
 
@@ -179,7 +190,7 @@ def test_a_single_selection_has_no_entropy_and_no_order() -> None:
     sums, empty = np.zeros((1, N_SUMS)), np.zeros(SHARE_BINS, np.int64)
     margins = np.zeros(MARGIN_BINS, np.int64)
     zeros = np.zeros((2, 1), np.int64)
-    read_tokens(one, one, one, one, one, one, one[:, 0], zeros, sums, empty.copy(), empty, margins)
+    read_tokens(zeros, one, one, one, one, one, one, one[:, 0], zeros, sums, empty.copy(), empty, margins)
     wanted = [Sum.READERS, Sum.EFFECTIVE_ENTRIES_READ, Sum.GATE_READ_RANK_CORRELATION]
     assert sums[0, wanted].tolist() == [2, 2, 0]
     assert empty.sum() == 0  # entropy / ln 1 is no number

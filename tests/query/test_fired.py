@@ -39,7 +39,8 @@ def test_slots_show_which_words_were_read(slot_run: LoadedRun, corpus_dir: Path,
     )
     recording = Recording(tmp_path / "slots")
     traced = trace_text(OwnRun(slot_run), "Ada Holm was born in Aston .")
-    layers = fired_entries(recording, traced.trace, 3, traced.slots[3])
+    slots = {layer: weights[3] for layer, weights in traced.slots.items()}
+    layers = fired_entries(recording, traced.trace, 3, slots)
     shown = [entry for part in layers for entry in part.entries if entry.slots is not None]
     assert shown
     for entry in shown:
@@ -59,9 +60,11 @@ def test_recorded_slots_are_those_of_the_token(slot_run: LoadedRun, corpus_dir: 
     )
     recording = Recording(tmp_path / "slots")
     slots = recorded_slots(recording, 0, 9)
-    assert slots is not None and slots.shape == (2, recording.info.selected, 32)
+    assert slots is not None and list(slots) == [0, 1]
+    assert all(weights.shape == (recording.info.selected, 32) for weights in slots.values())
     fired = recording.trace(0, 9, 1).selections.sort_values(["layer", "k"])
-    np.testing.assert_allclose(np.abs(slots).sum(-1).ravel(), fired["read"].abs(), rtol=2e-2, atol=1e-3)
+    together = np.stack([np.abs(slots[layer]).sum(-1) for layer in (0, 1)])
+    np.testing.assert_allclose(together.ravel(), fired["read"].abs(), rtol=2e-2, atol=1e-3)
 
 
 def test_slots_that_were_not_recorded_are_not_shown(tiny_recording: Recording) -> None:

@@ -41,7 +41,8 @@ def test_an_entry_that_heads_read_with_both_signs_is_unread_but_not_by_norm(
     rows.read[:, 1, 2] = 0  # what the heads add they subtract
     rows.read_norm[:, 1, 2] = 1
     monkeypatch.setattr(read_sample_module, "read_rows", lambda *_: rows)
-    monkeypatch.setattr(tiny_recording, "info", tiny_recording.info.model_copy(update={"signed_reads": True}))
+    sites = tuple(site.model_copy(update={"signed_reads": True}) for site in tiny_recording.info.sites)
+    monkeypatch.setattr(tiny_recording, "info", tiny_recording.info.model_copy(update={"sites": sites}))
     sample = read_sample(tiny_recording, 1)
     np.testing.assert_allclose(sample.norm.sum(-1), 1, atol=1e-3)
     table = unread_entries(tiny_recording, sample, limit=64)
@@ -57,5 +58,5 @@ def test_heads_are_counted_where_they_were_recorded(
     record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path / "heads", options)
     recording = Recording(tmp_path / "heads")
     heads = head_shares(recording, 0)
-    assert heads is not None and heads.shape == (recording.info.read_heads, 50)
+    assert heads is not None and heads.shape == (recording.info.sites[0].read_heads, 50)
     assert (heads.sum(1) == 200 * recording.info.selected).all()

@@ -9,12 +9,16 @@ import torch
 
 from memscope.model.ops.sparse_read import GatheredSlots
 from memscope.record.decode import N_LENS, N_NEAREST, kept_share, logit_lens, nearest_tokens, write_decodings
+from memscope.run.adapters.own import OwnRun
 from memscope.run.bank_init import load_bank_init
 from memscope.run.checkpoint import LoadedRun
+from tests.synthetic import make_info
 
 
 def decode(run: LoadedRun, path: Path, entries: list[int]) -> pd.DataFrame:
-    write_decodings(run, path, dict.fromkeys(run.config.model.memory_layers, np.array(entries)))
+    subject = OwnRun(run)
+    info = make_info(vocab_size=run.tokenizer.vocab_size).model_copy(update={"sites": subject.sites})
+    write_decodings(subject, info, path, dict.fromkeys(info.layers, np.array(entries)), lambda: ())
     return pd.read_parquet(path)
 
 
@@ -86,9 +90,10 @@ def frame_sentence(run: LoadedRun, entry: int) -> str:
 
 @pytest.mark.parametrize("name", ["tiny_run", "slot_run"])
 def test_logit_lens_equals_reading_the_entry_by_hand(name: str, request: pytest.FixtureRequest) -> None:
-    model = request.getfixturevalue(name).model
+    run = request.getfixturevalue(name)
+    model = run.model
     for layer in (0, 1):
-        lens = logit_lens(model, layer, torch.tensor([3, 60]))
+        lens = logit_lens(OwnRun(run), layer, torch.tensor([3, 60]))
         read = model.blocks[layer].memory.read
         for row, entry in enumerate((3, 60)):
             values = [read.o_proj(read.v_proj(slot)) for slot in model.bank.entries[entry]]
@@ -104,14 +109,15 @@ def test_lens_is_what_a_softmax_read_of_a_single_slot_adds(tiny_run: LoadedRun) 
     x, slots = torch.randn(1, 1, 32), GatheredSlots(model.bank.entries[5].expand(1, 1, 4, 16))
     weights = read.pattern(x, slots, torch.ones(1, 1, 4))
     added = read.output(x, slots, weights)[0, 0]
-    torch.testing.assert_close(model.unembed(added), logit_lens(model, 1, torch.tensor([5]))[0], atol=1e-4, rtol=1e-4)
+    lens = logit_lens(OwnRun(tiny_run), 1, torch.tensor([5]))[0]
+    torch.testing.assert_close(model.unembed(added), lens, atol=1e-4, rtol=1e-4)
 
 
 def test_lens_tokens_are_best_and_worst_first_and_null_for_unused_entries(tiny_run: LoadedRun, tmp_path: Path) -> None:
     used = [2, 5, 63]
     frame = decode(tiny_run, tmp_path / "decodings.parquet", used)
     assert frame["l0_top"].notna().to_numpy().nonzero()[0].tolist() == used
-    logits = logit_lens(tiny_run.model, 0, torch.tensor(used))
+    logits = logit_lens(OwnRun(tiny_run), 0, torch.tensor(used))
     for row, entry in enumerate(used):
         order = logits[row].argsort(descending=True)
         np.testing.assert_allclose(logits[row][frame["l0_top"][entry].astype(int)], logits[row][order[:N_LENS]])

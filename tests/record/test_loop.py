@@ -25,6 +25,7 @@ from memscope.record.loop import RecordOptions, plan_parts, record
 from memscope.recording.info import read_info
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.parts import finished_parts
+from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
@@ -103,7 +104,7 @@ def test_a_selection_bias_and_signs_of_reads_are_recorded(corpus_dir: Path, tmp_
         assert bias is not None
         bias.normal_(std=0.3, generator=torch.Generator().manual_seed(layer))
     info = record(OwnRun(run), corpus_dir / "valid.jsonl", tmp_path / "recording", RecordOptions(max_tokens=256))
-    assert info is not None and info.selection_bias and info.signed_reads
+    assert info is not None and all(site.selection_bias and site.signed_reads for site in info.sites)
     rows, reading = all_rows(tmp_path / "recording", info), Recording(tmp_path / "recording").reading_metrics()
     assert rows.score_margin is not None and rows.by_score is not None and rows.read_norm is not None
     tokens = torch.from_numpy(rows.token[:64].astype(np.int64))[None]
@@ -172,7 +173,8 @@ def test_weights_per_head_and_slot_add_up_to_the_read_weight(
     options = RecordOptions(max_tokens=150, score_bits=10, head_weights=True, slot_weights=True)
     info = record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path, options)
     assert info is not None
-    assert (info.head_weights, info.slot_weights, info.read_heads, info.gate_heads) == (True, True, 4, 2)
+    assert (info.head_weights, info.slot_weights) == (True, True)
+    assert [(site.read_heads, site.gate_heads, site.slots) for site in info.sites] == [(4, 2, 32)] * 2
     rows = all_rows(tmp_path, info)
     assert rows.head_read is not None and rows.slot_read is not None
     by_head = rows.head_read.astype(float).reshape(150, 2, 4, 8)  # [token, layer, A, K]
@@ -448,16 +450,22 @@ def test_a_recording_of_something_else_is_refused(
         (PARTS._replace(score_bits=10), "score_bits"),
         (PARTS._replace(slot_weights=True), "slot_weights"),
         (PARTS._replace(part_tokens=100), "part_tokens"),
-        (PARTS._replace(dtype="bfloat16"), "dtype"),
         (PARTS._replace(max_tokens=1000), "total_tokens"),
     ):
         with pytest.raises(InputError, match=f"with another {name}; choose another --out"):
             record(OwnRun(tiny_run), valid, whole, changed)
+    with pytest.raises(InputError, match="with another dtype; choose another --out"):
+        record(OwnRun(tiny_run, "bfloat16"), valid, whole, PARTS)
 
 
-def test_a_baseline_has_nothing_to_record(ffn_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
+def test_a_baseline_has_nothing_to_record(
+    ffn_run: LoadedRun, corpus_dir: Path, tmp_path: Path, cli: Callable[..., Any]
+) -> None:
     with pytest.raises(InputError, match="FFN baseline has no memory"):
-        record(OwnRun(ffn_run), corpus_dir / "valid.jsonl", tmp_path / "recording")
+        open_subject(ffn_run.path)
+    assert OwnRun(ffn_run).sites == ()
+    done = cli("record", ffn_run.path, "--corpus", corpus_dir / "valid.jsonl", "--out", tmp_path / "recording")
+    assert (done.code, done.out) == (2, "") and "FFN baseline has no memory" in done.err
     assert not (tmp_path / "recording").exists()
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from memscope.record.rows import EXACT_BITS, RowCollector, round_scores
-from memscope.recording.token_rows import KINDS
-from memscope.run.adapters.own import capture_memory
+from memscope.run.adapters.own import OwnModel, OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import WindowPass, run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
@@ -111,9 +110,11 @@ def test_every_column_is_what_the_hooks_saw_within_the_stated_error(
 ) -> None:
     windows = document_windows(slot_corpus, 64)[:9]
     pad = slot_run.tokenizer.pad
-    passes = run_windows(slot_run.model, slot_corpus, windows, pad, "float32", 4, keep_pattern=True, detail=True)
-    kinds = (*KINDS, "score_margin", "by_score", "read_norm", "head_read", "slot_read")
-    collector = RowCollector(slot_corpus, (0, 1), bits, kinds)
+    passes = run_windows(OwnModel(slot_run.model), slot_corpus, windows, pad, 4, keep_pattern=True, detail=True)
+    sites = OwnRun(slot_run).sites
+    assert [site.columns for site in sites] == [("gate", "read", "margin")] * 2
+    columns = (*sites[0].columns, "score_margin", "by_score", "read_norm", "head_read", "slot_read")
+    collector = RowCollector(slot_corpus, sites, bits, [columns, columns])
     rows = collector.collect(windows, passes)
     assert len(rows.doc) == sum(window.end - window.start for window in windows)
     first = 0
@@ -158,11 +159,10 @@ def test_rows_stand_in_the_order_of_windows_whatever_the_order_of_passes(
 
     def passes(order: int) -> Iterator[WindowPass]:
         for start in range(0, 7, 3)[::order]:
-            yield from run_windows(
-                tiny_run.model, tiny_corpus, windows[start : start + 3], tiny_run.tokenizer.pad, "float32"
-            )
+            three = windows[start : start + 3]
+            yield from run_windows(OwnModel(tiny_run.model), tiny_corpus, three, tiny_run.tokenizer.pad)
 
-    collector = RowCollector(tiny_corpus, (0, 1))
+    collector = RowCollector(tiny_corpus, OwnRun(tiny_run).sites)
     one, other = collector.collect(windows, passes(1)), collector.collect(windows, passes(-1))
     for name in ("doc", "pos", "token", "predicted", "loss", "indices", "gate", "read", "margin"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

@@ -12,6 +12,7 @@ from memscope.model.transformer import next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import TextTrace, describe_trace, trace_text
+from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
 from tests.conftest import make_sentences
@@ -46,7 +47,10 @@ def test_selections_losses_and_predictions_are_those_of_the_model(run: LoadedRun
     assert traced.predictions["text"][::5].tolist() == [
         run.tokenizer.token_texts[token] for token in logits[0].argmax(-1)
     ]
-    np.testing.assert_allclose(traced.slots[:, 1], captured[1].slot_weights[0], rtol=1e-5)
+    several = run.config.memory.knowledge_length > 1
+    assert list(traced.slots) == ([0, 1] if several else [])
+    for layer, slots in traced.slots.items():
+        np.testing.assert_allclose(slots, captured[layer].slot_weights[0], rtol=1e-5)
     for row in traced.trace.selections.itertuples():
         capture = captured[row.layer]
         assert row.entry == capture.indices[0, row.pos, row.k]
@@ -94,7 +98,8 @@ def test_pooled_entries_have_no_slots_and_every_entry_names_its_sentence(tiny_ru
     described = describe_trace(OwnRun(tiny_run), trace_text(OwnRun(tiny_run), TEXT))
     sentences = {f["entry"]: f["sentence"] for t in described for layer in t["layers"] for f in layer["entries"]}
     fired = described[0]["layers"][0]["entries"][0]
-    assert set(fired) == {"entry", "gate", "read", "sentence"}
+    assert set(fired) == {"entry", "label", "gate", "read", "sentence"}
+    assert fired["label"] == f"entry {fired['entry']}"
     assert all(isinstance(text, str) for entry, text in sentences.items() if entry < 53)
     assert all(text is None for entry, text in sentences.items() if entry >= 53)
 
@@ -114,8 +119,8 @@ def test_a_live_trace_equals_the_recording_of_the_same_text(tiny_run: LoadedRun,
 
 
 def test_what_cannot_be_traced_is_refused(tiny_run: LoadedRun, ffn_run: LoadedRun) -> None:
-    with pytest.raises(InputError, match="FFN baseline has no memory to trace"):
-        trace_text(ffn_run, TEXT)
+    with pytest.raises(InputError, match="FFN baseline has no memory to record"):
+        open_subject(ffn_run.path)
     with pytest.raises(InputError, match="the text is empty"):
         trace_text(OwnRun(tiny_run), "")
     with pytest.raises(InputError, match=r"the text has \d+ tokens, the model reads 63 at once; shorten it"):

@@ -106,7 +106,8 @@ def test_what_the_selection_bias_chose_is_said_where_there_is_one(
     flags = with_census(tiny_recording_path, tmp_path, reading={"by_score_share": share})
     assert not [flag for flag in flags if "bias" in flag.text]  # this recording has none
     info = read_info(tmp_path / "changed")
-    write_info(tmp_path / "changed", info.model_copy(update={"selection_bias": True}))
+    sites = tuple(site.model_copy(update={"selection_bias": True}) for site in info.sites)
+    write_info(tmp_path / "changed", info.model_copy(update={"sites": sites}))
     recording = Recording(tmp_path / "changed")
     [flag] = [flag for flag in health(recording) if "bias" in flag.text]
     assert flag.level == level

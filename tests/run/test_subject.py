@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memscope.model.transformer import MemoryTransformer, next_token_loss
-from memscope.run.adapters.own import capture_memory
+from memscope.run.adapters.own import OwnModel, capture_memory
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
@@ -84,7 +84,7 @@ def test_run_windows_visits_every_window_once_and_pads_without_effect(
 ) -> None:
     windows = document_windows(tiny_corpus, 30)
     seen = []
-    for done in run_windows(tiny_run.model, tiny_corpus, windows, tiny_run.tokenizer.pad, "float32", batch_size):
+    for done in run_windows(OwnModel(tiny_run.model), tiny_corpus, windows, tiny_run.tokenizer.pad, batch_size):
         for row, window in enumerate(done.windows):
             seen.append(window)
             tokens = torch.from_numpy(tiny_corpus.tokens[window.start : window.end].astype("int64"))[None]
@@ -95,7 +95,7 @@ def test_run_windows_visits_every_window_once_and_pads_without_effect(
 
 def test_run_windows_gives_losses_of_targets_and_zero_elsewhere(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     windows = document_windows(tiny_corpus, 64)[:5]
-    [done] = run_windows(tiny_run.model, tiny_corpus, windows, tiny_run.tokenizer.pad, "float32")
+    [done] = run_windows(OwnModel(tiny_run.model), tiny_corpus, windows, tiny_run.tokenizer.pad)
     targets = torch.from_numpy(done.batch.targets)
     torch.testing.assert_close(done.losses, next_token_loss(done.logits, targets))
     assert (done.losses[targets < 0] == 0).all()
@@ -106,7 +106,7 @@ def test_run_windows_restores_mode_and_hooks_when_left_early(tiny_run: LoadedRun
     model = make_model()
     model.train()
     windows = document_windows(tiny_corpus, 64)
-    passes = run_windows(model, tiny_corpus, windows, tiny_run.tokenizer.pad, "float32")
+    passes = run_windows(OwnModel(model), tiny_corpus, windows, tiny_run.tokenizer.pad)
     next(passes)
     passes.close()  # what leaving a loop early does
     assert hook_count(model) == 0
