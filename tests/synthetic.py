@@ -1,7 +1,7 @@
 """Random rows for recordings, and recordings read back whole: what the census is tested on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,18 @@ from memscope.recording.aggregates import list_files
 from memscope.recording.census_file import read_census, write_census
 from memscope.recording.info import RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import read_part
+from memscope.recording.sites import Site
 from memscope.recording.token_rows import TokenRows
 from memscope.testing.recordings import SPECIAL, cut_rows, make_info, write_recording, write_tokenizer
 
 __all__ = [
+    "MIXED",
     "SPECIAL",
     "all_rows",
     "change_layer",
     "cut",
     "make_info",
+    "make_mixed_rows",
     "make_rows",
     "relist",
     "selections_of",
@@ -115,3 +118,56 @@ def selections_of(rows: TokenRows, axis: int) -> Iterator[tuple[int, int, int, f
     for row, entries in enumerate(rows.indices[:, axis].tolist()):
         for k, entry in enumerate(entries):
             yield row, k, entry, float(rows.gate[row, axis, k]), float(rows.read[row, axis, k])
+
+
+MIXED = (
+    Site(
+        layer=0,
+        module="a",
+        kind="memory",
+        entries=24,
+        selected=4,
+        gate_heads=2,
+        read_heads=2,
+        has=("scores", "reads", "margin"),
+    ),
+    Site(layer=1, module="b", kind="experts", first_entry=24, entries=8, selected=2, has=("scores", "margin")),
+    Site(
+        layer=2,
+        module="c",
+        kind="features",
+        first_entry=32,
+        entries=40,
+        selected=6,
+        varies=True,
+        has=("scores", "margin"),
+    ),
+    Site(layer=4, module="d", kind="selection", first_entry=72, entries=12, selected=3, has=()),
+    Site(layer=5, module="e", kind="memory", entries=24, selected=2, has=("scores", "reads", "margin")),
+)
+"""A memory of two layers; between them a router of experts, features of which a token selects up to 6, and entries
+without scores."""
+
+
+def make_mixed_rows(lengths: Sequence[int], seed: int = 0) -> TokenRows:
+    """Random rows of ``MIXED``, as they are read back from a recording: NaN and -1 where a layer has nothing."""
+    chance, n, k = np.random.default_rng(seed), sum(lengths), 6
+    rows = make_rows(lengths, seed, layers=len(MIXED), selected=k, heads=2)
+    assert rows.gate is not None and rows.margin is not None
+    indices = np.full(rows.indices.shape, -1)
+    gate, read, margin = rows.gate.copy(), np.full_like(rows.gate, np.nan), rows.margin.copy()
+    for axis, site in enumerate(MIXED):
+        liking = chance.random((n, site.gate_heads, site.entries)) ** (np.arange(1, site.entries + 1) / 6)
+        chosen = np.argsort(-liking, axis=-1)[..., : site.selected // site.gate_heads].reshape(n, -1)
+        indices[:, axis, : site.selected] = chosen + site.first_entry
+        gate[:, axis, site.selected :] = margin[:, axis, site.gate_heads :] = np.nan
+        if site.varies:
+            fewer = np.arange(site.selected) >= chance.integers(0, site.selected + 1, n)[:, None]
+            indices[:, axis, : site.selected][fewer] = -1
+            gate[:, axis, : site.selected][fewer] = 0
+        if "scores" not in site.has:
+            gate[:, axis] = margin[:, axis] = np.nan
+        if "reads" in site.has:
+            values = chance.exponential(1, (n, site.selected)) ** 3
+            read[:, axis, : site.selected] = round_scores(values.astype(np.float32), 6)
+    return replace(rows, indices=indices, gate=gate, read=read, margin=margin)

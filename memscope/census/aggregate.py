@@ -51,9 +51,8 @@ from memscope.recording.census_file import (
     Weightings,
     write_census,
 )
-from memscope.recording.info import RecordingInfo, write_info
+from memscope.recording.info import STARTS, RecordingInfo, write_info
 from memscope.recording.sites import HAS, Has, Site
-from memscope.recording.starts import STARTS
 from memscope.stats.usage import Bank
 from memscope.text.tokenizer import Tokenizer
 

@@ -59,7 +59,7 @@ def write_decodings(
     """
     drifted = subject.drifted()
     columns: dict[str, Any] = {"entry": np.arange(info.knowledge_num, dtype=np.uint32)}
-    columns |= _no_drift(info.knowledge_num) if drifted is None else _drift_columns(drifted)
+    columns |= no_drift(info.knowledge_num) if drifted is None else _drift_columns(drifted)
     for site in info.sites:
         if "lens" in site.has:
             columns |= _lens_columns(subject, info.knowledge_num, site, used[site.layer], sample)
@@ -87,7 +87,16 @@ def _drift_columns(drifted: Drifted) -> dict[str, pa.Array | np.ndarray]:
     }
 
 
-def _no_drift(entries: int) -> dict[str, pa.Array]:
+def no_starts(entries: int) -> pa.Table:
+    """``bank_init.parquet`` of entries of which nothing is known: null in all columns but ``entry``."""
+    texts = pa.list_(pa.string())
+    columns = {"sentence": pa.string(), "token_ids": pa.list_(pa.uint32())}
+    columns |= dict.fromkeys(("uuid", "subject", "predicate", "object"), texts)
+    numbers = {"entry": pa.array(np.arange(entries, dtype=np.uint32))}
+    return pa.table(numbers | {name: pa.nulls(entries, kind) for name, kind in columns.items()})
+
+
+def no_drift(entries: int) -> dict[str, pa.Array]:
     """The same columns, null, of entries whose start is not known."""
     numbers, lists = dict.fromkeys(("drift", "kept", "kept_at_init"), pa.float32()), pa.list_(pa.float32())
     kinds = numbers | {"nearest": pa.list_(pa.uint32()), "nearest_cosine": lists, "slot_drift": lists}

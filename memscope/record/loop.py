@@ -26,12 +26,11 @@ from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
 from memscope.census.aggregate import write_aggregates
-from memscope.record.decode import write_decodings
+from memscope.record.decode import no_starts, write_decodings
 from memscope.record.rows import RowCollector
 from memscope.recording.aggregates import check_files, list_files
-from memscope.recording.info import AGGREGATES, INFO, Part, RecordingInfo, read_info, write_info
+from memscope.recording.info import AGGREGATES, INFO, STARTS, Part, RecordingInfo, read_info, write_info
 from memscope.recording.parts import drop_progress, finished_parts, write_part, write_progress
-from memscope.recording.starts import STARTS, no_starts
 from memscope.run.folder import check_no_run
 from memscope.run.subject import Batches, Capture, Subject, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus, window_batch

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.recording.sites import Site
-from memscope.recording.token_rows import BLANK, NONE, TokenRows
+from memscope.recording.token_rows import BLANK, NONE, PER_SELECTION, TokenRows
 from memscope.run.subject import Selected, WindowPass
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 
@@ -80,7 +80,8 @@ class RowCollector:
             ]
             if "margin" not in name and not all(bool(one.isfinite().all()) for one in of_sites if one is not None):
                 raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
-            stacked = _stacked(of_sites, BLANK.get(name, torch.nan))
+            at_least = values["indices"].shape[2] if name in PER_SELECTION else 0
+            stacked = _stacked(of_sites, BLANK.get(name, torch.nan), at_least)
             exact = stacked.dtype == torch.bool
             values[name] = (
                 stacked.cpu().numpy() if exact else round_scores(stacked.float().cpu().numpy(), self.score_bits)
@@ -88,10 +89,10 @@ class RowCollector:
         return values
 
 
-def _stacked(of_sites: Sequence[Tensor | None], blank: float | int) -> Tensor:
+def _stacked(of_sites: Sequence[Tensor | None], blank: float | int, at_least: int = 0) -> Tensor:
     """Values of sites side by side, ``[token, layer, number]``; a site that has fewer or none is filled up."""
     known = [values for values in of_sites if values is not None]
-    width = max(values.shape[1] for values in known)
+    width = max(at_least, *(values.shape[1] for values in known))
     if len(known) == len(of_sites) and all(values.shape[1] == width for values in known):
         return torch.stack(known, 1)
     full = known[0].new_full((len(known[0]), len(of_sites), width), blank)

@@ -13,8 +13,7 @@ import pyarrow.types as kinds
 from memscope.base.errors import InputError
 from memscope.base.parquet import open_parquet, read_parquet
 from memscope.base.seals import check_file, hashes
-from memscope.recording.info import AGGREGATES, COPIES, INFO, RecordingInfo
-from memscope.recording.starts import STARTS
+from memscope.recording.info import AGGREGATES, COPIES, INFO, STARTS, RecordingInfo
 from memscope.text.tokenizer import Tokenizer
 
 _TOKENS = "_token:[int] ", "_lift:[number] ", "_count:[int] "

@@ -24,6 +24,8 @@ AGGREGATES = (
 COPIES = (ROLES_FILE, "config.yaml", "run.json", "metrics.jsonl")
 """Further files, if the run has them."""
 AGAIN = "record again"
+STARTS = "bank_init.parquet"
+"""What entries started from; one empty row each where no entry has a text."""
 _Count = Annotated[int, Field(ge=1, le=2**32)]
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -13,6 +13,8 @@ NONE = -1
 """In place of an entry: the token selected fewer than K."""
 BLANK: dict[str, float | int] = {"by_score": 1}
 """What stands where a layer lacks a column that another layer has; NaN where nothing is named."""
+PER_SELECTION = ("gate", "read", "by_score", "read_norm")
+"""Columns with a number per selection: as long as the K axis, whichever layers have them."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def from_table(table: pa.Table, sites: Sequence[Site], columns: Sequence[Sequenc
             for site, names in zip(sites, columns, strict=True)
         ]
         known = [values for values in there if values is not None]
-        width, dtype = max(values.shape[1] for values in known), known[0].dtype
+        widths = [site.selected for site in sites] if name in PER_SELECTION else [values.shape[1] for values in known]
+        width, dtype = max(widths), known[0].dtype
         stacked = np.full((table.num_rows, len(sites), width), blank, np.int64 if name == "indices" else dtype)
         for axis, values in enumerate(there):
             if values is not None:

@@ -86,7 +86,9 @@ class Tokenizer:
             InputError: a file is missing or not of the expected form.
         """
         backend = read_tokenizer(path)
-        return cls(backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path), read_frame(path.parent))
+        return cls(
+            backend, find_roles(backend, str(path), path.parent, known=EARLIER), str(path), read_frame(path.parent)
+        )
 
     @classmethod
     def adopt(cls, path: Path, asked: Roles | None = None) -> "Tokenizer":

@@ -15,16 +15,16 @@ RANKS = (
     {"run", "census.firing", "census.anomalies"},
     {"run.adapters"},
     {"census", "train", "query", "bank_map"},
-    {"record", "testing"},
+    {"record", "testing", "routing"},
     {"causal", "report.plots"},
     {"report"},
     {"report.gate_bias", "report.compare", "export"},
     {"cli"},
 )
 """Rooms of ``memscope``, lowest first: a room imports only from rooms that stand in an earlier line."""
-WITHOUT_TORCH = {"stats", "config", "text", "recording", "census", "query", "report", "export"}
+WITHOUT_TORCH = {"stats", "config", "text", "recording", "census", "query", "routing", "report", "export"}
 """Rooms, with the rooms in them, whose modules import torch neither themselves nor by way of others."""
-FOR_THE_APP = {"base", "stats", "config", "text", "recording", "census", "query", "causal", "report"}
+FOR_THE_APP = {"base", "stats", "config", "text", "recording", "census", "query", "routing", "causal", "report"}
 """Rooms that the app may import; what runs a model, ``app/live.py`` alone imports, when it is asked for."""
 MOST_MODULES = 10
 MOST_LINES = 350

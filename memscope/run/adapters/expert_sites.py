@@ -241,7 +241,9 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
 
     with _observed(model, before, after):
         logits = run(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    inner = [one for one in seen.values() if not any(_holds(one.module, other) for other in seen if other is not one.module)]
+    inner = [
+        one for one in seen.values() if not any(_holds(one.module, other) for other in seen if other is not one.module)
+    ]
     if not inner:
         kinds = Counter(type(module).__name__ for module in model.modules())
         listed = ", ".join(list(kinds)[:_LISTED])

@@ -127,7 +127,9 @@ class HuggingFaceExperts:
             if local.shape != indices.shape:
                 return local, by
             # In the model's own order: sums over experts are then rounded as before.
-            return torch.empty_like(indices).scatter_(-1, order, local), torch.empty_like(weights).scatter_(-1, order, by)
+            return torch.empty_like(indices).scatter_(-1, order, local), torch.empty_like(weights).scatter_(
+                -1, order, by
+            )
 
         with self._hooked(change):
             yield
@@ -210,11 +212,15 @@ def adopt_tokenizer(tokenizer: Any, ids: int, source: str) -> Tokenizer:
         return tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; one with a tokenizer.json is needed")
+        raise InputError(
+            f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; one with a tokenizer.json is needed"
+        )
     roles = Roles(*(getattr(tokenizer, f"{role}_token", None) for role in Roles._fields))
     adopted = Tokenizer.of_model(backend, roles, source, ids)
     if (known := max(backend.get_vocab(with_added_tokens=False).values())) >= ids:
-        raise InputError(f"{source}: its tokenizer has token {known}, the model knows {ids}; give the model's tokenizer")
+        raise InputError(
+            f"{source}: its tokenizer has token {known}, the model knows {ids}; give the model's tokenizer"
+        )
     return adopted
 
 

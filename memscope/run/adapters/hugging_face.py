@@ -1,11 +1,11 @@
 """Open a folder of ``save_pretrained`` (``config.json`` and safetensors) as a subject; nothing is downloaded or run.
 
-    subject = open_hugging_face(Path("models/OLMoE-1B-7B"))
+subject = open_hugging_face(Path("models/OLMoE-1B-7B"))
 """
 
 import hashlib
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,7 +55,9 @@ def open_hugging_face(
             output_loading_info=True,
         )
     if lacking := sorted(report["missing_keys"]):
-        raise InputError(f"{folder}: {len(lacking)} weights of the model are missing, {lacking[0]} first; copy it again")
+        raise InputError(
+            f"{folder}: {len(lacking)} weights of the model are missing, {lacking[0]} first; copy it again"
+        )
     with _named_errors(folder, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return HuggingFaceExperts(
