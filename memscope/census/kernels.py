@@ -148,7 +148,6 @@ def read_tokens(
             total_gate += gate[t, i]
             total_read += read[t, i]
             total_norm += norm[t, i]
-            token[Sum.BY_SCORE] += by_score[t, i]
         gate_entropy = 0.0
         gate_top = 0.0
         if total_gate > 0:
@@ -168,6 +167,7 @@ def read_tokens(
             if indices[t, i] < 0:
                 continue
             token[Sum.SELECTIONS] += 1
+            token[Sum.BY_SCORE] += by_score[t, i]
             if share < UNREAD_SHARE:
                 token[Sum.UNREAD] += 1
             if total_norm == 0 or norm[t, i] / total_norm < UNREAD_SHARE:
