@@ -17,6 +17,11 @@ PAGES = {
     "map": ("Map", "scatter_plot", "The bank in two dimensions, coloured by what entries are and do."),
     "gate_bias": ("Gate bias", "balance", "Evenness of selection, preferences, anomalies and the full report."),
     "reading": ("Reading", "menu_book", "How the attention weighs what the gate selected."),
+    "routing": (
+        "Routing",
+        "alt_route",
+        "Load, domains, tokens, pairs and paths of layers with few entries; their atlas.",
+    ),
     "facts": ("Facts", "fact_check", "Does a question select, read and need the entries that started from its fact?"),
     "what_if": ("What if", "science", "Ablate, force, swap or rewrite entries, and see what changes."),
     "compare": ("Compare", "compare_arrows", "Two recordings side by side, such as two checkpoints or seeds."),

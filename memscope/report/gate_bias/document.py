@@ -14,6 +14,7 @@ from memscope.report.gate_bias.figures import figures
 from memscope.report.gate_bias.method import method
 from memscope.report.gate_bias.tables import tables
 from memscope.report.gate_findings import choice
+from memscope.report.routing import routing_figures, routing_tables
 from memscope.report.words import selections, shared_by
 
 _SHOWN_ENTRIES, _SHOWN_CONTEXTS = 20, 3
@@ -36,8 +37,8 @@ def make_document(recording: Recording, findings: list[Finding]) -> Document:
         subtitle="Which entries the gate selects, how evenly, toward what, and what the attention reads of them.",
         facts=_facts(recording),
         findings=[*findings, *fact_findings(recording.path)],
-        figures=[*figures(recording), *fact_figures(recording.path)],
-        tables=[*tables(recording), *fact_tables(recording.path)],
+        figures=[*figures(recording), *routing_figures(recording), *fact_figures(recording.path)],
+        tables=[*tables(recording), *routing_tables(recording), *fact_tables(recording.path)],
         method=method(recording),
         files=_FILES,
         entries=_entry_notes(recording),

@@ -18,6 +18,7 @@ from memscope.report.anomalies import anomalies_in_words, find_anomalies
 from memscope.report.document import write_document, write_table
 from memscope.report.findings import Finding, find
 from memscope.report.gate_bias.document import make_document
+from memscope.report.routing import routing_findings
 from memscope.report.schema import Metrics, describe_source, json_schema
 
 
@@ -28,7 +29,7 @@ def write_report(recording: Recording, out: Path) -> Iterator[Path]:
         InputError: the folder cannot be written.
     """
     make_folder(out)
-    findings = find(recording)
+    findings = [*find(recording), *routing_findings(recording)]
     yield from write_document(make_document(recording, findings), out, "gate_bias")
     for name, frame in tables(recording).items():
         yield from write_table(out / name, frame)
