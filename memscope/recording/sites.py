@@ -39,6 +39,7 @@ class Site(BaseModel):
     module: str
     """Path of the module that selects, as in ``model.named_modules()``."""
     kind: Kind
+    """What selects."""
     first_entry: Annotated[int, Field(ge=0, le=2**31)] = 0
     """First entry of its bank."""
     entries: _Count
@@ -50,6 +51,7 @@ class Site(BaseModel):
     gate_heads: _Count = 1
     """Heads that select apart from one another, K / H entries each, all different."""
     read_heads: _Count = 1
+    """Heads of the attention that reads; 1 where nothing reads apart from the gate."""
     slots: _Count = 1
     """Vectors of one entry."""
     has: tuple[Has, ...]
