@@ -166,7 +166,7 @@ def test_a_baseline_cannot_be_recorded_or_traced(cli: Cli, ffn_run: object, corp
     run = ffn_run.path  # type: ignore[attr-defined]
     out = ["--corpus", corpus_dir / "valid.jsonl", "--out", tmp_path / "rec"]
     assert_refused(cli("record", run, *out, "--device", "cpu"), "an FFN baseline has no memory to record")
-    assert_refused(cli("trace", run, "text", "--device", "cpu"), "an FFN baseline has no memory to trace")
+    assert_refused(cli("trace", run, "text", "--device", "cpu"), "an FFN baseline has no memory to record")
 
 
 @pytest.mark.parametrize(("text", "tokens", "part"), [("word " * 70, 1, "max_seq_len=64"), ("word", 64, "max_seq_len")])
