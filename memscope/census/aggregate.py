@@ -28,6 +28,7 @@ from memscope.census.kernels import N_WEIGHTS, Weight
 from memscope.census.labels import entry_labels
 from memscope.census.neighbours import write_neighbours
 from memscope.census.preference import adjust, layer_preferences
+from memscope.census.readability import write_readability
 from memscope.census.strata import Strata, divide_recording
 from memscope.census.summaries import (
     evenness,
@@ -102,8 +103,8 @@ class CountedUsage(NamedTuple):
 def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     """Write all aggregates of a recording whose parts are finished.
 
-    These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles``, ``neighbours`` and ``anomalies`` as Parquet,
-    and ``census.json``; their hashes go to ``recording.json``.
+    These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles``, ``neighbours``, ``anomalies`` and
+    ``readability`` as Parquet, and ``census.json``; their hashes go to ``recording.json``.
 
     Raises:
         InputError: a part or another file is missing, damaged, or not of this recording; no token has a successor.
@@ -114,6 +115,7 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     write_preferences(recording, info, strata)
     of_tokens = write_firing(recording, info)
     write_anomalies(recording, info, write_neighbours(recording, info))
+    write_readability(recording, info, strata)
     held_out = held_out_information(recording, info, strata)
     information = [{**counted, **told} for counted, told in zip(of_tokens, held_out, strict=True)]
     write_census(recording, make_census(info, strata, usage, information))

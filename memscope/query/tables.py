@@ -23,7 +23,7 @@ from memscope.text.tokenizer import Tokenizer
 
 _VIEWS = {"usage": "usage", "bias": "bias", "contexts": "contexts", "firing": "firing", "neighbours": "neighbours"}
 _VIEWS |= {"titles": "titles", "decodings": "decodings", "bank": "bank_init", "docs": "documents"}
-_VIEWS["anomalies"] = "anomalies"
+_VIEWS |= {"anomalies": "anomalies", "readability": "readability"}
 
 
 class RecordingTables:
@@ -83,7 +83,7 @@ class RecordingTables:
         return self._tables[view].rows(entries, columns)
 
     def sql(self, query: str, values: list[Any] | None = None) -> pd.DataFrame:
-        """Answer SQL on ``usage bias contexts firing neighbours anomalies titles decodings bank docs``."""
+        """Answer SQL on ``usage bias contexts firing neighbours anomalies readability titles decodings bank docs``."""
         # A cursor per question: one recording serves many threads.
         frame: pd.DataFrame = self._run(self._db.cursor(), query, values or []).df()
         return frame

@@ -29,6 +29,8 @@ COLUMNS = {
     "neighbours": "layer:int entry:int rank:int other:int together:int npmi:number tokens:int",
     "anomalies": "kind:text layer:int entry:int other:int label:text effect:number p:number tokens:int",
     "titles": "entry:int title:text",
+    "readability": "layer:int entry:int tokens:int readability:number balanced_accuracy:number control:number "
+    "purity:number",
     "decodings": "entry:int drift:number nearest:[int] nearest_cosine:[number] kept:number kept_at_init:number "
     "slot_drift:[number]",
 }

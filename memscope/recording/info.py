@@ -17,7 +17,10 @@ RECORDINGS = "MEMSCOPE_RECORDINGS"
 """Environment variable with what the app opens: a recording, or a folder of recordings."""
 FORMAT_VERSION = 5
 AGGREGATES = (
-    *(f"{name}.parquet" for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours")),
+    *(
+        f"{name}.parquet"
+        for name in ("documents", "usage", "bias", "contexts", "firing", "titles", "neighbours", "readability")
+    ),
     *("anomalies.parquet", "decodings.parquet", "bank_init.parquet", "census.json", "tokenizer.json"),
 )
 """Files that a finished recording has beside its parts."""
