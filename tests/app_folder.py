@@ -1,6 +1,5 @@
 """A folder of recordings for the tests of the app: a small one with a map, and a twin to compare it with."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memscope.base.seals import hashes, write_sealed
+from memscope.recording.info import read_info
 
 HOSTILE_CLUSTER = "<img src=x onerror='window.hacked = true'>"
 
@@ -17,7 +17,7 @@ def make_folder(recording: Path, folder: Path) -> Path:
     """Copy a recording into ``folder`` as ``tiny`` with a map, and as ``twin`` without one; returns the folder."""
     tiny = shutil.copytree(recording, folder / "tiny")
     shutil.copytree(recording, folder / "deeper" / "twin")
-    entries = json.loads((tiny / "recording.json").read_text())["knowledge_num"]
+    entries = read_info(tiny).knowledge_num
     entry = np.arange(entries, dtype=np.uint32)
     angle = 2 * np.pi * entry / entries
     places = {"x": np.cos(angle), "y": np.sin(angle), "cluster": entry % 2}
