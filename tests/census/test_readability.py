@@ -14,7 +14,7 @@ from memscope.census.readability import LEAST, RULES, layer_readability
 from memscope.census.strata import divide_recording
 from memscope.query.recording import Recording
 from memscope.recording.info import Part, RecordingInfo
-from memscope.recording.part_reader import read_part
+from memscope.recording.part_reader import read_columns, read_part
 from memscope.testing.recordings import PLANTED_LAYER, plant_recording
 
 
@@ -88,10 +88,9 @@ def test_an_entry_of_a_pair_is_read_by_the_pair(tmp_path: Path, monkeypatch: pyt
     info, strata = recording.info, divide_recording(recording.path, recording.info)
     text = row_text(recording.path, info)
     busiest = np.bincount(text.bigram).argmax()
-    read = readability.read_columns
 
     def with_a_pair(folder: Path, about: RecordingInfo, part: Part, columns: list[str]) -> pa.Table:
-        table, first = read(folder, about, part, columns), info.first_rows()[info.parts.index(part)]
+        table, first = read_columns(folder, about, part, columns), info.first_rows()[info.parts.index(part)]
         indices = np.stack(table["l0_indices"].to_pylist())
         at = np.arange(first, first + len(indices))
         indices[indices == 7] = 8
@@ -99,7 +98,7 @@ def test_an_entry_of_a_pair_is_read_by_the_pair(tmp_path: Path, monkeypatch: pyt
         return pa.table({columns[0]: fixed_lists(indices, table.schema.field(0).type.value_type)})
 
     monkeypatch.setattr(readability, "LEAST", 1)
-    monkeypatch.setattr(readability, "read_columns", with_a_pair)
+    monkeypatch.setattr("memscope.census.readability.read_columns", with_a_pair)
     own = layer_readability(recording.path, info, 0, text, strata).set_index("entry").loc[7]
     assert own["readability"] > 0.9
 
