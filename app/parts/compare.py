@@ -100,7 +100,7 @@ def metric_table(a: Recording, b: Recording) -> None:
 def likeness(a: Recording, b: Recording, name: str) -> None:
     """How alike both use the bank; measured on request."""
     st.subheader("How alike is usage?")
-    if any(getattr(a.info, key) != getattr(b.info, key) for key in ("knowledge_num", "bank_groups", "layers")):
+    if [(site.layer, site.own) for site in a.info.sites] != [(site.layer, site.own) for site in b.info.sites]:
         st.info("Usage is compared only between banks with the same size, the same groups and the same memory layers.")
         return
     kept = st.session_state.setdefault("_likeness", {})
