@@ -347,7 +347,7 @@ def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("app.parts.anomalies.anomalies_in_words", lambda _: every[:0])
     st.cache_data.clear()
     none = open_page("gate_bias", recording="planted", part="anomalies")
-    assert not none.exception and none.success[0].value.startswith("Nothing stands out")
+    assert not none.exception and none.success[0].value.startswith("No anomalies.")
 
 
 def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:
