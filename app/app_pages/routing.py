@@ -15,6 +15,7 @@ from memscope.routing.rows import MOST_ENTRIES, routed_layers
 from memscope.routing.saturation import saturation
 
 PARTS = ("load", "atlas", "domains", "tokens", "pairs", "paths", "saturation")
+ATLAS = ("number", "load", "fires_on", "input", "next", "promotes", "group", "group_lift")
 WITH_LAYER = ("atlas", "domains", "pairs", "paths")
 _NUMBER, _TEXT, _LIST = st.column_config.NumberColumn, st.column_config.TextColumn, st.column_config.ListColumn
 
@@ -80,7 +81,7 @@ if part == "atlas":
         key="_atlas",
         on_select=open_row,
         selection_mode="single-row",
-        column_order=["number", "load", "fires_on", "input", "next", "promotes", "group", "group_lift"],
+        column_order=[name for name in ATLAS if table[name].notna().any()],
         column_config={
             "number": _NUMBER(word, format="%d", width=60),
             "load": _NUMBER("x even", format="%.2f", width=65),
