@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
 from memscope.recording.sites import Site
@@ -37,22 +38,6 @@ _LISTED = 12
 """Most kinds of modules that an error names."""
 
 
-class Removable(Protocol):
-    """A hook that can be removed."""
-
-    def remove(self) -> None:
-        """Remove it."""
-
-
-class _Both(NamedTuple):
-    first: Removable
-    second: Removable
-
-    def remove(self) -> None:
-        self.first.remove()
-        self.second.remove()
-
-
 @dataclass(frozen=True)
 class Selector:
     """A site and the module that selects there."""
@@ -64,17 +49,17 @@ class Selector:
     top: int | None = None
     """Experts that a router selects for a token; none for a call of experts."""
 
-    def hook(self, act: Act) -> Removable:
+    def hook(self, act: Act) -> RemovableHandle:
         """Have every later call of the module pass through ``act``; entries are counted from 0 in it."""
         if self.top is None:
             return self.module.register_forward_pre_hook(self._call_hook(act), with_kwargs=True)
         return self.module.register_forward_hook(self._router_hook(act, self.top))
 
-    def hook_outputs(self, add: Add) -> Removable:
+    def hook_outputs(self, add: Add) -> list[RemovableHandle]:
         """Tell ``add`` the output of every selected expert, as if its weight were 1."""
         return self._outputs_of_router(add) if self.top else self._outputs_of_call(add)
 
-    def _outputs_of_call(self, add: Add) -> Removable:
+    def _outputs_of_call(self, add: Add) -> list[RemovableHandle]:
         inside = False
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -84,15 +69,15 @@ class Selector:
             inside = True
             call = Call(args, kwargs)
             _, indices, weights = call.tensors[:3]
-            for k in range(indices.shape[-1]):
-                one = slice(k, k + 1)
-                new_args, new_kwargs = call.replaced(indices[:, one].contiguous(), torch.ones_like(weights[:, one]))
-                add(self, indices[:, k], module(*new_args, **new_kwargs))
+            alone = torch.ones_like(weights[:, :1]) * weights.new_tensor([1.0, 0.0])
+            for expert in indices.unbind(-1):  # twice, once with weight 0: some experts cannot be called with K = 1
+                new_args, new_kwargs = call.replaced(torch.stack([expert, expert], -1), alone)
+                add(self, expert, module(*new_args, **new_kwargs))
             inside = False
 
-        return self.module.register_forward_pre_hook(before, with_kwargs=True)
+        return [self.module.register_forward_pre_hook(before, with_kwargs=True)]
 
-    def _outputs_of_router(self, add: Add) -> Removable:
+    def _outputs_of_router(self, add: Add) -> list[RemovableHandle]:
         """Those of experts that get multiplied input: their output as it is."""
         chosen: list[Tensor] = []
 
@@ -105,8 +90,7 @@ class Selector:
             for indices in chosen[0].unbind(-1):
                 add(self, indices, by_expert[indices, tokens])
 
-        first, second = self.hook(note), self.experts.register_forward_hook(after)
-        return _Both(first, second)
+        return [self.hook(note), self.experts.register_forward_hook(after)]
 
     def _call_hook(self, act: Act) -> Callable[..., Any]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -343,7 +327,7 @@ def _holds(module: nn.Module, other: nn.Module) -> bool:
 
 @contextmanager
 def _observed(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
-    handles: list[Removable] = []
+    handles: list[RemovableHandle] = []
     try:
         for module in model.modules():
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True))

@@ -186,7 +186,7 @@ class HuggingFaceExperts:
             total.index_add_(0, expert[real], output[real].float())
             seen.index_add_(0, expert[real], torch.ones_like(expert[real], dtype=seen.dtype))
 
-        handles = [selector.hook_outputs(add) for selector in self._selectors]
+        handles = [handle for selector in self._selectors for handle in selector.hook_outputs(add)]
         try:
             with evaluating(self.model):
                 for tokens, mask in batches:
