@@ -10,9 +10,9 @@ whose post-processor puts bos before and eos after every document, as in trainin
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -40,9 +40,9 @@ def main() -> None:
     tokenizer = _tokenizer(asked.tokenizer, asked.corpus)
     corpus = pack_corpus(asked.corpus, tokenizer, Path("data/cache"))
     torch.manual_seed(asked.seed)
-    settings = json.loads(asked.config.read_text(encoding="utf-8"))
-    roles = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-    model = OlmoeForCausalLM(OlmoeConfig(**settings, **roles, vocab_size=tokenizer.vocab_size))
+    settings: dict[str, Any] = json.loads(asked.config.read_text(encoding="utf-8"))
+    settings |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    model = OlmoeForCausalLM(OlmoeConfig(**settings, vocab_size=tokenizer.vocab_size))
     order = TrainingOrder(corpus, model.config.max_position_embeddings, asked.seed)
     train(model, order, asked.steps, asked.batch, asked.learning_rate)
     model.save_pretrained(asked.out)
@@ -72,9 +72,9 @@ def train(model: OlmoeForCausalLM, order: TrainingOrder, steps: int, batch: int,
         fast.step()
         schedule.step()
         fast.zero_grad()
-        extra = model.router_aux_loss_coef * float(done.aux_loss)
-        losses.append(float(done.loss) - extra)
-        balance.append(float(done.aux_loss))
+        extra = model.router_aux_loss_coef * float(done.aux_loss.detach())
+        losses.append(float(done.loss.detach()) - extra)
+        balance.append(float(done.aux_loss.detach()))
         if step % max(1, steps // 20) == 0 or step == steps:
             speed = step * batch * order.window / (time.perf_counter() - started)
             last = slice(-max(1, steps // 20), None)
@@ -96,4 +96,4 @@ def _tokenizer(path: Path | None, corpus: Path) -> Tokenizer:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -20,11 +20,13 @@ from memscope.cli.options import (
     CorpusOption,
     DeviceOption,
     JsonOption,
+    ModelArgument,
     RecordingArgument,
     RunArgument,
     SeedOption,
     TokensOption,
     check,
+    check_model,
     check_streams,
     fail,
     fail_without_memory,
@@ -177,7 +179,7 @@ def generate(
 
 @app.command()
 def record(
-    run: RunArgument,
+    run: ModelArgument,
     corpus: CorpusOption,
     out: Annotated[Path, typer.Option("--out", metavar="REC", help="Folder of the recording; resumed if unfinished.")],
     tokens: TokensOption = None,
@@ -191,6 +193,12 @@ def record(
     ] = 6,
     per_head: Annotated[bool, typer.Option("--per-head", help="Also record read weights per read head.")] = False,
     per_slot: Annotated[bool, typer.Option("--per-slot", help="Also record read weights per slot.")] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens read at once by a Hugging Face model; default what it takes, up to 1,024."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Record which entries every token of a corpus selects and reads; resumes by itself. Prints a summary as JSON.
@@ -199,8 +207,8 @@ def record(
     """
     from memscope.run.folder import check_no_run
 
-    if not check(run, corpus=corpus).model.memory_layers:
-        raise InputError(f"{run}: an FFN baseline has no memory to record")
+    if not check_model(run, corpus) and checkpoints == "all":
+        raise InputError(f"{run}: only a run of memscope has checkpoints; leave --checkpoints out")
     check_no_run(out)
     with one_writer(out):
         from memscope.base.runtime import keep_freed_memory, peak_rss_bytes, processes
@@ -220,7 +228,7 @@ def record(
 
                 print_json({"history": str(write_history([Recording(path) for path in recorded], out))})
             return
-        info = run_recording(open_model(run, device), corpus, out, options)
+        info = run_recording(open_model(run, device, window), corpus, out, options)
     if info is None:  # under torchrun the main process speaks for all
         return
     print_json(
@@ -252,14 +260,14 @@ def census(recording: RecordingArgument) -> None:
 
 @app.command()
 def trace(
-    run: RunArgument,
+    run: ModelArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to read.")],
     top: Annotated[int, typer.Option("--top", min=1, help="Entries per token and layer, most read first.")] = 3,
     as_json: JsonOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
-    check(run)
+    check_model(run)
 
     from memscope.record.trace import describe_trace, trace_text
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from memscope.config.load import Config
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder, or folder of a Hugging Face mixture of experts.")
+]
 RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]
 CorpusOption = Annotated[
     Path,
@@ -57,6 +60,23 @@ def check(
     return config
 
 
+def check_model(folder: Path, corpus: Path | None = None) -> bool:
+    """Check that a folder has a model to record, before torch is loaded; returns whether it is a run of memscope.
+
+    Raises:
+        InputError: it holds no model, or a baseline without memory; or there is no corpus.
+    """
+    from memscope.base.files import expect_file
+    from memscope.run.folder import is_hugging_face
+
+    of_memscope = not is_hugging_face(folder)
+    if of_memscope and not check(folder).model.memory_layers:
+        raise InputError(f"{folder}: an FFN baseline has no memory to record")
+    if corpus is not None:
+        expect_file(corpus, "corpus file")
+    return of_memscope
+
+
 def load(run: Path, device: str) -> Any:
     """The model of a run, on a device."""
     from memscope.base.runtime import pick_device
@@ -65,12 +85,12 @@ def load(run: Path, device: str) -> Any:
     return load_run(run, pick_device(device))
 
 
-def open_model(folder: Path, device: str) -> Any:
-    """The model of a run or of a folder of another program, on a device, as a subject."""
+def open_model(folder: Path, device: str, window: int | None = None) -> Any:
+    """The model of a run or of a Hugging Face folder, on a device, as a subject."""
     from memscope.base.runtime import pick_device
     from memscope.run.adapters.load import open_subject
 
-    return open_subject(folder, pick_device(device))
+    return open_subject(folder, pick_device(device), window)
 
 
 def show(*texts: object) -> None:

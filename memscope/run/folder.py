@@ -32,6 +32,11 @@ _STARTS = {"data.tokenizer_path", "memory.database_init_path"}
 _BATCH = {"train.batch_size", "train.accumulation_steps"}
 
 
+def is_hugging_face(folder: Path) -> bool:
+    """Whether a folder holds a model of the transformers library and no run."""
+    return (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
+
+
 def check_run(run: Path, checkpoint: Path | None = None) -> Config:
     """Check that a folder is a trained run, before torch is loaded; returns its config.
 

@@ -1,8 +1,8 @@
 """What the tokenizer of another program's model puts around a text.
 
 Documents of memscope's own runs are ``bos`` + text + ``eos``. Other models were trained with what their post-processor
-says: Llama 3, DeepSeek and Gemma open a text with bos and close it with nothing, Granite and Qwen do neither. Recordings
-keep this beside the roles of tokens, in ``tokenizer_config.json``.
+says: Llama 3, DeepSeek and Gemma open a text with bos and close it with nothing, Granite and Qwen do neither.
+Recordings keep this beside the roles of tokens, in ``tokenizer_config.json``.
 """
 
 from pathlib import Path

@@ -74,7 +74,7 @@ class Tokenizer:
                 "it names one; set bos_token or eos_token to a token of its vocabulary"
             )
         self.bos, self.eos, self.pad = opens, closes, closes if pad is None else pad
-        """Ids of the tokens that open, close and fill up; -1 where the tokenizer of another program's model has none."""
+        """Ids of the tokens that open, close and fill up; -1 where that of another program's model has none."""
         self.opening, self.closing = [opens], [closes]
         """Ids before and after the text of a document."""
 

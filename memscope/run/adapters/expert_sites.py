@@ -255,7 +255,7 @@ def layer_numbers(paths: list[str]) -> list[int]:
     """Number of each module's block if these are unique and rise, running numbers otherwise."""
     found = [_NUMBER.search(f".{path}.") for path in paths]
     numbers = [int(match[1]) for match in found if match]
-    rising = len(numbers) == len(paths) and all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    rising = len(numbers) == len(paths) and numbers == sorted(set(numbers))
     return numbers if rising else list(range(len(paths)))
 
 
@@ -303,9 +303,8 @@ def _find_tail(
     given = next((hidden for module, hidden, _ in passed if module is head), None)
     if head is None or given is None:
         return None
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    cap = getattr(text, "final_logit_softcapping", None)
+    config: Any = getattr(model, "config", None)
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
     want = logits.flatten(0, 1).float()
     for module, resid, output in reversed(passed):
         widths = [weight.shape for weight in module.parameters()][:1]

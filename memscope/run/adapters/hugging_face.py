@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,13 +17,8 @@ from memscope.base.files import read_json, sha256_file
 from memscope.run.adapters.experts import HuggingFaceExperts
 from memscope.text.tokenizer_file import read_tokenizer
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _OLDEST = 5
-
-
-def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder holds a model of the transformers library."""
-    return (folder / CONFIG).is_file()
 
 
 def open_hugging_face(
@@ -46,7 +42,7 @@ def open_hugging_face(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _named_errors(folder, "its model cannot be loaded"):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype="auto",
             local_files_only=True,
@@ -54,6 +50,7 @@ def open_hugging_face(
             trust_remote_code=False,
             output_loading_info=True,
         )
+    model, report = loaded
     if lacking := sorted(report["missing_keys"]):
         raise InputError(
             f"{folder}: {len(lacking)} weights of the model are missing, {lacking[0]} first; copy it again"

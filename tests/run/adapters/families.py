@@ -1,5 +1,7 @@
 """Tiny random mixtures of experts of many families of the transformers library."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -38,7 +40,7 @@ _COMMON: dict[str, Any] = {
 class Family(NamedTuple):
     """How to make a model of a family, and what is to be expected of it."""
 
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
     """Settings beside the common ones; None leaves a common one out."""
     layers: tuple[int, ...] = (0, 1)
     entries: int = EXPERTS
@@ -86,7 +88,9 @@ FAMILIES: dict[str, Family] = {
     "jamba": Family(layers=(1,)),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention"]}),
     "llama4_text": Family(shared=True),
-    "longcat_flash": Family({"num_key_value_heads": 4, "zero_expert_num": 4, "num_hidden_layers": 4}, entries=EXPERTS + 4),
+    "longcat_flash": Family(
+        {"num_key_value_heads": 4, "zero_expert_num": 4, "num_hidden_layers": 4}, entries=EXPERTS + 4
+    ),
     "minimax_m2": Family(),
     "mixtral": Family(plain=True),
     "olmoe": Family(plain=True),
@@ -102,12 +106,14 @@ def make_model(kind: str, **settings: Any) -> nn.Module:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
     known = CONFIG_MAPPING[kind]()
-    asked = _COMMON | FAMILIES[kind].settings | settings
-    config = CONFIG_MAPPING[kind](**{k: v for k, v in asked.items() if v is not None and (hasattr(known, k) or k in settings)})
+    asked = {**_COMMON, **FAMILIES.get(kind, Family()).settings, **settings}
+    config = CONFIG_MAPPING[kind](
+        **{k: v for k, v in asked.items() if v is not None and (hasattr(known, k) or k in settings)}
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     chance = torch.Generator().manual_seed(1)
-    for name, weight in model.named_parameters():
+    for weight in model.parameters():
         if weight.ndim > 1:  # as the default, only larger, so that scores are far apart
             weight.data.normal_(std=0.1, generator=chance)
     return model

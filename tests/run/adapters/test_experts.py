@@ -1,7 +1,6 @@
 """What is recorded of a mixture of experts is what its experts were called with, in every family."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memscope.base.errors import InputError
 from memscope.run.adapters.experts import HuggingFaceExperts
 from memscope.run.subject import Selected, Subject, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus
@@ -169,7 +167,10 @@ def test_neither_batch_nor_padding_changes_a_selection(world: World) -> None:
             for layer, captured in done.captured.items():
                 for row, window in enumerate(done.windows):
                     assert captured.gate_scores is not None
-                    real = captured.indices[row, : LENGTHS[window.doc]], captured.gate_scores[row, : LENGTHS[window.doc]]
+                    real = (
+                        captured.indices[row, : LENGTHS[window.doc]],
+                        captured.gate_scores[row, : LENGTHS[window.doc]],
+                    )
                     yield layer, window.doc, *real
 
     alone = {(layer, doc): (indices, scores) for layer, doc, indices, scores in selections(1)}
