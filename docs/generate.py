@@ -43,6 +43,7 @@ PUBLIC = {
     "routing.paths": ["transitions", "Transitions", "frequent_paths"],
     "routing.saturation": ["saturation"],
     "routing.atlas": ["atlas"],
+    "run.adapters.experts": ["HuggingFaceExperts"],
     "run.provenance": ["start_entries", "start_table"],
     "causal.intervene": ["ablate", "ablate_selections", "force", "swap", "rewrite", "unbias", "scale"],
     "causal.attribution": ["attribute", "Attribution"],
