@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -73,10 +74,10 @@ class Work:
 
         keep_freed_memory()
         settings = json.loads(config.read_text(encoding="utf-8"))
-        model = OlmoeForCausalLM(OlmoeConfig(**settings, vocab_size=VOCAB, eos_token_id=2)).eval()
+        model: Any = OlmoeForCausalLM(OlmoeConfig(**settings, vocab_size=VOCAB, eos_token_id=2))
         words = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
         tokenizer = Tokenizer(words, Roles(bos="w1", eos="w2"))
-        self.subject = HuggingFaceExperts(model, tokenizer, "random", "0" * 64)
+        self.subject = HuggingFaceExperts(model.eval(), tokenizer, "random", "0" * 64)
         tokens = np.random.default_rng(0).integers(3, VOCAB, n_tokens, dtype=np.uint16)
         self.corpus = PackedCorpus(tokens, np.array([0, n_tokens]), ["random"], path="random", sha256="0" * 64)
         self.windows = document_windows(self.corpus, self.subject.window)

@@ -160,6 +160,11 @@ class Tail(NamedTuple):
     scale: float
     cap: float | None
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector of the residual stream."""
+        return next(self.norm.parameters()).shape[-1]
+
     def __call__(self, resid: Tensor) -> Tensor:
         """Logits ``[row, vocab]`` of vectors ``[row, dim]``."""
         weight = next(self.norm.parameters())
@@ -264,7 +269,7 @@ def _selectors(model: nn.Module, seen: list[_Seen], tail: Tail | None) -> Iterat
     for one, layer in zip(seen, layer_numbers([one.path for one in seen]), strict=True):
         router = type(one.module).__name__ == "Llama4Router"
         parent = one.path.rpartition(".")[0]
-        lens = tail is not None and one.width == next(tail.norm.parameters()).shape[-1]
+        lens = tail is not None and one.width == tail.width
         site = Site(
             layer=layer,
             module=one.path,

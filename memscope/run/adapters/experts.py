@@ -134,17 +134,21 @@ class HuggingFaceExperts:
         with self._hooked(change):
             yield
 
-    def values(self, layer: int, entries: Int[Tensor, " row"], sample: Batches) -> Float[Tensor, "row dim"]:
+    def values(self, layer: int, entries: Int[Tensor, " row"], sample: Batches = ()) -> Float[Tensor, "row dim"]:
         """Mean output of experts over the tokens of the sample that select them, each with weight 1; NaN without any.
 
-        An expert is not linear, so it has no value of its own. The sample passes the model once for all layers.
+        An expert is not linear, so it has no value of its own. The sample passes the model once for all layers and
+        entries; without one, that of the last call stands.
         """
         batches = list(sample)
         content = hashlib.sha256(b"".join(tokens.cpu().numpy().tobytes() for tokens, _ in batches)).hexdigest()
-        if self._means is None or self._means[0] != content:
+        if batches and (self._means is None or self._means[0] != content):
             self._means = (content, self._mean_outputs(batches))
+        assert self._tail is not None, "only sites with a lens have values"
         [site] = [site for site in self.sites if site.layer == layer]
-        means = self._means[1][layer]
+        means = self._means[1].get(layer) if self._means else None
+        if means is None:
+            return torch.full((len(entries), self._tail.width), torch.nan, device=entries.device)
         return means[entries.to(means.device) - site.first_entry]
 
     def unembed(self, resid: Float[Tensor, "row dim"]) -> Float[Tensor, "row vocab"]:

@@ -182,10 +182,11 @@ def test_neither_batch_nor_padding_changes_a_selection(world: World) -> None:
 
 def test_the_value_of_an_expert_is_its_mean_output(world: World) -> None:
     site = world.subject.sites[-1]
-    sample = [(world.tokens, world.mask)]
     own = torch.arange(site.own.start, site.own.stop)
     with torch.no_grad():
-        values = world.subject.values(site.layer, own, sample)
+        assert world.subject.values(site.layer, own).isnan().all()  # without text nothing is known
+        values = world.subject.values(site.layer, own, [(world.tokens, world.mask)])
+        assert torch.equal(world.subject.values(site.layer, own).nan_to_num(), values.nan_to_num())
     assert values.shape == (site.entries, WIDTH)
     selected = world.captured[site.layer].indices[world.mask].unique()
     assert torch.equal(values.isfinite().all(-1).nonzero()[:, 0] + site.first_entry, selected)
