@@ -1,0 +1,158 @@
+"""Where a module of any model selects: a few lines that say which module, and where its indices and weights are.
+
+    ModuleSite("layers.3.memory", entries=65536, selected=128, kind="product_keys", gate_heads=4, inside=("values",),
+               reads=lambda memory, values: Choice(values.args[0], values.kwargs["per_sample_weights"]))
+
+``run/adapters/modules.py`` makes a subject of a model and its sites; ``run/adapters/memories.py`` has sites for
+published memories.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from memscope.base.errors import InputError
+from memscope.recording.sites import Has, Kind, Site
+
+
+class Call(NamedTuple):
+    """One call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+class Choice(NamedTuple):
+    """What a module selected, for all tokens in order: ``[batch, pos, K]``, or any shape with as many numbers."""
+
+    indices: Tensor
+    """Entries in the module's own numbers, from 0 on; -1 for none. The K / H of one gate head stand side by side."""
+    scores: Tensor | None = None
+    """Their weights as the model uses them, not negative."""
+    reads: Tensor | None = None
+    """Weights of a read apart from the scores."""
+
+
+Choose = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+"""Gives what to select in the place of indices and scores, in the shape of both."""
+Write = Callable[[tuple[Any, ...], dict[str, Any], Choose], tuple[tuple[Any, ...], dict[str, Any]]]
+"""Changes the arguments of a call: ``write(args, kwargs, choose)`` returns both."""
+
+
+@dataclass(frozen=True)
+class ModuleSite:
+    """A module that selects."""
+
+    module: str
+    """Path of the module, as in ``model.named_modules()``; it must run once a forward pass."""
+    entries: int
+    """Entries that it can select (N)."""
+    selected: int
+    """Entries that it selects for a token (K), or the most."""
+    reads: Callable[..., Choice]
+    """``reads(call, *calls of inside)``: what it selected."""
+    inside: tuple[str, ...] = ()
+    """Further modules whose calls ``reads`` needs, by their path in the module; of several calls it gets the latest."""
+    write: Write | None = None
+    """Changes the arguments of the first module of ``inside``, or of the module itself."""
+    kind: Kind = "selection"
+    has: tuple[Has, ...] = ("scores",)
+    """What ``reads`` gives: ``scores``, ``reads``."""
+    gate_heads: int = 1
+    varies: bool = False
+    signed_reads: bool = False
+    bank: object | None = None
+    """What holds the entries; sites with the same object select from one bank. None: entries of its own."""
+    values: Tensor | None = None
+    """What selecting each entry with weight 1 adds to the residual stream, ``[N, dim]``; for the logit lens."""
+    texts: Int[Tensor, "entry slot"] | None = None
+    """Token ids of entries that are text."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths in the model of the modules of ``inside``, and at last of the module itself."""
+        return (*(f"{self.module}.{name}" for name in self.inside), self.module)
+
+
+def find_module(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        names = [name for name, _ in model.named_modules() if name]
+        raise InputError(f"the model has no module {path!r}; it has {', '.join(names[:20])} ...") from error
+
+
+def layer_numbers(paths: Sequence[str]) -> list[int]:
+    """Numbers of layers: the first number in each path if these rise, and 0, 1, 2 ... otherwise."""
+    found = [re.search(r"(?:^|\.)(\d+)(?:\.|$)", path) for path in paths]
+    numbers = [int(match[1]) for match in found if match]
+    rise = len(numbers) == len(paths) and numbers == sorted(set(numbers))
+    return numbers if rise else list(range(len(paths)))
+
+
+def number_sites(specs: Sequence[ModuleSite], lens: bool) -> tuple[Site, ...]:
+    """Sites as a recording describes them: entries are numbered bank after bank.
+
+    Args:
+        specs: what selects, first layer first.
+        lens: whether the model's unembedding is known.
+
+    Raises:
+        InputError: sites of one bank differ in their number of entries.
+    """
+    banks: list[tuple[object, int, int]] = []  # what holds the entries, the first one, how many
+    sites = []
+    for layer, spec in zip(layer_numbers([spec.module for spec in specs]), specs, strict=True):
+        holder = spec if spec.bank is None else spec.bank
+        known = next((bank for bank in banks if bank[0] is holder), None)
+        if known is None:
+            known = (holder, sum(entries for _, _, entries in banks), spec.entries)
+            banks.append(known)
+        if known[2] != spec.entries:
+            raise InputError(f"{spec.module}: has {spec.entries} entries, another site of its bank {known[2]}")
+        more: tuple[Has, ...] = ("starts",) if spec.texts is not None else ()
+        more += ("lens",) if lens and spec.values is not None else ()
+        site = Site(
+            layer=layer,
+            module=spec.module,
+            kind=spec.kind,
+            first_entry=known[1],
+            entries=spec.entries,
+            selected=spec.selected,
+            varies=spec.varies,
+            gate_heads=spec.gate_heads,
+            has=(*spec.has, *more),
+            signed_reads=spec.signed_reads,
+        )
+        sites.append(site)
+    return tuple(sites)
+
+
+def best_first(indices: Tensor, scores: Tensor | None, heads: int) -> Int[Tensor, "batch pos K"]:
+    """Order of selections: best score first within a gate head; without scores as they are; none (-1) last."""
+    keys = torch.zeros_like(indices, dtype=torch.float32) if scores is None else scores
+    by_head = keys.masked_fill(indices < 0, -torch.inf).unflatten(-1, (heads, -1))
+    order = torch.argsort(by_head, dim=-1, descending=True, stable=True)
+    first = torch.arange(heads, device=order.device)[:, None] * order.shape[-1]
+    return (order + first).flatten(-2)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

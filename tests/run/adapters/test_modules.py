@@ -1,0 +1,262 @@
+"""Modules of other programs are recorded by what they select and how they weigh it, to the last bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PEER_pytorch import PEER
+from product_key_memory import PKM
+from torch import Tensor, nn
+
+from memscope.base.errors import InputError
+from memscope.record.loop import RecordOptions, describe, plan_parts, record_parts
+from memscope.record.rows import RowCollector
+from memscope.recording.part_reader import read_part
+from memscope.run.adapters.memories import bag_site, peer_site
+from memscope.run.adapters.module_site import Choice, ModuleSite
+from memscope.run.adapters.modules import ModuleSubject
+from memscope.run.subject import Subject, run_windows
+from memscope.text.tokenizer import Tokenizer
+from tests.run.adapters.small import DIM, VOCAB, WINDOW, Small, seeded, small_corpus, small_tokenizer
+
+TOKENS = torch.randint(3, VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
+MASK = torch.ones(2, 9, dtype=torch.bool)
+HEADS, TOP, KEYS = 3, 4, 6
+
+
+def pkm(**options: object) -> PKM:
+    return PKM(DIM, heads=HEADS, topk=TOP, num_keys=KEYS, dim_head=8, **options)
+
+
+def pkm_sites(model: nn.Module, **options: object) -> list[ModuleSite]:
+    layers = range(len(model.get_submodule("layers")))
+    return [bag_site(model, f"layers.{n}", gate_heads=HEADS, selected=HEADS * TOP, **options) for n in layers]
+
+
+class Routed(nn.Module):
+    """Hash-routed experts (arXiv 2106.04426): a token's expert is a hash of its id, which this layer is told."""
+
+    def __init__(self, entries: int):
+        super().__init__()
+        self.entries, self.tokens = entries, torch.empty(0)
+        self.table = nn.Embedding(entries, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen: Tensor = self.table((self.tokens * 7 + 3) % self.entries)
+        return chosen
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return small_tokenizer(tmp_path)
+
+
+def subject_of(model: nn.Module, tokenizer: Tokenizer, sites: list[ModuleSite], **more: object) -> ModuleSubject:
+    return ModuleSubject(model, tokenizer, sites, window=WINDOW, **more)
+
+
+def watch_outputs(model: nn.Module, path: str) -> list[Tensor]:
+    outputs: list[Tensor] = []
+    model.get_submodule(path).register_forward_hook(lambda module, args, output: outputs.append(output))
+    return outputs
+
+
+@pytest.mark.parametrize("options", [{}, {"non_competitive_gates": True}])
+def test_product_keys_give_back_the_layers_output_as_weight_times_value(
+    tokenizer: Tokenizer, options: dict[str, bool]
+) -> None:
+    model = seeded(lambda: Small(pkm(**options), pkm(**options)))
+    subject = subject_of(model, tokenizer, pkm_sites(model, is_output=True), unembedding=model.unembed)
+    outputs = [watch_outputs(model, f"layers.{layer}") for layer in (0, 1)]
+    with subject.capture() as captured:
+        watched = subject.logits(TOKENS, MASK)
+    assert torch.equal(watched, model(TOKENS))
+    assert [site.first_entry for site in subject.sites] == [0, KEYS**2]
+    assert subject.sites[0].has == ("scores", "lens")
+    for site, output in zip(subject.sites, outputs, strict=True):
+        seen = captured[site.layer]
+        assert seen.indices.shape == (2, 9, HEADS * TOP)
+        values = subject.values(site.layer, seen.indices.flatten()).unflatten(0, seen.indices.shape)
+        torch.testing.assert_close((seen.gate_scores[..., None] * values).sum(2), output[0], atol=1e-6, rtol=0)
+        by_head = seen.indices.unflatten(-1, (HEADS, TOP)).sort(-1).values
+        assert (by_head.diff(dim=-1) > 0).all()  # distinct in a head, though not over heads
+    several = captured[0].indices.sort(-1).values.diff(dim=-1)
+    assert (several == 0).any()
+
+
+def test_product_keys_without_weights_are_recorded_without_scores(tokenizer: Tokenizer) -> None:
+    model = seeded(lambda: Small(pkm(concat_values_and_combine=True)))
+    subject = subject_of(model, tokenizer, pkm_sites(model))
+    with subject.capture() as captured:
+        subject.logits(TOKENS, MASK)
+    assert subject.sites[0].has == () == subject.sites[0].columns
+    assert captured[0].gate_scores is None
+
+
+def test_layers_that_share_their_values_select_from_one_bank(tokenizer: Tokenizer) -> None:
+    def share() -> Small:
+        model = Small(pkm(), pkm(), pkm())
+        model.layers[2].values = model.layers[0].values
+        return model
+
+    model = seeded(share)
+    subject = subject_of(model, tokenizer, pkm_sites(model))
+    assert [site.first_entry for site in subject.sites] == [0, KEYS**2, 0]
+    inputs: list[Tensor] = []
+    model.layers[2].values.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    with subject.capture() as captured:
+        subject.logits(TOKENS, MASK)
+    for layer, indices in ((0, inputs[0]), (2, inputs[1])):
+        assert torch.equal(captured[layer].indices.sort(-1).values.flatten(), indices.sort(-1).values.flatten())
+    with subject.rewrite(lambda layer, old, scores: (old, scores * (layer != 2))):
+        changed = subject.logits(TOKENS, MASK)
+    model.layers[2].forward = lambda x: torch.zeros_like(x)
+    assert torch.equal(changed, model(TOKENS))
+
+
+def test_peer_gives_back_the_layers_output_exactly(tokenizer: Tokenizer) -> None:
+    model = seeded(lambda: Small(PEER(DIM, heads=5, num_experts=KEYS**2, product_key_topk=2)))
+    subject = subject_of(model, tokenizer, [peer_site(model, "layers.0")])
+    [output] = [watch_outputs(model, "layers.0")]
+    with subject.capture(detail=True) as captured:
+        subject.logits(TOKENS, MASK)
+    seen, site = captured[0], subject.sites[0]
+    assert (site.selected, site.distinct, site.kind) == (5, 1, "peer")
+    values = model.get_submodule("layers.0.weight_up_embed")(seen.indices)
+    assert torch.equal(torch.einsum("btk,btkd->btd", seen.read_weights, values), output[0])
+    assert torch.equal(seen.read_norms, seen.read_weights.abs())
+    assert (seen.gate_scores >= 0).all() and (seen.read_weights < 0).any()
+    with pytest.raises(InputError, match=r"layers\.0: its site says nothing on how"), subject.rewrite(lambda *old: old):
+        pass
+
+
+def test_peer_with_experts_of_every_head_has_as_many_banks(tokenizer: Tokenizer) -> None:
+    layer = PEER(DIM, heads=2, num_experts=16, num_experts_per_head=3, product_key_topk=3,
+                 separate_embed_per_head=True, non_competing_scores=False)  # fmt: skip
+    model = seeded(lambda: Small(layer))
+    subject = subject_of(model, tokenizer, [peer_site(model, "layers.0")])
+    with subject.capture() as captured:
+        subject.logits(TOKENS, MASK)
+    assert subject.sites[0].entries == 32
+    heads = captured[0].indices.unflatten(-1, (2, 3))
+    assert heads[..., 0, :].max() < 16 <= heads[..., 1, :].min()
+    best = captured[0].gate_scores.unflatten(-1, (2, 3))
+    assert (best.diff(dim=-1) <= 0).all()
+    torch.testing.assert_close(best.sum(-1), torch.ones(2, 9, 2))
+
+
+def hash_subject(tokenizer: Tokenizer, entries: int = 5) -> ModuleSubject:
+    model = seeded(lambda: Small(Routed(entries)))
+    layer = model.layers[0]
+    site = ModuleSite("layers.0.table", entries=entries, selected=1, reads=lambda call: Choice(call.args[0]), has=())
+
+    def run(tokens: Tensor, mask: Tensor) -> Tensor:
+        layer.tokens = tokens
+        logits: Tensor = model(tokens)
+        return logits
+
+    return subject_of(model, tokenizer, [site], run=run)
+
+
+def test_what_a_hash_selects_is_a_function_of_the_token(tokenizer: Tokenizer) -> None:
+    subject = hash_subject(tokenizer)
+    corpus, windows = small_corpus()
+    rows = RowCollector(corpus, subject.sites).collect(windows, run_windows(subject, corpus, windows, tokenizer.pad, 2))
+    np.testing.assert_array_equal(rows.indices[:, 0, 0], (rows.token.astype(int) * 7 + 3) % 5)
+    assert rows.gate is None and rows.read is None
+    assert rows.loss[~np.isnan(rows.loss)].min() > 0
+
+
+def test_a_recording_of_modules_reads_back_as_it_was(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = seeded(lambda: Small(pkm(), pkm()))
+    subject = subject_of(model, tokenizer, pkm_sites(model), name="small")
+    assert isinstance(subject, Subject)
+    corpus, windows = small_corpus()
+    info = describe(subject, corpus, windows, RecordOptions(score_bits=10))
+    parts = record_parts(subject, corpus, tmp_path, info, plan_parts(windows, 1000))
+    [part] = parts
+    rows = read_part(tmp_path, part, info.model_copy(update={"parts": (part,)}))
+    passes = run_windows(subject, corpus, windows, tokenizer.pad)
+    expected = RowCollector(corpus, subject.sites, 10).collect(windows, passes)
+    np.testing.assert_array_equal(rows.indices, expected.indices)
+    np.testing.assert_array_equal(rows.gate, expected.gate)
+    assert rows.indices[:, 1].min() >= KEYS**2
+
+
+def test_rewriting_replays_ablates_and_forces(tokenizer: Tokenizer) -> None:
+    model = seeded(lambda: Small(pkm()))
+    subject = subject_of(model, tokenizer, pkm_sites(model))
+    plain = subject.logits(TOKENS, MASK)
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores)):
+        assert torch.equal(subject.logits(TOKENS, MASK), plain)
+    with (
+        subject.rewrite(lambda layer, indices, scores: (torch.full_like(indices, 7), None)),
+        subject.capture() as captured,
+    ):
+        subject.logits(TOKENS, MASK)
+    assert (captured[0].indices == 7).all()
+    with subject.rewrite(lambda layer, indices, scores: (torch.full_like(indices, -1), None)):
+        ablated = subject.logits(TOKENS, MASK)
+    model.layers[0].forward = lambda x: torch.zeros_like(x)
+    assert torch.equal(ablated, subject.logits(TOKENS, MASK))
+
+
+def test_hooks_are_gone_after_the_block_and_after_an_exception(tokenizer: Tokenizer) -> None:
+    model = seeded(lambda: Small(pkm()))
+    subject = subject_of(model, tokenizer, pkm_sites(model))
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    with subject.capture(), subject.rewrite(lambda *old: old[1:]):
+        assert hooks() == 5
+    assert hooks() == 0
+    with pytest.raises(RuntimeError), subject.capture():
+        raise RuntimeError("a fault inside the block")
+    assert hooks() == 0
+
+
+def test_fingerprints_follow_the_weights(tokenizer: Tokenizer) -> None:
+    def fingerprint(seed: int) -> str:
+        model = seeded(lambda: Small(pkm()), seed)
+        return subject_of(model, tokenizer, pkm_sites(model)).fingerprint
+
+    assert fingerprint(0) == fingerprint(0) != fingerprint(1)
+
+
+def one(path: str, **values: object) -> ModuleSite:
+    settings: dict[str, object] = {"entries": 5, "selected": 1, "has": (), "reads": lambda call: Choice(call.args[0])}
+    return ModuleSite(path, **(settings | values))
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        (one("layers.0.tables"), r"no module 'layers\.0\.tables'; it has embed, layers"),
+        (one("layers.0.table", selected=2), r"table: selected \(2, 9\) for 2 x 9 tokens, its site says 2 a token"),
+        (one("layers.0.table", entries=4), r"table: selected 0 to 4, its entries are 0 to 3"),
+        (one("layers.0.table", has=("scores",)), r"table: gives no weights; leave them out of 'has'"),
+        (
+            one("layers.0.table", has=("scores",), reads=lambda call: Choice(call.args[0], -1.0 - call.args[0])),
+            r"table: has scores below 0; give their size",
+        ),
+    ],
+)
+def test_wrong_sites_are_refused_by_name(tokenizer: Tokenizer, site: ModuleSite, message: str) -> None:
+    base = hash_subject(tokenizer)
+    with pytest.raises(InputError, match=message):
+        subject = subject_of(base.model, tokenizer, [site], run=base.run)
+        with subject.capture():
+            subject.logits(TOKENS, MASK)
+
+
+def test_a_module_that_runs_twice_is_refused(tokenizer: Tokenizer) -> None:
+    def twice() -> Small:
+        layer = pkm()
+        return Small(layer, layer)
+
+    model = seeded(twice)
+    subject = subject_of(model, tokenizer, pkm_sites(model)[:1])
+    with subject.capture(), pytest.raises(InputError, match=r"layers\.0: ran more than once"):
+        subject.logits(TOKENS, MASK)
