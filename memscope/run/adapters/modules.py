@@ -29,7 +29,7 @@ from memscope.run.adapters.module_site import (
     hash_weights,
     number_sites,
 )
-from memscope.run.subject import Batches, Drifted, Edit, Selected
+from memscope.run.subject import Batches, Drifted, Edit, Selected, Subject
 from memscope.text.sentences import Triple
 from memscope.text.tokenizer import Tokenizer
 
@@ -239,3 +239,27 @@ class ModuleSubject:
 
     def _pairs(self) -> Iterator[tuple[ModuleSite, Site]]:
         yield from zip(self.modules, self.sites, strict=True)
+
+
+def beside(base: Subject, modules: Sequence[ModuleSite], lens: bool = True) -> ModuleSubject:
+    """Other sites of a model that is a subject already: its neurons, or features of a sparse autoencoder.
+
+    Args:
+        base: the subject.
+        modules: what to record of it.
+        lens: whether the model's ``unembed`` can be used.
+    """
+    return ModuleSubject(
+        model=base.model,
+        tokenizer=base.tokenizer,
+        modules=modules,
+        window=base.window,
+        run=base.logits,
+        unembedding=base.unembed if lens else None,
+        name=base.name,
+        step=base.step,
+        weights_sha256=base.fingerprint,
+        dtype=base.dtype,
+        cache_dir=base.cache_dir,
+        copies=base.copies,
+    )
