@@ -15,6 +15,7 @@ from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.printable import one_line
 from memscope.cli import causal as cli_causal
+from memscope.cli import imports as cli_imports
 from memscope.cli import share as cli_share
 from memscope.cli.options import (
     CorpusOption,
@@ -312,6 +313,7 @@ def map_entries(
 
 
 cli_share.register(app)
+cli_imports.register(app)
 cli_causal.register(app)
 
 

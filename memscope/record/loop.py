@@ -113,8 +113,8 @@ def _record(subject: Subject, corpus_path: Path, recording: Path, options: Recor
             info = info.model_copy(update={"parts": _in_order(finished_parts(recording)), "seconds": seconds})
             write_info(recording, info)
             drop_progress(recording)
-            _write_documents(recording, corpus, windows)
-            _copy_from(subject, recording, info)
+            write_documents(recording, corpus, windows)
+            write_copies(subject, recording, info)
             finish(subject, recording, lambda: _sample(subject, corpus, windows))
     return read_info(recording) if group.is_main else None
 
@@ -273,7 +273,8 @@ def _in_order(parts: dict[str, Part]) -> tuple[Part, ...]:
     return tuple(parts[name] for name in sorted(parts))
 
 
-def _write_documents(recording: Path, corpus: PackedCorpus, windows: list[DocumentWindow]) -> None:
+def write_documents(recording: Path, corpus: PackedCorpus, windows: list[DocumentWindow]) -> None:
+    """Write ``documents.parquet``: title, group and rows of every document that the windows are of."""
     rows = np.bincount([w.doc for w in windows], weights=[w.end - w.start for w in windows]).astype(np.int64)
     write_table(
         recording / "documents.parquet",
@@ -287,7 +288,7 @@ def _write_documents(recording: Path, corpus: PackedCorpus, windows: list[Docume
     )
 
 
-def _copy_from(subject: Subject, recording: Path, info: RecordingInfo) -> None:
+def write_copies(subject: Subject, recording: Path, info: RecordingInfo) -> None:
     """Copy the files that make the recording readable without the model."""
     for name, path in subject.copies.items():
         with atomic_path(recording / name) as temporary:

@@ -1,0 +1,41 @@
+"""Commands that make a run or a recording of what other programs wrote: ``import vllm``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memscope.base.lock import one_writer
+from memscope.cli.options import print_json
+
+TokenizerOption = Annotated[
+    Path, typer.Option("--tokenizer", metavar="FOLDER", help="Folder with the model's tokenizer.json.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    group = typer.Typer(no_args_is_help=True, help="Make a run or a recording of what another program wrote.")
+    group.command("vllm")(import_vllm)
+    app.add_typer(group, name="import")
+
+
+def import_vllm(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Responses as JSON lines or Parquet.")],
+    tokenizer: TokenizerOption,
+    out: Annotated[Path, typer.Option("--out", metavar="REC", help="Folder of the recording.")],
+    experts: Annotated[
+        int | None, typer.Option("--experts", min=1, help="Experts of a layer; default: as config.json in FOLDER says.")
+    ] = None,
+) -> None:
+    """Make a recording of the experts that vLLM returned; it has no scores and no losses. Prints a summary as JSON."""
+    from memscope.base.files import expect_file
+
+    for file in files:
+        expect_file(file, "file of routed experts")
+    expect_file(tokenizer / "tokenizer.json", "tokenizer")
+    with one_writer(out):
+        from memscope.record.routed import import_routed
+
+        info = import_routed(files, tokenizer, out, experts)
+    print_json({"recording": str(out), "documents": info.documents, "tokens": info.rows, "layers": list(info.layers)})
