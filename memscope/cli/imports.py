@@ -1,12 +1,12 @@
-"""Commands that make a run or a recording of what other programs wrote: ``import vllm``."""
+"""Commands that make a run or a recording of what other programs wrote: ``import vllm`` and ``import minimind``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from memscope.base.lock import one_writer
-from memscope.cli.options import print_json
+from memscope.cli.options import hint, print_json
 
 TokenizerOption = Annotated[
     Path, typer.Option("--tokenizer", metavar="FOLDER", help="Folder with the model's tokenizer.json.")
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     group = typer.Typer(no_args_is_help=True, help="Make a run or a recording of what another program wrote.")
     group.command("vllm")(import_vllm)
+    group.command("minimind")(import_checkpoint)
     app.add_typer(group, name="import")
 
 
@@ -39,3 +40,28 @@ def import_vllm(
 
         info = import_routed(files, tokenizer, out, experts)
     print_json({"recording": str(out), "documents": info.documents, "tokens": info.rows, "layers": list(info.layers)})
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="State dict of the founding model (.pth).")],
+    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="YAML config with the model's shape.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="FILE", help="The model's tokenizer.json.")],
+    read_scores: Annotated[
+        Literal["multiply"],
+        typer.Option("--read-scores", help="How its read uses gate scores: multiply the weights of the read by them."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to write.")],
+) -> None:
+    """Make a run of a checkpoint of the founding experiment, 1.4.1. Prints a summary as JSON."""
+    from memscope.base.files import expect_file
+    from memscope.config.load import load_config
+
+    expect_file(checkpoint, "checkpoint")
+    expect_file(tokenizer, "tokenizer")
+    settings = load_config(config)
+    with one_writer(out):
+        from memscope.run.minimind import import_minimind
+
+        model = import_minimind(checkpoint, settings, tokenizer, out)
+    print_json({"run": str(out), "parameters": model.count_parameters(), "read_scores": read_scores})
+    hint(f"next: memscope record {out} --corpus data/wiki/valid.jsonl --out recordings/{out.name}")

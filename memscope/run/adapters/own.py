@@ -19,7 +19,7 @@ from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.recording.info import COPIES
 from memscope.recording.sites import Site
-from memscope.run.bank_init import load_bank_init
+from memscope.run.bank_init import PARQUET, TENSORS, load_bank_init
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import start_entries, start_table
 from memscope.run.subject import Batches, Drifted, Edit, Selected
@@ -125,8 +125,11 @@ class OwnRun(OwnModel):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The memory layers."""
-        return memory_sites(self.run.config)
+        """The memory layers; of an imported run it is not known what its entries started from."""
+        sites = memory_sites(self.run.config)
+        if self._knows_starts:
+            return sites
+        return tuple(site.model_copy(update={"has": ("scores", "reads", "margin", "lens")}) for site in sites)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -149,12 +152,18 @@ class OwnRun(OwnModel):
         names = ("tokenizer.json", *COPIES)
         return {name: self.run.path / name for name in names if (self.run.path / name).is_file()}
 
-    def starts(self) -> pa.Table:
-        """The starts of the loaded model's entries."""
-        return start_table(self.run)
+    @property
+    def _knows_starts(self) -> bool:
+        return (self.run.path / PARQUET).is_file() or (self.run.path / TENSORS).is_file()
 
-    def drifted(self) -> Drifted:
+    def starts(self) -> pa.Table | None:
+        """The starts of the loaded model's entries."""
+        return start_table(self.run) if self._knows_starts else None
+
+    def drifted(self) -> Drifted | None:
         """Entries now and at their start, in the space of the run's table and projection."""
+        if not self._knows_starts:
+            return None
         assert self.model.bank is not None
         init = load_bank_init(self.run.path)
         return Drifted(
