@@ -36,8 +36,10 @@ _BLOCK = {
 _WHOLE = {"tok_embeddings.weight": "embed.weight", "memory_bank": "bank.entries", "norm.weight": "norm.weight"}
 _TIED = "output.weight"
 """The unembedding, which is the embedding again."""
-_FORM = ("knowledge_length", "gate", "gate_heads", "bank_groups", "score_fn", "normalize_scores", "token_shift")
-_FORM += ("balance_bias", "read_slices", "read_fn", "slot_proj", "read_norm", "output_gate")
+_FORM = (
+    *("knowledge_length", "gate", "gate_heads", "bank_groups", "score_fn", "normalize_scores", "token_shift"),
+    *("balance_bias", "read_slices", "read_fn", "slot_proj", "read_norm", "output_gate"),
+)
 """Config values that the founding model fixes; each has it as its default."""
 
 

@@ -134,7 +134,7 @@ def test_a_recording_whose_tokens_select_different_numbers_reads_back(base: Modu
     subject = record_features(base, {"layers.0": seeded(Jump), "layers.1": seeded(Jump, 1)}, top=12)
     corpus, windows = small_corpus()
     info = describe(subject, corpus, windows, RecordOptions(score_bits=10))
-    [part] = record_parts(subject, corpus, tmp_path, info, plan_parts(windows, 1000))
+    [part] = record_parts(subject, subject.tokenizer.pad, corpus, tmp_path, info, plan_parts(windows, 1000))
     info = info.model_copy(update={"parts": (part,)})
     rows = read_part(tmp_path, part, info)
     expected = RowCollector(corpus, subject.sites, 10).collect(windows, run_windows(subject, corpus, windows, pad=0))

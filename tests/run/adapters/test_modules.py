@@ -174,7 +174,7 @@ def test_a_recording_of_modules_reads_back_as_it_was(tokenizer: Tokenizer, tmp_p
     assert isinstance(subject, Subject)
     corpus, windows = small_corpus()
     info = describe(subject, corpus, windows, RecordOptions(score_bits=10))
-    parts = record_parts(subject, corpus, tmp_path, info, plan_parts(windows, 1000))
+    parts = record_parts(subject, subject.tokenizer.pad, corpus, tmp_path, info, plan_parts(windows, 1000))
     [part] = parts
     rows = read_part(tmp_path, part, info.model_copy(update={"parts": (part,)}))
     passes = run_windows(subject, corpus, windows, tokenizer.pad)
