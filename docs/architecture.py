@@ -30,7 +30,8 @@ COLUMNS = (
             ("model/", "transformer, gate, bank"),
             ("model/ops/", "fast loops"),
             ("train/", "loop, processes"),
-            ("run/", "load a run, hooks"),
+            ("run/", "load a run, its starts"),
+            ("run/adapters/", "hooks of any model"),
         ),
     ),
     Column(

@@ -7,6 +7,7 @@ the entries of the lab book its index. The tests compare, so that the pages cann
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -44,6 +45,11 @@ PUBLIC = {
     "routing.saturation": ["saturation"],
     "routing.atlas": ["atlas"],
     "run.adapters.experts": ["HuggingFaceExperts"],
+    "run.adapters.modules": ["ModuleSubject"],
+    "run.adapters.module_site": ["ModuleSite", "Choice", "Call"],
+    "run.adapters.memories": ["bag_site", "peer_site"],
+    "run.adapters.neurons": ["run_neurons", "neuron_sites"],
+    "run.adapters.features": ["record_features", "feature_site"],
     "run.provenance": ["start_entries", "start_table"],
     "causal.intervene": ["ablate", "ablate_selections", "force", "swap", "rewrite", "unbias", "scale"],
     "causal.attribution": ["attribute", "Attribution"],
@@ -61,13 +67,20 @@ PUBLIC = {
 _INDEX = "| date | question | answer |\n"
 
 
+def commands() -> dict[str, Any]:
+    """Every command by its name; one of a group by both, as ``import vllm``."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {one}": of_group for one, of_group in inner.items()} or {name: command}
+    return found
+
+
 def render_cli() -> str:
     """Every command with its arguments and options, as Markdown."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
     lines = ["# Commands", "", "`memscope COMMAND --help` prints the same. Results go to standard output, progress to"]
     lines += ["standard error; exit status 2 with one line means bad input.", ""]
-    for name, command in group.commands.items():
+    for name, command in commands().items():
         parameters = [p for p in command.params if p.name != "help"]
         arguments = " ".join(str(p.metavar) for p in parameters if p.param_type_name == "argument")
         lines += [f"## memscope {name}", "", command.help or "", "", f"    memscope {name} {arguments}".rstrip(), ""]
