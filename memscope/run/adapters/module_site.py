@@ -110,12 +110,14 @@ def number_sites(specs: Sequence[ModuleSite], lens: bool) -> tuple[Site, ...]:
         lens: whether the model's unembedding is known.
 
     Raises:
-        InputError: sites of one bank differ in their number of entries.
+        InputError: sites of one bank differ in their number of entries, or one has reads without scores.
     """
     banks: list[tuple[object, int, int]] = []  # what holds the entries, the first one, how many
     sites = []
     for layer, spec in zip(layer_numbers([spec.module for spec in specs]), specs, strict=True):
         holder = spec if spec.bank is None else spec.bank
+        if "reads" in spec.has and "scores" not in spec.has:
+            raise InputError(f"{spec.module}: has reads and no scores; give what it reads by as scores")
         known = next((bank for bank in banks if bank[0] is holder), None)
         if known is None:
             known = (holder, sum(entries for _, _, entries in banks), spec.entries)
