@@ -48,7 +48,7 @@ PUBLIC = {
     "run.adapters.modules": ["ModuleSubject"],
     "run.adapters.module_site": ["ModuleSite", "Choice", "Call"],
     "run.adapters.memories": ["bag_site", "peer_site"],
-    "run.adapters.neurons": ["run_neurons", "neuron_sites"],
+    "run.adapters.neurons": ["run_neurons", "folder_neurons", "model_neurons", "neuron_sites"],
     "run.adapters.features": ["record_features", "feature_site"],
     "run.provenance": ["start_entries", "start_table"],
     "causal.intervene": ["ablate", "ablate_selections", "force", "swap", "rewrite", "unbias", "scale"],
@@ -70,7 +70,8 @@ _INDEX = "| date | question | answer |\n"
 def commands() -> dict[str, Any]:
     """Every command by its name; one of a group by both, as ``import vllm``."""
     found: dict[str, Any] = {}
-    for name, command in typer.main.get_command(app).commands.items():
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
         inner = getattr(command, "commands", {})
         found |= {f"{name} {one}": of_group for one, of_group in inner.items()} or {name: command}
     return found

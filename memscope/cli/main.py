@@ -200,6 +200,10 @@ def record(
             min=1, help="Most tokens read at once by a Hugging Face model; default what it takes, up to 1,024."
         ),
     ] = None,
+    neurons: Annotated[
+        int | None,
+        typer.Option("--neurons", min=1, help="Record the K largest neurons of every feed-forward layer instead."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Record which entries every token of a corpus selects and reads; resumes by itself. Prints a summary as JSON.
@@ -208,8 +212,9 @@ def record(
     """
     from memscope.run.folder import check_no_run
 
-    if not check_model(run, corpus) and checkpoints == "all":
-        raise InputError(f"{run}: only a run of memscope has checkpoints; leave --checkpoints out")
+    of_memscope = check_model(run, corpus, neurons)
+    if checkpoints == "all" and (neurons or not of_memscope):
+        raise InputError(f"{run}: only memories of a run are recorded at all checkpoints; leave --checkpoints out")
     check_no_run(out)
     with one_writer(out):
         from memscope.base.runtime import keep_freed_memory, peak_rss_bytes, processes
@@ -229,7 +234,7 @@ def record(
 
                 print_json({"history": str(write_history([Recording(path) for path in recorded], out))})
             return
-        info = run_recording(open_model(run, device, window), corpus, out, options)
+        info = run_recording(open_model(run, device, window, neurons), corpus, out, options)
     if info is None:  # under torchrun the main process speaks for all
         return
     print_json(

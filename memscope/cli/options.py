@@ -60,8 +60,13 @@ def check(
     return config
 
 
-def check_model(folder: Path, corpus: Path | None = None) -> bool:
+def check_model(folder: Path, corpus: Path | None = None, neurons: int | None = None) -> bool:
     """Check that a folder has a model to record, before torch is loaded; returns whether it is a run of memscope.
+
+    Args:
+        folder: of the model.
+        corpus: to record.
+        neurons: of a feed-forward layer to record; then a baseline will do.
 
     Raises:
         InputError: it holds no model, or a baseline without memory; or there is no corpus.
@@ -70,8 +75,8 @@ def check_model(folder: Path, corpus: Path | None = None) -> bool:
     from memscope.run.folder import is_hugging_face
 
     of_memscope = not is_hugging_face(folder)
-    if of_memscope and not check(folder).model.memory_layers:
-        raise InputError(f"{folder}: an FFN baseline has no memory to record")
+    if of_memscope and not check(folder).model.memory_layers and not neurons:
+        raise InputError(f"{folder}: an FFN baseline has no memory to record; --neurons 32 records its neurons")
     if corpus is not None:
         expect_file(corpus, "corpus file")
     return of_memscope
@@ -85,12 +90,12 @@ def load(run: Path, device: str) -> Any:
     return load_run(run, pick_device(device))
 
 
-def open_model(folder: Path, device: str, window: int | None = None) -> Any:
+def open_model(folder: Path, device: str, window: int | None = None, neurons: int | None = None) -> Any:
     """The model of a run or of a Hugging Face folder, on a device, as a subject."""
     from memscope.base.runtime import pick_device
     from memscope.run.adapters.load import open_subject
 
-    return open_subject(folder, pick_device(device), window)
+    return open_subject(folder, pick_device(device), window, neurons)
 
 
 def show(*texts: object) -> None:

@@ -7,7 +7,6 @@ none of which ``router_logits`` knows. So a module is a site if it is called lik
 Llama 4 is the exception: its experts get a tensor that is multiplied already, so its router is the site.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
 from memscope.recording.sites import Site
+from memscope.run.adapters.module_site import layer_numbers
 
 Act = Callable[["Selector", Tensor, Tensor], tuple[Tensor, Tensor] | None]
 """``act(selector, indices, weights)``, ``[T, K]`` each, sees a selection and may return another in its place."""
@@ -31,7 +31,6 @@ _NOT_RECORDED = {
 }
 _COUNTS = ("num_experts", "num_local_experts", "total_experts")
 """Attributes with the number of experts; identity experts count in some of them."""
-_NUMBER = re.compile(r"\.(\d+)\.")
 _PROBE = (2, 5)
 """Batch and length of the text of a probe pass."""
 _LISTED = 12
@@ -246,6 +245,21 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
     return Found(tuple(_selectors(model, inner, tail)), tail)
 
 
+@torch.no_grad()
+def find_tail(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Tail | None:
+    """What makes logits of the residual stream, by a pass over a few tokens; none where it is not known."""
+    passed: list[tuple[nn.Module, Tensor, Tensor]] = []
+    tokens = torch.arange(_PROBE[0] * _PROBE[1], device=next(model.parameters()).device).view(_PROBE)
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
+            passed.append((module, args[0], output))
+
+    with _observed(model, lambda *call: None, after):
+        logits = run(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    return _find_tail(model, _head(model), passed, logits)
+
+
 def count_experts(module: nn.Module) -> int:
     """Experts of a module, identity experts included: by its attributes and the first axis of its weights."""
     counts = [value for name in _COUNTS if isinstance(value := getattr(module, name, None), int)]
@@ -254,14 +268,6 @@ def count_experts(module: nn.Module) -> int:
     if not counts:
         raise InputError(f"{type(module).__name__}: its number of experts is not known; it has no num_experts")
     return max(counts)
-
-
-def layer_numbers(paths: list[str]) -> list[int]:
-    """Number of each module's block if these are unique and rise, running numbers otherwise."""
-    found = [_NUMBER.search(f".{path}.") for path in paths]
-    numbers = [int(match[1]) for match in found if match]
-    rising = len(numbers) == len(paths) and numbers == sorted(set(numbers))
-    return numbers if rising else list(range(len(paths)))
 
 
 def _selectors(model: nn.Module, seen: list[_Seen], tail: Tail | None) -> Iterator[Selector]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from memscope.base.errors import InputError
 from memscope.recording.sites import Site
 from memscope.run.adapters.expert_sites import Act, Selector, find_sites
+from memscope.run.adapters.module_site import hash_weights
 from memscope.run.subject import Batches, Edit, Selected, evaluating
 from memscope.text.special_tokens import Roles
 from memscope.text.tokenizer import Tokenizer
@@ -60,13 +61,13 @@ class HuggingFaceExperts:
             raise InputError(f"{type(model).__name__}: not a model of the transformers library (it has no config)")
         text = config.get_text_config()
         self.name = name or config.name_or_path or type(self.model).__name__
-        self.window = _window(text, window, self.name)
+        self.window = window_of(text, window, self.name)
         self.tokenizer = adopt_tokenizer(tokenizer, text.vocab_size, self.name)
         self._mask: Tensor | None = None
         self._means: tuple[str, dict[int, Tensor]] | None = None
         with evaluating(self.model):
             self._selectors, self._tail = find_sites(self.model, self.logits)
-        self.fingerprint = fingerprint or weights_hash(self.model)
+        self.fingerprint = fingerprint or hash_weights(self.model)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -228,22 +229,12 @@ def adopt_tokenizer(tokenizer: Any, ids: int, source: str) -> Tokenizer:
     return adopted
 
 
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 of the names and bytes of a model's weights.
+def window_of(config: Any, asked: int | None, name: str) -> int:
+    """Most tokens that a model reads at once: as many as are asked for, or what it takes, at most ``WINDOW``.
 
     Raises:
-        InputError: weights are not in memory.
+        InputError: more are asked for than it takes.
     """
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if weight.device.type == "meta":
-            raise InputError(f"{name} is not in memory; give the fingerprint of the weights, 64 hexadecimal digits")
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _window(config: Any, asked: int | None, name: str) -> int:
     most = getattr(config, "max_position_embeddings", None)
     if asked is not None and most is not None and asked > most:
         raise InputError(f"{name}: a window of {asked} tokens was asked for, the model takes {most}")

@@ -32,8 +32,22 @@ def open_hugging_face(
         window: most tokens read at once; by default what the model takes, at most 1,024.
 
     Raises:
-        InputError: transformers 5 is not installed, its weights are not safetensors or incomplete, the architecture is
-            unknown or needs code of its own, or it has no experts.
+        InputError: see ``load_hugging_face``; or the model has no experts.
+    """
+    model, tokenizer, fingerprint = load_hugging_face(folder, device)
+    return HuggingFaceExperts(model, tokenizer, str(folder.resolve()), fingerprint, window)
+
+
+def load_hugging_face(folder: Path, device: torch.device | None = None) -> tuple[Any, Any, str]:
+    """Load any causal language model, in evaluation mode, and its tokenizer; the hash of its weights comes third.
+
+    Args:
+        folder: of ``save_pretrained``, with the tokenizer.
+        device: where to run it; by default the CPU.
+
+    Raises:
+        InputError: transformers 5 is not installed, its weights are not safetensors or incomplete, or the architecture
+            is unknown or needs code of its own.
     """
     check_transformers(folder)
     fingerprint = weights_fingerprint(folder)
@@ -57,9 +71,7 @@ def open_hugging_face(
         )
     with _named_errors(folder, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return HuggingFaceExperts(
-        model.to(device or torch.device("cpu")).eval(), tokenizer, str(folder.resolve()), fingerprint, window
-    )
+    return model.to(device or torch.device("cpu")).eval(), tokenizer, fingerprint
 
 
 def check_transformers(folder: Path) -> None:

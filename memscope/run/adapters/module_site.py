@@ -152,9 +152,15 @@ def best_first(indices: Tensor, scores: Tensor | None, heads: int) -> Int[Tensor
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and bytes of all parameters and buffers."""
+    """SHA-256 of names, types, shapes and bytes of all parameters and buffers.
+
+    Raises:
+        InputError: weights are not in memory.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if tensor.device.type == "meta":
+            raise InputError(f"{name} is not in memory; give the fingerprint of the weights, 64 hexadecimal digits")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

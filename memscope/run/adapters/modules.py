@@ -58,7 +58,7 @@ class ModuleSubject:
     weights_sha256: str | None = None
     """Hash of the weights, if it is known; by default it is computed."""
     dtype: str = "float32"
-    cache_dir: Path = Path("cache")
+    cache_dir: Path = Path("data/cache")
     copies: Mapping[str, Path] = field(default_factory=dict)
     sites: tuple[Site, ...] = field(init=False)
 

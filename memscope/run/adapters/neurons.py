@@ -1,6 +1,7 @@
 """Neurons of feed-forward layers as entries: what a memory is compared with.
 
     subject = run_neurons(load_run(Path("runs/ffn")), 32)
+    subject = folder_neurons(Path("models/SmolLM2-135M"), 32)
 
 A feed-forward layer is a key-value memory (Geva et al. 2021, arXiv 2012.14913): a neuron has a key, its row of the
 input matrix, and a value, its column of the output matrix, and the layer adds each value times its activation. The K
@@ -8,16 +9,21 @@ neurons of the largest absolute activation are recorded, with this size as their
 entry's lens shows what a positive activation adds.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
+from memscope.run.adapters.expert_sites import find_tail
+from memscope.run.adapters.experts import adopt_tokenizer, window_of
+from memscope.run.adapters.hugging_face import load_hugging_face
 from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, find_module
 from memscope.run.adapters.modules import ModuleSubject, beside
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import evaluating
 
 TOP = 32
 """Neurons recorded of a layer, unless another number is asked for."""
@@ -35,6 +41,54 @@ def run_neurons(run: LoadedRun, top: int = TOP) -> ModuleSubject:
     if not sites:
         raise InputError(f"{run.path}: has no feed-forward layer, so no neurons to record")
     return beside(OwnRun(run), sites)
+
+
+def folder_neurons(
+    folder: Path, top: int = TOP, device: torch.device | None = None, window: int | None = None
+) -> ModuleSubject:
+    """The neurons of a model in a Hugging Face folder; raises as ``load_hugging_face`` and ``model_neurons``."""
+    model, tokenizer, fingerprint = load_hugging_face(folder, device)
+    return model_neurons(model, tokenizer, top, str(folder.resolve()), fingerprint, window)
+
+
+def model_neurons(
+    model: Any, tokenizer: Any, top: int = TOP, name: str = "", fingerprint: str = "", window: int | None = None
+) -> ModuleSubject:
+    """The neurons of a model of the transformers library.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its fast tokenizer, as ``AutoTokenizer`` loads it, or one of memscope.
+        top: neurons to record of a layer.
+        name: where it came from.
+        fingerprint: SHA-256 of its weights; by default made of the weights in memory.
+        window: most tokens read at once; by default what the model takes, at most 1,024.
+
+    Raises:
+        InputError: it has no feed-forward layer or fewer neurons than are asked for, the tokenizer is not the model's,
+            or the window is longer than it takes.
+    """
+    config = model.config.get_text_config()
+    name = name or config.name_or_path or type(model).__name__
+    sites = neuron_sites(model, config.hidden_size, top)
+
+    def run(tokens: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = model(input_ids=tokens, attention_mask=mask.long(), use_cache=False).logits
+        return logits
+
+    with evaluating(model):
+        tail = find_tail(model, run)
+    return ModuleSubject(
+        model=model,
+        tokenizer=adopt_tokenizer(tokenizer, config.vocab_size, name),
+        modules=sites,
+        window=window_of(config, window, name),
+        run=run,
+        unembedding=None if tail is None else tail.__call__,
+        name=name,
+        weights_sha256=fingerprint or None,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+    )
 
 
 def neuron_sites(model: nn.Module, dim: int, top: int = TOP) -> list[ModuleSite]:

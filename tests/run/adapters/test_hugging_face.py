@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from memscope.base.errors import InputError
 from memscope.record.trace import trace_text
-from memscope.run.adapters.expert_sites import layer_numbers
-from memscope.run.adapters.experts import HuggingFaceExperts, weights_hash
+from memscope.run.adapters.experts import HuggingFaceExperts
 from memscope.run.adapters.load import open_subject
+from memscope.run.adapters.module_site import hash_weights, layer_numbers
 from memscope.run.subject import run_windows
 from memscope.text.corpus import document_windows, pack_corpus
 from tests.run.adapters.families import EXPERTS, TOP, VOCAB, WIDTH, WINDOW, make_model, make_tokenizer
@@ -67,11 +67,11 @@ def test_the_fingerprint_is_that_of_the_weights(folder: Path, tmp_path: Path) ->
     sharded = open_subject(copy).fingerprint
     assert sharded != open_subject(folder).fingerprint
     model = make_model("olmoe")
-    before = weights_hash(model)
-    assert before == weights_hash(make_model("olmoe")) == HuggingFaceExperts(model, make_tokenizer()).fingerprint
+    before = hash_weights(model)
+    assert before == hash_weights(make_model("olmoe")) == HuggingFaceExperts(model, make_tokenizer()).fingerprint
     with torch.no_grad():
         model.get_parameter("model.norm.weight")[0] += 1e-3
-    assert weights_hash(model) != before
+    assert hash_weights(model) != before
 
 
 def test_windows_are_as_asked(folder: Path) -> None:

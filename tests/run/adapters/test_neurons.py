@@ -2,17 +2,20 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from memscope.base.errors import InputError
 from memscope.record.rows import RowCollector
+from memscope.recording.info import read_info
 from memscope.run.adapters.modules import ModuleSubject
-from memscope.run.adapters.neurons import find_outputs, neuron_sites, run_neurons
+from memscope.run.adapters.neurons import find_outputs, folder_neurons, neuron_sites, run_neurons
 from memscope.run.subject import Subject, run_windows
+from memscope.testing.recordings import word_texts, write_tokenizer
 from memscope.text.corpus import document_windows, pack_corpus
 from tests.conftest import tiny_config, untrained_run
 from tests.run.adapters.small import DIM, VOCAB, WINDOW, Small, seeded, small_tokenizer
@@ -148,3 +151,51 @@ def test_rewriting_neurons_replays_ablates_and_forces(tmp_path: Path) -> None:
     changed = inputs[0].scatter(-1, best, 0.0).scatter(-1, new, 2.0)
     several = (new == 5).sum(-1) > 1  # neuron 5 was among the four already
     assert torch.equal(inputs[3][~several], changed[~several]) and not several.all()
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama and its tokenizer, as ``save_pretrained`` writes them."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    model = hugging_face("llama")
+    model.save_pretrained(folder)
+    write_tokenizer(folder / "words.json", word_texts(50))
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_file=str(folder / "words.json"), **names).save_pretrained(folder)
+    return folder
+
+
+def test_neurons_of_a_hugging_face_folder_are_recorded_with_a_lens(llama_folder: Path) -> None:
+    subject = folder_neurons(llama_folder, 5)
+    assert isinstance(subject, Subject)
+    assert [(site.layer, site.entries, site.has) for site in subject.sites] == [
+        (layer, 96, ("scores", "lens")) for layer in (0, 1)
+    ]
+    model = subject.model
+    hidden = model.model(input_ids=TOKENS).last_hidden_state
+    logits = subject.logits(TOKENS)
+    torch.testing.assert_close(model.lm_head(hidden), logits)
+    resid = torch.randn(3, 32)
+    torch.testing.assert_close(subject.unembed(resid), model.lm_head(model.model.norm(resid)))
+
+
+def test_the_command_records_neurons_of_runs_and_of_hugging_face_folders(
+    cli, ffn, llama_folder: Path, corpus_dir: Path, tmp_path: Path
+) -> None:
+    corpus = corpus_dir / "valid.jsonl"
+    words = tmp_path / "words.jsonl"
+    words.write_text('{"text": " w3 w4 w9 w3 w12"}\n' * 20)
+    refused = cli("record", ffn.path, "--corpus", corpus, "--out", tmp_path / "none")
+    assert refused.code == 2 and "--neurons 32 records its neurons" in refused.err
+    for model, text, name in ((ffn.path, corpus, "run"), (llama_folder, words, "llama")):
+        done = cli("record", model, "--corpus", text, "--out", tmp_path / name, "--neurons", 6, "--tokens", 400)
+        assert done.code == 0, done.err
+        info = read_info(tmp_path / name)
+        assert info.complete and {(site.kind, site.selected) for site in info.sites} == {("neurons", 6)}
+        assert info.label(info.sites[1].first_entry + 7) == "layer 1, neuron 7"
+        decoded = pq.read_table(tmp_path / name / "decodings.parquet")
+        assert decoded["l0_top"].null_count < info.knowledge_num
+    several = cli(
+        "record", ffn.path, "--corpus", corpus, "--out", tmp_path / "all", "--neurons", 6, "--checkpoints", "all"
+    )
+    assert several.code == 2 and "leave --checkpoints out" in several.err
