@@ -115,6 +115,52 @@ def test_layers_that_share_their_values_select_from_one_bank(tokenizer: Tokenize
     assert torch.equal(changed, model(TOKENS))
 
 
+class Bag(nn.Module):
+    """A table that is called as xFormers' is: weights have no name."""
+
+    def __init__(self, entries: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(entries, DIM))
+
+    def forward(self, indices: Tensor, weights: Tensor) -> Tensor:
+        out: Tensor = torch.einsum("nk,nkd->nd", weights, self.weight[indices])
+        return out
+
+
+class HashingMemory(nn.Module):
+    """Keys, and values that all such layers share, as in XLM and in Meta's memory layers."""
+
+    VALUES: Bag
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.keys = self.VALUES, nn.Linear(DIM, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.keys(x.flatten(0, 1)).topk(TOP)
+        return self.values(best.indices, best.values.softmax(-1)).view(x.shape)
+
+
+def test_values_that_layers_share_and_call_without_names_are_recorded_and_rewritten(tokenizer: Tokenizer) -> None:
+    HashingMemory.VALUES = seeded(lambda: Bag(20))
+    model = seeded(lambda: Small(HashingMemory(), HashingMemory()))
+    sites = [bag_site(model, f"layers.{n}", gate_heads=1, selected=TOP, is_output=True) for n in (0, 1)]
+    subject = subject_of(model, tokenizer, sites, unembedding=model.unembed)
+    assert [site.own for site in subject.sites] == [slice(0, 20)] * 2
+    outputs = [watch_outputs(model, f"layers.{layer}") for layer in (0, 1)]
+    with subject.capture() as captured:
+        plain = subject.logits(TOKENS)
+    for layer, [output] in enumerate(outputs):
+        values = subject.values(layer, captured[layer].indices.flatten()).view(2, 9, TOP, DIM)
+        torch.testing.assert_close((captured[layer].gate_scores[..., None] * values).sum(2), output)
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores)):
+        assert torch.equal(subject.logits(TOKENS), plain)
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores * layer)):
+        changed = subject.logits(TOKENS)
+    model.layers[0].forward = lambda x: torch.zeros_like(x)
+    assert torch.equal(changed, model(TOKENS))
+
+
 def test_peer_gives_back_the_layers_output_exactly(tokenizer: Tokenizer) -> None:
     model = seeded(lambda: Small(PEER(DIM, heads=5, num_experts=KEYS**2, product_key_topk=2)))
     subject = subject_of(model, tokenizer, [peer_site(model, "layers.0")])

@@ -63,6 +63,12 @@ def test_neurons_of_a_run_are_the_largest_of_its_swiglu_and_add_their_columns(ff
     assert torch.equal(few[1].indices, captured[1].indices[..., :3])
 
 
+def test_neurons_beside_a_memory_are_recorded_too(corpus_dir: Path, tmp_path: Path) -> None:
+    run = untrained_run(tiny_config(corpus_dir, model={"block": ["memory", "both"]}), tmp_path / "both")
+    [site] = run_neurons(run, 3).sites
+    assert (site.layer, site.module, site.kind) == (1, "blocks.1.ffn.w2", "neurons")
+
+
 def test_rows_of_neurons_hold_sizes_and_no_reads(ffn, corpus_dir: Path) -> None:
     subject = run_neurons(ffn, 5)
     corpus = pack_corpus(corpus_dir / "valid.jsonl", ffn.tokenizer, corpus_dir / "cache")
