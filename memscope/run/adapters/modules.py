@@ -181,16 +181,23 @@ class ModuleSubject:
         def choose(indices: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
             local = self._by_token(indices.long(), site)
             weights = None if scores is None else self._by_token(scores, site)
+            order = best_first(local, weights, site.gate_heads)
+            local, weights = local.gather(-1, order), None if weights is None else weights.gather(-1, order)
             new, given = edit(site.layer, torch.where(local < 0, -1, local + site.first_entry), weights)
-            weights = weights if given is None else given
-            none = new < 0
+            weights, none = weights if given is None else given, new < 0
             if weights is None and not site.varies and bool(none.any()):
                 raise InputError(f"{spec.module}: has no scores, so it cannot select none; select another entry")
-            if weights is not None:
-                weights = weights.masked_fill(none, 0.0)
             new = torch.where(none, -1 if site.varies else 0, new - site.first_entry)
-            back = None if scores is None or weights is None else weights.reshape(scores.shape).to(scores)
-            return new.reshape(indices.shape).to(indices), back
+            if int(new.min()) < -1 or int(new.max()) >= site.entries:
+                raise InputError(
+                    f"layer {site.layer} has the entries {site.own.start} to {site.own.stop - 1} and no other"
+                )
+            # In the module's own order: sums over entries are then rounded as before.
+            new = torch.empty_like(new).scatter_(-1, order, new).reshape(indices.shape).to(indices)
+            if scores is None or weights is None:
+                return new, None
+            weights = weights.masked_fill(none, 0.0)
+            return new, torch.empty_like(weights).scatter_(-1, order, weights).reshape(scores.shape).to(scores)
 
         def act(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             return write(args, kwargs, choose) if running[0] else None

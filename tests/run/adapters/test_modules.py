@@ -242,10 +242,46 @@ def test_rewriting_replays_ablates_and_forces(tokenizer: Tokenizer) -> None:
     ):
         subject.logits(TOKENS, MASK)
     assert (captured[0].indices == 7).all()
+    with (
+        subject.rewrite(lambda layer, indices, scores: (torch.full_like(indices, KEYS**2), None)),
+        pytest.raises(InputError, match="layer 0 has the entries 0 to 35 and no other"),
+    ):
+        subject.logits(TOKENS, MASK)
     with subject.rewrite(lambda layer, indices, scores: (torch.full_like(indices, -1), None)):
         ablated = subject.logits(TOKENS, MASK)
     model.layers[0].forward = lambda x: torch.zeros_like(x)
     assert torch.equal(ablated, subject.logits(TOKENS, MASK))
+
+
+def test_what_is_rewritten_stands_in_the_order_in_which_it_is_captured(tokenizer: Tokenizer) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(6, DIM, mode="sum")
+
+        def forward(self, x: Tensor) -> Tensor:
+            indices, weights = (torch.tensor(v).expand(x[..., 0].numel(), 3) for v in ([2, 0, 5], [0.2, 0.5, 0.3]))
+            return self.bag(indices, per_sample_weights=weights).view(x.shape)
+
+    model = seeded(lambda: Small(Mixed()))
+    subject = subject_of(model, tokenizer, [bag_site(model, "layers.0", 1, 3, values="bag")])
+    calls: list[tuple[Tensor, Tensor]] = []
+    model.layers[0].bag.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append((args[0][0], kwargs["per_sample_weights"][0])), with_kwargs=True
+    )
+
+    def edit(layer: int, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append((indices[0, 0], scores[0, 0]))
+        return indices.where(indices != 5, 1), scores.where(indices != 5, 0.9)
+
+    with subject.rewrite(edit), subject.capture() as captured:
+        subject.logits(TOKENS)
+    assert seen[0][0].tolist() == [0, 5, 2]
+    assert calls[0][0].tolist() == [2, 0, 1]  # as the module has them
+    torch.testing.assert_close(calls[0][1], torch.tensor([0.2, 0.5, 0.9]))
+    assert captured[0].indices[0, 0].tolist() == [1, 0, 2]
 
 
 def test_hooks_are_gone_after_the_block_and_after_an_exception(tokenizer: Tokenizer) -> None:
