@@ -51,6 +51,7 @@ COLUMNS = (
         (
             ("query/", "questions to a recording"),
             ("bank_map/", "places of entries"),
+            ("routing/", "load, domains, paths"),
             ("causal/", "change, then measure"),
         ),
     ),

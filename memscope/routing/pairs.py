@@ -22,7 +22,7 @@ LEAST = 20
 """Tokens that would select both by their loads, from which on a pair is tested."""
 
 
-class CoActivation(NamedTuple):
+class EntryPairs(NamedTuple):
     """Pairs of a layer's entries, ``[entry, entry]``, symmetric but for ``given``."""
 
     together: np.ndarray
@@ -39,7 +39,7 @@ class CoActivation(NamedTuple):
     """``entry other together expected lift low high p q``, one row per tested pair, strongest evidence first."""
 
 
-def coactivation(recording: Recording, layer: int) -> CoActivation:
+def coactivation(recording: Recording, layer: int) -> EntryPairs:
     """Count the pairs of a layer; intervals and p-values are over documents, q over all pairs of the layer."""
     site, strata = routed_site(recording, layer), strata_of(recording)
     n, folds = site.entries, strata.folds
@@ -61,7 +61,7 @@ def coactivation(recording: Recording, layer: int) -> CoActivation:
     lift = np.divide(total, expected, out=np.full((n, n), np.nan), where=expected > 0)
     np.fill_diagonal(lift, np.nan)
     alone = np.maximum(np.diag(total), 1)
-    return CoActivation(
+    return EntryPairs(
         total, expected, lift, total / alone[:, None], ranks + ranks.T, _tests(together, strata.jackknife())
     )
 

@@ -17,7 +17,7 @@ from memscope.query.recording import Recording
 from memscope.routing.rows import routed_layers, routed_site, rows_of_layers, strata_of
 
 
-class Transitions(NamedTuple):
+class LayerMoves(NamedTuple):
     """First choices of two layers."""
 
     counts: np.ndarray
@@ -34,7 +34,7 @@ class Transitions(NamedTuple):
     """The same for tokens shuffled among all: the excess alone."""
 
 
-def transitions(recording: Recording, layer: int, following: int) -> Transitions:
+def transitions(recording: Recording, layer: int, following: int) -> LayerMoves:
     """How first choices of two layers go together."""
     strata, sites = strata_of(recording), [routed_site(recording, number) for number in (layer, following)]
     first, second, token, fold = [], [], [], []
@@ -55,7 +55,7 @@ def transitions(recording: Recording, layer: int, following: int) -> Transitions
     same = np.argsort(ids, kind="stable")
     mixed = np.empty_like(b)
     mixed[same] = b[order]
-    return Transitions(
+    return LayerMoves(
         counts=counts,
         lift=np.divide(counts, product, out=np.full(shape, np.nan), where=product > 0),
         information=value,
