@@ -46,6 +46,9 @@ def test_two_commands_record_a_folder_and_open_it(here: Path, cli: Callable[...,
     info = read_info(here / opened[2])
     assert info.complete and opened[:2] == ["memscope", "app"]
     assert [info.label(entry) for entry in (0, 14)] == ["layer 0, expert 0", "layer 1, expert 6"]
+    done = cli("report", opened[2], "--out", "reports/olmoe")
+    assert done.code == 0, done.err
+    assert not (here / "reports" / "olmoe" / "figures" / "margins.png").exists()  # nothing of it is recorded
     done = cli(*traced[1:-1], "w5 w6")
     assert done.code == 0 and "layer 1, expert " in done.out
 

@@ -160,6 +160,7 @@ PLANS = (
         "bias where there is one, in half octaves; ties are scores that the precision of the forward pass "
         "({dtype}) does not tell apart. {tokens} tokens, {d}.",
         lambda numbers: bias.margin_lines(numbers.reading),
+        needs=lambda numbers: numbers.recording.info.has("margin", everywhere=True),
     ),
     Plan(
         "read_shares",
@@ -167,6 +168,7 @@ PLANS = (
         "How a token's read divides over its {selected} selected entries: mass at 0 is selected but unread, "
         "mass at 1 is a token that reads one entry. {d}.",
         lambda numbers: usage.read_share_histogram(numbers.reading),
+        needs=lambda numbers: numbers.recording.info.has("reads", everywhere=True),
     ),
     Plan(
         "drift",
@@ -174,6 +176,7 @@ PLANS = (
         "Share of entries that moved at least so far from where they started, used and never selected ones; those "
         "that moved less than 0.000001 lie at the left edge. {entries} entries, {d_of_all}.",
         _drift,
+        needs=lambda numbers: numbers.recording.info.has("drift"),
     ),
     Plan(
         "training",

@@ -46,6 +46,7 @@ def tables(recording: Recording) -> dict[str, pd.DataFrame]:
     layers = [
         recording.layer_metrics(weighting).assign(weighting=weighting).merge(reading, on="layer")
         for weighting in ("by_count", "by_gate_score", "by_read_weight")
+        if all(getattr(layer, weighting) is not None for layer in recording.census.layers)
     ]
     merged = pd.concat(layers, ignore_index=True)
     merged.insert(1, "weighting", merged.pop("weighting"))
