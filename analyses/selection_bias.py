@@ -26,7 +26,7 @@ from memscope.causal.effects import Trial, mean_change, measure_effects
 from memscope.causal.intervene import unbias
 from memscope.query.recording import Recording
 from memscope.report.plots.style import ORANGE, blue, legend, panel
-from memscope.run.adapters.own import OwnModel
+from memscope.run.adapters.own import OwnModel, OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.subject import run_windows
 from memscope.stats.usage import UsageCounts, usage_metrics
@@ -49,10 +49,11 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
     if not any(site.selection_bias for site in recording.info.sites):
         raise InputError(f"{run.path}: no selection bias takes part in the choice (memory.balance_bias is 0)")
     corpus, layers, model = recorded_corpus(recording), recording.info.layers, run.model
-    windows = spread_windows(run, corpus, tokens)
+    subject = OwnRun(run)
+    windows = spread_windows(subject, corpus, tokens)
     trials = {str(layer): Trial(partial(unbias, model, layers=[layer])) for layer in layers}
     trials[ALL] = Trial(partial(unbias, model))
-    effects = measure_effects(run, corpus, windows, trials)
+    effects = measure_effects(subject, corpus, windows, trials)
     shares = dict(zip(map(str, layers), recording.reading_metrics()["by_score_share"], strict=True))
     usage = {
         name: count_usage(run, recording, windows, block)

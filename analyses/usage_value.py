@@ -24,6 +24,7 @@ from memscope.causal.effects import Trial, mean_change, measure_effects
 from memscope.causal.intervene import ablate
 from memscope.query.recording import Recording
 from memscope.report.plots.style import GREEN, ORANGE, blue, legend, panel
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 
 PARTS = ("most used", "the others", "all")
@@ -44,7 +45,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
     ``share`` is that of the layer's selections, ``loss`` what is lost without the part's values; a part without entries
     is left out.
     """
-    corpus = recorded_corpus(recording)
+    corpus, subject = recorded_corpus(recording), OwnRun(run)
     parts: dict[str, dict[str, Any]] = {}
     trials: dict[str, Trial] = {}
     for layer, counts in zip(recording.info.layers, recording.usage(), strict=True):
@@ -56,7 +57,7 @@ def study(run: LoadedRun, recording: Recording, tokens: int = TOKENS) -> pd.Data
             trials[name] = Trial(partial(ablate, run.model, entries, "zero", layers=[layer]), entries, [layer])
             share = counts[chosen].sum() / counts.sum()
             parts[name] = {"layer": layer, "part": part, "entries": len(entries), "share": share}
-    effects = measure_effects(run, corpus, spread_windows(run, corpus, tokens), trials)
+    effects = measure_effects(subject, corpus, spread_windows(subject, corpus, tokens), trials)
     losses = ("loss", "loss_low", "loss_high")
     return pd.DataFrame(
         [row | dict(zip(losses, mean_change(effects[name], "loss"), strict=True)) for name, row in parts.items()]

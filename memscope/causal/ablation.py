@@ -1,6 +1,6 @@
-"""Measure what a memory loses on a text without some entries, beside control entries.
+"""Measure what a model loses on a text without some entries or experts, beside control entries.
 
-    study = study_ablation(run, recorded_corpus(Recording("recordings/demo")), [4711], usage)
+    study = study_ablation(subject, recorded_corpus(Recording("recordings/demo")), [4711], usage)
     study.table              # loss, logit of the target and KL, with intervals; the controls; the difference
     write_study(study, Path("ablations/4711"))
 
@@ -23,6 +23,7 @@ from memscope.base.files import write_json
 from memscope.base.parquet import write_table
 from memscope.causal.effects import (
     Trial,
+    banks_of,
     compare_change,
     interval_unit,
     mean_change,
@@ -31,9 +32,10 @@ from memscope.causal.effects import (
     random_entries,
     usage_matched,
 )
-from memscope.causal.intervene import Mode, ablate
+from memscope.causal.intervene import Mode
+from memscope.causal.selections import ablate
 from memscope.query.recording import Recording
-from memscope.run.checkpoint import LoadedRun
+from memscope.run.subject import Subject
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 
 Control = Literal["usage", "random"]
@@ -68,7 +70,7 @@ def recorded_corpus(recording: Recording) -> PackedCorpus:
 
 
 def study_ablation(
-    run: LoadedRun,
+    subject: Subject,
     corpus: PackedCorpus,
     entries: Sequence[int] | np.ndarray,
     usage: np.ndarray,
@@ -82,12 +84,12 @@ def study_ablation(
     """Ablate entries, and ``controls`` times as many control entries.
 
     Args:
-        run: the run.
+        subject: the model.
         corpus: text to read.
         entries: entries to ablate.
         usage: selections of every entry in the same layers, ``[N]`` (``effects.entry_usage``).
-        mode: see ``intervene.ablate``.
-        layers: memory layers; default all.
+        mode: see ``selections.ablate``.
+        layers: layers that select; default all.
         tokens: read about this many, in windows from all parts of the corpus.
         controls: draws of control entries.
         control: ``usage`` draws entries of nearly equal usage, ``random`` any used ones.
@@ -96,28 +98,28 @@ def study_ablation(
     Raises:
         InputError: an entry or layer is unknown, or too few entries are left for controls.
     """
-    entries, groups = np.unique(np.asarray(entries, np.int64)), run.config.memory.bank_groups
+    entries, banks = np.unique(np.asarray(entries, np.int64)), banks_of(subject.sites)
     if not len(entries):
         raise InputError("no entry to ablate; name at least one")
-    with ablate(run.model, entries, mode, layers=layers):
+    with ablate(subject, entries, mode, layers=layers):
         pass  # refuses unknown entries and layers before controls are drawn
     chosen = {"ablated": entries}
     for draw in range(controls):
         if control == "usage":
-            chosen[f"control {draw + 1}"] = usage_matched(usage, entries, seed + draw, groups=groups)
+            chosen[f"control {draw + 1}"] = usage_matched(usage, entries, seed + draw, banks=banks)
         else:
-            chosen[f"control {draw + 1}"] = _random_controls(usage, entries, seed + draw, groups)
+            chosen[f"control {draw + 1}"] = _random_controls(usage, entries, seed + draw, banks)
     trials = {
-        trial: Trial(partial(ablate, run.model, ablated_entries, mode, layers=layers), ablated_entries, layers)
+        trial: Trial(partial(ablate, subject, ablated_entries, mode, layers=layers), ablated_entries, layers)
         for trial, ablated_entries in chosen.items()
     }
-    windows = spread_windows(run, corpus, tokens)
-    effects = measure_effects(run, corpus, windows, trials)
+    windows = spread_windows(subject, corpus, tokens)
+    effects = measure_effects(subject, corpus, windows, trials)
     table = _table(chosen, usage, effects)
     ablated = effects["ablated"]
     summary = {
         "mode": mode,
-        "layers": list(run.config.model.memory_layers if layers is None else layers),
+        "layers": [site.layer for site in subject.sites] if layers is None else list(layers),
         "entries": entries.tolist(),
         "control": control,
         "tokens": len(ablated),
@@ -127,7 +129,7 @@ def study_ablation(
         "reached_tokens": int(ablated["reached"].sum()),
         "table": table.astype(object).where(table.notna(), None).to_dict("records"),
     }
-    return AblationStudy(table, ablated, most_changed(ablated, corpus, windows, run.tokenizer), summary)
+    return AblationStudy(table, ablated, most_changed(ablated, corpus, windows, subject.tokenizer), summary)
 
 
 def write_study(study: AblationStudy, folder: Path) -> list[Path]:
@@ -139,18 +141,18 @@ def write_study(study: AblationStudy, folder: Path) -> list[Path]:
     return [folder / "ablation.json", *(folder / f"{name}.parquet" for name in frames)]
 
 
-def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, groups: int) -> np.ndarray:
-    """Random used entries other than ``entries``, as many in each group of the bank."""
-    size, drawn = len(usage) // groups, []
-    for start in range(0, len(usage), size):
-        in_group = entries[entries // size == start // size] - start
-        drawn.append(start + random_entries(usage[start : start + size], len(in_group), seed, exclude=in_group))
+def _random_controls(usage: np.ndarray, entries: np.ndarray, seed: int, banks: list[range]) -> np.ndarray:
+    """Random used entries other than ``entries``, as many in each bank."""
+    drawn = []
+    for bank in banks:
+        own = entries[(entries >= bank.start) & (entries < bank.stop)] - bank.start
+        drawn.append(bank.start + random_entries(usage[bank.start : bank.stop], len(own), seed, exclude=own))
     return np.concatenate(drawn)
 
 
-def spread_windows(run: LoadedRun, corpus: PackedCorpus, tokens: int | None) -> list[DocumentWindow]:
+def spread_windows(subject: Subject, corpus: PackedCorpus, tokens: int | None) -> list[DocumentWindow]:
     """Evenly spaced windows of about ``tokens`` tokens: many documents tell more than few long ones."""
-    windows = document_windows(corpus, min(_WINDOW, run.config.model.max_seq_len))
+    windows = document_windows(corpus, min(_WINDOW, subject.window))
     total = sum(window.end - window.start for window in windows)
     if tokens is None or tokens >= total:
         return windows

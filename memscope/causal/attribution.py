@@ -28,8 +28,11 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from memscope.base.errors import InputError
 from memscope.causal.intervene import ablate_selections
 from memscope.model.transformer import NORM_EPS, Block, MemoryTransformer, next_token_loss
+from memscope.run.adapters.own import OwnModel
+from memscope.run.subject import Subject
 
 Metric = Literal["logit", "loss"]
 """The metric to attribute, summed over positions with a target: the target's logit, or the loss in nats."""
@@ -66,7 +69,7 @@ class _Pass(NamedTuple):
 
 
 def attribute(
-    model: MemoryTransformer,
+    model: MemoryTransformer | Subject,
     tokens: Int[Tensor, "batch pos"],
     targets: Int[Tensor, "batch pos"],
     metric: Metric = "logit",
@@ -76,13 +79,17 @@ def attribute(
     """All attributions, and how well they agree with ablating ``sample`` selections of every layer one at a time.
 
     Args:
-        model: a model with a memory.
+        model: a model of memscope with a memory, or a run of one as a subject.
         tokens: input.
         targets: next tokens; -100 where there is no target.
         metric: what ``gradient`` explains; ``direct`` always explains the target logit.
         sample: selections per layer that are truly ablated, at positions with a target.
         seed: chooses them.
+
+    Raises:
+        InputError: the subject is not a run of memscope.
     """
+    model = _memory_of(model)
     with _forward(model, tokens) as done:
         direct, frozen = _direct(model, done, targets)
         estimates = {"direct": direct, "frozen": frozen, "gradient": _gradient(done, targets, metric)}
@@ -203,6 +210,17 @@ def _gradient(done: _Pass, targets: Tensor, metric: Metric) -> dict[int, Tensor]
         layer: _per_entry(pattern.detach() * gradient, done.indices[layer])
         for (layer, pattern), gradient in zip(done.pattern.items(), gradients, strict=True)
     }
+
+
+def _memory_of(model: MemoryTransformer | Subject) -> MemoryTransformer:
+    if isinstance(model, MemoryTransformer):
+        return model
+    if isinstance(model, OwnModel):
+        return model.model
+    raise InputError(
+        f"{model.name}: attribution needs a memory, whose entries have values that add up in the residual stream; an "
+        "expert has none, so ablate it"
+    )
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """Effects of an intervention on a corpus: loss, logit of the target and KL of the next-token distribution, per token.
 
-    windows = document_windows(corpus, model.cfg.model.max_seq_len, 65536)
-    trials = {"4711": Trial(partial(ablate, run.model, [4711]), entries=[4711])}
-    effects = measure_effects(run, corpus, windows, trials)
+    windows = document_windows(corpus, subject.window, 65536)
+    trials = {"4711": Trial(partial(ablate, subject, [4711]), entries=[4711])}
+    effects = measure_effects(subject, corpus, windows, trials)
     mean_change(effects["4711"])                          # nats per token, with a 95% interval
 
 A change means little alone: ``usage_matched`` and ``random_entries`` choose control entries, and ``compare_change``
-compares a change with theirs. Both passes run in float32, for runs of any training precision, so that differences come
-from the intervention and not from rounding.
+compares a change with theirs. Both passes of a run of memscope are in float32, whatever it was trained in, so that
+differences come from the intervention and not from rounding. Other models keep the precision of their weights.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -26,15 +26,15 @@ from memscope.base.parquet import read_parquet
 from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.recording.info import read_info
+from memscope.recording.sites import Site
 from memscope.run.adapters.own import OwnModel
-from memscope.run.checkpoint import LoadedRun
-from memscope.run.subject import WindowPass, run_windows
+from memscope.run.subject import Subject, WindowPass, run_windows
 from memscope.stats.jackknife import Interval, ratio_interval
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 from memscope.text.tokenizer import Tokenizer
 
 Intervention = Callable[[], AbstractContextManager[None]]
-"""Opens the block in which the altered pass runs: ``partial(ablate, model, [3, 5])``."""
+"""Opens the block in which the altered pass runs: ``partial(ablate, subject, [3, 5])``."""
 
 _ROWS = 256
 
@@ -46,11 +46,11 @@ class Trial(NamedTuple):
     entries: Entries | None = None
     """Entries without whose selection the intervention changes nothing: windows that select none are not run again."""
     layers: Sequence[int] | None = None
-    """Memory layers in which it acts; default all."""
+    """Layers in which it acts; default all."""
 
 
 def measure_effects(
-    run: LoadedRun,
+    subject: Subject,
     corpus: PackedCorpus,
     windows: list[DocumentWindow],
     trials: Mapping[str, Trial],
@@ -64,13 +64,25 @@ def measure_effects(
     first selection of a trial's ``entries`` in the window: attention is causal, so nothing can change there.
     """
     parts: dict[str, dict[int, pd.DataFrame]] = {name: {} for name in trials}
+    for numbers, name, frames in effects_by_batch(subject, corpus, windows, trials, batch_size):
+        parts[name] |= zip(numbers, frames, strict=True)
+    return {name: _in_order(frames) for name, frames in parts.items()}
+
+
+def effects_by_batch(
+    subject: Subject,
+    corpus: PackedCorpus,
+    windows: list[DocumentWindow],
+    trials: Mapping[str, Trial],
+    batch_size: int = 8,
+) -> Iterator[tuple[list[int], str, list[pd.DataFrame]]]:
+    """``measure_effects`` batch by batch: numbers of its windows, a trial, and a table of each window."""
     by_length = sorted(range(len(windows)), key=lambda number: windows[number].end - windows[number].start)
     for start in range(0, len(windows), batch_size):  # shortest first: little padding
         numbers = by_length[start : start + batch_size]
-        before = _run(run, corpus, [windows[number] for number in numbers])
+        before = _run(subject, corpus, [windows[number] for number in numbers])
         for name, trial in trials.items():
-            parts[name] |= zip(numbers, _compare(run, corpus, before, trial), strict=True)
-    return {name: _in_order(frames) for name, frames in parts.items()}
+            yield numbers, name, _compare(subject, corpus, before, trial)
 
 
 def entry_usage(recording: Path, layers: Sequence[int] | None = None) -> np.ndarray:
@@ -102,12 +114,16 @@ def random_entries(
 
 
 def usage_matched(
-    usage: np.ndarray, entries: Sequence[int] | np.ndarray, seed: int, pool: int = 20, groups: int = 1
+    usage: np.ndarray,
+    entries: Sequence[int] | np.ndarray,
+    seed: int,
+    pool: int = 20,
+    banks: Sequence[range] | None = None,
 ) -> np.ndarray:
     """For every entry another one that is used about as often: a random one of the ``pool`` nearest in usage rank.
 
-    All are different and none is among ``entries``. Used entries are matched to used entries and, in a bank of
-    ``groups``, to entries of the same group, because other groups are read in other layers.
+    All are different and none is among ``entries``. Used entries are matched to used entries and, where layers have
+    ``banks`` of their own (``banks_of``), to entries of the same bank, because others are selected in other layers.
     Many entries, or the most used ones, leave no close match: compare ``usage`` of both before trusting a contrast.
     """
     rng = np.random.default_rng(seed)
@@ -115,10 +131,10 @@ def usage_matched(
     free[entries] = False
     order = rng.permutation(len(usage))  # ties in random order
     order = order[np.argsort(usage[order], kind="stable")]
-    size = len(usage) // groups
     matched = np.empty(len(entries), np.int64)
     for number, entry in enumerate(entries):
-        near = order[order // size == entry // size]
+        bank = next(bank for bank in banks or [range(len(usage))] if entry in bank)
+        near = order[(order >= bank.start) & (order < bank.stop)]
         candidates = near[free[near] & ((usage[near] > 0) | (usage[entry] == 0))]
         if not len(candidates):
             raise InputError("no entry is left for a control of equal usage; choose fewer entries")
@@ -127,6 +143,11 @@ def usage_matched(
         matched[number] = rng.choice(candidates[first : first + pool])
         free[matched[number]] = False
     return matched
+
+
+def banks_of(sites: Sequence[Site]) -> list[range]:
+    """The entries of every bank; layers that select from the same one share it."""
+    return [range(first, end) for first, end in sorted({(site.own.start, site.own.stop) for site in sites})]
 
 
 def mean_change(effects: pd.DataFrame, column: str = "loss") -> Interval:
@@ -180,19 +201,20 @@ def most_changed(
     )
 
 
-def _run(run: LoadedRun, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
-    [done] = run_windows(OwnModel(run.model), corpus, windows, run.tokenizer.pad, batch_size=len(windows))
+def _run(subject: Subject, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
+    exact = OwnModel(subject.model) if isinstance(subject, OwnModel) else subject
+    [done] = run_windows(exact, corpus, windows, subject.tokenizer.pad, batch_size=len(windows))
     return done
 
 
-def _compare(run: LoadedRun, corpus: PackedCorpus, before: WindowPass, trial: Trial) -> list[pd.DataFrame]:
+def _compare(subject: Subject, corpus: PackedCorpus, before: WindowPass, trial: Trial) -> list[pd.DataFrame]:
     """One table per window of the batch."""
     reach = _reach(before, trial)
     rows = [row for row, start in enumerate(reach) if start < before.batch.tokens.shape[1]]
     after: dict[int, Tensor] = {}
     if rows:
         with trial.intervention():
-            logits = _run(run, corpus, [before.windows[row] for row in rows]).logits
+            logits = _run(subject, corpus, [before.windows[row] for row in rows]).logits
         after = dict(zip(rows, logits, strict=True))
     return [_table(before, row, start, after.get(row)) for row, start in enumerate(reach)]
 

@@ -68,7 +68,7 @@ def ablate(
         # Two axes: each row of the batch has its own entries.
         by_row = wanted[:, None, None] if wanted.dim() == 2 else None
         matches = torch.isin(indices, wanted) if by_row is None else (indices[..., None] == by_row).any(-1)
-        return matches & _at(indices, positions)[..., None]
+        return matches & mark_positions(indices, positions)[..., None]
 
     with _remove(model, _layers(model, layers), choose, mode):
         yield
@@ -106,7 +106,7 @@ def force(
 
     def put(layer: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
-            at = _at(indices, positions)
+            at = mark_positions(indices, positions)
             weakness = selections[layer].scores.masked_fill(indices != selections[layer].indices, torch.inf).flip(-1)
             weakest = indices.shape[-1] - 1 - weakness.argmin(-1, keepdim=True)  # the last of equal ones
             missing = at & ~(indices == entry).any(-1)
@@ -134,7 +134,7 @@ def unbias(
 
     def take(name: str) -> Callable[[int], _Act]:
         def act(layer: int, values: Tensor) -> Tensor:
-            return torch.where(_at(values, positions)[..., None], getattr(selections[layer], name), values)
+            return torch.where(mark_positions(values, positions)[..., None], getattr(selections[layer], name), values)
 
         return lambda layer: partial(act, layer)
 
@@ -162,7 +162,7 @@ def swap(
     def exchange(_: int) -> _Act:
         def act(indices: Tensor) -> Tensor:
             exchanged = torch.where(indices == first, second, torch.where(indices == second, first, indices))
-            return torch.where(_at(indices, positions)[..., None], exchanged, indices)
+            return torch.where(mark_positions(indices, positions)[..., None], exchanged, indices)
 
         return act
 
@@ -204,7 +204,7 @@ def rewrite(
         if current not in chosen:
             return read
         [indices] = inputs
-        here = (indices == entry) & _at(indices, positions)[..., None]  # [b, t, K]
+        here = (indices == entry) & mark_positions(indices, positions)[..., None]  # [b, t, K]
         per_entry = read.values.unflatten(2, (indices.shape[-1], -1))
         changed = torch.where(here[..., None, None], slots.to(per_entry), per_entry)
         return GatheredSlots(changed.flatten(2, 3))
@@ -228,7 +228,7 @@ def scale(
     """Multiply the outputs of whole memory layers to the residual stream; 0 switches them off."""
 
     def multiply(_: int) -> _Act:
-        return lambda added: torch.where(_at(added, positions)[..., None], factor * added, added)
+        return lambda added: torch.where(mark_positions(added, positions)[..., None], factor * added, added)
 
     with _hooks(model, _layers(model, layers), {"hook_mem_out": multiply}):
         yield
@@ -334,7 +334,7 @@ def _check_entries(model: MemoryTransformer, entries: Int[Tensor, " n"], lowest:
         raise InputError(f"entry {int(odd[0])} is not in the bank; its {size:,} entries count from 0")
 
 
-def _at(values: Tensor, positions: Positions) -> Bool[Tensor, "batch pos"]:
+def mark_positions(values: Tensor, positions: Positions) -> Bool[Tensor, "batch pos"]:
     """Positions as a mask over ``values [batch, pos, ...]``."""
     if isinstance(positions, Tensor):
         return positions

@@ -21,6 +21,7 @@ from memscope.causal.edit import encode_sentence
 from memscope.causal.effects import Trial, mean_change, measure_effects, most_changed
 from memscope.causal.intervene import ablate, force, rewrite, scale, swap
 from memscope.query.recording import Recording
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows
@@ -118,7 +119,7 @@ def changed_contexts(run: LoadedRun, recording: Recording, change: Change, limit
     """
     windows = _windows(recording, change)
     corpus = recorded_corpus(recording)
-    effects = measure_effects(run, corpus, windows, {"": Trial(partial(open_change, run, change))})[""]
+    effects = measure_effects(OwnRun(run), corpus, windows, {"": Trial(partial(open_change, run, change))})[""]
     contexts = most_changed(effects, corpus, windows, run.tokenizer, limit)
     return Changed(mean_change(effects), len(effects), contexts)
 

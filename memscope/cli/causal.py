@@ -10,22 +10,32 @@ from memscope.base.lock import one_writer
 from memscope.cli.options import (
     DeviceOption,
     JsonOption,
+    ModelArgument,
     RecordingArgument,
     RunArgument,
     SeedOption,
     check,
+    check_model,
+    check_recorded,
     load,
+    open_model,
     print_json,
     show,
 )
 
 if TYPE_CHECKING:
     from memscope.causal.ablation import AblationStudy
+    from memscope.causal.group_effects import DomainEffects
+    from memscope.recording.info import RecordingInfo
 
 FactsArgument = Annotated[
     Path,
     typer.Argument(metavar="FACTS", help="Facts of memscope, LAMA, CounterFact or PopQA."),
 ]
+
+
+_SHOWN = 5
+"""Entries of every group that are printed."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,16 +45,23 @@ def register(app: typer.Typer) -> None:
 
 
 def ablate(
-    run: RunArgument,
+    run: ModelArgument,
     recording: RecordingArgument,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
-    entries: Annotated[str | None, typer.Option("--entries", metavar="1,2,3", help="Entries to ablate.")] = None,
+    entries: Annotated[
+        str | None,
+        typer.Option("--entries", metavar="1,2,3", help="Entries to ablate; 1:6 is expert 6 of layer 1."),
+    ] = None,
     top_usage: Annotated[
         str | None, typer.Option("--top-usage", metavar="1%", help="Ablate this share of the bank, most used first.")
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="6,7", help="In these memory layers; default all.")
+        str | None, typer.Option("--layers", metavar="6,7", help="In these layers; default all that select.")
     ] = None,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="Ablate every entry of --layer in turn, and compare document groups.")
+    ] = False,
+    layer: Annotated[int | None, typer.Option(min=0, help="Layer of --by-group.")] = None,
     mode: Annotated[
         Literal["renormalise", "zero"],
         typer.Option(help="renormalise: the other selections share the weight; zero: the entry's value is zero."),
@@ -64,31 +81,81 @@ def ablate(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run a text with and without some entries, and without controls; prints the change of loss, logit and KL."""
+    """Run a text with and without some entries, and without controls; prints the change of loss, logit and KL.
+
+    With --by-group every entry of a layer is ablated in turn, and its effect on each group of documents is compared.
+    """
+    if by_group:
+        given = {"--entries": entries, "--top-usage": top_usage, "--layers": layers, "--corpus": corpus}
+        if layer is None:
+            raise InputError("ablate --by-group: give the layer, by --layer 1")
+        if odd := [name for name, value in given.items() if value is not None]:
+            raise InputError(
+                f"ablate --by-group: takes every entry of a layer over the recorded text; leave out {odd[0]}"
+            )
+        _ablate_by_group(run, recording, out, layer, mode, tokens, as_json, device)
+        return
+    if layer is not None:
+        raise InputError("ablate: --layer belongs to --by-group; give --layers")
     if (entries is None) == (top_usage is None):
         raise InputError("ablate: give the entries, either by --entries 1,2,3 or by --top-usage 1%")
     chosen_layers = None if layers is None else _numbers("--layers", layers)
 
-    check(run, corpus=corpus, recording=recording)
+    from memscope.recording.info import read_info
+
+    info = read_info(recording)
+    check_model(run, corpus, _neurons(info), recording)
+    named = None if entries is None else _entries(info, entries)
 
     from memscope.causal.ablation import recorded_corpus, study_ablation, write_study
     from memscope.causal.effects import entry_usage, top_entries
     from memscope.query.recording import Recording
     from memscope.text.corpus import pack_corpus
 
-    loaded, usage = load(run, device), entry_usage(recording, chosen_layers)
+    usage = entry_usage(recording, chosen_layers)
+    subject = _open_recorded(run, recording, device)
     if corpus is None:
         text = recorded_corpus(Recording(recording))
     else:
-        text = pack_corpus(corpus, loaded.tokenizer, Path(loaded.config.data.cache_dir))
-    ablated = _numbers("--entries", entries) if entries is not None else top_entries(usage, _share(str(top_usage)))
+        text = pack_corpus(corpus, subject.tokenizer, subject.cache_dir)
+    ablated = top_entries(usage, _share(str(top_usage))) if named is None else named
     with one_writer(out):
-        study = study_ablation(loaded, text, ablated, usage, mode, chosen_layers, tokens, controls, control, seed)
+        study = study_ablation(subject, text, ablated, usage, mode, chosen_layers, tokens, controls, control, seed)
         write_study(study, out)
     if as_json:
         print_json(study.summary)
     else:
         _show_study(study, out)
+
+
+def _ablate_by_group(
+    run: Path,
+    recording: Path,
+    out: Path,
+    layer: int,
+    mode: Literal["renormalise", "zero"],
+    tokens: int,
+    as_json: bool,
+    device: str,
+) -> None:
+    from memscope.recording.info import read_info
+
+    info = read_info(recording)
+    check_model(run, None, _neurons(info), recording)
+    if layer not in (known := info.layers):
+        raise InputError(f"--layer {layer}: layers that select are {', '.join(map(str, known))}")
+
+    from memscope.causal.group_effects import domain_effects, write_domain_effects
+    from memscope.query.recording import Recording
+
+    subject = _open_recorded(run, recording, device)
+    with one_writer(out):
+        found = domain_effects(subject, Recording(recording), layer, mode, tokens)
+        write_domain_effects(found, out)
+    if as_json:
+        print_json(found.summary)
+    else:
+        _show_groups(found, out)
 
 
 def facts(
@@ -109,6 +176,7 @@ def facts(
     device: DeviceOption = "auto",
 ) -> None:
     """Audit facts: are entries that started from a fact selected when it is asked, and does the answer need them?"""
+    _expect_memory(run, "facts")
     folder = out or recording
     if folder is None:
         raise InputError("facts: give the folder to write, by --recording REC or by --out DIR")
@@ -150,6 +218,7 @@ def edit(
     device: DeviceOption = "auto",
 ) -> None:
     """Edit facts by rewriting one entry; prints efficacy, generalisation and specificity as JSON."""
+    _expect_memory(run, "edit")
     check(run, facts=facts)
 
     from memscope.causal.edit import edit_facts, write_edits
@@ -169,6 +238,60 @@ def _numbers(option: str, text: str) -> list[int]:
         raise InputError(f"{option} {text}: expected numbers with commas between them, such as 1,2,3") from error
 
 
+def _entries(info: "RecordingInfo", text: str) -> list[int]:
+    """Entry numbers; ``LAYER:NUMBER`` counts from 0 in a layer whose entries are its own."""
+    from memscope.recording.sites import is_private
+
+    found = []
+    for part in text.split(","):
+        layer, colon, number = part.rpartition(":")
+        if not colon:
+            found += _numbers("--entries", part)
+            continue
+        [layer_number], [entry] = _numbers("--entries", layer), _numbers("--entries", number)
+        if layer_number not in info.layers:
+            raise InputError(f"--entries {part}: layers that select are {', '.join(map(str, info.layers))}")
+        site = info.site(layer_number)
+        if not is_private(info.sites, site):
+            raise InputError(f"--entries {part}: layers share their entries; give {number} and --layers {layer}")
+        if not 0 <= entry < site.entries:
+            raise InputError(
+                f"--entries {part}: layer {layer} has {site.entries:,} {site.word(site.entries)}, counted from 0"
+            )
+        found.append(site.first_entry + entry)
+    return found
+
+
+def _expect_memory(run: Path, command: str) -> None:
+    from memscope.run.folder import is_hugging_face
+
+    if is_hugging_face(run):
+        raise InputError(
+            f"{command}: {run} is a mixture of experts; facts are kept, attributed and rewritten in the entries of a "
+            "memory, and an expert has neither a text nor a value of its own; use memscope ablate"
+        )
+
+
+def _neurons(info: "RecordingInfo") -> int | None:
+    """Neurons of a layer that were recorded, where neurons were."""
+    return info.sites[0].selected if info.sites[0].kind == "neurons" else None
+
+
+def _open_recorded(model: Path, recording: Path, device: str) -> Any:
+    """The model of a recording, as the subject that was recorded."""
+    from memscope.recording.info import read_info
+
+    info = read_info(recording)
+    subject = open_model(model, device, neurons=_neurons(info))
+    check_recorded(model, subject.fingerprint, recording)
+    if subject.sites != info.sites:
+        raise InputError(
+            f"{recording}: other layers of {model} were recorded than memscope record finds; intervene in Python, on "
+            "the subject that was recorded (memscope.causal.selections)"
+        )
+    return subject
+
+
 def _share(text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
@@ -181,6 +304,18 @@ def _show_study(study: "AblationStudy", out: Path) -> None:
     show(_table(study.table))
     show(f"\nmeans per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents, whose loss was")
     show(f"{summary['loss_before']:.4f} nats; 95% intervals over {summary['interval_unit']}; details in {out}")
+
+
+def _show_groups(found: "DomainEffects", out: Path) -> None:
+    columns = ["group", "name", "loss", "others", "difference", "contrast", "contrast_low", "contrast_high"]
+    first = found.table.sort_values(["group", "contrast"], ascending=[True, False]).groupby("group").head(_SHOWN)
+    summary, counts, rate = found.summary, found.summary["discoveries"], found.summary["false_discovery_rate"]
+    show(_table(first[[*columns, "contrast_q"]]))
+    show(f"\nnats per token over {summary['tokens']:,} tokens of {summary['documents']:,} documents. loss: its change")
+    show("without the entry; others: the mean of the layer's other entries; contrast: the difference of the two, less")
+    show(f"that in other groups, with 95% intervals over documents. {counts['contrast_q']:,} contrasts are not 0 at a")
+    show(f"false discovery rate of {rate:.0%}; {counts['control_q']:,} where documents are dealt to groups at random.")
+    show(f"These are the {_SHOWN} largest of every group; all are in {out}")
 
 
 def _table(frame: Any) -> str:

@@ -44,7 +44,6 @@ def check(
         InputError: an input is missing, or the recording is of another model than the run holds now.
     """
     from memscope.base.files import expect_file, sha256_file
-    from memscope.recording.info import read_info
     from memscope.run.folder import MODEL, check_run
 
     config = check_run(run)
@@ -52,30 +51,49 @@ def check(
         expect_file(corpus, "corpus file")
     if facts is not None:
         expect_file(facts, "file of facts")
-    if recording is not None and read_info(recording).fingerprint != sha256_file(run / MODEL):
-        raise InputError(
-            f"{recording}: was recorded of another model than {run} holds now; record again, or give the run it was "
-            "recorded of"
-        )
+    if recording is not None:
+        check_recorded(run, sha256_file(run / MODEL), recording)
     return config
 
 
-def check_model(folder: Path, corpus: Path | None = None, neurons: int | None = None) -> bool:
+def check_recorded(model: Path, fingerprint: str, recording: Path) -> None:
+    """Compare the SHA-256 of a model's weights with that of the recorded model.
+
+    Raises:
+        InputError: they differ.
+    """
+    from memscope.recording.info import read_info
+
+    if read_info(recording).fingerprint != fingerprint:
+        raise InputError(
+            f"{recording}: was recorded of another model than {model} holds now; record again, or give the run it was "
+            "recorded of"
+        )
+
+
+def check_model(
+    folder: Path, corpus: Path | None = None, neurons: int | None = None, recording: Path | None = None
+) -> bool:
     """Check that a folder has a model to record, before torch is loaded; returns whether it is a run of memscope.
 
     Args:
         folder: of the model.
         corpus: to record.
         neurons: of a feed-forward layer to record; then a baseline will do.
+        recording: of the model.
 
     Raises:
-        InputError: it holds no model, or a baseline without memory; or there is no corpus.
+        InputError: it holds no model, or a baseline without memory; there is no corpus; or the recording is none, or
+            one of another run. ``check_recorded`` compares a recording with a model of another program.
     """
     from memscope.base.files import expect_file
+    from memscope.recording.info import read_info
     from memscope.run.folder import is_hugging_face
 
     of_memscope = not is_hugging_face(folder)
-    if of_memscope and not check(folder).model.memory_layers and not neurons:
+    if not of_memscope and recording is not None:
+        read_info(recording)
+    if of_memscope and not check(folder, recording=recording).model.memory_layers and not neurons:
         raise InputError(f"{folder}: an FFN baseline has no memory to record; --neurons 32 records its neurons")
     if corpus is not None:
         expect_file(corpus, "corpus file")

@@ -12,7 +12,7 @@ from memscope.base.errors import InputError
 from memscope.causal.ablation import recorded_corpus, spread_windows, study_ablation, write_study
 from memscope.causal.effects import compare_change, entry_usage, mean_change
 from memscope.query.recording import Recording
-from memscope.run.adapters.own import OwnModel
+from memscope.run.adapters.own import OwnModel, OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import run_windows
 from memscope.text.corpus import PackedCorpus
@@ -33,7 +33,7 @@ def test_the_most_used_entries_matter_more_than_controls(
 ) -> None:
     usage = entry_usage(tiny_recording.path)
     top = np.argsort(-usage)[:8]
-    study = study_ablation(tiny_run, recorded_corpus(tiny_recording), top, usage, controls=2, control="random")
+    study = study_ablation(OwnRun(tiny_run), recorded_corpus(tiny_recording), top, usage, controls=2, control="random")
     table = study.table.set_index("what")
     assert table.index.tolist() == ["ablated", "control 1", "control 2", "difference"]
     assert (table["entries"][:3] == 8).all() and table.loc["ablated", "usage"] == usage[top].sum()
@@ -57,12 +57,12 @@ def test_the_most_used_entries_matter_more_than_controls(
 def test_layers_and_tokens_limit_a_study(tiny_run: LoadedRun, tiny_recording: Recording) -> None:
     usage, corpus = entry_usage(tiny_recording.path, [1]), recorded_corpus(tiny_recording)
     entry = int(usage.argmax())
-    study = study_ablation(tiny_run, corpus, [entry], usage, layers=[1], tokens=100, controls=0)
+    study = study_ablation(OwnRun(tiny_run), corpus, [entry], usage, layers=[1], tokens=100, controls=0)
     assert study.table["what"].tolist() == ["ablated"]
     assert len(study.effects) <= 100 and study.summary["layers"] == [1]
     reached = 0
     model = OwnModel(tiny_run.model)
-    for done in run_windows(model, corpus, spread_windows(tiny_run, corpus, 100), 0, batch_size=1):
+    for done in run_windows(model, corpus, spread_windows(OwnRun(tiny_run), corpus, 100), 0, batch_size=1):
         selected = (done.captured[1].indices[0] == entry).any(-1)
         reached += int((selected.cumsum(0) > 0)[torch.from_numpy(done.batch.targets[0]) >= 0].sum())
     assert study.summary["reached_tokens"] == study.effects["reached"].sum() == reached > 0
@@ -72,11 +72,11 @@ def test_layers_and_tokens_limit_a_study(tiny_run: LoadedRun, tiny_recording: Re
 def test_what_cannot_be_studied_is_refused(tiny_run: LoadedRun, tiny_recording: Recording) -> None:
     corpus, usage = recorded_corpus(tiny_recording), entry_usage(tiny_recording.path)
     with pytest.raises(InputError, match="name at least one"):
-        study_ablation(tiny_run, corpus, [], usage)
+        study_ablation(OwnRun(tiny_run), corpus, [], usage)
     with pytest.raises(InputError, match="entry 64 is not in the bank"):
-        study_ablation(tiny_run, corpus, [64], usage)
+        study_ablation(OwnRun(tiny_run), corpus, [64], usage)
     with pytest.raises(InputError, match="left for a control"):
-        study_ablation(tiny_run, corpus, np.arange(40), usage)
+        study_ablation(OwnRun(tiny_run), corpus, np.arange(40), usage)
 
 
 def test_the_command_prints_a_table_and_writes_a_study(

@@ -23,6 +23,7 @@ from memscope.causal.effects import (
 )
 from memscope.causal.intervene import ablate, scale
 from memscope.query.recording import Recording
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.stats.jackknife import ratio_interval
 from memscope.text.corpus import PackedCorpus, document_windows
@@ -41,7 +42,7 @@ def test_effects_are_those_of_two_passes_over_each_window(tiny_run: LoadedRun, t
     model = tiny_run.model
     windows = document_windows(tiny_corpus, 64, 900)
     off = Trial(partial(scale, model, 0.0))
-    effects = measure_effects(tiny_run, tiny_corpus, windows, {"off": off}, batch_size=3)["off"]
+    effects = measure_effects(OwnRun(tiny_run), tiny_corpus, windows, {"off": off}, batch_size=3)["off"]
     assert len(effects) == sum(min(w.end + 1, tiny_corpus.starts[w.doc + 1]) - w.start - 1 for w in windows)
     row = 0
     for window in windows:
@@ -74,9 +75,11 @@ def test_windows_that_select_no_ablated_entry_are_rightly_left_out(
         runs.append(1)
         return ablate(model, rare)
 
-    full = measure_effects(tiny_run, tiny_corpus, windows, {"all": Trial(counted)}, batch_size=2)["all"]
+    full = measure_effects(OwnRun(tiny_run), tiny_corpus, windows, {"all": Trial(counted)}, batch_size=2)["all"]
     every = len(runs)
-    short = measure_effects(tiny_run, tiny_corpus, windows, {"rare": Trial(counted, rare)}, batch_size=2)["rare"]
+    short = measure_effects(OwnRun(tiny_run), tiny_corpus, windows, {"rare": Trial(counted, rare)}, batch_size=2)[
+        "rare"
+    ]
     assert len(runs) - every < every
     pd.testing.assert_frame_equal(full.drop(columns="reached"), short.drop(columns="reached"), rtol=1e-4, atol=1e-5)
     early = ~short["reached"]
@@ -89,7 +92,7 @@ def test_windows_that_select_no_ablated_entry_are_rightly_left_out(
 def test_trials_share_one_baseline(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     windows = document_windows(tiny_corpus, 64, 300)
     off, nothing = partial(scale, tiny_run.model, 0.0), partial(scale, tiny_run.model, 1.0)
-    effects = measure_effects(tiny_run, tiny_corpus, windows, {"off": Trial(off), "nothing": Trial(nothing)})
+    effects = measure_effects(OwnRun(tiny_run), tiny_corpus, windows, {"off": Trial(off), "nothing": Trial(nothing)})
     assert effects["off"]["loss_before"].equals(effects["nothing"]["loss_before"])
     assert (effects["nothing"]["loss_after"] == effects["nothing"]["loss_before"]).all()
     assert mean_change(effects["off"]).estimate != 0
@@ -186,7 +189,7 @@ def test_a_contrast_is_paired_by_document_and_averages_controls() -> None:
 def test_contexts_most_changed_come_with_their_text(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     windows = document_windows(tiny_corpus, 64, 300)
     off = Trial(partial(scale, tiny_run.model, 0.0))
-    effects = measure_effects(tiny_run, tiny_corpus, windows, {"off": off})["off"]
+    effects = measure_effects(OwnRun(tiny_run), tiny_corpus, windows, {"off": off})["off"]
     shown = most_changed(effects, tiny_corpus, windows, tiny_run.tokenizer, limit=5, before=100)
     assert shown["kl"].tolist() == sorted(effects["kl"], reverse=True)[:5]
     for row in shown.itertuples():

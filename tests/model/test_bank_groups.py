@@ -211,7 +211,7 @@ def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) 
 def test_overlap_is_measured_within_groups() -> None:
     chance = np.random.default_rng(0)
     usage = chance.poisson(0.7, (4, 32))
-    found = {name: np.array(values) for name, values in layer_overlap(usage, groups=2)}
+    found = {name: np.array(values) for name, values in layer_overlap(usage, banks=[range(64), range(64, 128)])}
     pairs = [layer_overlap(usage[:2]), layer_overlap(usage[2:])]
     for name, values in found.items():
         np.testing.assert_array_equal(values[:2, :2], getattr(pairs[0], name))
@@ -283,11 +283,11 @@ def test_controls_are_of_the_same_group(
     )
     corpus = pack_corpus(corpus_dir / "valid.jsonl", run.tokenizer, corpus_dir / "cache")
     with pytest.raises(ZeroDivisionError):
-        study_ablation(run, corpus, entries, usage, controls=4, control=control)
+        study_ablation(OwnRun(run), corpus, entries, usage, controls=4, control=control)
     for name, trial in drawn[0].items():
         assert (np.asarray(trial.entries) < 64).sum() == 3 and len(set(trial.entries)) == 8
         assert name == "ablated" or not set(trial.entries) & set(entries)
-    assert (usage_matched(usage, [70], 0, groups=2) >= 64).all()
+    assert (usage_matched(usage, [70], 0, banks=[range(64), range(64, 128)]) >= 64).all()
 
 
 def test_even_recall_counts_the_stating_entries_that_a_layer_can_select() -> None:

@@ -192,7 +192,7 @@ def test_ablating_the_detector_hurts_its_token_and_nothing_else(world: World, mo
         f"control {number}": Trial(partial(ablate, world.run.model, control, mode, layers=[PLANTED_LAYER]))
         for number, control in enumerate(matched)
     }
-    measured = measure_effects(world.run, world.corpus, world.windows, trials)
+    measured = measure_effects(OwnRun(world.run), world.corpus, world.windows, trials)
     effects = measured.pop("detector")
     at, asked = effects["token"] == token, effects["target"] == world.plan.pushed
     change = effects["logit_after"] - effects["logit_before"]
@@ -206,7 +206,7 @@ def test_ablating_the_detector_hurts_its_token_and_nothing_else(world: World, mo
 def test_ablating_a_decoy_or_a_dead_entry_changes_nothing(world: World) -> None:
     for entries in (world.plan.truth.decoys, world.plan.truth.dead):
         take_out = partial(ablate, world.run.model, list(entries), layers=[PLANTED_LAYER])
-        effects = measure_effects(world.run, world.corpus, world.windows, {"out": Trial(take_out)})["out"]
+        effects = measure_effects(OwnRun(world.run), world.corpus, world.windows, {"out": Trial(take_out)})["out"]
         assert effects["kl"].max() < 1e-4
         assert (effects["loss_after"] - effects["loss_before"]).abs().max() < 0.02
 

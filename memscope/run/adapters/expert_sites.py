@@ -103,7 +103,7 @@ class Selector:
     def _router_hook(self, act: Act, top: int) -> Callable[..., Any]:
         def after(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> Any:
             scores, logits = output
-            indices = logits.topk(top, dim=-1).indices
+            indices = scores.topk(top, dim=-1).indices  # 0 but for the selected; an outer hook may have changed them
             changed = act(self, indices, scores.gather(-1, indices))
             if changed is None:
                 return None
