@@ -6,6 +6,7 @@ the entries of the lab book its index. The tests compare, so that the pages cann
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ PUBLIC = {
         "Group",
     ],
     "recording.token_table": ["Trace"],
+    "routing.group_effects": ["read_group_effects"],
     "run.checkpoint": ["load_run", "LoadedRun"],
     "run.subject": ["Subject", "Selected", "run_windows"],
     "run.adapters.own": ["capture_memory", "OwnRun"],
@@ -52,6 +54,8 @@ PUBLIC = {
     "run.adapters.features": ["record_features", "feature_site"],
     "run.provenance": ["start_entries", "start_table"],
     "causal.intervene": ["ablate", "ablate_selections", "force", "swap", "rewrite", "unbias", "scale"],
+    "causal.selections": ["ablate", "force", "swap", "scale", "replay"],
+    "causal.group_effects": ["domain_effects", "write_domain_effects"],
     "causal.attribution": ["attribute", "Attribution"],
     "causal.edit": ["encode_sentence"],
     "causal.ablation": ["recorded_corpus"],
@@ -119,8 +123,14 @@ def render_api() -> str:
         "The names that scripts may use; other names may change. `Recording`, `capture_memory` and",
     ]
     lines += ["`load_run` can be imported from `memscope` itself.", "", "| module | names |", "| --- | --- |"]
+    seen: Counter[str] = Counter()
     for module, names in PUBLIC.items():
-        lines.append(f"| `memscope.{module}` | {', '.join(f'[{name}](#{name.lower()})' for name in names)} |")
+        links = []
+        for name in names:
+            earlier = seen[name.lower()]  # headings alike are told apart by a number
+            links.append(f"[{name}](#{name.lower()}{f'-{earlier}' if earlier else ''})")
+            seen[name.lower()] += 1
+        lines.append(f"| `memscope.{module}` | {', '.join(links)} |")
     lines.append("")
     for module, names in PUBLIC.items():
         tree = ast.parse((DOCS.parent / "memscope" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))

@@ -159,7 +159,9 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    earlier = [plain[:number].count(name) for number, name in enumerate(plain)]
+    return {f"{name}-{count}" if count else name for name, count in zip(plain, earlier, strict=True)}
 
 
 def links(page: Path) -> Iterator[tuple[str, Path, str]]:
