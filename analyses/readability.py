@@ -118,7 +118,7 @@ def _neurons(recording: Recording) -> int | None:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over entries with 95% intervals, one row per recording and measure: ``name measure entries mean low high``."""
+    """Means over entries with 95% intervals, and quartiles, one row per recording and measure."""
     chance, rows = np.random.default_rng(0), []
     for name, own in table.groupby("name", sort=False):
         for measure in MEASURES:
@@ -169,10 +169,8 @@ def main() -> None:
             f"{row['entries']:,}, quartiles {row['q25']:.3f} {row['median']:.3f} {row['q75']:.3f}"
         )
     for recording, (name, own) in zip(opened, table.groupby("name", sort=False), strict=True):
-        scored = own["tokens"].sum() / recording.total_selections()
-        print(
-            f"{name}: {len(own):,} of {sum(s.entries for s in recording.info.sites):,} scored, {scored:.0%} of selections"
-        )
+        every, share = sum(site.entries for site in recording.info.sites), own["tokens"].sum()
+        print(f"{name}: {len(own):,} of {every:,} scored, {share / recording.total_selections():.0%} of selections")
     save(arguments.out, "readability", table, draw(table))
 
 

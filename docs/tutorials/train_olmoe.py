@@ -1,6 +1,6 @@
 """Train a small mixture of experts of the transformers library for minutes, to have one to record.
 
-    python examples/train_olmoe.py configs/olmoe_small.json --corpus data/wiki/train.jsonl --out runs/olmoe
+    python docs/tutorials/train_olmoe.py configs/olmoe_small.json --corpus data/wiki/train.jsonl --out runs/olmoe
     memscope record runs/olmoe --corpus data/wiki/valid.jsonl --out recordings/olmoe
 
 The model is ``OlmoeForCausalLM`` (OLMoE, arXiv 2409.02060) with its own loss, which includes the loss that balances
