@@ -32,7 +32,7 @@ from memscope.bank_map.spaces import (
     usage_profiles,
 )
 from memscope.base.errors import InputError
-from memscope.recording.info import read_info, write_info
+from memscope.recording.info import RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import read_part
 from memscope.run.checkpoint import LoadedRun
 
@@ -98,7 +98,12 @@ def plant_spaces(monkeypatch: pytest.MonkeyPatch, spaces: dict[str, np.ndarray])
     monkeypatch.setattr(
         project, "make_space", lambda run, path, info, name, *_: Space(np.arange(300), spaces[name], names, [])
     )
-    monkeypatch.setattr(project, "read_info", lambda path: read_info(path).model_copy(update={"knowledge_num": 300}))
+
+    def read_larger(path: Path) -> RecordingInfo:
+        info = read_info(path)
+        return info.model_copy(update={"sites": tuple(s.model_copy(update={"entries": 300}) for s in info.sites)})
+
+    monkeypatch.setattr(project, "read_info", read_larger)
 
 
 def test_the_space_with_structure_is_chosen_and_all_are_told(

@@ -354,7 +354,7 @@ def test_an_interrupted_recording_is_completed_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("module", "function"),
     [
-        (record_module, "_write_documents"),
+        (record_module, "write_documents"),
         (aggregate_module, "write_preferences"),
         (aggregate_module, "write_firing"),
         (aggregate_module, "write_neighbours"),
