@@ -104,6 +104,7 @@ def arguments_of(script: str, world: World, product: Recording, runs: list[Path]
         "headline_coverage": [world.recording.path],
         "lookup_context": [product.path],
         "product_key_rows": [world.recording.path],
+        "readability": [world.recording.path],
         "sentence_initialisation": runs,
         "selection_bias": [biased.run.path, biased.recording.path],
     }
@@ -133,7 +134,8 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
 def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) -> None:
     given = (
         1
-        if script.stem in ("headline_coverage", "lookup_context", "product_key_rows", "sentence_initialisation")
+        if script.stem
+        in ("headline_coverage", "lookup_context", "product_key_rows", "readability", "sentence_initialisation")
         else 2
     )
     arguments = [tmp_path / f"none-{number}" for number in range(given)]
@@ -223,6 +225,22 @@ def test_entries_without_a_value_carry_nothing(world: World) -> None:
     assert last["loss"]["most used"] == 0
     assert last["loss"]["the others"] == pytest.approx(last["loss"]["all"], rel=1e-4)
     assert abs(last["loss"]["all"]) > 1e-3
+
+
+def test_a_detector_is_readable_pure_and_followed_by_what_it_promotes(world: World) -> None:
+    from readability import MEASURES, study, summary
+
+    table = study(world.recording, world.plan.run)
+    detector = next(iter(world.plan.truth.detectors))
+    planted = table[table["layer"] == PLANTED_LAYER].set_index("entry")
+    own = planted.loc[detector]
+    assert own["readability"] == own["balanced_accuracy"] == own["purity"] == 1
+    assert own["lens"] > 0.8 > 0.5 > own["lens_base"]  # the token that it pushes follows
+    assert planted.drop(detector)["readability"].median() < 0.9
+    assert table["loss"].notna().sum() > 0
+    means = summary(table)
+    assert set(means["measure"]) <= set(MEASURES)
+    assert ((means["low"] <= means["mean"]) & (means["mean"] <= means["high"])).all()
 
 
 def test_contexts_end_at_their_row_and_start_with_its_window(tiny_recording: Recording) -> None:
