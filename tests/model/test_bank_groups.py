@@ -28,10 +28,11 @@ from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.bank_init import PARQUET, deal
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.metrics_log import read_metrics
-from memscope.stats.usage import even_selection, usage_metrics
+from memscope.stats.usage import Bank, even_selection, usage_metrics
 from memscope.text.corpus import pack_corpus
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
+from tests.synthetic import make_info
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +154,7 @@ def test_evaluation_measures_a_layer_against_its_own_entries(run: LoadedRun) -> 
     last = [line for line in read_metrics(run.path / "metrics.jsonl") if line["kind"] == "eval"][-1]
     for layer in (0, 1):
         assert last[f"layer_{layer}/entries"] == 64
-        even = even_selection(64, last[f"layer_{layer}/selections"], run.config.memory.num_selected)
+        even = even_selection([Bank(64, last[f"layer_{layer}/selections"], run.config.memory.num_selected)])
         assert last[f"layer_{layer}/even_kl_to_uniform"] == pytest.approx(even.kl)
         assert last[f"layer_{layer}/coverage"] > 0.5  # of half the bank: it could not be of all of it
 
@@ -190,11 +191,12 @@ def test_the_census_measures_a_layer_against_its_own_entries(recording: Recordin
     assert own.shape == (2, 64) and own.sum() == usage.sum()
     metrics = recording.layer_metrics()
     for row, counts in zip(metrics.to_dict("records"), own, strict=True):
-        expected = dict(usage_metrics(counts, d, recording.info.distinct))
+        expected = dict(usage_metrics(counts, d, recording.info.sites[0].distinct))
         assert {name: row[name] for name in expected} == expected
     assert max(row.coverage for row in recording.census.layers[1].profiles.position) > 0.5
     everywhere = dict(recording.census.all_layers.by_count)
-    assert everywhere == everywhere | dict(usage_metrics(usage.sum(0), 2 * d, recording.info.distinct, 2))
+    banks = [Bank(64, d, recording.info.sites[0].distinct)] * 2
+    assert everywhere == everywhere | dict(usage_metrics(usage.sum(0), 2 * d, banks=banks))
 
 
 def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) -> None:
@@ -211,8 +213,9 @@ def test_preferences_compare_a_layer_with_its_own_entries(recording: Recording) 
 def test_overlap_is_measured_within_groups() -> None:
     chance = np.random.default_rng(0)
     usage = chance.poisson(0.7, (4, 32))
-    found = {name: np.array(values) for name, values in layer_overlap(usage, banks=[range(64), range(64, 128)])}
-    pairs = [layer_overlap(usage[:2]), layer_overlap(usage[2:])]
+    sites = make_info(layers=(0, 1, 2, 3), knowledge_num=64, bank_groups=2).sites
+    found = {name: np.array(values) for name, values in layer_overlap(list(usage), sites)}
+    pairs = [layer_overlap(list(usage[part]), sites[part]) for part in (slice(2), slice(2, 4))]
     for name, values in found.items():
         np.testing.assert_array_equal(values[:2, :2], getattr(pairs[0], name))
         np.testing.assert_array_equal(values[2:, 2:], getattr(pairs[1], name))
@@ -225,7 +228,8 @@ def test_the_report_says_how_the_bank_is_split(recording: Recording, tmp_path: P
     text = (tmp_path / "report" / "gate_bias.md").read_text()
     assert "in 2 groups of 64, one for each layer" in text and "shared by all layers" not in text
     source = json.loads((tmp_path / "report" / "metrics.json").read_text())["recording"]
-    assert (source["knowledge_num"], source["bank_groups"]) == (128, 2)
+    assert source["knowledge_num"] == 128
+    assert [(site["first_entry"], site["entries"]) for site in source["sites"]] == [(0, 64), (64, 64)]
 
 
 def test_findings_and_flags_speak_of_the_entries_a_layer_can_select(recording: Recording) -> None:
@@ -245,8 +249,11 @@ def test_comparisons_stay_within_groups(recording: Recording, tiny_recording: Re
     used = recording.reachable_usage()[0] > 0
     assert layer.independent_jaccard == pytest.approx(used.mean() / (2 - used.mean()))
     other = Recording(tiny_recording.path)
-    other.info = other.info.model_copy(update={"knowledge_num": N})
-    with pytest.raises(InputError, match=r"split in 1 groups, that of .* in 2"):
+    sites = tuple(site.model_copy(update={"entries": N}) for site in other.info.sites)
+    other.info = other.info.model_copy(update={"sites": sites})
+    with pytest.raises(
+        InputError, match=r"its entries are shared by all layers, those of .* are in 2 groups of 64, one for each layer"
+    ):
         find_changes(recording, other)
 
 
