@@ -154,7 +154,7 @@ def test_evaluation_measures_a_layer_against_its_own_entries(run: LoadedRun) -> 
     last = [line for line in read_metrics(run.path / "metrics.jsonl") if line["kind"] == "eval"][-1]
     for layer in (0, 1):
         assert last[f"layer_{layer}/entries"] == 64
-        even = even_selection([Bank(64, last[f"layer_{layer}/selections"], run.config.memory.num_selected)])
+        even = even_selection((Bank(64, last[f"layer_{layer}/selections"], run.config.memory.num_selected),))
         assert last[f"layer_{layer}/even_kl_to_uniform"] == pytest.approx(even.kl)
         assert last[f"layer_{layer}/coverage"] > 0.5  # of half the bank: it could not be of all of it
 

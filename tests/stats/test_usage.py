@@ -129,7 +129,7 @@ def test_weights_count_like_fractions_of_selections() -> None:
 def test_no_usage_gives_zeros_and_every_entry_dead() -> None:
     metrics = usage_metrics(np.zeros(8), 0)
     assert (metrics.coverage, metrics.kl_to_uniform, metrics.gini, metrics.top50, metrics.dead) == (0, 0, 0, 0, 8)
-    assert even_selection([Bank(8, 0)]) == (0, 0, 0)
+    assert even_selection((Bank(8, 0),)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("selections", [500, 3000, 40_000, 1_000_000])
@@ -137,7 +137,7 @@ def test_even_baselines_agree_with_simulated_even_selection(selections: int) -> 
     n = 2000
     chance = np.random.default_rng(0)
     simulated = [usage_metrics(chance.multinomial(selections, np.full(n, 1 / n)), selections) for _ in range(20)]
-    expected = even_selection([Bank(n, selections)])
+    expected = even_selection((Bank(n, selections),))
     assert expected.coverage == pytest.approx(np.mean([m.coverage for m in simulated]), rel=0.02)
     assert expected.kl == pytest.approx(np.mean([m.kl_to_uniform for m in simulated]), rel=0.02)
     assert expected.gini == pytest.approx(np.mean([m.gini for m in simulated]), rel=0.02)
@@ -167,7 +167,7 @@ def test_even_baselines_of_small_banks_are_those_of_distinct_entries(
         )
         counts = np.bincount(drawn.ravel(), minlength=entries)
         simulated.append(usage_metrics(counts, int(counts.sum()), banks=banks))
-    expected = even_selection(banks)
+    expected = even_selection(tuple(banks))
     assert usage_metrics(counts, int(counts.sum()), banks=banks).even_gini == expected.gini
     for name, value in zip(("coverage", "kl_to_uniform", "gini"), expected, strict=True):
         found = np.array([getattr(metrics, name) for metrics in simulated])
@@ -197,8 +197,8 @@ def test_even_baselines_of_unequal_banks_are_those_of_draws_in_each(banks: list[
         ]
         usage = np.concatenate(counts)
         simulated.append(usage_metrics(usage, int(usage.sum()), banks=banks))
-    expected = even_selection(banks)
-    assert even_selection(banks[::-1]) == pytest.approx(expected)  # their order does not matter
+    expected = even_selection(tuple(banks))
+    assert even_selection(tuple(banks[::-1])) == pytest.approx(expected)  # their order does not matter
     for name, value in zip(("coverage", "kl_to_uniform", "gini"), expected, strict=True):
         found = np.array([getattr(metrics, name) for metrics in simulated])
         assert value == pytest.approx(found.mean(), abs=4 * found.std() / math.sqrt(300) + 1e-12), name
@@ -207,7 +207,7 @@ def test_even_baselines_of_unequal_banks_are_those_of_draws_in_each(banks: list[
 
 def test_banks_that_are_used_unequally_are_uneven_by_their_sizes_alone() -> None:
     """8 and 24 entries of equally many selections each: 3 to 1 per entry, however many there are."""
-    even = even_selection([Bank(8, 10**7), Bank(24, 10**7)])
+    even = even_selection((Bank(8, 10**7), Bank(24, 10**7)))
     assert even.coverage == pytest.approx(1)
     assert even.kl == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-3)
     assert even.gini == pytest.approx(naive_gini(np.array([3.0] * 8 + [1.0] * 24)), rel=1e-2)
@@ -217,13 +217,13 @@ def test_banks_that_are_used_unequally_are_uneven_by_their_sizes_alone() -> None
 def test_independent_selections_look_more_uneven_than_distinct_ones(distinct: int, ratio: float) -> None:
     """KL is a variance / (2 mean^2) where counts are large: that of k of N is smaller by (N - k) / N."""
     many = 1_000_000 * distinct
-    assert even_selection([Bank(64, many)]).kl / even_selection([Bank(64, many, distinct)]).kl == pytest.approx(
+    assert even_selection((Bank(64, many),)).kl / even_selection((Bank(64, many, distinct),)).kl == pytest.approx(
         ratio, rel=1e-3
     )
 
 
 def test_a_gate_that_selects_every_entry_is_perfectly_even() -> None:
-    assert even_selection([Bank(16, 16 * 5, 16)]) == pytest.approx((1, 0, 0), abs=1e-12)
+    assert even_selection((Bank(16, 16 * 5, 16),)) == pytest.approx((1, 0, 0), abs=1e-12)
 
 
 def naive_metrics(usage: np.ndarray) -> list[float]:
