@@ -1,7 +1,10 @@
 """Interventions on selections against models that were changed by hand, in mixtures of experts and in own runs."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +15,15 @@ from memscope.base.errors import InputError
 from memscope.causal import intervene
 from memscope.causal.attribution import attribute
 from memscope.causal.selections import ablate, force, replay, scale, swap
+from memscope.record.loop import record
 from memscope.recording.sites import Site
 from memscope.run.adapters.experts import HuggingFaceExperts
+from memscope.run.adapters.modules import beside
+from memscope.run.adapters.neurons import neuron_site, run_neurons
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import Edit, Selected, evaluating
+from tests.conftest import CliResult, tiny_config, untrained_run
 from tests.run.adapters.families import EXPERTS, TOP, VOCAB, make_model, make_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -240,3 +247,44 @@ def test_own_runs_have_the_finer_interventions_under_the_same_names(tiny_run: Lo
     with replay(subject, selected), evaluating(model), subject.capture() as captured:
         subject.logits(TOKENS.flip(0), MASK)  # other text selects the same
         assert all(torch.equal(captured[layer].indices, one.indices) for layer, one in selected.items())
+
+
+def test_an_ablated_neuron_is_one_whose_column_is_zero(
+    cli, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    config = tiny_config(corpus_dir, model={"block": "ffn"})
+    ffn = untrained_run(config, tmp_path_factory.mktemp("runs") / "ffn")
+    width = ffn.config.model.ffn_dim
+    subject = run_neurons(ffn, width)
+    plain, _ = run(subject)
+    logits, _ = run(subject, ablate(subject, [width + 3]))  # neuron 3 of block 1; activations share no sum
+    assert torch.equal(logits, run(subject, ablate(subject, [width + 3], "zero"))[0])
+    column = ffn.model.get_parameter("blocks.1.ffn.w2.weight").data[:, 3]
+    before = column.clone()
+    column.zero_()
+    expected, _ = run(subject)
+    column.copy_(before)
+    assert torch.allclose(logits, expected, atol=1e-6) and (logits - plain).abs().max() > 1e-6
+    some = run_neurons(ffn, 4)
+    record(some, corpus_dir / "valid.jsonl", tmp_path / "recording")
+    done: CliResult = cli(
+        "ablate",
+        ffn.path,
+        tmp_path / "recording",
+        "--entries",
+        "1:3",
+        "--tokens",
+        300,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["entries"] == [width + 3]
+
+
+def test_a_recording_of_other_sites_is_refused(cli, tiny_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
+    site = replace(neuron_site(tiny_run.model, "blocks.1.memory.read.o_proj", 2), kind="features")
+    record(beside(OwnRun(tiny_run), [site]), corpus_dir / "valid.jsonl", tmp_path / "recording")
+    done: CliResult = cli("ablate", tiny_run.path, tmp_path / "recording", "--entries", 3, "--out", tmp_path / "out")
+    assert done.code == 2 and "other layers of" in done.err and "memscope.causal.selections" in done.err
