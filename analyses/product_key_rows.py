@@ -44,7 +44,7 @@ def main() -> None:
     """Parse, compute, print, save."""
     arguments = command_line(__doc__, "recording").parse_args()
     recording = Recording(arguments.recording)
-    counts, layers = recording.reachable_usage(), recording.info.layers
+    counts, layers = np.stack(recording.reachable_usage()), recording.info.layers
     table = pd.DataFrame([{"layer": layer, **split_kl(counts[axis])} for axis, layer in enumerate(layers)])
     table["half_key_share"] = (table["rows"] + table["columns"]) / table["kl"]
     save(arguments.out, "product_key_rows", table, draw(counts, layers))

@@ -162,7 +162,9 @@ def points_of_map(
     count = numbers()["count"].to_numpy()
     kept = {"all": count >= 0, "used": count > 0, "never selected": count == 0}[shown]
     lit = found_entries(search) if search else None
-    return map_points.pack_points(unit_places(), _colors(by, dark), kept, lit, focus, list(lasso), dark, every)
+    return map_points.pack_points(
+        unit_places(), _colors(by, dark), kept, lit, focus, list(lasso), dark, every, recording.info.word(2)
+    )
 
 
 @_cached(8)

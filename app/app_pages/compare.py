@@ -5,7 +5,9 @@ import streamlit as st
 from app import address, outside, state
 from app.address import choice, integer, words
 from app.parts import compare, figures, tables
+from memscope.base.words import first_upper
 from memscope.report.compare.pairs import paired_metrics
+from memscope.report.words import reworded, selections
 
 PARTS = ("metrics", "entries", "prompt")
 ALL = "all"
@@ -18,7 +20,10 @@ SHOWN = {
 
 a = state.recording()
 info = a.info
+parts = PARTS if info.kind == "memory" else PARTS[:-1]  # typed text needs a run of memscope
 names = [name for name in state.usable_first() if name != st.session_state["_recording"]]
+
+many = info.word(2)
 
 st.title("Compare")
 if not names:
@@ -26,7 +31,7 @@ if not names:
     outside.code(f"memscope record {info.run} --corpus {info.corpus} --out {state.root()}/OTHER", language="bash")
     st.stop()
 view = address.View("compare")
-part = view.field("part", choice(PARTS, name="part"))
+part = view.field("part", choice(parts, name="part"))
 name = view.field("with", choice(names, name="recording"))
 layer = view.field("layer", choice([ALL, *info.layers], name="layer"))
 text = view.field("text", words())
@@ -35,7 +40,7 @@ view.write()
 
 left, right = st.columns([3, 2], vertical_alignment="bottom")
 left.segmented_control(
-    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+    "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 right.selectbox("B: compare with", names, **view.widget("with"))
 b = compare.open_other(name)
@@ -44,11 +49,12 @@ compare.sides(a, b, st.session_state["_recording"], name)
 if part == "metrics":
     state.show_figure(
         figures.paired_metrics,
-        lambda: (paired_metrics(a, b, list(SHOWN)), SHOWN),
-        alt="Coverage, KL to uniform, concentration and unread selections of A and B, per layer",
+        lambda: (paired_metrics(a, b, list(SHOWN)), {name: reworded(info, said) for name, said in SHOWN.items()}),
+        alt="Coverage, KL to uniform, concentration"
+        + f"{' and unread selections' if info.has('reads') else ''} of A and B, per layer",
         of=name,
     )
-    d = " and ".join(f"{r.info.rows * r.info.selected:,}" for r in (a, b))
+    d = " and ".join(selections(r) for r in (a, b))
     st.caption(f"Blue dots A, orange squares B, per layer; D = {d} selections a layer.")
     compare.metric_table(a, b)
     st.caption(f"Each metric of A and B, with the change B - A. D = {d} selections a layer.")
@@ -56,7 +62,8 @@ if part == "metrics":
 
 elif part == "entries":
     if a.info.knowledge_num != b.info.knowledge_num:
-        st.info("The banks have different sizes, so their entries cannot be compared one by one.")
+        sizes = "The banks have different sizes" if info.kind == "memory" else f"A and B have not equally many {many}"
+        st.info(f"{sizes}, so their {many} cannot be compared one by one.")
         st.stop()
     st.segmented_control("Layer", [ALL, *info.layers], required=True, **view.widget("layer"))
     table = compare.changed(a, b, name, None if layer == ALL else layer)
@@ -66,13 +73,13 @@ elif part == "entries":
         key="changed",
         height=560,
         column_order=["entry", "count_a", "count_b", "share_a", "share_b", "change", "drift_a", "drift_b", "sentence"],
-        column_config=tables.ENTRY | compare.CHANGE_CONFIG,
-        alt="Entries whose share of selections differs most",
+        column_config=tables.entry_columns(info) | compare.CHANGE_CONFIG,
+        alt=f"{first_upper(many)} whose share of selections differs most",
     )
     st.caption(
-        "Entries whose share of selections differs most between A and B, largest difference first. Sentences are those "
-        f"of A. D = {info.rows * info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer. Select a "
-        "row to open the entry in A."
+        f"{first_upper(many)} whose share of selections differs most between A and B, largest difference first. "
+        f"{'Sentences are those of A. ' * info.has('starts')}D = {selections(a)} and {selections(b)} selections a "
+        f"layer. Select a row to open the {info.word()} in A."
     )
 
 else:

@@ -1,11 +1,15 @@
 """The whole bank: search and sort it, open one entry."""
 
+from functools import partial
+
 import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
 from app.parts import entry_view, tables
-from memscope.query.bank_table import FIELDS, SORTS, STATES, entry_rows
+from memscope.base.words import first_upper
+from memscope.query.bank_table import STATES, entry_rows, known_fields, known_sorts
+from memscope.report.words import reworded
 from memscope.stats.usage import HOT_FACTOR
 
 PAGE = 50  # rows of one page of the table
@@ -14,14 +18,16 @@ ALL = "all"
 
 recording = state.recording()
 info = recording.info
-d = info.rows * len(info.layers) * info.selected
+d = recording.total_selections()
+word, many = info.word(), info.word(2)
+fields, sorts = known_fields(info), known_sorts(info)
 
-st.title("Entries")
+st.title(first_upper(many))
 view = address.View("entries")
 search = view.field("q", words())
-field = view.field("in", choice(FIELDS, name="field"))
+field = view.field("in", choice(fields, name="field"))
 kind = view.field("show", choice(STATES, name="kind"))
-sort = view.field("sort", choice(SORTS, name="column"))
+sort = view.field("sort", choice(sorts, name="column"))
 order = view.field("order", choice(ORDERS, name="order"))
 page = view.field("page", integer(1, 1 + -(-info.knowledge_num // PAGE), 1, "page"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
@@ -40,11 +46,14 @@ def open_row() -> None:
 
 box, where, by, direction, which, number = st.columns([3.4, 1.9, 1.9, 1.6, 1.6, 1.5], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
-where.selectbox("In", FIELDS, **view.widget("in", show_table))
-by.selectbox("Sort by", SORTS, format_func=tables.SORT_LABELS.get, **view.widget("sort", show_table))
+where.selectbox("In", fields, **view.widget("in", show_table))
+by.selectbox("Sort by", sorts, format_func=partial(tables.sort_label, info), **view.widget("sort", show_table))
 direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
 which.selectbox("Show", STATES, **view.widget("show", show_table))
-number.number_input("Open entry", 0, info.knowledge_num - 1, step=1, placeholder="number", **view.widget("entry"))
+through = f"Counted through all layers: the last one is {info.label(info.knowledge_num - 1)}." if info.private else None
+number.number_input(
+    f"Open {word}", 0, info.knowledge_num - 1, step=1, placeholder="number", help=through, **view.widget("entry")
+)
 
 if entry is None:
     found = state.entry_order(search, field, kind, sort, order == ORDERS[0])
@@ -56,14 +65,14 @@ if entry is None:
         st.pagination(
             pages, default=page, key=f"page{page}", on_change=lambda: view.put(page=st.session_state[f"page{page}"])
         )
-    note.caption(f"{len(found):,} of {info.knowledge_num:,} entries; select a row to open its entry.")
+    note.caption(f"{len(found):,} of {info.knowledge_num:,} {many}; select a row to open its {word}.")
     if not len(found):
-        st.info("No entry holds all of these words.", icon=":material/search_off:")
+        st.info(f"No {word} holds all of these words.", icon=":material/search_off:")
         st.stop()
     table = entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()
     outside.table(
-        table,
+        tables.named(info, table),
         hide_index=True,
         height=610,
         key="table",
@@ -84,23 +93,26 @@ if entry is None:
             "words",
             "predicate",
         ],
-        column_config=tables.ENTRY,
-        alt="Entries of the bank",
+        column_config=tables.entry_columns(info),
+        alt=reworded(info, "Entries of the bank"),
+    )
+    drift = (
+        "Drift is 1 - cosine to the initial entry; kept is the share of its nearest tokens that stand in the init "
+        "sentence. "
     )
     st.caption(
-        f"Selections are sums over all layers, of D = {d:,}. Drift is 1 - cosine to the initial entry; kept is the "
-        f"share of its nearest tokens that stand in the init sentence. Hot entries have more than {HOT_FACTOR} "
-        f"times the even share, {d / info.knowledge_num:,.1f} selections."
+        f"Selections are sums over all layers, of D = {d:,}. {drift * info.has('drift')}Hot {many} have more than "
+        f"{HOT_FACTOR} times the even share, {d / info.knowledge_num:,.1f} selections."
     )
     st.stop()
 
 view.write()
 card = state.answer(type(recording).entry, entry)
 back, light, _ = st.columns([1.5, 2.2, 6], vertical_alignment="center")
-back.button("All entries", icon=":material/arrow_back:", on_click=lambda: view.put(entry=None))
-if light.button("Light up in a text", icon=":material/lightbulb:", help="Colour the last text by this entry."):
+back.button(f"All {many}", icon=":material/arrow_back:", on_click=lambda: view.put(entry=None))
+if light.button("Light up in a text", icon=":material/lightbulb:", help=f"Colour the last text by this {word}."):
     address.go("prompts", **{**st.session_state["_views"].get("prompts", {}), "by": "one entry", "entry": entry})
-st.subheader(f"Entry {entry}")
+st.subheader(first_upper(info.label(entry)))
 entry_view.header(recording, card)
 
 used = [int(one) for one in card.usage.loc[card.usage["count"] > 0, "layer"]]
@@ -108,7 +120,8 @@ left, right = st.columns([6, 5], gap="large")
 with left:
     st.markdown("**Where it fires**")
     options = [ALL, *used] if layer in (ALL, *used) else [ALL, layer, *used]
-    st.segmented_control("Layer", options, required=True, label_visibility="collapsed", **view.widget("layer"))
+    if len(used) > 1 or not info.private:
+        st.segmented_control("Layer", options, required=True, label_visibility="collapsed", **view.widget("layer"))
     with st.container(height=640, border=False):
         entry_view.contexts(recording, entry, layer if layer in used else None)
 with right:

@@ -15,6 +15,12 @@ recording = state.recording()
 info = recording.info
 
 st.title("Facts")
+if info.kind != "memory":
+    st.info(
+        f"An audit of facts asks a run that memscope trained about what its entries started from. These {info.word(2)} "
+        "have no such start."
+    )
+    st.stop()
 view = address.View("facts")
 part = view.field("part", choice(PARTS, name="part"))
 view.write()

@@ -7,8 +7,10 @@ from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components.scatter import scatter, tip
 from app.parts import tables
+from memscope.base.words import first_upper
 from memscope.query.bank_table import entry_rows
-from memscope.query.map_points import COLORS, DENSE, inside
+from memscope.query.map_points import DENSE, inside, known_colors
+from memscope.report.words import has_start, reworded
 
 SHOWN = ("all", "used", "never selected")
 NOT_TRUSTED = "Do not trust this map: near entries are not alike, and its groups mean nothing."
@@ -16,6 +18,7 @@ MOST = 200  # rows of the table under the map
 
 recording = state.recording()
 info = recording.info
+word, many = info.word(), info.word(2)
 
 st.title("Map")
 places = state.map_places()
@@ -27,7 +30,7 @@ assert places is not None
 
 view = address.View("map")
 said = recording.map_info
-colors = [one for one in COLORS if said["trusted"] or one != "cluster"]
+colors = [one for one in known_colors(info) if said["trusted"] or one != "cluster"]
 by = view.field("by", choice(colors, name="colour"))
 search = view.field("q", words())
 shown = view.field("show", choice(SHOWN, name="kind"))
@@ -43,8 +46,15 @@ def choice_in_words() -> str:
     if not tried:
         return ""
     apart = said["measured_on"]["apart_from_trial"]
-    measured = "measured on entries that did not take part in the choice" if apart else "measured on the same entries"
+    measured = f"measured on {many} that did not take part in the choice" if apart else f"measured on the same {many}"
     return f", the best of {len(tried)} spaces ({', '.join(tried)}; {measured})"
+
+
+def start_of(one: int) -> str | None:
+    """What an entry started from; none where that is not known."""
+    if not has_start(info, one):
+        return None
+    return recording.sentences([one])[one] or "started from random numbers"
 
 
 def hover() -> None:
@@ -62,13 +72,13 @@ def draw_lasso() -> None:
 
 
 if not said["trusted"]:
-    st.warning(f"{NOT_TRUSTED} " + " ".join(said["why_not"]), icon=":material/warning:")
+    st.warning(reworded(info, " ".join([NOT_TRUSTED, *said["why_not"]])), icon=":material/warning:")
 
 box, color, which, number = st.columns([3, 2, 1.7, 1.4], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
 color.selectbox("Colour by", colors, format_func=str.capitalize, **view.widget("by"))
 which.selectbox("Show", SHOWN, **view.widget("show"))
-number.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
+number.number_input(first_upper(word), 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
 
 found = state.found_entries(search) if search else None
 dark = st.context.theme.type == "dark"
@@ -82,39 +92,40 @@ def show_map() -> None:
     hovered = st.session_state.get("_hovered")
     if hovered is not None and hovered < info.knowledge_num:
         row = state.numbers().iloc[hovered]
-        sentence = recording.sentences([hovered])[hovered] or "started from random numbers"
+        sentence = start_of(hovered) or ""
         most = f", most in layer {int(row['top_layer'])}" if row["count"] else ""
-        tip(hovered, f"entry {hovered} · {int(row['count']):,} selections{most}\n{sentence[:240]}", key="tip")
+        tip(hovered, f"{info.label(hovered)} · {int(row['count']):,} selections{most}\n{sentence[:240]}", key="tip")
 
 
 show_map()
 if len(places) >= DENSE:
     st.toggle("Draw every point", **view.widget("every"))
     st.caption(
-        f"A map of {DENSE:,} points or more shows density first: one point for every small square with entries, "
-        "stronger where there are more. Search, lasso and table always cover all entries. Drawing every point takes "
+        f"A map of {DENSE:,} points or more shows density first: one point for every small square with {many}, "
+        f"stronger where there are more. Search, lasso and table always cover all {many}. Drawing every point takes "
         "some seconds without a graphics card."
     )
 pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point per entry, {len(places):,} in all; near points are alike in {said['feature']}{choice_in_words()}. "
+    f"One point per {word}, {len(places):,} in all; near points are alike in {said['feature']}{choice_in_words()}. "
     f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50). "
     f"It keeps {said['neighbours_kept']:.1%} of nearest neighbours (PCA plane {pca['neighbours_kept']:.1%}). "
     "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
-    f"click for one entry. Usage is over D = {info.rows * len(info.layers) * info.selected:,} selections."
+    f"click for one {word}. Usage is over D = {recording.total_selections():,} selections."
 )
 
 if entry is not None:
     with st.container(border=True):
-        st.markdown(f"**Entry {entry}**")
-        outside.text(recording.sentences([entry])[entry] or "This entry started from random numbers.")
+        st.markdown(f"**{first_upper(info.label(entry))}**")
+        if (start := start_of(entry)) is not None:
+            outside.text(start if recording.sentences([entry])[entry] else "This entry started from random numbers.")
         with st.container(horizontal=True):
-            if st.button("Open the entry", icon=":material/open_in_new:"):
+            if st.button(f"Open the {word}", icon=":material/open_in_new:"):
                 address.go("entries", entry=entry)
             st.button("Clear", on_click=lambda: view.put(entry=None))
 
 if not lasso and found is None:
-    st.caption("Draw a lasso or search to list entries in a table here.")
+    st.caption(f"Draw a lasso or search to list {many} in a table here.")
     st.stop()
 chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
 if lasso:
@@ -122,7 +133,7 @@ if lasso:
 chosen = chosen[np.argsort(-state.numbers()["count"].to_numpy()[chosen], kind="stable")]
 left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
 left.markdown(
-    f"**{len(chosen):,} entries** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
+    f"**{len(chosen):,} {many}** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
 )
 numbers = state.numbers()  # the download runs outside of the session
 with right:
@@ -130,7 +141,7 @@ with right:
 if lasso:
     clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
 if not len(chosen):
-    st.info("No entry matches.", icon=":material/search_off:")
+    st.info(f"No {word} matches.", icon=":material/search_off:")
     st.stop()
 table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
 tables.entry_table(
@@ -139,7 +150,9 @@ tables.entry_table(
     key="inside",
     height=400,
     column_order=["entry", "count", "layers_used", "top_layer", "drift", "sentence", "decoded", "title"],
-    column_config=tables.ENTRY,
-    alt="Entries that were selected on the map",
+    column_config=tables.entry_columns(info),
+    alt=f"{first_upper(many)} that were selected on the map",
 )
-st.caption(f"The {len(table):,} most selected of them; the CSV holds the first 10,000. Select a row to open its entry.")
+st.caption(
+    f"The {len(table):,} most selected of them; the CSV holds the first 10,000. Select a row to open its {word}."
+)

@@ -8,7 +8,7 @@ from app.parts import overview, tables
 from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.report.plots import usage as plots
-from memscope.report.words import shared_by
+from memscope.report.words import selections, shared_by
 
 PARTS = ("health", "model", "training", "recordings")
 LEVELS = {
@@ -19,34 +19,40 @@ LEVELS = {
 
 recording = state.recording()
 info, run = recording.info, recording.run_summary
-per_layer = info.rows * info.selected
+memory, words = info.kind == "memory", info.word(2)
+parts = [name for name in PARTS if name != "training" or (recording.path / "config.yaml").is_file()]
 
 st.title("Overview")
 view = address.View("overview")
-part = view.field("part", choice(PARTS, name="part"))
+part = view.field("part", choice(parts, name="part"))
 view.write()
 
 with st.container(horizontal=True):
     overview.number("Recorded tokens", f"{info.rows:,}", "Tokens of the corpus that went through the model.")
-    overview.number("Selections (D)", f"{per_layer * len(info.layers):,}", "One token, layer and entry each.")
-    overview.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
-    overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
-    overview.number("Loss on this corpus", f"{recording.census.loss:.3f}", "Nats per token.")
+    overview.number("Selections (D)", f"{recording.total_selections():,}", f"One token, layer and {info.word()} each.")
+    if memory:
+        overview.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
+        overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
+    else:
+        overview.number(f"{words.capitalize()} (N)", f"{info.knowledge_num:,}", f"{shared_by(info).capitalize()}.")
+    if info.predictions:
+        overview.number("Loss on this corpus", f"{recording.census.loss:.3f}", "Nats per token.")
 
 st.segmented_control(
-    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+    "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 if part == "health":
     overview.example(recording)
-    st.subheader("Is the memory healthy?")
+    st.subheader("Is the memory healthy?" if memory else f"Are the {words} in use?")
     left, right = st.columns(2, gap="medium")
     for number, flag in enumerate(state.answer(health)):
         show, icon = LEVELS[flag.level]
         with (left, right)[number % 2]:
             show(flag.text, icon=icon)
     st.caption(
-        "A tick: healthy. A circle with i: worth a look. A triangle: much of the memory is unused. Each line gives the "
-        "number of selections behind it; docs/reference/metrics.md defines every number."
+        "A tick: healthy. A circle with i: worth a look. A triangle: much of "
+        f"{'the memory' if memory else 'it'} is unused. Each line gives the number of selections behind it; "
+        "docs/reference/metrics.md defines every number."
     )
     st.subheader("Findings")
     for finding in state.answer(find):
@@ -55,8 +61,9 @@ if part == "health":
     st.subheader("Usage per layer")
     tables.evenness_table(recording.evenness())
     st.caption(
-        f"Each layer made {per_layer:,} selections. The columns named even hold the values of even selection, which "
-        "chooses every entry with equal probability. The further a layer is from them, the more its gate is biased."
+        f"Each layer made {selections(recording)} selections. The columns named even hold the values of even "
+        f"selection, which chooses every {info.word()} with equal probability. The further a layer is from them, the "
+        f"more its {info.selector} is biased."
     )
 
 elif part == "model":

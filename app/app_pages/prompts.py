@@ -10,8 +10,9 @@ from app.components.grid import layer_grid
 from app.components.tokens import token_view
 from app.parts import prompts
 from memscope.base.errors import InputError
+from memscope.base.words import first_upper
 from memscope.query.fired import fired_entries, recorded_slots
-from memscope.query.token_measures import MEASURES, layer_measure, over_layers
+from memscope.query.token_measures import known_measures, layer_measure, measure_name, over_layers
 
 WINDOW = 256  # tokens shown at once
 DOCUMENT, TYPED, TWO = "document", "your text", "two texts"
@@ -21,10 +22,12 @@ info, documents = recording.info, recording.documents
 
 st.title("Prompts")
 view = address.View("prompts")
-source = view.field("source", choice([DOCUMENT, TYPED, TWO], name="source"))
+measures = known_measures(info)
+sources = [DOCUMENT, TYPED, TWO] if info.kind == "memory" else [DOCUMENT]  # typed text needs a run of memscope
+source = view.field("source", choice(sources, name="source"))
 doc = view.field("doc", integer(0, len(documents), 0, "doc"))
 text, other = view.field("text", words()), view.field("other", words())
-measure = view.field("by", choice(list(MEASURES), name="measure"))
+measure = view.field("by", choice(list(measures), name="measure"))
 lit = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 layer = view.field("layer", choice(info.layers, name="layer"))
 length = int(documents["rows"][doc]) if source == DOCUMENT else info.window
@@ -50,16 +53,18 @@ def act() -> None:
     entry, at = int(clicked["entry"]), int(clicked["layer"])
     if clicked["act"] != "light":
         address.go("entries", entry=entry, layer=at)
-    view.put(by="loss" if entry < 0 else "one entry", entry=None if entry < 0 else entry)
+    view.put(by=next(iter(measures)) if entry < 0 else "one entry", entry=None if entry < 0 else entry)
 
 
 left, right, extra = st.columns([4, 3, 2], vertical_alignment="bottom")
-left.segmented_control(
-    "Text", [DOCUMENT, TYPED, TWO], required=True, format_func=str.capitalize, **view.widget("source", start_over)
+left.segmented_control("Text", sources, required=True, format_func=str.capitalize, **view.widget("source", start_over))
+right.selectbox(
+    "Colour by", list(measures), format_func=lambda one: first_upper(measure_name(info, one)), **view.widget("by")
 )
-right.selectbox("Colour by", list(MEASURES), format_func=str.capitalize, **view.widget("by"))
 if measure == "one entry":
-    extra.number_input("Entry", 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
+    extra.number_input(
+        first_upper(info.word()), 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry")
+    )
 
 predictions, slots = None, None
 if source == DOCUMENT:
@@ -72,7 +77,8 @@ else:
     texts = prompts.text_form(view, two=source == TWO)
     view.write()
     if not all(texts):
-        st.caption("Type a text: the recorded model reads it, and you see the entries that fire on every token.")
+        said = f"Type a text: the recorded model reads it, and you see the {info.word(2)} that fire on every token."
+        st.caption(said)
         st.stop()
     try:
         traces = [live.trace_typed(one) for one in texts]
@@ -85,18 +91,19 @@ else:
     slots = {layer: weights[token] for layer, weights in traces[0].slots.items()}
 view.write()
 
-drift = state.numbers()["drift"].to_numpy()
+drift = state.numbers()["drift"].to_numpy() if info.has("drift") else None
 if source == TWO:
     prompts.two_texts(view, recording, [t.trace for t in traces], (token, token_b), measure, drift, pick)
     st.stop()
 
 shown = measure if measure != "loss" else "gate entropy"
+gridded = shown in measures  # the loss alone where selections have no scores
 values = layer_measure(trace, info.layers, shown, drift, lit)
 per_token = trace.tokens["loss"].to_numpy(np.float64) if measure == "loss" else over_layers(values, measure)
 token_view(
     trace.tokens,
     per_token,
-    MEASURES[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
+    measures[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
     token,
     key="tokens",
     on_click=lambda: pick("token", "tokens"),
@@ -104,20 +111,18 @@ token_view(
 st.caption(
     "Deeper blue is a larger value. Click a token, or use the arrow keys and Enter. The page shows "
     f"{len(trace.tokens):,} of {length if source == DOCUMENT else len(trace.tokens):,} tokens: D = "
-    f"{len(trace.tokens) * len(info.layers) * info.selected:,} selections."
+    f"{len(trace.selections):,} selections."
 )
-layer_grid(
-    trace.tokens, values, info.layers, MEASURES[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
-)
-st.caption(
-    "One column per token, one row per layer; brighter is a larger value. Click a cell to go to its token and layer."
-)
+if gridded:
+    layer_grid(
+        trace.tokens, values, info.layers, measures[shown].split(":")[0], token, layer, key="grid", on_click=pick_cell
+    )
+    st.caption(
+        "One column per token, one row per layer; brighter is a larger value. Click a cell to go to its token and "
+        "layer."
+    )
 
 prompts.token_facts(recording, trace, token, predictions, doc if source == DOCUMENT else None)
 fired = fired_entries(recording, trace, token, slots)
-fired_view(fired, layer, lit if measure == "one entry" else None, key="fired", on_act=act)
-st.caption(
-    f"The entries that token {token} selected in each layer, most read first: {info.selected} a layer. Orange bars "
-    "compare gate scores and blue bars read weights, each with the largest of the layer; a read weight may be "
-    "negative. Filled tokens are in the init sentence, outlined ones are new." + prompts.slots_note(info, slots)
-)
+fired_view(fired, layer, lit if measure == "one entry" else None, info, key="fired", on_act=act)
+st.caption(prompts.fired_note(info, token) + prompts.slots_note(info, slots))

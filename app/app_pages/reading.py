@@ -6,28 +6,38 @@ import streamlit as st
 from app import address, outside, state
 from app.address import choice
 from app.parts import figures, tables
+from memscope.base.words import span
 from memscope.query.read_sample import head_shares, unread_entries
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots
+from memscope.report.words import rows_having, selections
 from memscope.stats.usage import UNREAD_SHARE
 
 PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
 
 recording = state.recording()
 info = recording.info
-reading = recording.reading_metrics()
-d = f"D = {info.rows * info.selected:,} selections a layer."
-
 st.title("Reading")
+if not info.has("reads"):
+    how = f": the layer adds what it selected, multiplied by the {info.score}s" if info.has("scores") else ""
+    st.info(
+        f"Nothing weighs the selected {info.word(2)} apart from the {info.selector}{how}. This page has nothing more."
+    )
+    st.stop()
+having = tuple(site.layer for site in info.sites if "reads" in site.has)
+reading = rows_having(recording, recording.reading_metrics(), "reads")
+d = f"D = {selections(recording, having='reads')} selections a layer."
+chosen = [site.selected for site in info.sites if "reads" in site.has]
+selected, most = span(chosen, ","), max(chosen)
 view = address.View("reading")
 part = view.field("part", choice(PARTS, name="part"))
-layer = view.field("layer", choice(info.layers, name="layer"))
+layer = view.field("layer", choice(having, name="layer"))
 view.write()
 st.segmented_control(
     "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 if part in ("gate against read", "heads", "unread entries"):
-    st.segmented_control("Layer", list(info.layers), required=True, **view.widget("layer"))
+    st.segmented_control("Layer", list(having), required=True, **view.widget("layer"))
 
 if part == "shares":
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
@@ -38,8 +48,8 @@ if part == "shares":
             alt="Distribution of read shares, per layer",
         )
     right.caption(
-        f"Share of a token's read that each of its {info.selected} selected entries gets. The first bin holds selected "
-        f"entries that are hardly read. An equal split puts every entry at {1 / info.selected:.1%}; a token that reads "
+        f"Share of a token's read that each of its {selected} selected entries gets. The first bin holds selected "
+        f"entries that are hardly read. An equal split puts every entry at {1 / most:.1%}; a token that reads "
         f"one entry alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
@@ -64,7 +74,7 @@ elif part == "gate against read":
     with left:
         state.show_figure(
             figures.gate_against_read,
-            lambda: (sample.gate, sample.read, info.selected),
+            lambda: (sample.gate, sample.read, info.site(layer).selected),
             layer,
             alt=f"Gate share against read share of selections in layer {layer}",
         )
@@ -101,9 +111,9 @@ elif part == "heads":
             alt=f"Distribution of read shares per head in layer {layer}",
         )
     right.caption(
-        f"Share of a head's read that each of the {info.selected} selected entries gets, in layer {layer}. A head "
-        f"whose line reaches far to the right reads few entries. Each head has {int(heads[0].sum()):,} selections, "
-        "spread through the recording."
+        f"Share of a head's read that each of the {info.site(layer).selected} selected entries gets, in layer {layer}. "
+        f"A head whose line reaches far to the right reads few entries. Each head has {int(heads[0].sum()):,} "
+        "selections, spread through the recording."
     )
 
 elif part == "unread entries":
@@ -141,7 +151,7 @@ else:
             lambda: (
                 {f"layer {row.layer}": np.array(row.gate_entropy_histogram) for row in reading.itertuples()},
                 np.linspace(0, 1, 51),
-                f"gate entropy over its highest value, ln {info.selected}",
+                f"gate entropy over its highest value, ln {most}",
                 "share of tokens",
                 "",
             ),
@@ -168,7 +178,7 @@ else:
         st.subheader("Gate and read")
         state.show_figure(
             bias_plots.entropy_dots,
-            lambda: (reading, info.selected),
+            lambda: (reading, chosen[0] if len(set(chosen)) == 1 else chosen),
             alt="Entropy of gate and read shares, per layer",
         )
     right.caption(

@@ -54,6 +54,7 @@ if part == "load":
         hide_index=True,
         height="content",
         column_config={
+            "entries": _NUMBER(info.word(2), format="localized"),
             "selections": _NUMBER(format="localized"),
             "max_violation": _NUMBER("MaxVio", format="%.3f", help="(largest load - mean load) / mean load."),
             "max_violation_se": _NUMBER("± SE", format="%.3f", help="Standard error over documents."),

@@ -16,6 +16,12 @@ recording = state.recording()
 info = recording.info
 
 st.title("What if")
+if info.kind != "memory":
+    st.info(
+        "This page changes the memory of a run that memscope trained, and runs it. It cannot change the "
+        f"{info.word(2)} of other models."
+    )
+    st.stop()
 view = address.View("what_if")
 kind = view.field("change", choice(list(causal.KINDS), name="change"))
 view.field("entries", words())

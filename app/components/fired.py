@@ -5,6 +5,9 @@ from typing import Any
 
 from app.components.component import make_component
 from memscope.query.fired import FiredEntry, FiredLayer
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import SCORES, Site
+from memscope.report.words import has_start, own_number
 
 _FIRED = make_component("fired", "\n<div class='box'></div>\n<!-- layers -->\n")
 FEW = 4
@@ -14,7 +17,14 @@ _DECODED = 6
 
 
 def fired_view(
-    layers: list[FiredLayer], chosen: int, lit: int | None, *, key: str, on_act: Callable[[], None], few: int = FEW
+    layers: list[FiredLayer],
+    chosen: int,
+    lit: int | None,
+    info: RecordingInfo,
+    *,
+    key: str,
+    on_act: Callable[[], None],
+    few: int = FEW,
 ) -> None:
     """Show the entries that a token selected, layer by layer.
 
@@ -22,6 +32,7 @@ def fired_view(
         layers: ``fired_entries``.
         chosen: layer to mark.
         lit: entry that colours the text, if any.
+        info: of the recording, which names entries and scores.
         key: name of the widget.
         on_act: called when the reader clicks an action: ``st.session_state[key].acted`` has ``act`` (``open``,
             ``where`` or ``light``), ``entry`` (-1: none) and ``layer``.
@@ -30,21 +41,39 @@ def fired_view(
     data = [
         {
             "layer": layer.layer,
-            "note": f"effectively reads {layer.effective:.1f} of {len(layer.entries)} entries"
-            if layer.effective
-            else "reads nothing here",
-            "entries": [_fired(entry) for entry in layer.entries],
+            "note": _note(layer, info.site(layer.layer)),
+            "heads": _heads(info.site(layer.layer)),
+            "entries": [_fired(entry, info) for entry in layer.entries],
         }
         for layer in layers
     ]
     _FIRED(
-        data={"layers": data, "chosen": chosen, "lit": -1 if lit is None else lit, "few": few},
+        data={"layers": data, "chosen": chosen, "lit": -1 if lit is None else lit, "few": few, "word": info.word()},
         key=key,
         on_acted_change=on_act,
     )
 
 
-def _fired(fired: FiredEntry) -> dict[str, Any]:
+def _note(layer: FiredLayer, site: Site) -> str:
+    if layer.effective is None:
+        return f"{len(layer.entries)} of {site.entries:,} {site.word(2)}"
+    if layer.effective:
+        return f"effectively reads {layer.effective:.1f} of {len(layer.entries)} entries"
+    return "reads nothing here"
+
+
+def _heads(site: Site) -> list[str]:
+    """Heads of the columns; empty where a layer has no such numbers."""
+    named = "init sentence" if "starts" in site.has else "fires on"
+    return [
+        site.word(),
+        SCORES[site.kind] if "scores" in site.has else "",
+        "read weight" if "reads" in site.has else "",
+        named,
+    ]
+
+
+def _fired(fired: FiredEntry, info: RecordingInfo) -> dict[str, Any]:
     words, reads = fired.words, fired.slots
     slots = None
     if reads is not None:
@@ -54,9 +83,11 @@ def _fired(fired: FiredEntry) -> dict[str, Any]:
         slots = [(text, level, f"{read:.3g}") for text, level, read in texts]
     return {
         "entry": fired.entry,
-        "gate": f"{fired.gate:.3g}",
+        "name": own_number(info, fired.entry),
+        "known": has_start(info, fired.entry),
+        "gate": None if fired.gate is None else f"{fired.gate:.3g}",
         "gate_share": fired.gate_share,
-        "read": f"{fired.read:.3g}",
+        "read": None if fired.read is None else f"{fired.read:.3g}",
         "read_share": fired.read_share,
         "sentence": words.text,
         "slots": slots,

@@ -5,6 +5,7 @@ const show = ({ data, parentElement, setTriggerValue }) => {
   const open = opened.get(parentElement) ?? new Set()
   opened.set(parentElement, open)
   const bar = (kind, share, text, tip) => {
+    if (text === null) return make("div", "bar")
     const drawn = within(make("div", "bar " + kind), make("span", "number", text), make("i", ""))
     drawn.style.setProperty("--share", Math.max(0, Math.min(100, 100 * share)).toFixed(1) + "%")
     drawn.title = tip
@@ -13,6 +14,7 @@ const show = ({ data, parentElement, setTriggerValue }) => {
   const sentence = entry => {
     const line = make("div", "text sentence")
     line.title = entry.sentence ?? ""
+    if (!entry.known) return line
     if (entry.sentence === null) line.append(make("span", "quiet", "(started from random numbers)"))
     else if (entry.slots) entry.slots.forEach(([text, level, weight]) => {
       const word = Object.assign(make("span", "slot", text), { title: `read weight ${weight}` })
@@ -24,28 +26,29 @@ const show = ({ data, parentElement, setTriggerValue }) => {
   }
   const row = (layer, entry) => {
     const number = within(make("div", ""),
-      button("link number", String(entry.entry), "Open this entry: its sentence, decodings and where else it fires",
-        () => setTriggerValue("acted", { act: "open", entry: entry.entry, layer })))
+      button("link number", String(entry.name), `Open this ${data.word}: what is known of it and where else it fires`,
+        () => setTriggerValue("acted", { act: "open", entry: entry.entry, layer: layer.layer })))
     const words = within(make("div", ""), sentence(entry))
-    const now = within(make("div", "quiet"), "says now ")
+    const now = make("div", "quiet")
+    if (entry.decoded.length) now.append("says now ")
     entry.decoded.forEach(([text, own]) => now.append(chip(text, own, own ? "stands in the init sentence" : "not in the init sentence")))
-    if (entry.title) now.append(` fires on ${entry.title}`)
+    if (entry.title) now.append(`${entry.known ? " fires on " : ""}${entry.title}`)
     words.append(now)
     const acts = within(make("div", "acts"),
-      button("link", "where else", "Everywhere this entry fires",
-        () => setTriggerValue("acted", { act: "where", entry: entry.entry, layer })),
-      button("link", entry.entry === data.lit ? "stop lighting" : "light up", "Colour this text by the entry's gate score",
-        () => setTriggerValue("acted", { act: "light", entry: entry.entry === data.lit ? -1 : entry.entry, layer })))
+      button("link", "where else", `Everywhere this ${data.word} fires`,
+        () => setTriggerValue("acted", { act: "where", entry: entry.entry, layer: layer.layer })),
+      button("link", entry.entry === data.lit ? "stop lighting" : "light up", `Colour this text by this ${data.word}`,
+        () => setTriggerValue("acted", { act: "light", entry: entry.entry === data.lit ? -1 : entry.entry, layer: layer.layer })))
     return within(make("div", entry.entry === data.lit ? "row lit" : "row"), number,
-      bar("gate", entry.gate_share, entry.gate, "gate score; the bar compares it with the largest of the layer"),
+      bar("gate", entry.gate_share, entry.gate, `${layer.heads[1]}; the bar compares it with the largest of the layer`),
       bar("read", entry.read_share, entry.read, "read weight; the bar compares it with the largest of the layer"), words, acts)
   }
   box.replaceChildren(...data.layers.map(layer => {
     const part = make("section", layer.layer === data.chosen ? "layer chosen" : "layer")
     part.append(within(make("div", "head"), make("b", "", `Layer ${layer.layer}`), make("span", "quiet", layer.note)))
-    part.append(within(make("div", "heads quiet"), ...["entry", "gate score", "read weight", "init sentence"].map(text => make("span", "", text))))
+    part.append(within(make("div", "heads quiet"), ...layer.heads.map(text => make("span", "", text))))
     const all = open.has(layer.layer) || layer.entries.length <= data.few
-    layer.entries.slice(0, all ? undefined : data.few).forEach(entry => part.append(row(layer.layer, entry)))
+    layer.entries.slice(0, all ? undefined : data.few).forEach(entry => part.append(row(layer, entry)))
     if (layer.entries.length > data.few) part.append(button("link quiet more",
       all ? "fewer" : `all ${layer.entries.length} of layer ${layer.layer}`, "",
       () => {

@@ -5,8 +5,9 @@ import streamlit as st
 from app import state
 from app.address import View, choice
 from app.parts import tables
+from memscope.base.words import first_upper
 from memscope.query.recording import Recording
-from memscope.report.anomalies import ERROR_RATE, KINDS, anomalies_in_words
+from memscope.report.anomalies import ERROR_RATE, anomalies_in_words, known_kinds
 
 _ALL = "all"
 
@@ -19,11 +20,14 @@ def anomalies(view: View, recording: Recording) -> None:
     kind = view.field("kind", choice(kinds, name="kind of anomaly"))
     view.write()
     st.caption(
-        "Entries and layers that behave unusually, faults first. In a recording without any effect the probability of "
+        f"{first_upper(recording.info.word(2))} and layers that behave unusually, faults first. In a recording "
+        "without any effect the probability of "
         f"even one row here is at most {ERROR_RATE:.0%}. {recording.info.rows:,} tokens."
     )
     if table.empty:
-        st.success(f"No anomalies. Kinds tested: {', '.join(KINDS)}.", icon=":material/check_circle:")
+        st.success(
+            f"No anomalies. Kinds tested: {', '.join(known_kinds(recording.info))}.", icon=":material/check_circle:"
+        )
         return
     st.pills(
         "Kind",
@@ -42,14 +46,19 @@ def anomalies(view: View, recording: Recording) -> None:
         column_config={
             "kind": st.column_config.TextColumn(width=90),
             "layer": st.column_config.NumberColumn(format="%d", width=60),
-            "entry": st.column_config.NumberColumn(format="%d", width=80),
+            "entry": tables.entry_columns(recording.info)["entry"],
             "text": st.column_config.TextColumn("what stands out", width=520),
-            "tokens": st.column_config.NumberColumn(format="localized", help="Tokens that select the entry."),
+            "tokens": st.column_config.NumberColumn(
+                format="localized", help=f"Tokens that select the {recording.info.word()}."
+            ),
             "p": st.column_config.NumberColumn(
                 "p, corrected", format="%.1e", help="Corrected for all tests; 0 where chance cannot produce it."
             ),
         },
         alt="Anomalies of the recording",
     )
-    st.caption("Select a row to open its entry. docs/reference/metrics.md defines the kinds and their thresholds.")
+    st.caption(
+        f"Select a row to open its {recording.info.word()}. docs/reference/metrics.md defines the kinds and their "
+        "thresholds."
+    )
     state.download("Anomalies as CSV", lambda: table, "anomalies")

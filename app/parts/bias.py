@@ -1,6 +1,7 @@
 """Parts of the gate-bias page: preferences, profiles of the reading token, overlap of layers, the report."""
 
 import time
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -11,7 +12,9 @@ from app.parts import figures, tables
 from app.parts.report_file import make_report, report_file
 from memscope.query.recording import Recording
 from memscope.recording.census_file import ClassProfile
+from memscope.recording.info import RecordingInfo
 from memscope.report.plots import bias as bias_plots
+from memscope.report.words import layer_name, reworded
 
 _PROFILES = {"position": "position in the window", "frequency": "frequency of the token"}
 _INFORMATION = ("token", "previous", "frequency", "position")
@@ -28,9 +31,10 @@ VALUES = {
 
 def most_used(view: View, recording: Recording, layer: int, weighting: str, name: str, d: str) -> None:
     """The entries with the largest share of a layer."""
-    st.subheader("Most used entries")
+    info = recording.info
+    st.subheader(f"Most used {info.word(2)}")
     st.segmented_control(
-        "Layer", list(recording.info.layers), required=True, label_visibility="collapsed", **view.widget("layer")
+        "Layer", list(info.layers), required=True, label_visibility="collapsed", **view.widget("layer")
     )
     most = recording.most_used(layer, weighting)
     tables.entry_table(
@@ -39,16 +43,16 @@ def most_used(view: View, recording: Recording, layer: int, weighting: str, name
         key="most",
         height=330,
         column_order=["entry", "count", "share", "sentence"],
-        column_config=tables.ENTRY,
-        alt="Most used entries of one layer",
+        column_config=tables.entry_columns(info),
+        alt=f"Most used {info.word(2)} of one layer",
     )
     st.caption(
-        f"The 20 most used entries of layer {layer}, by {name}. Even selection would give each "
-        f"{1 / recording.info.site(layer).entries:.4%}. Select a row to open its entry. {d}"
+        f"The 20 most used {info.word(2)} of layer {layer}, by {name}. Even selection would give each "
+        f"{1 / info.site(layer).entries:.4%}. Select a row to open its {info.word()}. {d}"
     )
     with st.container(horizontal=True):
         state.download("These as CSV", lambda: most, f"most-used-layer-{layer}")
-        state.download("Usage of every entry", recording.usage_table, "usage")
+        state.download(f"Usage of every {info.word()}", recording.usage_table, "usage")
 
 
 def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
@@ -109,21 +113,22 @@ def preferences(view: View, recording: Recording, layer: int, d: str) -> None:
         state.download("All preferences as CSV", lambda: table, "preferences")
 
 
-def profiles(view: View, recording: Recording, value: str, d: str) -> None:
+def profiles(view: View, recording: Recording, value: str, values: list[str], d: str) -> None:
     """How selection depends on position and frequency of the reading token."""
-    layers = recording.census.layers
+    layers, word = recording.census.layers, recording.info.word()
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
             st.subheader(f"By {axis}")
             _divergence(recording, [getattr(layer.profiles, kind) for layer in layers], kind, axis, d)
-    st.selectbox("Value to draw", list(VALUES), format_func=VALUES.__getitem__, **view.widget("value"))
+    st.selectbox("Value to draw", values, format_func=partial(value_name, recording.info), **view.widget("value"))
     for column, (kind, axis) in zip(st.columns(2, gap="medium"), _PROFILES.items(), strict=True):
         with column:
             rows = {layer.layer: pd.DataFrame(map(dict, getattr(layer.profiles, kind))) for layer in layers}
-            _along(rows, kind, axis, value)
+            rows = {layer: frame for layer, frame in rows.items() if frame[value].notna().any()}
+            _along(rows, kind, axis, value, value_name(recording.info, value))
     st.caption(f"Means over the tokens of each group. {d}")
     information = pd.DataFrame([{"layer": layer.layer, **dict(layer.profiles.information)} for layer in layers])
-    st.subheader("Information about the selected entry")
+    st.subheader(f"Information about the selected {word}")
     outside.table(
         information,
         hide_index=True,
@@ -134,10 +139,10 @@ def profiles(view: View, recording: Recording, value: str, d: str) -> None:
             for kind in _INFORMATION
             for end in ("", "_se")
         },
-        alt="Mutual information of the selected entry and the reading token, per layer",
+        alt=f"Mutual information of the selected {word} and the token, per layer",
     )
     st.caption(
-        "Mutual information in nats between the selected entry and one of these: the reading token, the token before "
+        f"Mutual information in nats between the selected {word} and one of these: the reading token, the token before "
         "it, its frequency class, its position. It is a lower bound, measured by predicting held-out documents, with "
         f"its standard error. {d}"
     )
@@ -152,13 +157,19 @@ def _divergence(recording: Recording, rows: list[tuple[ClassProfile, ...]], kind
     )
     tokens = [row.tokens for row in rows[0]]
     st.caption(
-        "KL divergence of the entries that a group of tokens selects from those of the whole layer. Dotted: as many "
-        f"tokens at random. A group has {min(tokens):,} to {max(tokens):,} tokens. {d}"
+        f"KL divergence of the {recording.info.word(2)} that a group of tokens selects from those of the whole layer. "
+        f"Dotted: as many tokens at random. A group has {min(tokens):,} to {max(tokens):,} tokens. {d}"
     )
 
 
-def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str) -> None:
-    name = VALUES[value]
+def value_name(info: RecordingInfo, value: str) -> str:
+    """``VALUES`` in the words of what selects."""
+    if value == "gate_entropy" and info.kind != "memory":
+        return f"entropy of {info.score}s, nats"
+    return reworded(info, VALUES[value])
+
+
+def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str, name: str) -> None:
     state.show_figure(
         figures.profile, lambda: (rows, value, name, axis), kind, value, alt=f"{name} by {axis}, per layer"
     )
@@ -169,10 +180,13 @@ def overlap(recording: Recording, d: str) -> None:
     overlaps = recording.census.overlap
     layers = recording.info.layers
     if len(layers) == 1:
-        st.info("There is one memory layer, so there is nothing to compare.")
+        st.info(f"There is one {layer_name(recording.info)}, so there is nothing to compare.")
         return
     state.show_figure(
-        bias_plots.overlap_heatmap, lambda: (overlaps, layers), "overlap", alt="Which layers use the same entries"
+        bias_plots.overlap_heatmap,
+        lambda: (overlaps, layers),
+        "overlap",
+        alt=f"Which layers use the same {recording.info.word(2)}",
     )
     st.caption(
         "Left: entries used by both layers over entries used by either. Orange pairs share more than independent sets "

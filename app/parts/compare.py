@@ -11,7 +11,9 @@ from app.parts import tables
 from memscope.base.errors import InputError
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
+from memscope.report.compare.findings import numbers_mean
 from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
+from memscope.report.words import selections
 
 _METRICS = {
     "coverage": ("coverage", "percent"),
@@ -54,6 +56,7 @@ def open_other(name: str) -> Recording:
 
 def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
     """Show both recordings, and what limits their comparison."""
+    many = a.info.word(2) if a.info.kind == b.info.kind else "entries"
     rows = [
         {
             "": letter,
@@ -62,7 +65,7 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
             "step": "newest" if r.info.step is None else f"{r.info.step:,}",
             "corpus": r.info.corpus_name,
             "tokens": r.info.rows,
-            "entries": r.info.knowledge_num,
+            many: r.info.knowledge_num,
             "loss": r.census.loss,
         }
         for letter, name, r in (("A", name_a, a), ("B", name_b, b))
@@ -71,7 +74,7 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
         pd.DataFrame(rows).dropna(axis=1, how="all"),
         hide_index=True,
         height="content",
-        column_config={name: st.column_config.NumberColumn(format="localized") for name in ("tokens", "entries")}
+        column_config={name: st.column_config.NumberColumn(format="localized") for name in ("tokens", many)}
         | {"loss": st.column_config.NumberColumn("loss, nats", format="%.3f")},
         alt="The two recordings",
     )
@@ -81,7 +84,12 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
     if a.info.corpus_sha256 != b.info.corpus_sha256:
         notes.append("The corpora differ, so part of every difference comes from the text.")
     if a.info.layers != b.info.layers:
-        notes.append("Their memory layers differ; only those in both are compared.")
+        memory = "memory " * (a.info.kind == b.info.kind == "memory")
+        notes.append(f"Their {memory}layers differ; only those in both are compared.")
+    if a.info.kind != b.info.kind:
+        notes.append(f"A selects {a.info.word(2)}, B {b.info.word(2)}: their numbers name different things.")
+    elif a.info.kind != "memory" and a.info.fingerprint != b.info.fingerprint:
+        notes.append(numbers_mean(a.info))
     if notes:
         st.caption(" ".join(notes))
 
@@ -100,8 +108,12 @@ def metric_table(a: Recording, b: Recording) -> None:
 def likeness(a: Recording, b: Recording, name: str) -> None:
     """How alike both use the bank; measured on request."""
     st.subheader("How alike is usage?")
-    if [(site.layer, site.own) for site in a.info.sites] != [(site.layer, site.own) for site in b.info.sites]:
-        st.info("Usage is compared only between banks with the same size, the same groups and the same memory layers.")
+    if [(site.layer, site.kind, site.own) for site in a.info.sites] != [
+        (site.layer, site.kind, site.own) for site in b.info.sites
+    ]:
+        memory = "Usage is compared only between banks with the same size, the same groups and the same memory layers."
+        other = f"Usage is compared only between equally many {a.info.word(2)} in the same layers."
+        st.info(memory if a.info.kind == "memory" else other)
         return
     kept = st.session_state.setdefault("_likeness", {})
     key = (*st.session_state["_open"], name, b.info.fingerprint)
@@ -141,7 +153,7 @@ def likeness(a: Recording, b: Recording, name: str) -> None:
         "Equal usage gives 0 nats, a Jaccard index of 1 and a correlation of 1. The columns named two halves compare "
         "the documents of one recording, A or B, whichever differ more: they show how far other text moves a number "
         "(each half has half the selections). Died: at least 10 selections in A, none in B. Woke: none in A, at least "
-        f"10 in B. D = {a.info.rows * a.info.selected:,} and {b.info.rows * b.info.selected:,} selections a layer."
+        f"10 in B. D = {selections(a)} and {selections(b)} selections a layer."
     )
 
 

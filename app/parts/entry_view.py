@@ -8,13 +8,23 @@ from app import address, outside, state
 from app.components.contexts import context_view
 from app.components.decoding import decoding_view
 from app.parts import figures, tables
-from memscope.base.words import visible
+from memscope.base.words import first_upper, visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
+from memscope.recording.sites import SCORES
+from memscope.report.words import reworded, selections
 from memscope.stats.usage import HOT_FACTOR
 
 KINDS = {"top": "Highest gate scores", "quantile": "Median of each fifth of its gate scores, highest first"}
+UNSCORED = {"top": "Some of its tokens", "quantile": "More of its tokens"}
+"""Headings where selections have no scores."""
+_LENS = {
+    "memory": "Next tokens that become more and less likely when a layer reads this entry alone.",
+    "experts": "Next tokens that become more and less likely with the mean output of this expert, over tokens of this "
+    "text that selected it. An expert has no output of its own.",
+}
+"""What the lens shows, by the kind of the layer."""
 
 
 def header(recording: Recording, card: EntryCard) -> None:
@@ -23,11 +33,12 @@ def header(recording: Recording, card: EntryCard) -> None:
     total = int(card.usage["count"].sum())
     owners = [site for site in info.sites if site.own.start <= card.entry < site.own.stop]
     even = sum(recording.total_selections(site.layer) / site.entries for site in owners)
+    has = {what for site in owners for what in site.has}
     read, signed = (float(card.usage[name].sum()) for name in ("read_sum", "read_signed_sum"))
     status = "never selected" if total == 0 else "hot" if total > HOT_FACTOR * even else "in use"
-    if card.sentence is None:
+    if card.sentence is None and "starts" in has:
         st.caption("This entry started from random numbers, so it has no sentence.")
-    else:
+    elif card.sentence is not None:
         outside.text(card.sentence)
     if card.title:
         outside.text(
@@ -48,13 +59,19 @@ def header(recording: Recording, card: EntryCard) -> None:
             f"{int((card.usage['count'] > 0).sum())} of {len(owners)}",
             status,
         )
-        _metric(
-            "Read per selection",
-            f"{read / max(1, total):.3g}",
-            f"{signed / max(1, total):+.3g} with its sign",
-            "Mean absolute read weight. With its sign it is below 0 where the entry is mostly subtracted.",
-        )
-        _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
+        if "reads" in has:
+            _metric(
+                "Read per selection",
+                f"{read / max(1, total):.3g}",
+                f"{signed / max(1, total):+.3g} with its sign",
+                "Mean absolute read weight. With its sign it is below 0 where the entry is mostly subtracted.",
+            )
+        elif "scores" in has:
+            score = SCORES[owners[0].kind]
+            mean = float(card.usage["gate_sum"].sum()) / max(1, total)
+            _metric(f"Mean {score}", f"{mean:.3g}", "over its selections", _as_used(owners[0].kind))
+        if card.drift is not None:
+            _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
         if card.kept is not None and card.kept_at_init is not None:
             _metric(
                 "Kept",
@@ -67,8 +84,13 @@ def header(recording: Recording, card: EntryCard) -> None:
 def decodings(recording: Recording, card: EntryCard) -> None:
     """Tokens at first and now, triples, and the logit lens."""
     words = words_of(recording, [card.entry])[card.entry]
-    st.markdown("**What it says**")
-    if len(card.slot_drift) > 1:
+    owners = [site for site in recording.info.sites if site.own.start <= card.entry < site.own.stop]
+    lensed = any("lens" in site.has for site in owners)
+    if lensed or len(card.nearest):
+        st.markdown("**What it says**")
+    if not len(card.nearest):
+        pass
+    elif len(card.slot_drift) > 1:
         slots = [
             {
                 "slot": slot,
@@ -101,9 +123,13 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             column_order=["subject", "predicate", "object"],
             alt="Triples that came with the init sentence",
         )
+    if not lensed:
+        return
+    word = owners[0].word()
     st.markdown("**Logit lens**")
     if card.lens.empty:
-        st.caption("No layer selected this entry on this corpus, so there is no lens to show.")
+        unused = f"No layer selected this {word} on this corpus, so there is no lens to show."
+        st.caption(unused if not card.usage["count"].any() else f"There is no lens of this {word}.")
         return
     outside.table(
         pd.DataFrame(
@@ -119,9 +145,10 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             "layer": st.column_config.NumberColumn(width=50),
             **{name: st.column_config.ListColumn(width=165) for name in ("raised", "lowered")},
         },
-        alt="Tokens that reading this entry raises and lowers, per layer",
+        alt=f"Tokens that this {word} raises and lowers, per layer",
     )
-    st.caption("Next tokens that become more and less likely when a layer reads this entry alone.")
+    other = f"Next tokens that become more and less likely with what this {word} adds."
+    st.caption(_LENS.get(owners[0].kind, other))
 
 
 def usage(recording: Recording, card: EntryCard) -> None:
@@ -130,24 +157,31 @@ def usage(recording: Recording, card: EntryCard) -> None:
     owners = [site for site in info.sites if site.own.start <= card.entry < site.own.stop]
     d = max(recording.total_selections(site.layer) for site in owners)
     even = d / owners[0].entries
+    word, score = owners[0].word(), SCORES[owners[0].kind]
+    shown = card.usage[card.usage["layer"].isin([site.layer for site in owners])] if info.private else card.usage
     left, right = st.columns(2, gap="medium")
     with left:
         state.show_figure(
-            figures.layer_usage, lambda: (card.usage, even), card.entry, alt="Selections of this entry per layer"
+            figures.layer_usage, lambda: (shown, even), card.entry, alt=f"Selections of this {word} per layer"
         )
         st.caption(f"Selections per layer, over D = {d:,} a layer. The dashed line is the even share.")
     used = [int(layer) for layer in card.usage.loc[card.usage["count"] > 0, "layer"]]
     with right:
         if not used:
-            st.caption("No gate scores: nothing selected this entry.")
+            st.caption(f"No {score}s: nothing selected this {word}.")
+            return
+        if "scores" not in owners[0].has:
             return
 
         def scores() -> tuple[dict[int, np.ndarray], tuple[int, ...]]:
             return {layer: recording.selections(card.entry, layer)["gate"].to_numpy() for layer in used}, info.layers
 
-        state.show_figure(figures.score_histogram, scores, card.entry, alt="Histogram of this entry's gate scores")
+        state.show_figure(
+            figures.score_histogram, lambda: (*scores(), score), card.entry, alt=f"Histogram of this {word}'s {score}s"
+        )
         total = int(card.usage["count"].sum())
-        st.caption(f"Gate scores of all its {total:,} selections: how well tokens matched its key.")
+        said = ": how well tokens matched its key." if score == "gate score" else "."
+        st.caption(f"{first_upper(score)}s of all its {total:,} selections{said}{_as_used(owners[0].kind) or ''}")
 
 
 def contexts(recording: Recording, entry: int, layer: int | None) -> None:
@@ -156,7 +190,11 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
     if table.empty:
         st.caption("It fires nowhere: no token of this corpus selected it.")
         return
-    groups = {title: table[table["kind"] == kind].head(20) for kind, title in KINDS.items()}
+    info = recording.info
+    site = next(site for site in info.sites if site.own.start <= entry < site.own.stop)
+    score, scored = SCORES[site.kind], "scores" in site.has
+    titles = {kind: title.replace("gate score", score) for kind, title in (KINDS if scored else UNSCORED).items()}
+    groups = {title: table[table["kind"] == kind].head(20) for kind, title in titles.items()}
     groups = {title: rows for title, rows in groups.items() if len(rows)}
     order = pd.concat(groups.values())
 
@@ -164,12 +202,14 @@ def contexts(recording: Recording, entry: int, layer: int | None) -> None:
         row = order.iloc[int(st.session_state["contexts"].clicked)]
         address.go("prompts", doc=int(row["doc"]), token=int(row["pos"]), layer=int(row["layer"]))
 
-    context_view(groups, key="contexts", on_click=open_token)
-    d = recording.info.rows * recording.info.selected
+    context_view(groups, key="contexts", on_click=open_token, score=tables.score_name(info))
+    shown = (
+        f"Shown are the tokens with the highest {score}s and, beyond them, the median of each fifth of all its "
+        f"{'scores' if score == 'gate score' else f'{score}s'}. "
+    )
     st.caption(
-        f"{len(order)} of its selections; D = {d:,} a layer. Shown are the tokens with the highest gate scores and, "
-        "beyond them, the median of each fifth of all its scores. The text begins where the model's window begins. "
-        "Click a context to see all entries that its token selected."
+        f"{len(order)} of its selections; D = {selections(recording)} a layer. {shown * scored}The text begins where "
+        f"the model's window begins. Click a context to see all {info.word(2)} that its token selected."
     )
 
 
@@ -186,7 +226,7 @@ def firing(recording: Recording, entry: int) -> None:
         "documents": table["docs"],
         "after": _tokens(table, "previous"),
         "on the token": _tokens(table, "input"),
-        "model predicts next": _tokens(table, "predicted"),
+        **({"model predicts next": _tokens(table, "predicted")} if recording.info.predictions else {}),
         "comes next": _tokens(table, "next"),
     }
     outside.table(
@@ -194,7 +234,7 @@ def firing(recording: Recording, entry: int) -> None:
         hide_index=True,
         height="content",
         column_config={"layer": st.column_config.NumberColumn(width=55)},
-        alt="Tokens typical of this entry",
+        alt=f"Tokens typical of this {recording.info.word()}",
     )
     st.caption(
         "Fires on: its most frequent tokens in that layer, with shares. The other columns show tokens that are more "
@@ -204,10 +244,11 @@ def firing(recording: Recording, entry: int) -> None:
 
 def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
     """Entries selected together with it."""
+    info = recording.info
     table = state.answer(Recording.neighbours_of, [entry])
     table = table if layer is None else table[table["layer"] == layer]
     if table.empty:
-        st.caption("No entry is selected together with it more often than at chance level.")
+        st.caption(f"No {info.word()} is selected together with it more often than at chance level.")
         return
     table = table.sort_values("npmi", ascending=False).head(20)
     tables.entry_table(
@@ -216,18 +257,19 @@ def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
         key="neighbours",
         height="content",
         column_order=["other", "layer", "together", "npmi", "title", "sentence"],
-        column_config=tables.ENTRY
+        column_config={"other": st.column_config.NumberColumn("entry", format="%d", width=70)}
+        | tables.entry_columns(info)
         | {
-            "other": st.column_config.NumberColumn("entry", format="%d", width=70),
             "layer": st.column_config.NumberColumn(width=55),
             "together": st.column_config.NumberColumn("times together", format="localized"),
             "npmi": st.column_config.NumberColumn("NPMI", format="%.2f"),
         },
-        alt="Entries that are selected together with this one",
+        alt=reworded(info, "Entries that are selected together with this one"),
     )
-    st.caption(
+    said = (
         "NPMI is 1 for entries that are only selected together and 0 at chance level. Select a row to open its entry."
     )
+    st.caption(reworded(info, said))
 
 
 def map_position(recording: Recording, entry: int) -> None:
@@ -244,13 +286,20 @@ def map_position(recording: Recording, entry: int) -> None:
         return full["x"].to_numpy(np.float64), full["y"].to_numpy(np.float64), entry
 
     if entry not in places["entry"].to_numpy():
-        st.caption("The map leaves this entry out.")
+        st.caption(f"The map leaves this {recording.info.word()} out.")
         return
     if not recording.map_info["trusted"]:
         st.caption("This map is not trusted; its page says why.")
-    state.show_figure(figures.place_on_map, coordinates, entry, alt="Where this entry lies among all")
+    state.show_figure(
+        figures.place_on_map, coordinates, entry, alt=f"Where this {recording.info.word()} lies among all"
+    )
     if st.button("Show on the map", icon=":material/scatter_plot:"):
         address.go("map", entry=entry)
+
+
+def _as_used(kind: str) -> str | None:
+    """A note on scores of a kind, for readers who know others."""
+    return " The weight is as the model uses it." if kind == "experts" else None
 
 
 def _metric(label: str, value: str, note: str, help_: str | None = None) -> None:

@@ -15,12 +15,15 @@ _SHARES = ("coverage", "unread_share", "by_score_share")
 """Metrics that are shown in percent."""
 
 
-def score_histogram(scores: dict[int, np.ndarray], layers: Sequence[int], *, dark: bool = False) -> Figure:
-    """Gate scores of all selections of one entry, one line per layer that uses it.
+def score_histogram(
+    scores: dict[int, np.ndarray], layers: Sequence[int], name: str = "gate score", *, dark: bool = False
+) -> Figure:
+    """Scores of all selections of one entry, one line per layer that uses it.
 
     Args:
         scores: gate scores by layer.
-        layers: all memory layers, which colours go by.
+        layers: all layers that select, which colours go by.
+        name: of a score.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -31,7 +34,7 @@ def score_histogram(scores: dict[int, np.ndarray], layers: Sequence[int], *, dar
     colors = dict(zip(layers, style.layer_colors(len(layers), dark), strict=True))
     for layer, values in scores.items():
         axes.stairs(np.histogram(values, edges)[0], edges, color=colors[layer], linewidth=1.6, label=f"layer {layer}")
-    axes.set(xlabel="gate score", ylabel="selections")
+    axes.set(xlabel=name, ylabel="selections")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     style.legend(axes)
     return figure
@@ -79,35 +82,44 @@ def place_on_map(x: np.ndarray, y: np.ndarray, entry: int, *, dark: bool = False
     return figure
 
 
-def count_histogram(counts: np.ndarray, layers: Sequence[int], log: bool, *, dark: bool = False) -> Figure:
+def count_histogram(
+    counts: style.Usage,
+    layers: Sequence[int],
+    log: bool,
+    words: tuple[str, str] = ("an entry", "entries"),
+    *,
+    dark: bool = False,
+) -> Figure:
     """How many entries have how much usage, one line per layer.
 
     Args:
-        counts: usage per layer and entry, ``[layer, N]``.
+        counts: usage per layer and entry, ``[entry]`` for every layer.
         layers: names of the layers.
+        words: what an entry, with its article, and several are called.
         log: logarithmic bins and axes; entries without usage stand at the left end. Otherwise 40 equal bins up to the
             99.5th percentile, with the last one holding all above.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
-    used = counts[counts > 0]
+    every = np.concatenate(list(counts))
+    used = every[every > 0]
     top = float(used.max()) if used.size else 1.0
     if log:
         least = float(used.min()) if used.size else 1.0
         edges = np.geomspace(least, top * 1.01, 40)
-        if np.issubdtype(counts.dtype, np.integer):
+        if np.issubdtype(every.dtype, np.integer):
             edges = np.unique(np.append(np.rint(edges), top + 1)) - 0.5  # no bin without a whole number in it
         edges = np.concatenate([[edges[0] / 2.5, edges[0] / 1.4], edges])
-        values = np.where(counts > 0, counts, edges[:2].mean())
-        axes.set(xscale="log", yscale="log", xlabel="usage of an entry (left end: none)", ylabel="entries")
+        values = [np.where(row > 0, row, edges[:2].mean()) for row in counts]
+        axes.set(xscale="log", yscale="log", xlabel=f"usage of {words[0]} (left end: none)", ylabel=words[1])
     else:
         edges = np.linspace(0, float(np.quantile(used, 0.995)) if used.size else 1.0, 41)
-        values = np.minimum(counts, edges[-1])
-        axes.set(xlabel="usage of an entry (right end: all above)", ylabel="entries")
+        values = [np.minimum(row, edges[-1]) for row in counts]
+        axes.set(xlabel=f"usage of {words[0]} (right end: all above)", ylabel=words[1])
     for row, color in zip(values, style.layer_colors(len(layers), dark), strict=True):
         axes.stairs(np.histogram(row, edges)[0], edges, color=color, linewidth=1.5)
-    if counts.any():
-        axes.axvline(float(counts.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="even share")
+    if every.any():
+        axes.axvline(float(every.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="even share")
     style.layer_legend(axes, layers, dark)
     return figure
 
@@ -205,13 +217,14 @@ def paired_metrics(both: pd.DataFrame, metrics: dict[str, str], *, dark: bool = 
 
     Args:
         both: ``pairs.paired_metrics``.
-        metrics: column and its name.
+        metrics: column and its name; those that the table lacks are left out.
         dark: for a dark page.
     """
-    figure, axes = style.panels(len(metrics), dark)
-    figure.set_size_inches(2.9 * len(metrics), 2.7)
+    shown = {metric: name for metric, name in metrics.items() if f"{metric}_a" in both}
+    figure, axes = style.panels(len(shown), dark)
+    figure.set_size_inches(2.9 * len(shown), 2.7)
     position = np.arange(len(both))
-    for panel, (metric, name) in zip(axes, metrics.items(), strict=True):
+    for panel, (metric, name) in zip(axes, shown.items(), strict=True):
         panel.vlines(position, both[f"{metric}_a"], both[f"{metric}_b"], color=style.ink(dark), linewidth=1)
         panel.plot(position, both[f"{metric}_a"], "o", color=style.blue(dark), label="A")
         panel.plot(position, both[f"{metric}_b"], "s", color=style.ORANGE, label="B")

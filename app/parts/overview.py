@@ -2,15 +2,17 @@
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import address, outside, state
 from app.components.contexts import context_view
 from app.parts import figures
-from memscope.base.words import span
+from app.parts.tables import score_name
+from memscope.base.words import first_upper, span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.health import telling_entry
-from memscope.report.words import shared_by
+from memscope.report.words import a_word, shared_by
 
 _OVER_TIME = {
     "coverage": "share of entries used",
@@ -26,29 +28,25 @@ def number(label: str, value: str, help_: str | None = None) -> None:
 
 
 def example(recording: Recording) -> None:
-    """Explain a memory entry with a real one."""
+    """Explain an entry with a real one."""
     info = recording.info
     telling = state.answer(telling_entry)
-    with st.expander("What is a memory entry? A real one in two minutes", icon=":material/school:", expanded=True):
+    what = "a memory entry" if info.kind == "memory" else a_word(info)
+    with st.expander(f"What is {what}? A real one in two minutes", icon=":material/school:", expanded=True):
         left, right = st.columns([2, 3], gap="large")
-        left.markdown(
-            f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
-            f"**entries**, vectors that training changes. For every token the **gate** of each of {len(info.layers)} "
-            f"layers scores entries and **selects** {info.selected}. An **attention** then **reads** them with "
-            "different weights. The layer adds their sum to the prediction of the next token."
-        )
-        left.markdown(
-            "Entries can start as sentences. These pages show whether they still mean these sentences, on which words "
-            "they fire, and whether the attention reads them."
-        )
+        _explain(left, info)
         if telling is None:
-            right.caption("No entry was selected on this corpus, so there is none to show.")
+            right.caption(f"No {info.word()} was selected on this corpus, so there is none to show.")
             return
         entry, layer = telling
         sentence = recording.sentences([entry])[entry]
         with right:
-            st.markdown(f"**Entry {entry}**, for example, started as")
-            outside.text(sentence or "random numbers: this bank has no sentences")
+            name = first_upper(info.label(entry))
+            if "starts" in info.site(layer).has:
+                st.markdown(f"**{name}**, for example, started as")
+                outside.text(sentence or "random numbers: this bank has no sentences")
+            else:
+                st.markdown(f"**{name}**, for example,")
             contexts = state.answer(Recording.contexts, entry, layer, 14, 6)
             contexts = contexts[contexts["kind"] == "top"].head(3)
 
@@ -56,19 +54,65 @@ def example(recording: Recording) -> None:
                 context = contexts.iloc[int(st.session_state["example"].clicked)]
                 address.go("prompts", doc=int(context["doc"]), token=int(context["pos"]), layer=int(context["layer"]))
 
-            context_view(
-                {"and now fires most strongly on the marked tokens": contexts}, key="example", on_click=open_token
-            )
+            scored = "scores" in info.site(layer).has
+            title = "and now fires most strongly on the marked tokens" if scored else "is selected at the marked tokens"
+            if "starts" not in info.site(layer).has and scored:
+                title = "fires most strongly on the marked tokens"
+            context_view({title: contexts}, key="example", on_click=open_token, score=score_name(info))
             with st.container(horizontal=True):
-                if st.button("Open this entry", icon=":material/database:"):
+                if st.button(f"Open this {info.word()}", icon=":material/database:"):
                     address.go("entries", entry=entry, layer=layer)
                 if st.button("Read a text token by token", icon=":material/notes:"):
                     address.go("prompts", doc=0)
 
 
+_LAYERS = {
+    "experts": "In each of {layers} layers a **router** sends every token to {selected} of {entries} **experts**, "
+    "feed-forward networks of their own. The layer adds their outputs, multiplied by the **router weights**.",
+    "product_keys": "In each of {layers} layers product keys find, for every token, the {selected} best of {entries} "
+    "**entries**, whose values the layer adds.",
+    "peer": "In each of {layers} layers product keys find, for every token, the {selected} best of {entries} "
+    "**experts**, each a single hidden unit.",
+    "neurons": "Of the {entries} **neurons** in each of {layers} feed-forward layers, the recording keeps the "
+    "{selected} with the largest **activations** for every token.",
+    "features": "In each of {layers} layers a sparse autoencoder writes every token as a sum of {selected} of "
+    "{entries} **features**.",
+    "selection": "Each of {layers} layers selects {selected} of {entries} **entries** for every token.",
+}
+
+
+def _explain(place: DeltaGenerator, info: RecordingInfo) -> None:
+    """What selects, and what these pages show of it."""
+    if info.kind != "memory":
+        selected = (
+            _each(info, "selected")
+            if not any(site.varies for site in info.sites)
+            else (f"up to {_each(info, 'selected')}")
+        )
+        place.markdown(
+            _LAYERS[info.kind].format(layers=len(info.layers), selected=selected, entries=_each(info, "entries"))
+        )
+        place.markdown(
+            f"These pages show which {info.word(2)} are selected, how evenly, and on which words each fires."
+        )
+        return
+    place.markdown(
+        f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
+        f"**entries**, vectors that training changes. For every token the **gate** of each of {len(info.layers)} "
+        f"layers scores entries and **selects** {info.selected}. An **attention** then **reads** them with "
+        "different weights. The layer adds their sum to the prediction of the next token."
+    )
+    place.markdown(
+        "Entries can start as sentences. These pages show whether they still mean these sentences, on which words "
+        "they fire, and whether the attention reads them."
+    )
+
+
 def model_card(recording: Recording) -> None:
     """Show config, parameters, bank and corpus."""
-    info, run, config = recording.info, recording.run_summary, recording.config
+    info, run = recording.info, recording.run_summary
+    config = recording.config if (recording.path / "config.yaml").is_file() else None
+    memory = info.kind == "memory"
     recorded = {
         "run": info.run_name,
         "model file": f"SHA-256 {info.fingerprint[:16]} ...",
@@ -76,11 +120,16 @@ def model_card(recording: Recording) -> None:
         "corpus file": f"SHA-256 {info.corpus_sha256[:16]} ...",
         "documents": f"{len(recording.documents):,}",
         "tokens": f"{info.rows:,}, in windows of {info.window:,}",
-        "memory layers": ", ".join(map(str, info.layers)),
-        "selections": f"{_each(info, 'selected')} per token and layer, of {_each(info, 'gate_heads')} gate head(s)",
-        info.word(2): f"{info.knowledge_num:,}, of {_each(info, 'slots')} slot(s), {shared_by(info)}",
+        "memory layers" if memory else "layers": ", ".join(map(str, info.layers)),
+        "selections": f"{_each(info, 'selected')} per token and layer"
+        + (f", of {_each(info, 'gate_heads')} gate head(s)" if memory else ""),
+        info.word(2): f"{info.knowledge_num:,}"
+        + (f", of {_each(info, 'slots')} slot(s)" if memory else "")
+        + f", {shared_by(info)}",
+        **({} if memory else {"modules": ", ".join(site.module for site in info.sites)}),
+        **({"always on": ", ".join(always)} if (always := [s.always for s in info.sites if s.always]) else {}),
         **({"read heads": _each(info, "read_heads")} if info.has("reads") else {}),
-        "precision": f"{info.dtype}; scores keep {info.score_bits} bits of their mantissa",
+        "precision": info.dtype + (f"; scores keep {info.score_bits} bits of their mantissa" * info.has("scores")),
         "recording took": f"{info.seconds:,.0f} s",
     }
     if run:
@@ -94,6 +143,8 @@ def model_card(recording: Recording) -> None:
     with left:
         st.subheader("Recording and run")
         _facts(recorded, "Facts about this recording and its model")
+    if config is None:
+        return
     with right:
         st.subheader("Config")
         flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}

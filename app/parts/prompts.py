@@ -11,11 +11,11 @@ from app import outside, state
 from app.address import View
 from app.components.tokens import token_view
 from app.parts import tables
-from memscope.base.words import visible
+from memscope.base.words import first_upper, span, visible
 from memscope.query.catalog import find_documents
 from memscope.query.fired import predicted_token, shared_by_layer, shared_selections
 from memscope.query.recording import Recording
-from memscope.query.token_measures import MEASURES, layer_measure, over_layers
+from memscope.query.token_measures import known_measures, layer_measure, measure_name, over_layers
 from memscope.recording.info import RecordingInfo
 from memscope.recording.token_table import Trace
 
@@ -84,13 +84,19 @@ def token_facts(
             st.subheader(f"Token {token}", width="content")
             outside.code(visible(chosen["text"]), language=None, width="content")
         with st.container(horizontal=True):
-            loss = chosen["loss"]
-            st.metric("Loss of the next token", "none" if np.isnan(loss) else f"{loss:.2f} nats")
-            st.metric(
-                "Gate entropy", f"{chosen['gate_entropy']:.2f}", help=f"Nats, at most {np.log(info.selected):.2f}."
-            )
-            st.metric("Top gate share", f"{chosen['top_share']:.1%}")
-            st.metric("Silent layers", f"{chosen['silent_layers']} of {len(info.layers)}")
+            if info.predictions:
+                loss = chosen["loss"]
+                st.metric("Loss of the next token", "none" if np.isnan(loss) else f"{loss:.2f} nats")
+            if info.has("scores"):
+                st.metric(
+                    first_upper(measure_name(info, "gate entropy")),
+                    f"{chosen['gate_entropy']:.2f}",
+                    help=f"Nats, at most {np.log(info.selected):.2f}.",
+                )
+                st.metric(first_upper(measure_name(info, "top gate share")), f"{chosen['top_share']:.1%}")
+            if info.has("reads"):
+                reading = sum("reads" in site.has for site in info.sites)
+                st.metric("Silent layers", f"{chosen['silent_layers']} of {reading}")
     with next_:
         st.markdown("**What comes next**")
         if predictions is not None:
@@ -107,16 +113,17 @@ def token_facts(
             )
         else:
             assert doc is not None
-            predicted = state.answer(predicted_token, doc, token)
-            rows = {
-                "predicted": visible(predicted),
+            predicted = {"predicted": visible(state.answer(predicted_token, doc, token))} if info.predictions else {}
+            rows = predicted | {
                 "in the text": "the end" if following is None else visible(following),
             }
             outside.table(
                 pd.DataFrame({"": list(rows), "next token": list(rows.values())}),
                 hide_index=True,
                 height="content",
-                alt="The next token that the model finds most likely, and the one that follows",
+                alt="The next token that the model finds most likely, and the one that follows"
+                if info.predictions
+                else "The token that follows",
             )
 
 
@@ -126,7 +133,7 @@ def two_texts(
     traces: list[Trace],
     tokens: tuple[int, int],
     measure: str,
-    drift: np.ndarray,
+    drift: np.ndarray | None,
     pick: Callable[[str, str], None],
 ) -> None:
     """Two texts side by side, and the entries that their chosen tokens share."""
@@ -144,7 +151,7 @@ def two_texts(
             token_view(
                 trace.tokens,
                 values,
-                MEASURES[measure].split(":")[0],
+                known_measures(info)[measure].split(":")[0],
                 token,
                 key=f"tokens_{letter}",
                 label=f"Tokens of text {letter}",
@@ -178,6 +185,24 @@ def two_texts(
     st.caption(
         "Entries that either token selects, shared ones first; a cell is empty where a token does not select one."
     )
+
+
+def fired_note(info: RecordingInfo, token: int) -> str:
+    """How to read the entries that a token selected."""
+    chosen, most = span([site.selected for site in info.sites], ","), "at most " * any(s.varies for s in info.sites)
+    order = "most read first" if info.has("reads") else f"largest {info.score} first" if info.has("scores") else ""
+    said = f"The {info.word(2)} that token {token} selected in each layer"
+    said += f"{f', {order}' * bool(order)}: {most}{chosen} a layer."
+    if info.has("reads"):
+        said += (
+            " Orange bars compare gate scores and blue bars read weights, each with the largest of the layer; a read "
+            "weight may be negative."
+        )
+    elif info.has("scores"):
+        said += f" Orange bars compare {info.score}s with the largest of the layer."
+    if info.has("starts"):
+        said += " Filled tokens are in the init sentence, outlined ones are new."
+    return said
 
 
 def slots_note(info: RecordingInfo, slots: Mapping[int, np.ndarray] | None) -> str:

@@ -5,7 +5,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app import address, outside
+from app import address, outside, state
+from memscope.recording.info import RecordingInfo
+from memscope.report.words import reworded
 
 _NUMBER, _PLAIN = st.column_config.NumberColumn, "localized"
 
@@ -88,7 +90,45 @@ ENTRY = {
     ),
     "words": st.column_config.TextColumn("set apart by", help="Words of highest TF-IDF that it fires in.", width=150),
 }
-"""Columns of tables of entries."""
+"""Columns of tables of entries of a memory."""
+
+
+def entry_columns(info: RecordingInfo) -> dict[str, Any]:
+    """``ENTRY`` in the words of what selects; entries have their label where layers have entries of their own."""
+    score, name = info.score, st.column_config.TextColumn(info.word(), width=150)
+    there = {"entry": name, "other": name} if info.private else {"entry": _NUMBER(info.word(), format="%d", width=70)}
+    scores = {"gate_sum": _NUMBER(f"{score}, sum", format="compact", help=f"Sum of {score}s.")}
+    return ENTRY if info.kind == "memory" else columns_of(info, ENTRY) | scores | there
+
+
+def columns_of(info: RecordingInfo, columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns with their help in the words of what selects."""
+    said = {name: column.get("help") for name, column in columns.items()}
+    return {
+        name: column | ({"help": reworded(info, said[name])} if said[name] else {}) for name, column in columns.items()
+    }
+
+
+def named(info: RecordingInfo, table: pd.DataFrame) -> pd.DataFrame:
+    """The table with labels for the numbers of entries where layers have entries of their own."""
+    there = [column for column in ("entry", "other") if column in table]
+    if not info.private:
+        return table
+    return table.assign(
+        **{column: [None if pd.isna(e) or e < 0 else info.label(int(e)) for e in table[column]] for column in there}
+    )
+
+
+def score_name(info: RecordingInfo) -> str:
+    """A score in a line of numbers."""
+    return "gate" if info.kind == "memory" else info.score
+
+
+def sides(info: RecordingInfo) -> dict[str, Any]:
+    """``SIDES`` in the words of what selects."""
+    score = "gate" if info.kind == "memory" else info.score
+    return SIDES | {f"gate_{side}": _NUMBER(f"{score} {side.upper()}", format="%.3g") for side in ("a", "b")}
+
 
 SIDES = {
     f"{kind}_{side}": _NUMBER(f"{kind} {side.upper()}", format="%.3g")
@@ -110,6 +150,11 @@ SORT_LABELS = {
 """Names of ``bank_table.SORTS`` as the table of entries shows them."""
 
 
+def sort_label(info: RecordingInfo, name: str) -> str:
+    """``SORT_LABELS`` in the words of what selects."""
+    return f"{info.score}, sum" if name == "gate_sum" and info.kind != "memory" else SORT_LABELS[name]
+
+
 def entry_table(table: pd.DataFrame, targets: list[dict[str, int]], *, key: str, **options: Any) -> None:
     """Show a table in which selecting a row opens an entry.
 
@@ -128,7 +173,8 @@ def entry_table(table: pd.DataFrame, targets: list[dict[str, int]], *, key: str,
         if target:
             address.go("entries", **target)
 
-    outside.table(table, hide_index=True, key=key, on_select=open_row, selection_mode="single-row", **options)
+    shown = named(state.recording().info, table)
+    outside.table(shown, hide_index=True, key=key, on_select=open_row, selection_mode="single-row", **options)
 
 
 def evenness_table(metrics: pd.DataFrame) -> None:
@@ -138,6 +184,6 @@ def evenness_table(metrics: pd.DataFrame) -> None:
         hide_index=True,
         height="content",
         column_order=METRIC_COLUMNS,
-        column_config=METRICS,
+        column_config=columns_of(state.recording().info, METRICS),
         alt="Evenness of usage per layer, beside that of even selection",
     )

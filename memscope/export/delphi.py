@@ -9,7 +9,8 @@
 A shard has ``locations`` ``[n, 3]`` (sequence, position, entry - first entry of the shard), sorted by entry and then
 token, ``activations`` ``[n]`` float16 and ``tokens`` ``[sequence, position]``. delphi reads the tokens of the shard
 that it opens first, so all shards hold them. Sequences are equally long: documents are cut, and short ones are padded
-on the right with the pad token.
+on the right with the pad token. The folder of a layer is named by the module that selects; where a layer has entries of
+its own, latents are their numbers in the layer.
 """
 
 from itertools import pairwise
@@ -22,7 +23,7 @@ from safetensors.numpy import save_file
 
 from memscope.base.errors import InputError
 from memscope.base.files import disk_errors, write_json
-from memscope.export.interchange import entry_runs, new_folder, read_activations
+from memscope.export.interchange import entry_runs, latents, new_folder, read_activations, scored_sites
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 
@@ -82,24 +83,28 @@ def export_delphi(
             if that is shorter. 32, the length of delphi's examples, avoids examples that are only padding.
 
     Raises:
-        InputError: ``out`` exists, or a number is out of range.
+        InputError: ``out`` exists, a number is out of range, or the recording has no scores.
     """
     info = recording.info
-    if not 1 <= width_splits <= info.knowledge_num:
-        raise InputError(f"cannot split {info.knowledge_num} entries into {width_splits} shards; choose fewer")
+    sites = scored_sites(recording)
+    for site in sites:
+        entries = latents(info, site)
+        if not 1 <= width_splits <= len(entries):
+            raise InputError(f"cannot split {len(entries)} {site.word(2)} into {width_splits} shards; choose fewer")
     sequences = _plan(recording, sequence_tokens)
     reader, usage = SelectionReader(recording.path, info), recording.usage_table()
-    bounds = np.linspace(0, info.knowledge_num, width_splits + 1).astype(int).tolist()
     written = 0
     with new_folder(out) as folder:
         tokens = _token_matrix(recording, sequences)
-        for layer in info.layers:
-            module = folder / "latents" / f"blocks.{layer}.memory"
+        for site in sites:
+            own = latents(info, site)
+            bounds = np.linspace(own.start, own.stop, width_splits + 1).astype(int).tolist()
+            module = folder / "latents" / site.module.replace("/", "_")
             module.mkdir(parents=True)
             for first, past in pairwise(bounds):
-                used = usage[(usage["layer"] == layer) & usage["entry"].between(first, past - 1)]
-                shard = _read_shard(reader, layer, used, range(first, past), sequences)
-                path = module / f"{first}_{past - 1}.safetensors"
+                used = usage[(usage["layer"] == site.layer) & usage["entry"].between(first, past - 1)]
+                shard = _read_shard(reader, site.layer, used, range(first, past), sequences)
+                path = module / f"{first - own.start}_{past - 1 - own.start}.safetensors"
                 with disk_errors(path):
                     save_file({**shard, "tokens": tokens}, path)
                 written += len(shard["activations"])

@@ -1,7 +1,8 @@
 """Code that the exports to other tools share (``export/delphi.py``, ``export/neuronpedia.py``).
 
-Those tools know one number per token and latent. Here a latent is an entry in one memory layer, and its number is the
-gate score, summed where several gate heads select the same entry for one token; 0 where none does.
+Those tools know one number per token and latent. Here a latent is an entry in one layer, and its number is the score
+of the selection (the gate score of a memory, the router's weight of an expert), summed where several gate heads select
+the same entry for one token; 0 where none does.
 """
 
 from collections.abc import Iterator
@@ -14,10 +15,33 @@ import numpy as np
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
+from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader
+from memscope.recording.sites import Site, is_private
 
 MOST_SELECTIONS = 1 << 21
 """Selections held in memory at once, unless a single entry has more."""
+
+
+def scored_sites(recording: Recording) -> list[Site]:
+    """The layers whose selections have scores.
+
+    Raises:
+        InputError: there is none, so there are no activations to export.
+    """
+    sites = [site for site in recording.info.sites if "scores" in site.has]
+    if not sites:
+        raise InputError(
+            f"{recording.path}: its selections have no scores, so there are no activations to export; record a model "
+            "whose layers give scores"
+        )
+    return sites
+
+
+def latents(info: RecordingInfo, site: Site) -> range:
+    """The entries that are a layer's latents, the first one being latent 0: its own where they are private."""
+    return range(site.own.start, site.own.stop) if is_private(info.sites, site) else range(info.knowledge_num)
 
 
 class Activations(NamedTuple):

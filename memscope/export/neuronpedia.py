@@ -7,8 +7,9 @@
     exports/neuronpedia/demo/0-memory/activations/batch-0.jsonl.gz                    one line per context
     exports/neuronpedia/demo/0-memory/explanations/batch-0.jsonl.gz                   its init sentence and tokens
 
-A source is a memory layer, and a feature is an entry that the layer selected. ``export/neuronpedia_rows.py`` makes the
-lines.
+A source is a layer that selects, named by its kind (``0-memory``, ``3-experts``), and a feature is an entry that the
+layer selected, with its number in the layer where the layer has entries of its own. ``export/neuronpedia_rows.py``
+makes the lines.
 """
 
 import gzip
@@ -25,10 +26,11 @@ from memscope.base.errors import InputError
 from memscope.base.files import write_text
 from memscope.base.printable import printable_values
 from memscope.config.load import load_config
-from memscope.export.interchange import entry_runs, new_folder
-from memscope.export.neuronpedia_rows import CREATOR, SOURCE_SET, Rows, Source, entry_rows
+from memscope.export.interchange import entry_runs, new_folder, scored_sites
+from memscope.export.neuronpedia_rows import CREATOR, Rows, Source, entry_rows
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
+from memscope.recording.sites import SCORES
 
 BATCH_ENTRIES = 1024
 """Most lines of a features file, as in Neuronpedia's own exports."""
@@ -38,7 +40,7 @@ class NeuronpediaExport(NamedTuple):
     """The files that were written."""
 
     folder: Path
-    """The model's folder, with one folder per memory layer."""
+    """The model's folder, with one folder per layer."""
     features: int
     """Pairs of layer and entry."""
     activations: int
@@ -57,9 +59,12 @@ def export_neuronpedia(
         limit: how many of those; none takes every entry in use. Ignored when ``entries`` are given.
 
     Raises:
-        InputError: ``out`` exists, an entry does not exist, or none of the entries was ever selected.
+        InputError: ``out`` exists, an entry does not exist, none of the entries was ever selected, or the recording
+            has no scores.
     """
+    scored = [site.layer for site in scored_sites(recording)]
     usage = _chosen_usage(recording, entries, limit)
+    usage = usage[usage["layer"].isin(scored)]
     model_id = re.sub(r"[^a-z0-9_-]+", "-", recording.info.run_name.lower()).strip("-") or "model"
     reader = SelectionReader(recording.path, recording.info)
     first_rows = recording.documents["first_row"].to_numpy()
@@ -67,8 +72,9 @@ def export_neuronpedia(
     n_activations = 0
     with new_folder(out) as folder:
         for layer, mine in usage.groupby("layer"):
-            keys = {"modelId": model_id, "layer": f"{layer}-{SOURCE_SET}"}
-            source = Source(recording, reader, int(layer), keys, first_rows, past_rows)
+            site = recording.info.site(int(layer))
+            keys = {"modelId": model_id, "layer": f"{layer}-{site.kind}"}
+            source = Source(recording, reader, site, keys, first_rows, past_rows)
             path = folder / model_id / source.keys["layer"]
             _write_metadata(path, source)
             runs = entry_runs(mine["entry"].tolist(), mine["read"].tolist(), BATCH_ENTRIES)
@@ -119,8 +125,13 @@ def _gzip(path: Path) -> gzip.GzipFile:
 
 def _write_metadata(path: Path, source: Source) -> None:
     """``model.jsonl``, ``sourceset.jsonl`` and ``source.jsonl``: the model and source of the features."""
-    info, model_id = source.recording.info, source.keys["modelId"]
-    model = load_config(source.recording.path / "config.yaml").model
+    info, model_id, site = source.recording.info, source.keys["modelId"], source.site
+    config = source.recording.path / "config.yaml"
+    model = load_config(config).model if config.is_file() else None
+    mean = " Logits are of an expert's mean output over tokens that selected it."
+    bank = f"Memory bank of {info.knowledge_num} entries"
+    if site.kind != "memory":
+        bank = f"{site.entries} {site.word(2)} of {site.module}"
     ours = {"creatorId": CREATOR, "visibility": "PUBLIC"}
     lines = {
         "model": {
@@ -129,14 +140,14 @@ def _write_metadata(path: Path, source: Source) -> None:
             "displayNameShort": info.run_name,
             "owner": "memscope",
             "instruct": False,
-            "layers": model.n_layers,
+            "layers": model.n_layers if model else max(info.layers) + 1,
             "neuronsPerLayer": 0,
-            "dimension": model.dim,
+            "dimension": model.dim if model else 0,
         },
         "sourceset": {
             "modelId": model_id,
-            "name": SOURCE_SET,
-            "description": f"Memory bank of {info.knowledge_num} entries",
+            "name": site.kind,
+            "description": bank,
             "creatorName": "memscope",
             "urls": [],
             "allowInferenceSearch": False,
@@ -144,11 +155,11 @@ def _write_metadata(path: Path, source: Source) -> None:
         "source": {
             "modelId": model_id,
             "id": source.keys["layer"],
-            "setName": SOURCE_SET,
+            "setName": site.kind,
             "dataset": info.corpus_name,
             "num_prompts": -(-info.rows // info.window),
             "num_tokens_in_prompt": info.window,
-            "notes": "Activations are gate scores.",
+            "notes": f"Activations are {SCORES[site.kind]}s." + mean * (site.kind == "experts" and "lens" in site.has),
         },
     }
     for name, line in lines.items():

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.export.interchange import read_activations
+from memscope.export.interchange import latents, read_activations
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
+from memscope.recording.sites import Site
 
 CREATOR = "clkht01d40000jv08hvalcvly"
 """Account that Neuronpedia's database seed creates and its exports name as creator."""
-SOURCE_SET = "memory"
 BEFORE, AFTER = 96, 32
 """Most tokens of a context before its token, and from it on: 128 together, as in Neuronpedia's prompts."""
 BARS = 50
@@ -34,17 +34,21 @@ _NOT_RECORDED = (
 
 
 class Source(NamedTuple):
-    """One memory layer of the export."""
+    """One layer of the export."""
 
     recording: Recording
     reader: SelectionReader
-    layer: int
+    site: Site
     keys: dict[str, str]
     """``modelId`` and ``layer``, by which Neuronpedia joins its tables."""
     first_rows: np.ndarray
     """First row of every document."""
     past_rows: np.ndarray
     """One past its last row."""
+
+    def number(self, entry: int) -> str:
+        """The number by which an entry is a feature of the layer."""
+        return str(entry - latents(self.recording.info, self.site).start)
 
 
 class Rows(NamedTuple):
@@ -57,7 +61,7 @@ class Rows(NamedTuple):
 
 def entry_rows(source: Source, batch: list[int]) -> Iterator[Rows]:
     """Features, activations and explanations of some entries, entry by entry."""
-    recording, layer = source.recording, source.layer
+    recording, layer = source.recording, source.site.layer
     entry, row, gate = read_activations(source.reader, layer, batch[0], batch[-1])
     order = np.argsort(entry, kind="stable")  # rows of an entry stay in order
     bounds = np.searchsorted(entry[order], np.array([batch, np.add(batch, 1)])).T
@@ -103,9 +107,9 @@ def _feature(source: Source, entry: int, gate: np.ndarray, decoding: pd.Series) 
     heights, edges = np.histogram(active, BARS if len(np.unique(active)) > 1 else 1)
     return {
         **source.keys,
-        "index": str(entry),
+        "index": source.number(entry),
         "creatorId": CREATOR,
-        "sourceSetName": SOURCE_SET,
+        "sourceSetName": source.site.kind,
         "maxActApprox": short_float(gate.max()),
         "hasVector": False,
         "frac_nonzero": short_float(len(active) / source.recording.info.rows),
@@ -118,9 +122,11 @@ def _feature(source: Source, entry: int, gate: np.ndarray, decoding: pd.Series) 
 
 
 def _logits(source: Source, name: str, end: str, decoding: pd.Series) -> dict[str, list[Any]]:
-    """Tokens that the entry raises (``pos``) or lowers (``neg``) most, by the logit lens."""
-    ids = decoding[f"l{source.layer}_{end}"]
-    logits = decoding.get(f"l{source.layer}_{end}_logits", [MISSING_LOGIT] * len(ids))
+    """Tokens that the entry raises (``pos``) or lowers (``neg``) most, by the logit lens; none without a lens."""
+    ids = decoding.get(f"l{source.site.layer}_{end}")
+    ids = ids if isinstance(ids, np.ndarray) else []
+    logits = decoding.get(f"l{source.site.layer}_{end}_logits")
+    logits = logits if isinstance(logits, np.ndarray) else [MISSING_LOGIT] * len(ids)
     return {f"{name}_str": _texts(source, ids), f"{name}_values": [short_float(float(logit)) for logit in logits]}
 
 
@@ -141,7 +147,7 @@ def _activations(
         lines.append(
             {
                 **source.keys,
-                "index": str(entry),
+                "index": source.number(entry),
                 "id": _identity(source, entry, context.kind, context.rank),
                 "creatorId": CREATOR,
                 "tokens": _texts(source, source.recording.token_ids[start:end]),
@@ -167,7 +173,7 @@ def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[
     return [
         {
             **source.keys,
-            "index": str(entry),
+            "index": source.number(entry),
             "id": _identity(source, entry, notes),
             "authorId": CREATOR,
             "description": description,
@@ -181,7 +187,7 @@ def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[
 def _identity(source: Source, entry: int, *parts: object) -> str:
     """A primary key as long as Neuronpedia's keys; the same in every export of the same recording."""
     info = source.recording.info
-    name = " ".join(map(str, (info.fingerprint, info.corpus_sha256, source.layer, entry, *parts)))
+    name = " ".join(map(str, (info.fingerprint, info.corpus_sha256, source.site.layer, entry, *parts)))
     return hashlib.sha256(name.encode()).hexdigest()[:25]
 
 

@@ -22,11 +22,13 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
 from memscope.base.printable import printable
-from memscope.base.words import visible
+from memscope.base.words import first_upper, span, visible
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import SCORES, is_private
 from memscope.report.document import shown
-from memscope.report.words import model_name, selections
+from memscope.report.words import entry_name, model_name, selections
 
 TOP_CONTEXTS = 8
 """Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
@@ -74,7 +76,11 @@ def _write_site(recording: Recording, out: Path, started: float) -> StaticSite:
             shutil.copyfile(_TEMPLATES / name, folder / name)
         data = list(_write_data(recording, used, folder / "data"))
         facts = _facts(recording, len(used), left_out)
-        index = _environment().get_template("site_index.html.j2").render(facts=facts, used=len(used), data=data)
+        index = (
+            _environment()
+            .get_template("site_index.html.j2")
+            .render(facts=facts, used=len(used), data=data, **_words(recording.info))
+        )
         (folder / "index.html").write_text(index, encoding="utf-8")
         _write_pages(recording, used, folder / "entries")
         marker = {"made_by": "memscope", **facts}
@@ -95,10 +101,32 @@ def _facts(recording: Recording, used: int, left_out: int) -> dict[str, str]:
     return {
         "Model": model_name(recording),
         "Corpus": f"{info.corpus_name}, {len(recording.documents):,} documents, {info.rows:,} tokens",
-        "Selections": f"D = {selections(recording)} a layer ({info.selected} per token), "
+        "Selections": f"D = {selections(recording)} a layer ({_per_token(info)} per token), "
         f"{selections(recording, all_layers=True)} in {len(info.layers)} layers",
-        "Entries": f"{used:,} of {info.knowledge_num:,} were selected and are listed here; the other {left_out:,} "
+        first_upper(
+            info.word(2)
+        ): f"{used:,} of {info.knowledge_num:,} were selected and are listed here; the other {left_out:,} "
         "never were and have no page",
+    }
+
+
+def _per_token(info: RecordingInfo) -> str:
+    most = "at most " if any(site.varies for site in info.sites) else ""
+    return most + span([site.selected for site in info.sites], ",")
+
+
+def _words(info: RecordingInfo) -> dict[str, Any]:
+    """Names for the templates, and which columns there are."""
+    memory = info.has("reads")
+    return {
+        "word": info.word(),
+        "words": info.word(2),
+        "what": "Memory" if memory else first_upper(info.word(2)),
+        "of_a_bank": f"{first_upper(info.word(2))} of a memory bank" if memory else first_upper(info.word(2)),
+        "selector": info.selector,
+        "gate": "gate" if memory else info.score,
+        "starts": info.has("starts"),
+        "drifts": info.has("drift"),
     }
 
 
@@ -111,13 +139,14 @@ def _write_data(recording: Recording, used: pd.DataFrame, folder: Path) -> Itera
         [
             int(row["entry"]),
             int(row["count"]),
-            None if np.isnan(row["drift"]) else round(max(0.0, float(row["drift"])), 5),
+            None if np.isnan(row.get("drift", np.nan)) else round(max(0.0, float(row["drift"])), 5),
             int(row["layers_used"]),
             int(layers[usage[:, row["entry"]].argmax()]),
             _text(row["title"]),
             _text(row["words"]),
-            _text(row["sentence"]),
+            _text(row.get("sentence")),
             _triple_text(row),
+            *_label(recording.info, row["entry"]),
         ]
         for row in used.to_dict("records")
     ]
@@ -128,9 +157,17 @@ def _write_data(recording: Recording, used: pd.DataFrame, folder: Path) -> Itera
         yield name
 
 
+def _label(info: RecordingInfo, entry: int) -> list[Any]:
+    """Label and number of an entry where layers have entries of their own, else nothing."""
+    if not info.private:
+        return []
+    site = next(site for site in info.sites if site.own.start <= entry < site.own.stop)
+    return [info.label(entry), int(entry) - (site.first_entry if is_private(info.sites, site) else 0)]
+
+
 def _triple_text(row: dict[str, Any]) -> str:
     """The words of an entry's triples that a search should find and that its sentence lacks."""
-    sentence = _text(row["sentence"])
+    sentence = _text(row.get("sentence"))
     if sentence is None:
         return ""
     texts = [printable(str(text)) for name in ("subject", "predicate", "object") for text in row[name]]
@@ -147,7 +184,9 @@ def _script_json(value: Any) -> str:
 
 def _write_pages(recording: Recording, used: pd.DataFrame, folder: Path) -> None:
     """One page per entry in use, a thousand to a folder."""
-    template = _environment().get_template("site_entry.html.j2")
+    environment = _environment()
+    environment.filters["name"] = lambda entry: entry_name(recording.info, entry)
+    template = environment.get_template("site_entry.html.j2")
     order = [int(entry) for entry in used["entry"]]
     for start in range(0, len(order), _CHUNK):
         chunk = order[start : start + _CHUNK]
@@ -162,7 +201,7 @@ def _write_pages(recording: Recording, used: pd.DataFrame, folder: Path) -> None
                 more_used=order[rank - 1] if rank else None,
                 less_used=order[rank + 1] if rank + 1 < len(order) else None,
                 layers=[
-                    _layer(row, contexts.get(key := (card.entry, row["layer"]), []), neighbours.get(key, []))
+                    _layer(recording, row, contexts.get(key := (card.entry, row["layer"]), []), neighbours.get(key, []))
                     for row in sorted(firing[card.entry,], key=lambda row: -row["count"])
                 ],
             )
@@ -173,15 +212,20 @@ def _write_pages(recording: Recording, used: pd.DataFrame, folder: Path) -> None
 
 def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
     info = recording.info
-    d = info.rows * info.selected
+    own = {site.layer: site for site in info.sites if site.own.start <= card.entry < site.own.stop}
+    has = {what for site in own.values() for what in site.has}
     return {
+        **_words(info),
         "card": card,
+        "name": first_upper(info.label(card.entry)),
+        "has": has,
+        "lens_of": next(iter(own.values())).kind,
         "total": int(card.usage["count"].sum()),
-        "all_selections": d * len(info.layers),
-        "d": d,
+        "all_selections": recording.total_selections(),
+        "d": span([recording.total_selections(layer) for layer in own], ","),
         "documents": len(recording.documents),
         "triples": [t for t in card.triples.to_dict("records") if t["predicate"] or t["object"]],
-        "usage": card.usage.to_dict("records"),
+        "usage": card.usage[card.usage["layer"].isin(list(own))].to_dict("records"),
         "top_share": float(card.usage["share"].max()),
         "nearest": card.nearest.to_dict("records"),
         "best_cosine": float(card.nearest["cosine"].max()),
@@ -191,8 +235,11 @@ def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
     }
 
 
-def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]) -> dict[str, Any]:
+def _layer(
+    recording: Recording, firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]
+) -> dict[str, Any]:
     """The content of a page about one layer that uses the entry."""
+    info, site = recording.info, recording.info.site(firing["layer"])
     kinds = {
         "previous": "after the token",
         "input": "on the token",
@@ -208,26 +255,28 @@ def _layer(firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: l
         "count": firing["count"],
         "fires_on": firing["fires_on"],
         "docs": firing["docs"],
-        "gates": list(firing["gate_deciles"]),
+        "d": recording.total_selections(site.layer),
+        "score": SCORES[site.kind],
+        "gates": list(firing["gate_deciles"]) if "scores" in site.has else [],
         "typical": [(name, tokens) for name, tokens in typical if tokens],
-        "contexts": list(_contexts(contexts)),
-        "neighbours": neighbours,
+        "contexts": list(_contexts(contexts, SCORES[site.kind] if "scores" in site.has else None)),
+        "neighbours": [one | {"name": entry_name(info, one["other"])} for one in neighbours],
     }
 
 
-def _contexts(contexts: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Contexts under their headings; rows that the top already shows are not repeated."""
+def _contexts(contexts: list[dict[str, Any]], score: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Contexts under their headings; rows that the top already shows are not repeated. ``score``: what it is called."""
     contexts = [_space_outside(context) for context in contexts]
     top = [c | {"label": ""} for c in contexts if c["kind"] == "top"][:TOP_CONTEXTS]
-    yield "Highest gate scores", top
+    yield f"Highest {score}s" if score else "Some of its tokens", top
     shown = {c["row"] for c in top}
     fifths = [
-        c | {"label": f"fifth {c['rank'] + 1} of 5 · "}
+        c | {"label": f"fifth {c['rank'] + 1} of 5 · " if score else ""}
         for c in contexts
         if c["kind"] == "quantile" and c["row"] not in shown
     ]
     if fifths:
-        yield "Samples over all its gate scores, highest fifth first", fifths
+        yield f"Samples over all its {score}s, highest fifth first" if score else "More of its tokens", fifths
 
 
 def _space_outside(context: dict[str, Any]) -> dict[str, Any]:

@@ -16,14 +16,16 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
-from memscope.query.entry_cards import FIRES_ON
+from memscope.query.entry_cards import FIRES_ON, numbered
+from memscope.query.needs import is_known, known_columns
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.stats.usage import HOT_FACTOR
 
 SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")
-"""Columns that the table of entries sorts by."""
+"""Columns that the table of entries sorts by, as far as a recording has them (``known_sorts``)."""
 FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded tokens", "fires on")
-"""Fields that a search looks in."""
+"""Fields that a search looks in, as far as a recording has them (``known_fields``)."""
 STATES = ("all", "used", "never selected", "hot")
 """States of entries; hot ones have more than ``HOT_FACTOR`` times the even share of selections."""
 _LISTS = {name: f"array_to_string({name}, ' ')" for name in ("subject", "predicate", "object")}
@@ -39,8 +41,18 @@ _DECODED = 6
 """Nearest tokens in the table."""
 
 
+def known_sorts(info: RecordingInfo) -> list[str]:
+    """Those of ``SORTS`` that a recording has."""
+    return [name for name in SORTS if is_known(info, name)]
+
+
+def known_fields(info: RecordingInfo) -> list[str]:
+    """Those of ``FIELDS`` that a recording has."""
+    return [name for name in FIELDS if is_known(info, "decoded" if name == "decoded tokens" else name)]
+
+
 def entry_numbers(recording: Recording) -> pd.DataFrame:
-    """Numbers of every entry, one row each in the order of entries.
+    """Numbers of every entry that a recording has, one row each in the order of entries.
 
     Columns ``entry count gate_sum read_sum layers_used top_layer drift kept read_per_selection signed_per_selection``
     (below 0: subtracted on the whole); sums are over layers, ``top_layer`` is the layer that selects it most (-1 for
@@ -58,11 +70,11 @@ def entry_numbers(recording: Recording) -> pd.DataFrame:
                       arg_max(layer, count) AS top_layer FROM usage GROUP BY entry) u
            USING (entry) ORDER BY d.entry"""
     )
-    return frame
+    return known_columns(recording.info, frame)
 
 
 def search_entries(recording: Recording, search: str, field: str = "everything") -> np.ndarray:
-    """Entries that hold all words of a search, rising, int64; a number alone also finds the entry of that number.
+    """Entries that hold all words of a search, rising, int64; a number alone also finds entries of that number.
 
     Args:
         recording: where to look.
@@ -74,8 +86,8 @@ def search_entries(recording: Recording, search: str, field: str = "everything")
         return np.arange(recording.info.knowledge_num)
     holds = _decoding_holds(recording, words) if field == "decoded tokens" else _text_holds(recording, words, field)
     found = np.flatnonzero(holds.all(0))
-    if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18 and int(words[0]) < recording.info.knowledge_num:
-        found = np.union1d(found, int(words[0]))
+    if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:
+        found = np.union1d(found, np.array(numbered(recording.info, int(words[0])), np.int64))
     return found
 
 
@@ -137,7 +149,7 @@ def entry_rows(recording: Recording, numbers: pd.DataFrame, entries: Iterable[in
     asked = [int(entry) for entry in entries]
     words = words_of(recording, asked)
     texts = [words[entry] for entry in asked]
-    return (
+    rows = (
         numbers.iloc[asked]
         .reset_index(drop=True)
         .assign(
@@ -148,6 +160,7 @@ def entry_rows(recording: Recording, numbers: pd.DataFrame, entries: Iterable[in
             decoded=[" ".join(token.strip() for token, _ in one.decoded[:_DECODED]) for one in texts],
         )
     )
+    return known_columns(recording.info, rows)
 
 
 class Words(NamedTuple):
@@ -156,7 +169,7 @@ class Words(NamedTuple):
     sentence: list[str]
     """Tokens of the init sentence; empty when it started random."""
     decoded: list[tuple[str, bool]]
-    """Nearest tokens now, nearest first, with whether each stands in the sentence."""
+    """Nearest tokens now, nearest first, with whether each stands in the sentence; empty where no start is known."""
     title: str | None
     """The tokens it fires on most often, with their shares; none for an entry never selected."""
     words: str | None
@@ -178,13 +191,14 @@ def words_of(recording: Recording, entries: Iterable[int]) -> dict[int, Words]:
     texts = recording.tokenizer.token_texts
     found = {}
     for row in frame.itertuples():
-        ids, relations = (
-            values.tolist() if isinstance(values, np.ndarray) else [] for values in (row.token_ids, row.predicates)
+        ids, relations, nearest = (
+            values.tolist() if isinstance(values, np.ndarray) else []
+            for values in (row.token_ids, row.predicates, row.nearest)
         )
         own = set(ids)
         found[int(row.entry)] = Words(
             [texts[i] for i in ids],
-            [(texts[i], i in own) for i in row.nearest.tolist()],
+            [(texts[i], i in own) for i in nearest],
             row.title if isinstance(row.title, str) else None,
             row.words if isinstance(row.words, str) else None,
             row.sentence if isinstance(row.sentence, str) else None,

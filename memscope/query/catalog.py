@@ -109,7 +109,7 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
     wrong = trouble(path, root)
     try:
         info = read_info(path)
-        loss = None if wrong else read_census(path, info).loss
+        census = None if wrong else read_census(path, info)
     except (InputError, OSError):
         return {"state": wrong}
     return {
@@ -117,9 +117,9 @@ def _row(path: Path, root: Path) -> dict[str, Any]:
         "step": "newest" if info.step is None else f"{info.step:,}",
         "corpus": info.corpus_name,
         "tokens": info.rows,
-        "selections": info.rows * info.per_token,
+        "selections": census and sum(layer.by_count.selections for layer in census.layers),
         "entries": info.knowledge_num,
-        "loss": loss,
+        "loss": census and census.loss,
         "map": (path / "map.parquet").is_file(),
         "state": wrong or "whole",
     }

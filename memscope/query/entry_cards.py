@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
+from memscope.query.needs import known_columns
 from memscope.query.tables import RecordingTables
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import is_private
 
 _CHUNK = 1024
 FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"
@@ -71,7 +74,7 @@ def contexts(recording: RecordingTables, entries: Iterable[int], before: int, af
     found = found.sort_values(["entry", "kind", "gate", "row"], ascending=[True, False, False, True])
     found = found[["entry", "layer", "kind", "rank", "row", "gate", "read"]].reset_index(drop=True)
     around = _around(recording, found["row"].tolist(), before, after)
-    return pd.concat([found, around], axis=1)
+    return pd.concat([known_columns(recording.info, found), around], axis=1)
 
 
 def firing(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
@@ -93,10 +96,20 @@ def neighbours(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFra
     for view, column in (("bank", "sentence"), ("titles", "title")):
         texts = recording.rows_of(view, others, ["entry", column]).set_index("entry")[column]
         found[column] = found["other"].map(texts)
-    return found[["entry", "layer", "rank", "other", "together", "npmi", "sentence", "title"]]
+    columns = ["entry", "layer", "rank", "other", "together", "npmi", "sentence", "title"]
+    return known_columns(recording.info, found[columns])
 
 
-def search_condition(search: str) -> tuple[str, list[Any]]:
+def numbered(info: RecordingInfo, number: int) -> list[int]:
+    """Entries of a number: a bank that is private to a layer counts its own from 0, all others count through."""
+    found = set()
+    for site, *_ in info.banks:
+        entry = number + (site.first_entry if is_private(info.sites, site) else 0)
+        found |= {entry} if site.own.start <= entry < site.own.stop else set()
+    return sorted(found)
+
+
+def search_condition(search: str, info: RecordingInfo) -> tuple[str, list[Any]]:
     """SQL condition on a column ``entry``, and its values; every word must occur."""
     words = search.split()
     if not words:
@@ -107,7 +120,7 @@ def search_condition(search: str) -> tuple[str, list[Any]]:
     condition = f"entry IN (SELECT bank.entry FROM bank LEFT JOIN titles USING (entry) WHERE {found})"
     values: list[Any] = [f"%{_escape_like(word)}%" for word in words]
     if len(words) == 1 and words[0].isdecimal() and len(words[0]) < 18:  # fits the column's type
-        return f"(entry = ? OR {condition})", [int(words[0]), *values]
+        return f"(entry IN (SELECT unnest(?)) OR {condition})", [numbered(info, int(words[0])), *values]
     return condition, values
 
 

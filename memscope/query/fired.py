@@ -21,12 +21,13 @@ class FiredEntry(NamedTuple):
     """An entry that a token selected in one layer."""
 
     entry: int
-    gate: float
-    """Gate score."""
+    gate: float | None
+    """Gate score; none where selections have no scores."""
     gate_share: float
     """Gate score over the largest of the token and layer."""
-    read: float
-    """Read weight, mean over read heads and sum over slots; may be negative where the read is not a softmax."""
+    read: float | None
+    """Read weight, mean over read heads and sum over slots; may be negative where the read is not a softmax. None where
+    nothing reads apart from the gate."""
     read_share: float
     """Absolute read weight over the largest of the token and layer."""
     words: Words
@@ -38,10 +39,11 @@ class FiredLayer(NamedTuple):
     """The entries that a token selected in one layer."""
 
     layer: int
-    effective: float
-    """Entries effectively read, exp(entropy of read shares); 0 where nothing is read."""
+    effective: float | None
+    """Entries effectively read, exp(entropy of read shares); 0 where nothing is read, none where the layer has no read
+    apart from the gate."""
     entries: list[FiredEntry]
-    """Most read first."""
+    """Most read first, or of the highest score."""
 
 
 def fired_entries(
@@ -60,23 +62,25 @@ def fired_entries(
     words = words_of(recording, fired["entry"])
     layers = []
     for layer, rows in fired.groupby("layer"):
-        gates, reads = rows["gate"].to_numpy(np.float64), rows["read"].to_numpy(np.float64)
+        has = recording.info.site(int(layer)).has
+        gates, reads = (np.nan_to_num(rows[name].to_numpy(np.float64)) for name in ("gate", "read"))
         sizes = np.abs(reads)
         shares = sizes / max(float(sizes.sum()), 1e-30)
         entropy = -float((shares * np.log(np.maximum(shares, 1e-30))).sum())
         entries = [
             FiredEntry(
                 entry=int(entry),
-                gate=float(gate),
+                gate=float(gate) if "scores" in has else None,
                 gate_share=float(max(gate, 0) / max(gates.max(), 1e-30)),
-                read=float(read),
+                read=float(read) if "reads" in has else None,
                 read_share=float(abs(read) / max(sizes.max(), 1e-30)),
                 words=words[int(entry)],
                 slots=_word_reads(words[int(entry)], slots[int(layer)][k]) if slots and int(layer) in slots else None,
             )
             for entry, k, gate, read in zip(rows["entry"], rows["k"], gates, reads, strict=True)
         ]
-        layers.append(FiredLayer(int(layer), float(np.exp(entropy)) if sizes.any() else 0.0, entries))
+        effective = float(np.exp(entropy)) if sizes.any() else 0.0
+        layers.append(FiredLayer(int(layer), effective if "reads" in has else None, entries))
     return layers
 
 
@@ -99,22 +103,23 @@ def predicted_token(recording: Recording, doc: int, pos: int) -> str:
 
 
 def shared_selections(a: Trace, b: Trace, pos_a: int, pos_b: int) -> pd.DataFrame:
-    """Entries that either of two tokens selects, ``layer entry gate_a gate_b read_a read_b``; NaN where one does not.
+    """Entries that either of two tokens selects, ``layer entry gate_a gate_b read_a read_b shared``; NaN where one does
+    not.
 
     By layer, those that both select first, then by falling gate score. An entry that several gate heads select counts
     once, with its largest score.
     """
     sides = [t.selections[t.selections["pos"] == pos] for t, pos in ((a, pos_a), (b, pos_b))]
     sides = [side.groupby(["layer", "entry"], as_index=False)[["gate", "read"]].max() for side in sides]
-    both = sides[0].merge(sides[1], on=["layer", "entry"], how="outer", suffixes=("_a", "_b"))
-    both["alone"] = both[["gate_a", "gate_b"]].isna().any(axis=1)
-    both = both.sort_values(["layer", "alone", "gate_a", "gate_b"], ascending=[True, True, False, False])
-    return both.drop(columns="alone").reset_index(drop=True)
+    both = sides[0].merge(sides[1], on=["layer", "entry"], how="outer", suffixes=("_a", "_b"), indicator=True)
+    both["shared"] = (both.pop("_merge") == "both").to_numpy()
+    both = both.sort_values(["layer", "shared", "gate_a", "gate_b"], ascending=[True, False, False, False])
+    return both.reset_index(drop=True)
 
 
 def shared_by_layer(shared: pd.DataFrame, layers: tuple[int, ...]) -> pd.Series:
     """Number of entries that both tokens select in every layer, from ``shared_selections``."""
-    both = shared.dropna(subset=["gate_a", "gate_b"]).groupby("layer").size()
+    both = shared[shared["shared"]].groupby("layer").size()
     return both.reindex(list(layers), fill_value=0)
 
 

@@ -19,7 +19,9 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.path import Path as Polygon
 
+from memscope.query.needs import is_known
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 
 COLORS = ("usage", "layer of most use", "drift", "predicate", "cluster")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C6BB1")
@@ -35,6 +37,11 @@ _REACH = 2.0
 """How far points may lie from the middle, in halves of the map's side."""
 _FAR = 0.02
 """Share of points on each side that may lie outside the map as it opens."""
+
+
+def known_colors(info: RecordingInfo) -> list[str]:
+    """Those of ``COLORS`` that a recording has."""
+    return [name for name in COLORS if is_known(info, name)]
 
 
 class Colors(NamedTuple):
@@ -141,6 +148,7 @@ def pack_points(
     lasso: list[tuple[int, int]],
     dark: bool,
     every: bool = False,
+    words: str = "entries",
 ) -> bytes:
     """The points as one block of bytes.
 
@@ -153,6 +161,7 @@ def pack_points(
         lasso: corners to draw, in thousandths.
         dark: for a dark page.
         every: draw every point, also where there are ``DENSE`` and more.
+        words: what several entries are called.
     """
     entry, x, y = (places[name].to_numpy() for name in ("entry", "x", "y"))
     kept = shown[entry]
@@ -184,7 +193,7 @@ def pack_points(
         "dense": dense,
         "focus": -1 if focus is None else focus,
         "lasso": [[cx / 1000, cy / 1000] for cx, cy in lasso],
-        "label": f"Map of {int(kept.sum()):,} entries. Search and the table below reach the same entries by keyboard.",
+        "label": f"Map of {int(kept.sum()):,} {words}. Search and the table below reach the same {words} by keyboard.",
     }
     x16, y16 = (np.rint((values[order] / _REACH + 1) * 32767.5).clip(0, 65535).astype("<u2") for values in (x, y))
     body = b"".join(part.tobytes() for part in (entry[order].astype("<u4"), x16, y16, number[order], weight))

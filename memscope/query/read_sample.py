@@ -37,12 +37,12 @@ class ReadSample(NamedTuple):
 
 
 def read_sample(recording: Recording, layer: int) -> ReadSample:
-    """Gate and read shares in one memory layer."""
-    axis = recording.info.layers.index(layer)
-    rows = list(_sampled(recording))
-    names = ("gate", "read", "read_norm" if recording.info.site(layer).signed_reads else "read")
-    shares = [np.concatenate([_shares(getattr(part, name)[:, axis]) for part in rows]) for name in names]
-    return ReadSample(len(shares[0]), np.concatenate([part.indices[:, axis] for part in rows]), *shares)
+    """Gate and read shares in one layer that reads apart from its gate."""
+    axis, site = recording.info.layers.index(layer), recording.info.site(layer)
+    rows, own = list(_sampled(recording)), slice(site.selected)
+    names = ("gate", "read", "read_norm" if site.signed_reads else "read")
+    shares = [np.concatenate([_shares(getattr(part, name)[:, axis, own]) for part in rows]) for name in names]
+    return ReadSample(len(shares[0]), np.concatenate([part.indices[:, axis, own] for part in rows]), *shares)
 
 
 def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:

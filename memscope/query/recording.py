@@ -21,6 +21,7 @@ from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
+from memscope.query.needs import is_known, known_columns
 from memscope.query.tables import RecordingTables
 from memscope.recording.part_reader import SelectionReader, read_rows
 from memscope.recording.parts import whole_tokens
@@ -54,14 +55,20 @@ class Recording(RecordingTables):
         """Lines of the run's ``metrics.jsonl``: ``kind step`` and numbers."""
         return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))
 
+    @property
+    def weightings(self) -> tuple[str, ...]:
+        """Weightings of usage that any layer has, of ``by_count``, ``by_gate_score`` and ``by_read_weight``."""
+        return tuple(name for name, column in _WEIGHTS.items() if is_known(self.info, column))
+
     def layer_metrics(self, weighting: str = "by_count") -> pd.DataFrame:
-        """Evenness of selection, one row per layer.
+        """Evenness of selection, one row per layer that has the weighting.
 
         Args:
-            weighting: ``by_count``, ``by_gate_score`` or ``by_read_weight``.
+            weighting: one of ``weightings``.
         """
         rows = [(layer.layer, getattr(layer, weighting)) for layer in self.census.layers]
-        return pd.DataFrame([{"layer": number, **evenness.model_dump(exclude_unset=True)} for number, evenness in rows])
+        known = [(number, evenness) for number, evenness in rows if evenness is not None]
+        return pd.DataFrame([{"layer": number, **row.model_dump(exclude_unset=True)} for number, row in known])
 
     def evenness(self, weighting: str = "by_count") -> pd.DataFrame:
         """``layer_metrics`` and ``by_score_share``: how many selections raw scores alone would have made."""
@@ -69,9 +76,12 @@ class Recording(RecordingTables):
         return self.layer_metrics(weighting).merge(shares, on="layer")
 
     def reading_metrics(self) -> pd.DataFrame:
-        """How gate and attention weigh what was selected, one row per layer."""
+        """How tokens weigh what they selected, one row per layer; NaN where a layer lacks what another has."""
         rows = [(layer.layer, layer.reading) for layer in self.census.layers]
-        return pd.DataFrame([{"layer": number, **reading.model_dump(exclude_unset=True)} for number, reading in rows])
+        table = pd.DataFrame([{"layer": number, **reading.model_dump(exclude_unset=True)} for number, reading in rows])
+        table = known_columns(self.info, table)
+        numbers = [column for column in table if not str(column).endswith("_histogram")]
+        return table.assign(**{column: pd.to_numeric(table[column]) for column in numbers})
 
     def usage(self, weighting: str = "by_count") -> np.ndarray:
         """Usage of every entry under a weighting of ``layer_metrics``, ``[layer, N]``: int64 counts or float64 sums.
@@ -84,25 +94,26 @@ class Recording(RecordingTables):
         usage[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
         return usage
 
-    def reachable_usage(self, weighting: str = "by_count") -> np.ndarray:
-        """``usage`` of the entries that each layer can select, ``[layer, N / bank_groups]``."""
+    def reachable_usage(self, weighting: str = "by_count") -> list[np.ndarray]:
+        """``usage`` of the entries that each layer can select, ``[entry]`` for every layer."""
         rows = zip(self.info.layers, self.usage(weighting), strict=True)
-        return np.stack([usage[self.info.entries_of(layer)] for layer, usage in rows])
+        return [usage[self.info.entries_of(layer)] for layer, usage in rows]
 
     def most_used(self, layer: int, weighting: str = "by_count", limit: int = 20) -> pd.DataFrame:
         """Entries with the largest share of a layer's usage: ``entry count gate_sum read_sum share sentence``."""
         weight = _WEIGHTS[weighting]
-        return self.sql(
+        most = self.sql(
             f"""SELECT entry, count, gate_sum, read_sum, share, sentence
                 FROM (SELECT *, {weight} / sum({weight}) OVER () AS share FROM usage WHERE layer = ?)
                 JOIN bank USING (entry) ORDER BY {weight} DESC, entry LIMIT ?""",
             [layer, limit],
         )
+        return known_columns(self.info, most)
 
     def usage_table(self) -> pd.DataFrame:
         """Selections of every entry in use: ``layer entry count gate_sum read_sum read_signed_sum``."""
         columns = "layer, entry, count, gate_sum, read_sum, read_signed_sum"
-        return self.sql(f"SELECT {columns} FROM usage ORDER BY layer, entry")
+        return known_columns(self.info, self.sql(f"SELECT {columns} FROM usage ORDER BY layer, entry"))
 
     def drift(self) -> np.ndarray:
         """Drift of every entry, float32 ``[N]``."""
@@ -122,7 +133,7 @@ class Recording(RecordingTables):
     def entries(
         self, search: str = "", sort: str = "count", descending: bool = True, limit: int = 50, offset: int = 0
     ) -> pd.DataFrame:
-        """A page of the table of entries.
+        """A page of the table of entries: their numbers and texts, as far as the recording has them.
 
         Args:
             search: an entry number, or words that must all occur in sentence, subject, predicate, object, what it
@@ -135,15 +146,16 @@ class Recording(RecordingTables):
         Raises:
             InputError: an unknown sort column.
         """
-        if sort not in SORT_COLUMNS:
-            raise InputError(f"cannot sort by '{sort}'; known are {', '.join(SORT_COLUMNS)}")
-        where, values = entry_pages.search_condition(search)
+        known = [column for column in SORT_COLUMNS if is_known(self.info, column)]
+        if sort not in known:
+            raise InputError(f"cannot sort by '{sort}'; known are {', '.join(known)}")
+        where, values = entry_pages.search_condition(search, self.info)
         order = f"{sort} {'DESC' if descending else 'ASC'} NULLS LAST, entry"
         page = self.sql(f"{_ENTRY_NUMBERS} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])
         bank = self.rows_of("bank", page["entry"].tolist(), ["entry", "sentence", "subject", "predicate", "object"])
         titles = self.rows_of("titles", page["entry"].tolist())
         texts = bank.merge(titles, on="entry", how="left")[["entry", "title", "words", *bank.columns[1:]]]
-        return page[["entry"]].merge(texts, on="entry").merge(page, on="entry")
+        return known_columns(self.info, page[["entry"]].merge(texts, on="entry").merge(page, on="entry"))
 
     def sentences(self, entries: Iterable[int]) -> dict[int, str | None]:
         """Init sentences of some entries."""
@@ -174,9 +186,9 @@ class Recording(RecordingTables):
     def contexts_of(self, entries: Iterable[int], before: int = 16, after: int = 8) -> pd.DataFrame:
         """Contexts of entries: their top ones and samples from every fifth of their gate scores.
 
-        Returns ``entry layer kind rank row gate read doc title pos before token after``, by entry, kind (``top``
-        first) and falling gate score; ``before`` is the text before the token in the window that the model saw,
-        ``after`` what follows in its document.
+        Returns ``entry layer kind rank row gate read doc title pos before token after``, without scores and read
+        weights that the recording has not, by entry, kind (``top`` first) and falling gate score; ``before`` is the
+        text before the token in the window that the model saw, ``after`` what follows in its document.
         """
         return entry_pages.contexts(self, entries, before, after)
 
@@ -192,7 +204,8 @@ class Recording(RecordingTables):
     def neighbours_of(self, entries: Iterable[int]) -> pd.DataFrame:
         """Entries that are selected together with some entries.
 
-        Returns ``entry layer rank other together npmi sentence title``, by entry, layer and falling NPMI.
+        Returns ``entry layer rank other together npmi sentence title``, by entry, layer and falling NPMI; without
+        sentences where entries started from none.
         """
         return entry_pages.neighbours(self, entries)
 

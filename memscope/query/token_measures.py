@@ -6,6 +6,7 @@ over_layers(values, "gate entropy")                                      # [toke
 
 import numpy as np
 
+from memscope.recording.info import RecordingInfo
 from memscope.recording.token_table import Trace
 
 MEASURES = {
@@ -17,7 +18,42 @@ MEASURES = {
     "drift of the read entry": "drift of the most read entry, 1 - cosine to its start",
     "one entry": "gate score of one entry",
 }
-"""Measures and what they are; ``loss`` is one number per token, the others have one per layer."""
+"""Measures and what they are in a memory; ``loss`` is one number per token, the others have one per layer."""
+
+
+def known_measures(info: RecordingInfo) -> dict[str, str]:
+    """The measures that a recording has and what they are, in the words of what selects; ``one entry`` always."""
+    has = {
+        "loss": info.predictions,
+        **dict.fromkeys(("gate entropy", "top gate score", "top gate share"), info.has("scores")),
+        "effective entries": info.has("reads"),
+        "drift of the read entry": info.has("reads") and info.has("drift"),
+        "one entry": True,
+    }
+    said = {name: words for name, words in MEASURES.items() if has[name]}
+    if info.kind == "memory":
+        return said
+    score, word = info.score, info.word()
+    here = {
+        "gate entropy": f"entropy of {score}s, nats: how evenly the selected {info.word(2)} are weighed",
+        "top gate score": f"the largest {score} of the token",
+        "top gate share": f"share of the token's {score}s that the best {word} has",
+        "one entry": f"{score} of one {word}" if info.has("scores") else f"whether one {word} is selected",
+    }
+    return said | {name: words for name, words in here.items() if name in said}
+
+
+def measure_name(info: RecordingInfo, measure: str) -> str:
+    """What a measure is called where a reader chooses one."""
+    if info.kind == "memory":
+        return measure
+    score = info.score
+    names = {
+        "gate entropy": f"{score} entropy",
+        "top gate score": f"top {score}",
+        "top gate share": f"top {score} share",
+    }
+    return names.get(measure, measure.replace("entry", info.word()))
 
 
 def layer_measure(
@@ -27,30 +63,31 @@ def layer_measure(
 
     Args:
         trace: what happened on a text.
-        layers: memory layers, rows of the result.
+        layers: layers that select, rows of the result.
         measure: one of ``MEASURES`` but ``loss``.
         drift: of every entry, ``[N]``; for ``drift of the read entry``.
-        entry: whose gate score ``one entry`` shows.
+        entry: whose gate score ``one entry`` shows; 1 where it is selected without one.
     """
-    shape = (len(trace.tokens), len(layers), -1)  # make_trace's rows run by token, layer and falling read weight
-    entries = trace.selections["entry"].to_numpy().reshape(shape)
-    gate = trace.selections["gate"].to_numpy(np.float64).reshape(shape)
-    read = np.abs(trace.selections["read"].to_numpy(np.float64)).reshape(shape)
+    entries, gate, read = (_by_rank(trace, layers, name) for name in ("entry", "gate", "read"))
+    read = np.abs(read)
     match measure:
         case "one entry":
             fires = entries == entry
-            values = np.where(fires.any(-1), np.where(fires, gate, -np.inf).max(-1), np.nan)
+            values = np.where(
+                fires.any(-1), np.where(fires, np.where(np.isnan(gate), 1, gate), -np.inf).max(-1), np.nan
+            )
         case "drift of the read entry":
             assert drift is not None
-            values = np.where(read[..., 0] > 0, drift[entries[..., 0]], np.nan)
+            best = np.nan_to_num(entries[..., 0]).astype(np.int64)
+            values = np.where(read[..., 0] > 0, drift[best], np.nan)
         case "top gate score":
-            values = gate.max(-1)
+            values = _where_any(gate, np.nan_to_num(gate).max(-1))
         case "top gate share":
-            values = _shares(gate).max(-1)
+            values = _where_any(gate, _shares(gate).max(-1))
         case "gate entropy":
-            values = _entropy(_shares(gate))
+            values = _where_any(gate, _entropy(_shares(gate)))
         case "effective entries":
-            values = np.exp(_entropy(_shares(read)))
+            values = _where_any(read, np.exp(_entropy(_shares(read))))
         case _:
             raise ValueError(f"no measure per layer is called '{measure}'")
     return np.asarray(values.T, np.float64)
@@ -64,7 +101,23 @@ def over_layers(values: np.ndarray, measure: str) -> np.ndarray:
     return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(1, known.sum(0)), np.nan)
 
 
+def _by_rank(trace: Trace, layers: tuple[int, ...], column: str) -> np.ndarray:
+    """A column of selections, ``[token, layer, rank]``; NaN where a token selects fewer than the most."""
+    rows = trace.selections
+    token = np.searchsorted(trace.tokens["pos"].to_numpy(), rows["pos"].to_numpy())
+    layer, rank = np.searchsorted(layers, rows["layer"].to_numpy()), rows["rank"].to_numpy()
+    values = np.full((len(trace.tokens), len(layers), int(rank.max(initial=0)) + 1), np.nan)
+    values[token, layer, rank] = rows[column].to_numpy(np.float64)
+    return values
+
+
+def _where_any(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values of tokens that have any weight, NaN of the others."""
+    return np.where(np.isnan(weights).all(-1), np.nan, values)
+
+
 def _shares(weights: np.ndarray) -> np.ndarray:
+    weights = np.nan_to_num(weights)
     total = weights.sum(-1, keepdims=True)
     return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.base.errors import InputError
 from memscope.base.seals import SEAL, read_own_json, unseal, write_sealed
-from memscope.recording.sites import WORDS, Has, Site, entry_label
+from memscope.recording.sites import SCORES, SELECTORS, WORDS, Has, Kind, Site, entry_label, is_private
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
@@ -132,8 +132,28 @@ class RecordingInfo(BaseModel):
 
     def word(self, count: int = 1) -> str:
         """What ``count`` entries are called: the word of their kind where all layers are of one, else entries."""
-        words = {site.word(count) for site in self.sites}
-        return words.pop() if len(words) == 1 else WORDS["selection"][count != 1]
+        return WORDS[self.kind][count != 1]
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of all layers, or ``selection`` where they are of several."""
+        kinds = {site.kind for site in self.sites}
+        return kinds.pop() if len(kinds) == 1 else "selection"
+
+    @property
+    def score(self) -> str:
+        """What the score of a selection is called."""
+        return SCORES[self.kind]
+
+    @property
+    def selector(self) -> str:
+        """What selects is called: the gate of a memory, the router of experts."""
+        return SELECTORS[self.kind]
+
+    @property
+    def private(self) -> bool:
+        """Whether any layer has entries of its own, counted from 0 there."""
+        return any(is_private(self.sites, site) for site in self.sites)
 
     @property
     def slots(self) -> int:

@@ -27,6 +27,26 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "selection": ("entry", "entries"),
 }
 """What one entry of a kind of site is called, and several."""
+SCORES: dict[Kind, str] = {
+    "memory": "gate score",
+    "experts": "router weight",
+    "product_keys": "score",
+    "peer": "score",
+    "neurons": "activation",
+    "features": "activation",
+    "selection": "score",
+}
+"""What the score of a selection is called; of experts it is the weight as the model uses it."""
+SELECTORS: dict[Kind, str] = {
+    "memory": "gate",
+    "experts": "router",
+    "product_keys": "gate",
+    "peer": "gate",
+    "neurons": "selection",
+    "features": "selection",
+    "selection": "selection",
+}
+"""What selects in a kind of site is called."""
 _Count = Annotated[int, Field(ge=1, le=2**31)]
 
 

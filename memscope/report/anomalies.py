@@ -20,6 +20,8 @@ from scipy.stats import poisson
 
 from memscope.base.words import visible
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import Has
 
 ERROR_RATE = 0.05
 """Chance of a single false anomaly in a recording without any effect."""
@@ -38,26 +40,39 @@ class Kind(NamedTuple):
     """A row of ``find_anomalies`` in words."""
     fault: str = ""
     """Plural noun for kinds in which entries are wasted; empty for kinds that are ways to use entries."""
+    needs: Has | None = None
+    """What a layer must have to show it."""
+
+    def faults(self, info: RecordingInfo) -> str:
+        """``fault`` in the words of what is selected."""
+        return self.fault.format(words=info.word(2))
 
 
 _EXACTLY = "; the lower one of precision and recall is {effect:.1%}"
 KINDS = {
-    "dead": Kind(0.03, "never selects {effect:.0%} of its entries", "layers that leave entries out"),
-    "unread": Kind(0.0, "selected, and read with {effect:.2%} of the layer's weight", "entries selected and not read"),
-    "duplicate": Kind(0.03, "selected with entry {other} at {effect:.0%} of their tokens", "pairs that go together"),
-    "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens", "entries that every token selects"),
-    "document": Kind(0.03, "{effect:.0%} of its tokens are in “{label}”", "entries of one document only"),
-    "uniform": Kind(0.0, "its {label} weighs all selected entries alike", "layers that read all alike"),
-    "negative": Kind(0.02, "read with a negative weight at {effect:.0%} of its tokens"),
-    "exclusive": Kind(0.02, "takes turns with entry {other} on the same tokens, hardly ever both"),
+    "dead": Kind(0.03, "never selects {effect:.0%} of its {words}", "layers that leave {words} out"),
+    "unread": Kind(
+        0.0, "selected, and read with {effect:.2%} of the layer's weight", "{words} selected and not read", "reads"
+    ),
+    "duplicate": Kind(0.03, "selected with {other} at {effect:.0%} of their tokens", "pairs that go together"),
+    "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens", "{words} that every token selects"),
+    "document": Kind(0.03, "{effect:.0%} of its tokens are in “{label}”", "{words} of one document only"),
+    "uniform": Kind(0.0, "its {label} weighs all selected {words} alike", "layers that read all alike", "reads"),
+    "negative": Kind(0.02, "read with a negative weight at {effect:.0%} of its tokens", needs="reads"),
+    "exclusive": Kind(0.02, "takes turns with {other} on the same tokens, hardly ever both"),
     "token": Kind(0.03, "selected at “{label}”" + _EXACTLY),
     "previous": Kind(0.03, "selected after “{label}”" + _EXACTLY),
     "bigram": Kind(0.03, "selected at “{label}”" + _EXACTLY),
     "start": Kind(0.03, "{effect:.0%} of its tokens start a window"),
     "class": Kind(0.02, "{effect:.0%} of its tokens are {label}"),
-    "preference": Kind(0.7, "selects entries of “{label}” {effect:.2g} times their share"),
+    "preference": Kind(0.7, "selects entries of “{label}” {effect:.2g} times their share", needs="starts"),
 }
 """Every kind by name, faults first: the order in which they are shown."""
+
+
+def known_kinds(info: RecordingInfo) -> list[str]:
+    """Names of the kinds that a recording can show."""
+    return [name for name, kind in KINDS.items() if kind.needs is None or info.has(kind.needs)]
 
 
 def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.DataFrame:
@@ -92,7 +107,9 @@ def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.D
     in_document = counted["kind"] == "document"
     counted.loc[in_document, "label"] = [str(titles[int(doc)]) for doc in counted.loc[in_document, "label"]]
     alike = (counted["kind"] == "uniform") & (counted["label"] == "attention")
-    if alike.sum() == len(recording.info.layers):  # that is how the model is built, and no layer stands out
+    if alike.sum() == sum(
+        "reads" in site.has for site in recording.info.sites
+    ):  # that is how the model is built, and no layer stands out
         counted = counted[~alike]
     table = pd.concat([_dead(recording), counted, _preferences(recording)], ignore_index=True)
     shares = table["kind"].map({name: kind.error_share for name, kind in KINDS.items()}).astype(float)
@@ -104,7 +121,9 @@ def anomalies_in_words(recording: Recording, error_rate: float = ERROR_RATE) -> 
     """``find_anomalies`` with a column ``text`` that says each in words, faults first and then kind by kind."""
     table = find_anomalies(recording, error_rate)
     order = {name: number for number, name in enumerate(KINDS)}
-    rows = table.assign(label=table["label"].map(visible)).to_dict("records")
+    info = recording.info
+    others = [info.label(other) if other >= 0 else "" for other in table["other"]]
+    rows = table.assign(label=table["label"].map(visible), other=others, words=info.word(2)).to_dict("records")
     table = table.assign(text=[KINDS[row["kind"]].words.format(**row) for row in rows])
     return table.sort_values("kind", key=lambda kind: kind.map(order), kind="stable", ignore_index=True)
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from memscope.base.words import plural, span
 from memscope.query.recording import Recording
-from memscope.report.words import Reply, ends, few_documents, selections, shared_by
+from memscope.report.words import Reply, ends, few_documents, layer_name, rows_having, selections, shared_by
 
 
 def certainty(recording: Recording) -> Reply:
@@ -37,12 +37,14 @@ def certainty(recording: Recording) -> Reply:
 
 def layers(recording: Recording) -> Reply:
     """How far layers use different entries."""
-    info, counts = recording.info, recording.usage()
+    info, counts, words = recording.info, recording.usage(), recording.info.word(2)
     if len(info.layers) == 1:
-        return Reply("There is one memory layer.", "Layers cannot be compared.")
+        return Reply(f"There is one {layer_name(info)}.", "Layers cannot be compared.")
     together = max(len(bank) for bank in info.banks)  # layers that share a group of entries
     if together == 1:
-        return Reply("By construction: each layer has entries of its own.", f"Entries are {shared_by(info)}.")
+        whose = f"There are {info.knowledge_num:,}" if info.private else "Entries are"
+        whose += ", " if info.private else " "
+        return Reply(f"By construction: each layer has {words} of its own.", f"{whose}{shared_by(info)}.")
     users = (counts > 0).sum(0)
     used, once = int((users > 0).sum()), int((users == 1).sum())
     pairs = [(a, b) for a in range(len(info.layers)) for b in range(a + 1, len(info.layers))]
@@ -50,11 +52,11 @@ def layers(recording: Recording) -> Reply:
     divergence = recording.census.overlap.jensen_shannon
     two = "two layers" if together == len(info.layers) else "two layers of a group"
     short = (
-        f"{once / max(1, used):.0%} of the {used:,} entries in use are used by one layer only; usage of {two} "
-        f"lies {span([divergence[a][b] for a, b in pairs], '.2f')} nats apart (0.69 = no entry in common)."
+        f"{once / max(1, used):.0%} of the {used:,} {words} in use are used by one layer only; usage of {two} "
+        f"lies {span([divergence[a][b] for a, b in pairs], '.2f')} nats apart (0.69 = no {info.word()} in common)."
     )
     answer = (
-        f"{once:,} entries are used by one layer only and {int((users == together).sum()):,} by all "
+        f"{once:,} {words} are used by one layer only and {int((users == together).sum()):,} by all "
         f"{together}, over D = {int(counts[0].sum()):,} selections a layer. {_overlaps(recording, pairs)}"
     )
     if together < len(info.layers):
@@ -82,19 +84,20 @@ def _overlaps(recording: Recording, pairs: list[tuple[int, int]]) -> str:
 
 def reading(recording: Recording) -> Reply:
     """How much of what the gate selects the attention reads."""
-    reading, info, by_norm = recording.reading_metrics(), recording.info, ""
+    reading, info, by_norm = rows_having(recording, recording.reading_metrics(), "reads"), recording.info, ""
+    d, selected = selections(recording, having="reads"), [site.selected for site in info.sites if "reads" in site.has]
     if any(site.signed_reads for site in info.sites):
         by_norm = (
             "; by norm, in which read heads of different signs do not cancel, "
             f"{span(reading['unread_share_by_norm'], '.2%')}"
         )
     short = (
-        f"A token effectively reads {span(reading['effective_entries_read'], '.1f')} of the {info.selected} entries it "
-        "selects; the rank correlation of gate score and attention is "
+        f"A token effectively reads {span(reading['effective_entries_read'], '.1f')} of the {span(selected, ',')} "
+        "entries it selects; the rank correlation of gate score and attention is "
         f"{span(reading['gate_attention_rank_correlation'], '+.2f')}."
     )
     answer = (
-        f"Over {info.rows:,} tokens (D = {selections(recording)} selections a layer), effective entries read are "
+        f"Over {info.rows:,} tokens (D = {d} selections a layer), effective entries read are "
         f"{ends(reading, 'effective_entries_read', '.3f')}. {ends(reading, 'unread_share', '.2%')} of selections "
         f"stay unread, below 1% of their token's read{by_norm}. Gate score and attention agree at a rank correlation "
         f"of {ends(reading, 'gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight "
@@ -105,14 +108,20 @@ def reading(recording: Recording) -> Reply:
 
 def drift(recording: Recording) -> Reply:
     """How far entries moved from their sentences."""
-    drift, counts = recording.drift_summary(), recording.usage()
+    drift, sites = recording.drift_summary(), recording.info.sites
+    having = np.array(["drift" in site.has for site in sites])
+    counts = recording.usage()[having]
+    own = np.zeros(counts.shape[1], bool)
+    for site in sites:
+        own[site.own] |= "drift" in site.has
     used = int((counts.sum(0) > 0).sum())
-    unused = counts.shape[1] - used
+    unused = int(own.sum()) - used
     short = f"Used entries moved by a median of {drift['median_used']:.3f} (1 − cosine)"
     short += f", entries never selected by {drift['median_unused']:.3f}." if unused else "."
     answer = (
         f"Over {used:,} used {plural(used, 'entry', 'entries')} and {unused:,} that none of D = {int(counts.sum()):,} "
-        f"selections in all layers took: a tenth of the used moved more than {drift['p90_used']:.3f}. "
+        f"selections in {'all layers' if having.all() else 'its layers'} took: a tenth of the used moved more than "
+        f"{drift['p90_used']:.3f}. "
     )
     if np.isnan(drift["kept"]):
         answer += "Entries started random, so there is no sentence to compare with."

@@ -94,7 +94,9 @@ class EntryNote(NamedTuple):
     words: str | None
     """Words that set it apart, by TF-IDF."""
     sentence: str | None
-    """Init sentence; none when the entry started random."""
+    """Init sentence; none without one."""
+    random: bool
+    """Whether it is known to have started from random numbers."""
     nearest: list[tuple[str, bool]]
     """Nearest tokens, and whether they stand in the init sentence."""
     contexts: list[Context]
@@ -116,6 +118,7 @@ class Document:
     files: Mapping[str, str]
     """Files beside the report, with what they hold."""
     entries: Sequence[EntryNote] = ()
+    entries_title: str = "Most used entries"
     entries_caption: str = ""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import Has
 from memscope.report.bank_findings import certainty, drift, layers, reading
 from memscope.report.gate_findings import choice, dependence, evenness, preferences
@@ -21,18 +22,26 @@ class Question(NamedTuple):
     """A standing question about what selects."""
 
     text: str
+    """With ``{selector}`` and ``{words}`` for what selects and what it selects."""
     reply: Callable[[Recording], Reply]
     needs: Has | None = None
     """What a recording must have for it to be asked."""
+    elsewhere: str = ""
+    """The question where it is another one than that of a memory."""
+
+    def asked(self, info: RecordingInfo) -> str:
+        """The question in the words of what selects."""
+        text = self.text if info.kind == "memory" else self.elsewhere or self.text
+        return text.format(selector=info.selector, words=info.word(2))
 
 
 QUESTIONS = (
-    Question("Is the gate biased?", evenness),
-    Question("How much of the choice is the gate's?", choice, "margin"),
+    Question("Is the {selector} biased?", evenness),
+    Question("How much of the choice is the {selector}'s?", choice, "margin"),
     Question("Toward what is it biased?", preferences, "starts"),
-    Question("What does the choice of entries go by?", dependence),
+    Question("What does the choice of {words} go by?", dependence),
     Question("How sure are these numbers?", certainty),
-    Question("Does each layer use the bank differently?", layers),
+    Question("Does each layer use the bank differently?", layers, elsewhere="Do layers use different {words}?"),
     Question("Does the attention read what the gate selects?", reading, "reads"),
     Question("How far have entries drifted from their sentences?", drift, "drift"),
 )
@@ -52,4 +61,4 @@ class Finding(NamedTuple):
 def find(recording: Recording) -> list[Finding]:
     """Answers to the standing questions that a recording can answer."""
     asked = [question for question in QUESTIONS if question.needs is None or recording.info.has(question.needs)]
-    return [Finding(question.text, *question.reply(recording)) for question in asked]
+    return [Finding(question.asked(recording.info), *question.reply(recording)) for question in asked]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from memscope.base.words import span
 from memscope.query.recording import Recording
-from memscope.report.words import Reply, ends, selections, with_error
+from memscope.report.words import Reply, ends, rows_having, selections, with_error
 
 _NAMED = 3
 """Preferred labels that a sentence names."""
@@ -24,19 +24,22 @@ def evenness(recording: Recording) -> Reply:
     """How evenly the gate selects, beside even selection."""
     layers, everywhere = recording.layer_metrics(), recording.census.all_layers.by_count
     worst = layers.loc[layers["kl_to_uniform"].idxmax()]
-    n, d = int(worst["entries"]), int(worst["selections"])
+    n, d, words = int(worst["entries"]), int(worst["selections"]), recording.info.word(2)
+    sizes = span(layers["entries"], ",")
     beyond = _beyond_even(layers, recording.census.critical)
     verdict = "Not shown. "
     if beyond:
         verdict = "Yes, in every layer. " if beyond == len(layers) else f"In {beyond} of {len(layers)} layers. "
-    short = f"{verdict}Half of a layer's {d:,} selections go to {span(layers['top50'], ',')} of the {n:,} entries"
-    short += "." if n == everywhere.entries else " it can select."
+    short = (
+        f"{verdict}Half of a layer's {selections(recording)} selections go to {span(layers['top50'], ',')} of the "
+        f"{sizes} {words}{'.' if n == everywhere.entries else ' it can select.'}"
+    )
     answer = (
         f"Over {everywhere.selections:,} selections in all layers {everywhere.coverage:.1%} of the "
-        f"{everywhere.entries:,} entries "
+        f"{everywhere.entries:,} {words} "
         f"were used at least once; even selection would use {everywhere.even_coverage:.1%}. "
         f"Layer {int(worst['layer'])} is the most uneven: {worst['coverage']:.1%} used over D = {d:,} selections "
-        f"(even: {worst['even_coverage']:.1%}), half of its selections go to {int(worst['top50']):,} entries, "
+        f"(even: {worst['even_coverage']:.1%}), half of its selections go to {int(worst['top50']):,} {words}, "
         f"KL to uniform {with_error(worst, 'kl_to_uniform', '.3f')} of at most {np.log(n):.2f} nats "
         f"(even: {worst['even_kl_to_uniform']:.3f}), Gini {worst['gini']:.3f} (even: {worst['even_gini']:.3f})."
     )
@@ -53,9 +56,10 @@ def _beyond_even(layers: pd.DataFrame, critical: float | None) -> int:
 
 def choice(recording: Recording) -> Reply:
     """How much of the choice the scores made, and how much the selection bias."""
-    reading, d = recording.reading_metrics(), selections(recording)
+    reading, d = rows_having(recording, recording.reading_metrics(), "margin"), selections(recording, having="margin")
+    words, selector = recording.info.word(2), recording.info.selector
     if reading["margin"].isna().any():
-        return Reply("There is no choice: every gate head selects all entries.", f"D = {d} a layer.")
+        return Reply(f"There is no choice: every {selector} head selects all {words}.", f"D = {d} a layer.")
     margin = f"{span(reading['margin'], '.3f')} above the best rejected one"
     if not any(site.selection_bias for site in recording.info.sites):
         answer = f"Scores alone made all D = {d} selections of a layer. The weakest selected entry scores {margin}."
@@ -69,8 +73,8 @@ def choice(recording: Recording) -> Reply:
         f"selected. Of D = {d} selections a layer, raw scores alone would have made "
         f"{ends(reading, 'by_score_share', '.1%')}. With the bias the weakest selected entry stands {margin} (mean "
         f"over tokens); in raw scores the lowest selected one lies {span(reading['score_margin'], '+.3f')} from the "
-        "highest rejected one (below 0: better ones were passed over). How even the selection is, and what entries "
-        "fire on, is said of the choice with the bias."
+        "highest rejected one (below 0: better ones were passed over). How even the selection is, and what "
+        f"{words} fire on, is said of the choice with the bias."
     )
     return Reply(short, answer)
 
@@ -124,7 +128,7 @@ def _preference(row: dict[str, Any]) -> str:
 
 def dependence(recording: Recording) -> Reply:
     """Properties of the token that foretell the choice in other documents."""
-    census, d = recording.census, selections(recording)
+    census, d, word = recording.census, selections(recording), recording.info.word()
     if census.critical is None:
         return Reply("That is not known: fewer than two folds hold text.", f"Nothing can be held out. D = {d}.")
     information = [layer.profiles.information for layer in census.layers]
@@ -132,26 +136,27 @@ def dependence(recording: Recording) -> Reply:
     errors = {kind: [getattr(layer, f"{kind}_held_out_se") for layer in information] for kind in _KINDS}
     parts = [f"{name} {span(nats[kind], '.3f')} ± {span(errors[kind], '.3f')} nats" for kind, name in _KINDS.items()]
     answer = (
-        f"Mutual information between the selected entry and a property of the token, over D = {d} selections a layer, "
+        f"Mutual information between the selected {word} and a property of the token, over D = {d} selections a layer, "
         f"as the other {census.interval_unit} foretell it (± one standard error): {'; '.join(parts)}. These are "
         "lower bounds: what is too rare to be learned does not count, which concerns tokens more than classes."
     )
-    return Reply(_strongest_kind(nats, errors, census.critical), answer)
+    return Reply(_strongest_kind(nats, errors, census.critical, recording.info.word(2)), answer)
 
 
-def _strongest_kind(nats: dict[str, list[float]], errors: dict[str, list[float]], critical: float) -> str:
+def _strongest_kind(nats: dict[str, list[float]], errors: dict[str, list[float]], critical: float, words: str) -> str:
     """The kind of information that tells most of the choice, or that none does.
 
     Args:
         nats: held-out information per kind and layer.
         errors: their standard errors.
         critical: standard errors from the centre of a 95% interval to either end.
+        words: what several entries are called.
     """
     mean = {kind: float(np.mean(values)) for kind, values in nats.items()}
     error = {kind: float(np.mean(values)) for kind, values in errors.items()}
     best, *others = sorted(_KINDS, key=lambda kind: -mean[kind])
     if mean[best] <= critical * error[best]:
-        return "Not shown: nothing that was measured foretells entries in other documents."
+        return f"Not shown: nothing that was measured foretells {words} in other documents."
     ties = [kind for kind in others if mean[best] - mean[kind] <= critical * np.hypot(error[best], error[kind])]
     least = f"at least {span(nats[best], '.2f')} nats of information a layer"
     if ties:

@@ -73,12 +73,13 @@ def _dead_in_all_layers(recording: Recording) -> Measure | None:
 def _concentration(recording: Recording) -> Measure:
     layers = recording.layer_metrics()
     narrow = layers.loc[(layers["top50"] / layers["entries"]).idxmin()]
+    times = narrow["max_violation"] + 1
     share, words = narrow["top50"] / narrow["entries"], recording.info.site(int(narrow["layer"])).word(2)
     return Measure(
         0.5 - share,
         f"Half of layer {int(narrow['layer'])}'s {short_number(int(narrow['selections']))} selections go to "
         f"{int(narrow['top50']):,} of {int(narrow['entries']):,} {words} ({short_percent(share)}); the busiest one "
-        f"takes {narrow['max_violation'] + 1:,.0f} times the even share.",
+        f"takes {times:,.{1 if times < 2 else 0}f} times the even share.",
     )
 
 
@@ -117,7 +118,8 @@ def _silence(recording: Recording) -> Measure | None:
     if share > 0:
         text = f"{short_percent(share)} of {tokens:,} tokens read nothing in layer {int(worst['layer'])}."
     else:
-        text = f"Each of {tokens:,} tokens reads something in every layer."
+        every = "every layer" if recording.info.has("reads", everywhere=True) else "every layer with a read of its own"
+        text = f"Each of {tokens:,} tokens reads something in {every}."
     return Measure(share, text)
 
 
@@ -139,8 +141,8 @@ def _faults(recording: Recording) -> Measure:
     faults = {name: kinds[name] for name, kind in KINDS.items() if kind.fault and name in kinds}
     rate = f"The chance of a false one is {ERROR_RATE:.0%}"
     if not faults:
-        return Measure(0.0, f"No entry or layer stands out as a fault. {rate} in all.")
-    named = ", ".join(f"{count:,} {KINDS[name].fault}" for name, count in faults.items())
+        return Measure(0.0, f"No {recording.info.word()} or layer stands out as a fault. {rate} in all.")
+    named = ", ".join(f"{count:,} {KINDS[name].faults(recording.info)}" for name, count in faults.items())
     return Measure(
         float(sum(faults.values())), f"Faults that stand out: {named}. {rate} in all; Gate bias, Anomalies lists them."
     )

@@ -28,7 +28,7 @@ _LOAD = {
     "max_violation": Column("MaxVio", ".3f", "max_violation_se"),
     "even_max_violation": Column("even", ".3f"),
     "least": Column("Least load", ".2f"),
-    "effective_entries": Column("Effective entries", ".1f"),
+    "effective_entries": Column("Effective number", ".1f"),
     "never": Column("Never selected", ",d"),
 }
 _VOCABULARY = {
@@ -78,7 +78,7 @@ def routing_figures(recording: Recording) -> Iterator[ReportFigure]:
             "domains",
             f"Domains of layer {layers[-1]}",
             f"Share of a group's selections that go to each {info.word()}, over its share in the other documents. "
-            "Dots: q ≤ 5% over all groups and entries of the layer.",
+            f"Dots: q ≤ 5% over all groups and {words} of the layer.",
             plots.lift_heatmap(lifts, info.word()),
             wide=True,
         )
@@ -104,6 +104,7 @@ def routing_tables(recording: Recording) -> Iterator[ReportTable]:
     """Load, vocabulary and frequent paths of a recording that is routed."""
     if not is_routed(recording):
         return
+    words = recording.info.word(2)
     yield make_table(
         "Load",
         "MaxVio = (largest load − mean) / mean; even: the mean of draws of even selection at the same D. Least load is "
@@ -113,8 +114,8 @@ def routing_tables(recording: Recording) -> Iterator[ReportTable]:
     )
     yield make_table(
         "What a token foretells",
-        "Share of selections among the K entries that the token selects most often in other documents; beside it the "
-        "K entries of most load, and the same rule for shuffled tokens. Explained = (foretold − load) / (1 − load).",
+        f"Share of selections among the K {words} that the token selects most often in other documents; beside it the "
+        f"K {words} of most load, and the same rule for shuffled tokens. Explained = (foretold − load) / (1 − load).",
         all_vocabulary(recording),
         _VOCABULARY,
     )

@@ -1,11 +1,13 @@
 // The index of entries: searches, sorts and pages rows that the files in data/ hand over through memscope.add().
-// Rows are [entry, selections, drift, layers, main layer, title, words, sentence, triples]. Texts are set as textContent.
+// Rows are [entry, selections, drift, layers, main layer, title, words, sentence, triples], and, where layers have entries
+// of their own, its label and its number in the layer. Texts are set as textContent.
 "use strict";
 const memscope = (() => {
   const PAGE = 100;
   const COLUMNS = { entry: 0, count: 1, drift: 2, layers: 3, layer: 4 };
   const find = id => document.getElementById(id);
   const rows = [];
+  const page = document.documentElement.dataset;
   const state = { q: "", sort: "count", down: true, page: 0 };
   let shown = [];
   let waiting = false;
@@ -31,7 +33,7 @@ const memscope = (() => {
   function search() {
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     const number = words.length === 1 && /^\d+$/.test(words[0]) ? Number(words[0]) : -1;
-    const hit = row => row[0] === number || words.every(word => row.text.includes(word));
+    const hit = row => (row[10] ?? row[0]) === number || words.every(word => row.text.includes(word));
     shown = words.length ? rows.filter(hit) : rows.slice();
     const column = COLUMNS[state.sort], sign = state.down ? -1 : 1;
     shown.sort((a, b) => sign * (a[column] - b[column]) || a[0] - b[0]);
@@ -48,7 +50,7 @@ const memscope = (() => {
     const made = document.createElement("tr");
     const link = document.createElement("a");
     link.href = memscope.path(row[0]);
-    link.textContent = row[0];
+    link.textContent = row[9] ?? row[0];
     const number = cell("n", "");
     number.append(link);
     const text = cell("prose", "");
@@ -60,9 +62,11 @@ const memscope = (() => {
     const sentence = document.createElement("span");
     sentence.className = row[7] === null ? "sentence soft" : "sentence";
     sentence.textContent = row[7] === null ? "started random" : row[7];
-    text.append(sentence);
+    if (!("startless" in page)) text.append(sentence);
     const drift = row[2] === null ? "" : row[2].toFixed(3);
-    made.append(number, cell("n", row[1].toLocaleString("en")), cell("n hide", row[4] + (row[3] > 1 ? " +" + (row[3] - 1) : "")), cell("n", drift), text);
+    made.append(number, cell("n", row[1].toLocaleString("en")), cell("n hide", row[4] + (row[3] > 1 ? " +" + (row[3] - 1) : "")));
+    if (document.querySelector("th[data-sort=drift]")) made.append(cell("n", drift));
+    made.append(text);
     return made;
   }
 
@@ -74,7 +78,7 @@ const memscope = (() => {
     find("rows").replaceChildren(...shown.slice(first, first + PAGE).map(line));
     const last = Math.min(first + PAGE, shown.length);
     const loading = rows.length < memscope.expected ? ` (loading: ${rows.length.toLocaleString("en")} of ${memscope.expected.toLocaleString("en")})` : "";
-    find("found").textContent = shown.length ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${shown.length.toLocaleString("en")} entries${loading}` : `no entry found${loading}`;
+    find("found").textContent = shown.length ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${shown.length.toLocaleString("en")} ${page.words}${loading}` : `no ${page.words} found${loading}`;
     find("back").disabled = state.page === 0;
     find("on").disabled = state.page === pages - 1;
     for (const head of document.querySelectorAll("th[data-sort]")) {
@@ -118,7 +122,7 @@ const memscope = (() => {
   readAddress();
 
   return {
-    expected: Number(document.documentElement.dataset.entries),
+    expected: Number(page.entries),
     path: entry => `entries/${String(Math.floor(entry / 1000)).padStart(3, "0")}/${entry}.html`,
     add(more) {
       for (const row of more) {

@@ -17,6 +17,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.recording.census_file import Evenness
+from memscope.recording.info import RecordingInfo
 from memscope.report.compare.schema import EvennessChange, LayerLikeness, LossChange, PredicateChange
 from memscope.report.words import shared_by
 from memscope.stats.stability import (
@@ -51,7 +52,7 @@ class Changes(NamedTuple):
     """Entries that died or woke, layers taken together and one by one: ``layer change entry selections_a selections_b
     sentence``; ``layer`` is "all" or a number."""
     different_entries: int
-    """Entries that started from another sentence, or at random from another seed."""
+    """Entries that started from another sentence, or at random from another seed; 0 where no start is known."""
 
 
 def find_changes(a: Recording, b: Recording) -> Changes:
@@ -61,7 +62,7 @@ def find_changes(a: Recording, b: Recording) -> Changes:
         InputError: banks of different sizes, or other memory layers.
     """
     _check_comparable(a, b)
-    bank_a, bank_b = (r.entries(sort="entry", descending=False, limit=r.info.knowledge_num) for r in (a, b))
+    bank_a, bank_b = _bank(a), _bank(b)
     different = _different_entries(a, b, bank_a["sentence"], bank_b["sentence"])
     usage_a, usage_b = a.usage(), b.usage()
     layers: list[LayerLikeness] = []
@@ -83,8 +84,24 @@ def find_changes(a: Recording, b: Recording) -> Changes:
     )
 
 
+def _bank(recording: Recording) -> pd.DataFrame:
+    """``Recording.entries`` by entry; without sentences and relations where no start is known."""
+    table = recording.entries(sort="entry", descending=False, limit=recording.info.knowledge_num)
+    return table if recording.info.has("starts") else table.assign(sentence=None, predicate=None)
+
+
 def _check_comparable(a: Recording, b: Recording) -> None:
     one, other = a.info, b.info
+    if {site.kind for site in one.sites} != {site.kind for site in other.sites}:
+        raise InputError(
+            f"{b.path}: its layers select {other.word(2)} ({_kinds(other)}), those of {a.path} select {one.word(2)} "
+            f"({_kinds(one)}); usage can only be compared between layers of the same kinds"
+        )
+    if one.kind != "memory" and one.knowledge_num != other.knowledge_num:
+        raise InputError(
+            f"{b.path}: it has {other.knowledge_num:,} {other.word(2)}, {a.path} has {one.knowledge_num:,}; usage can "
+            "only be compared between models with equally many"
+        )
     if one.knowledge_num != other.knowledge_num:
         raise InputError(
             f"{b.path}: its bank has {other.knowledge_num:,} entries, that of {a.path} has {one.knowledge_num:,}; "
@@ -92,22 +109,29 @@ def _check_comparable(a: Recording, b: Recording) -> None:
         )
     if one.layers == other.layers and [site.own for site in one.sites] != [site.own for site in other.sites]:
         raise InputError(
-            f"{b.path}: its entries are {shared_by(other)}, those of {a.path} are {shared_by(one)}; "
-            "usage can only be compared between layers that can select the same entries"
+            f"{b.path}: its {one.word(2)} are {shared_by(other)}, those of {a.path} are {shared_by(one)}; "
+            f"usage can only be compared between layers that can select the same {one.word(2)}"
         )
     if one.layers != other.layers:
-        names = [", ".join(map(str, info.layers)) for info in (other, one)]
+        names, memory = [", ".join(map(str, info.layers)) for info in (other, one)], one.kind == "memory"
         raise InputError(
-            f"{b.path}: its memory layers are {names[0]}, those of {a.path} are {names[1]}; "
-            "usage can only be compared between models with memory in the same layers"
+            f"{b.path}: its {'memory ' * memory}layers are {names[0]}, those of {a.path} are {names[1]}; "
+            f"usage can only be compared between models with {'memory' if memory else one.word(2)} in the same layers"
         )
+
+
+def _kinds(info: RecordingInfo) -> str:
+    return ", ".join(dict.fromkeys(site.kind for site in info.sites))
 
 
 def _different_entries(a: Recording, b: Recording, sentences_a: pd.Series, sentences_b: pd.Series) -> int:
-    """Entries whose number means another start; those that started random are alike if the seed is."""
+    """Entries whose number means another start; those that started random are alike if the seed is.
+
+    Where no start is known, entries are taken to be alike by their numbers: so are those of two checkpoints of a model.
+    """
     one, other = sentences_a.fillna(""), sentences_b.fillna("")
     different = one != other
-    if a.config["train"]["seed"] != b.config["train"]["seed"]:
+    if a.info.has("starts", everywhere=True) and a.config["train"]["seed"] != b.config["train"]["seed"]:
         different |= sentences_a.isna() & sentences_b.isna()
     return int(different.sum())
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from memscope.base.files import make_folder, write_json
+from memscope.base.words import first_upper
+from memscope.query.needs import known_columns
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.report.compare.changes import SEED, Changes, find_changes
 from memscope.report.compare.findings import describe
 from memscope.report.compare.schema import Comparison, Side
@@ -29,7 +32,7 @@ from memscope.report.document import (
 from memscope.report.findings import Finding
 from memscope.report.plots import compare as compare_plots
 from memscope.report.schema import describe_source, json_schema
-from memscope.report.words import model_name, selections
+from memscope.report.words import a_word, entry_name, model_name, selections
 from memscope.stats.stability import DRAWS, LIVELY
 
 _SHOWN_SWITCHES = 30
@@ -70,7 +73,7 @@ _EVENNESS = {
 }
 _SWITCHED = {
     "layer": Column("Layer"),
-    "entry": Column("Entry", "d"),
+    "name": Column("Entry"),
     "selections": Column("Selections", ",d"),
     "sentence": Column("Init sentence", prose=True),
 }
@@ -138,26 +141,32 @@ def tables(a: Recording, b: Recording, changes: Changes) -> dict[str, pd.DataFra
         counts = ["count_a", "count_b"]
         shown["usage"] = usage.assign(**{name: usage[name].fillna(0).astype("int64") for name in counts})
         shown["layers"] = pd.DataFrame([row.model_dump() for row in changes.layers])
-        shown["switched"] = changes.switched
-    return shown
+        shown["switched"] = known_columns(a.info, changes.switched)
+    return {name: table for name, table in shown.items() if name != "predicates" or a.info.has("starts")}
 
 
 def make_document(a: Recording, b: Recording, changes: Changes, findings: list[Finding]) -> Document:
     """The comparison before it is put on paper."""
+    word, words, starts = a.info.word(), a.info.word(2), a.info.has("starts") or b.info.has("starts")
+    alike = " (if the banks started alike)" if starts else ""
     return Document(
         title="Two recordings compared",
-        subtitle=f"{model_name(a)} (A) against {model_name(b)} (B): what their gates select. A change is B − A.",
+        subtitle=f"{model_name(a)} (A) against {model_name(b)} (B): what {_who(a.info)}. A change is B − A.",
         facts={**_facts("A", a), **_facts("B", b), "Comparable": _comparable(a, b, changes)},
         findings=findings,
         figures=list(_figures(a, b, changes)),
         tables=list(_tables(a, b, changes)),
-        method=_METHOD,
+        method=_method(a.info),
         files={
             "compare.json": "every number of this page; compare.schema.json describes its fields",
-            "layers.csv, .parquet": "likeness per layer (if the banks started alike)",
-            "usage.csv, .parquet": "selections of every used (layer, entry) in A and B (if the banks started alike)",
-            "switched.csv, .parquet": "all entries that died or woke (if the banks started alike)",
-            "evenness.csv, predicates.csv, .parquet": "changes of evenness and of relations",
+            "layers.csv, .parquet": f"likeness per layer{alike}",
+            "usage.csv, .parquet": f"selections of every used (layer, {word}) in A and B{alike}",
+            "switched.csv, .parquet": f"all {words} that died or woke{alike}",
+            **(
+                {"evenness.csv, predicates.csv, .parquet": "changes of evenness and of relations"}
+                if starts
+                else {"evenness.csv, .parquet": "changes of evenness"}
+            ),
             "figures/": "the figures as PNG and SVG",
         },
     )
@@ -168,13 +177,19 @@ def _facts(side: str, recording: Recording) -> dict[str, str]:
     return {
         side: f"model {model_name(recording)} (SHA-256 {info.fingerprint[:12]}), corpus {info.corpus_name} "
         f"(SHA-256 {info.corpus_sha256[:12]}), {info.rows:,} tokens: D = {selections(recording)} selections a layer, "
-        f"{info.knowledge_num:,} entries"
+        f"{info.knowledge_num:,} {info.word(2)}"
     }
+
+
+def _who(info: RecordingInfo) -> str:
+    return "their layers select" if info.selector == "selection" else f"their {info.selector}s select"
 
 
 def _comparable(a: Recording, b: Recording, changes: Changes) -> str:
     model = "the same model file" if a.info.fingerprint == b.info.fingerprint else "two model files"
     corpus = "the same corpus" if a.info.corpus_sha256 == b.info.corpus_sha256 else "two corpora"
+    if not (a.info.has("starts") or b.info.has("starts")):
+        return f"{model}, {corpus}; {a.info.word(2)} are matched by their numbers"
     bank = (
         f"{changes.different_entries:,} entries started differently, so only distributions are compared"
         if changes.different_entries
@@ -186,27 +201,28 @@ def _comparable(a: Recording, b: Recording, changes: Changes) -> str:
 def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFigure]:
     usage_a, usage_b, layers = a.usage(), b.usage(), a.info.layers
     d = f"D = {selections(a)} (A) and {selections(b)} (B) selections a layer"
+    word, words = a.info.word(), a.info.word(2)
     if changes.layers:
         rows = pd.DataFrame([row.model_dump() for row in changes.layers if row.layer is not None])
         yield ReportFigure(
             "divergence",
             "Divergence of usage",
-            "Jensen-Shannon divergence between the usage of A and B; orange lines are what two halves of the documents "
-            "of A show under one gate, dark ones those of B, D/2 each; the dotted one is no entry in common. "
-            f"{d}.",
-            compare_plots.divergence_dots(rows),
+            "Jensen-Shannon divergence between the usage of A and B; orange lines are what two halves of the "
+            f"documents of A show under one {a.info.selector}, dark ones those of B, D/2 each; the dotted one is no "
+            f"{word} in common. {d}.",
+            compare_plots.divergence_dots(rows, word),
         )
         yield ReportFigure(
             "overlap",
-            "Overlap of used entries",
-            "Jaccard index of the sets of entries that A and B use; lines show independent sets of these sizes and two "
-            f"halves of the documents of one recording. {d}.",
-            compare_plots.overlap_bars(rows),
+            f"Overlap of used {words}",
+            f"Jaccard index of the sets of {words} that A and B use; lines show independent sets of these sizes and "
+            f"two halves of the documents of one recording. {d}.",
+            compare_plots.overlap_bars(rows, words),
         )
         yield ReportFigure(
             "usage",
-            "Selections per entry",
-            f"Every entry used by A or B; entries on an axis are used by one of them only, entries on the diagonal "
+            f"Selections per {word}",
+            f"Every {word} used by A or B; {words} on an axis are used by one of them only, {words} on the diagonal "
             f"equally often. {d}.",
             compare_plots.usage_scatter(usage_a, usage_b, layers),
             wide=True,
@@ -215,7 +231,7 @@ def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFig
         "evenness",
         "Evenness",
         f"Coverage and KL to uniform of each layer in A and B. {d}.",
-        compare_plots.evenness_changes(pd.DataFrame([row.model_dump() for row in changes.evenness])),
+        compare_plots.evenness_changes(pd.DataFrame([row.model_dump() for row in changes.evenness]), words),
         wide=True,
     )
     if changes.predicates:
@@ -231,15 +247,15 @@ def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFig
 
 
 def _tables(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportTable]:
-    d = f"D = {selections(a)} (A) and {selections(b)} (B) selections a layer"
+    d, selector = f"D = {selections(a)} (A) and {selections(b)} (B) selections a layer", a.info.selector
     if changes.layers:
         rows = pd.DataFrame([row.model_dump() for row in changes.layers])
         rows["layer"] = ["all" if row.layer is None else str(row.layer) for row in changes.layers]
         yield make_table(
             "Likeness",
-            "Columns headed “halves” give what two halves of one recording's documents show under one gate, D/2 each: "
-            "A and B differ where they lie further apart. “Sampling” is what two samples of independent selections "
-            f"from the pooled distribution show, a lower bound. {d}.",
+            f"Columns headed “halves” give what two halves of one recording's documents show under one {selector}, "
+            "D/2 each: A and B differ where they lie further apart. “Sampling” is what two samples of independent "
+            f"selections from the pooled distribution show, a lower bound. {d}.",
             rows,
             _LIKENESS,
         )
@@ -257,10 +273,10 @@ def _tables(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportTabl
         if len(rows):
             shown = f"; the {_SHOWN_SWITCHES} most used of {len(rows):,}" if len(rows) > _SHOWN_SWITCHES else ""
             yield make_table(
-                f"Entries that {change}",
+                f"{first_upper(a.info.word(2))} that {change}",
                 f"At least {LIVELY} selections in a layer of {side}, none in that of {other}{shown}. {d}.",
-                rows.head(_SHOWN_SWITCHES),
-                _SWITCHED,
+                _named(a.info, rows.head(_SHOWN_SWITCHES)),
+                _SWITCHED | {"name": Column(first_upper(a.info.word()), "" if a.info.private else "d")},
             )
     if changes.predicates:
         yield make_table(
@@ -269,6 +285,12 @@ def _tables(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportTabl
             pd.DataFrame([row.model_dump() for row in changes.predicates]),
             _PREDICATES,
         )
+
+
+def _named(info: RecordingInfo, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a column ``name`` for their entry, and with sentences where entries started from some."""
+    named = rows.assign(name=[entry_name(info, int(entry)) for entry in rows["entry"]])
+    return known_columns(info, named)
 
 
 def _wide_evenness(changes: Changes) -> pd.DataFrame:
@@ -286,18 +308,23 @@ def _wide_evenness(changes: Changes) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()))
 
 
-_METHOD = (
-    "A and B are two recordings: what every token of a corpus selected and read in one model. Usage is the number of "
-    "selections of an entry; p and q are its shares among the D selections of A and B. Jensen-Shannon divergence = "
-    "(KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, natural logarithm: 0 to ln 2 nats. Jaccard index = entries used "
-    "by both / entries used by either. Rank correlation is Spearman's, ties at their mean rank; over all entries it "
-    "counts the unused ones as tied, over those that both use it leaves them out.",
-    f"Sampling: {DRAWS} pairs of multinomial samples as large as A and B are drawn from the pooled distribution "
-    f"(seed {SEED}) and compared like the recordings; their mean is shown. The tokens of a document resemble each "
-    "other, so recordings of different text differ by several times that even when the gate is the same. Halves: one "
-    f"recording's folds of documents are split in two at random, {DRAWS} times, and the halves (D/2 each) compared "
-    "alike; two whole texts would lie closer. Where A and B recorded the same text, differences of text play no part.",
-    f"Died: at least {LIVELY} selections in A and none in B; woke: the other way round. The expected number by "
-    f"sampling is the sum over entries of P(X ≥ {LIVELY}) P(Y = 0), X and Y binomial with the entry's share of the "
-    "pooled selections. Independent sets: the Jaccard index that two random sets of these sizes would have.",
-)
+def _method(info: RecordingInfo) -> list[str]:
+    """How the numbers of a comparison are made."""
+    word, words, selector = info.word(), info.word(2), info.selector
+    selected = "selected and read" if info.has("reads") else "selected"
+    return [
+        f"A and B are two recordings: what every token of a corpus {selected} in one model. Usage is the number of "
+        f"selections of {a_word(info)}; p and q are its shares among the D selections of A and B. Jensen-Shannon "
+        "divergence = (KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, natural logarithm: 0 to ln 2 nats. Jaccard "
+        f"index = {words} used by both / {words} used by either. Rank correlation is Spearman's, ties at their mean "
+        f"rank; over all {words} it counts the unused ones as tied, over those that both use it leaves them out.",
+        f"Sampling: {DRAWS} pairs of multinomial samples as large as A and B are drawn from the pooled distribution "
+        f"(seed {SEED}) and compared like the recordings; their mean is shown. The tokens of a document resemble each "
+        f"other, so recordings of different text differ by several times that even when the {selector} is the same. "
+        f"Halves: one recording's folds of documents are split in two at random, {DRAWS} times, and the halves (D/2 "
+        "each) compared alike; two whole texts would lie closer. Where A and B recorded the same text, differences "
+        "of text play no part.",
+        f"Died: at least {LIVELY} selections in A and none in B; woke: the other way round. The expected number by "
+        f"sampling is the sum over {words} of P(X ≥ {LIVELY}) P(Y = 0), X and Y binomial with the {word}'s share of "
+        "the pooled selections. Independent sets: the Jaccard index that two random sets of these sizes would have.",
+    ]

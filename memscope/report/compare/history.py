@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from memscope.base.files import atomic_path, write_csv
 from memscope.base.parquet import fixed_lists, write_table
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.report.plots.history import history_curves
 
 TABLE = "history.parquet"
@@ -27,7 +28,7 @@ def write_history(recordings: Sequence[Recording], out: Path) -> Path:
     usage = np.stack([recording.usage() for recording in recordings])  # [step, layer, N]
     own = [recordings[0].info.entries_of(layer) for layer in recordings[0].info.layers]
     drift = np.stack([recording.drift() for recording in recordings])  # [step, N]
-    layers, steps = recordings[0].info.layers, [recording.info.step or 0 for recording in recordings]
+    steps = [recording.info.step or 0 for recording in recordings]
     table = pd.concat(
         [
             _changes(recording, step, usage[number], usage[number - 1] if number else None, drift[number], own)
@@ -37,10 +38,10 @@ def write_history(recordings: Sequence[Recording], out: Path) -> Path:
     )
     write_table(out / TABLE, pa.Table.from_pandas(table, preserve_index=False))
     write_csv(out / "history.csv", table)
-    write_table(out / "history_entries.parquet", _entries(usage, drift, layers, steps))
+    write_table(out / "history_entries.parquet", _entries(recordings[0].info, usage, drift, steps))
     for kind in ("svg", "png"):
         with atomic_path(out / "figures" / f"history.{kind}") as temporary:
-            history_curves(table).savefig(temporary, format=kind, dpi=150)
+            history_curves(table, recordings[0].info.word(2)).savefig(temporary, format=kind, dpi=150)
     return out / TABLE
 
 
@@ -57,9 +58,10 @@ def _changes(
     table = metrics.assign(loss=recording.census.loss)
     table.insert(0, "step", step)
     used = usage > 0
-    table["drift_used"] = [float(np.median(drift[row])) if row.any() else np.nan for row in used]
-    unused = [drift[part][~row[part]] for row, part in zip(used, own, strict=True)]
-    table["drift_unused"] = [float(np.median(values)) if len(values) else np.nan for values in unused]
+    if recording.info.has("drift"):
+        table["drift_used"] = [float(np.median(drift[row])) if row.any() else np.nan for row in used]
+        unused = [drift[part][~row[part]] for row, part in zip(used, own, strict=True)]
+        table["drift_unused"] = [float(np.median(values)) if len(values) else np.nan for values in unused]
     was = used if before is None else before > 0
     table["woke"], table["died"] = (used & ~was).sum(1), (was & ~used).sum(1)
     table["rank_correlation"] = [
@@ -69,17 +71,17 @@ def _changes(
     return table
 
 
-def _entries(usage: np.ndarray, drift: np.ndarray, layers: tuple[int, ...], steps: list[int]) -> dict[str, object]:
+def _entries(info: RecordingInfo, usage: np.ndarray, drift: np.ndarray, steps: list[int]) -> dict[str, object]:
     """Usage and drift of every entry that is ever used, and the steps at which it woke and was used last."""
     axis, entry = np.nonzero(usage.any(0))
     counts = usage[:, axis, entry].T  # [pair, step]
     used, at = counts > 0, np.array(steps)
     return {
-        "layer": np.array(layers, np.uint16)[axis],
+        "layer": np.array(info.layers, np.uint16)[axis],
         "entry": entry.astype(np.uint32),
         "first_step": at[used.argmax(1)],
         "last_step": at[len(steps) - 1 - used[:, ::-1].argmax(1)],
         "steps": fixed_lists(np.broadcast_to(at, counts.shape), pa.int64()),
         "count": fixed_lists(counts, pa.int64()),
-        "drift": fixed_lists(drift[:, entry].T, pa.float32()),
+        **({"drift": fixed_lists(drift[:, entry].T, pa.float32())} if info.has("drift") else {}),
     }

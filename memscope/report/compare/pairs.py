@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from memscope.query.needs import known_columns
 from memscope.query.recording import Recording
 from memscope.stats.stability import halves, likeness, switches
 
@@ -18,14 +19,16 @@ from memscope.stats.stability import halves, likeness, switches
 def paired_metrics(a: Recording, b: Recording, metrics: Sequence[str]) -> pd.DataFrame:
     """Metrics of both and their change, one row per layer that both have.
 
-    Returns ``layer`` and, for every metric, ``{metric}_a {metric}_b {metric}_change``.
+    Returns ``layer`` and, for every metric that both have, ``{metric}_a {metric}_b {metric}_change``.
 
     Args:
         a: the first recording.
         b: the other one; a change is B - A.
         metrics: columns of ``Recording.layer_metrics()`` and ``Recording.reading_metrics()``.
     """
-    one, other = (r.layer_metrics().merge(r.reading_metrics(), on="layer")[["layer", *metrics]] for r in (a, b))
+    one, other = (r.layer_metrics().merge(r.reading_metrics(), on="layer") for r in (a, b))
+    metrics = [metric for metric in metrics if metric in one and metric in other]
+    one, other = one[["layer", *metrics]], other[["layer", *metrics]]
     both = one.merge(other, on="layer", suffixes=("_a", "_b"))
     for metric in metrics:
         both[f"{metric}_change"] = both[f"{metric}_b"] - both[f"{metric}_a"]
@@ -35,7 +38,8 @@ def paired_metrics(a: Recording, b: Recording, metrics: Sequence[str]) -> pd.Dat
 def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 100) -> pd.DataFrame:
     """Entries whose share of selections differs most between two recordings of banks of the same size.
 
-    Returns ``entry count_a count_b share_a share_b change drift_a drift_b sentence``, by falling absolute change.
+    Returns ``entry count_a count_b share_a share_b change drift_a drift_b sentence``, as far as both are known, by
+    falling absolute change.
     """
     where = "" if layer is None else f"WHERE layer = {int(layer)}"
     tables = [r.sql(f"SELECT entry, sum(count) AS count FROM usage {where} GROUP BY entry") for r in (a, b)]
@@ -49,9 +53,10 @@ def changed_entries(a: Recording, b: Recording, layer: int | None, limit: int = 
         drift = recording.sql("SELECT entry, drift FROM decodings WHERE entry IN (SELECT unnest(?))", [entries])
         both = both.merge(drift.rename(columns={"drift": f"drift_{side}"}), on="entry", how="left")
     sentences = a.sentences(entries)
-    return both.astype({"entry": int, "count_a": int, "count_b": int}).assign(
+    table = both.astype({"entry": int, "count_a": int, "count_b": int}).assign(
         sentence=[sentences.get(entry) for entry in both["entry"]]
     )
+    return known_columns(a.info, known_columns(b.info, table))
 
 
 def likeness_by_layer(a: Recording, b: Recording) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from memscope.base.words import first_upper, plural, span
 from memscope.query.recording import Recording
+from memscope.recording.info import RecordingInfo
 from memscope.report.document import Context, Document, EntryNote
 from memscope.report.facts import fact_figures, fact_findings, fact_tables
 from memscope.report.findings import Finding
@@ -15,51 +16,85 @@ from memscope.report.gate_bias.method import method
 from memscope.report.gate_bias.tables import tables
 from memscope.report.gate_findings import choice
 from memscope.report.routing import routing_figures, routing_tables
-from memscope.report.words import selections, shared_by
+from memscope.report.words import has_start, listed, selections, shared_by
 
 _SHOWN_ENTRIES, _SHOWN_CONTEXTS = 20, 3
-
-_FILES = {
-    "metrics.json": "every number of this report; metrics.schema.json describes its fields",
-    "layers.csv, .parquet": "the evenness and reading metrics of each layer, for three weightings of usage",
-    "preferences.csv, .parquet": "lift of every label in every layer, with intervals, chance and tests",
-    "anomalies.csv, .parquet": "what stands out, each with its effect, its chance and the tokens it is over",
-    "usage.csv, .parquet": "selections, summed gate scores and read weights of every used (layer, entry)",
-    "entries.csv, .parquet": "every entry with its init sentence, triples, drift and usage",
-    "figures/": "the figures as PNG and SVG",
-}
 
 
 def make_document(recording: Recording, findings: list[Finding]) -> Document:
     """The report before it is put on paper."""
+    info = recording.info
     return Document(
-        title="Gate-bias report",
-        subtitle="Which entries the gate selects, how evenly, toward what, and what the attention reads of them.",
+        title=f"{first_upper(info.selector)}-bias report",
+        subtitle=_subtitle(info),
         facts=_facts(recording),
         findings=[*findings, *fact_findings(recording.path)],
         figures=[*figures(recording), *routing_figures(recording), *fact_figures(recording.path)],
         tables=[*tables(recording), *routing_tables(recording), *fact_tables(recording.path)],
         method=method(recording),
-        files=_FILES,
+        files=_files(recording),
         entries=_entry_notes(recording),
-        entries_caption="Nearest tokens are measured in the space that the bank started in; marked ones stand in the "
-        "init sentence. In contexts the firing token is marked; gate scores are of that selection.",
+        entries_caption=_entries_caption(info),
+        entries_title=f"Most used {info.word(2)}",
     )
+
+
+def _subtitle(info: RecordingInfo) -> str:
+    what = f"Which {info.word(2)} the {info.selector} selects, how evenly"
+    if info.selector == "selection":
+        what = f"Which {info.word(2)} are selected, how evenly"
+    if not info.has("reads"):
+        return f"{what}, and what the choice goes by."
+    return f"{what}, toward what, and what the attention reads of them."
+
+
+def _files(recording: Recording) -> dict[str, str]:
+    """Files beside the report, with what they hold."""
+    info, weightings = recording.info, len(recording.weightings)
+    counted = ["selections", *[f"summed {info.score}s"] * info.has("scores"), *["read weights"] * info.has("reads")]
+    known = [*["init sentence", "triples"] * info.has("starts"), *["drift"] * info.has("drift"), "usage"]
+    layers = "the evenness and reading metrics of each layer" if info.has("reads") else "the evenness of each layer"
+    by = {1: "", 2: ", for two weightings of usage", 3: ", for three weightings of usage"}[weightings]
+    preferences = {"preferences.csv, .parquet": "lift of every label in every layer, with intervals, chance and tests"}
+    return {
+        "metrics.json": "every number of this report; metrics.schema.json describes its fields",
+        "layers.csv, .parquet": layers + by,
+        **(preferences if info.has("starts") else {}),
+        "anomalies.csv, .parquet": "what stands out, each with its effect, its chance and the tokens it is over",
+        "usage.csv, .parquet": f"{listed(counted)} of every used (layer, {info.word()})",
+        "entries.csv, .parquet": f"every {info.word()} with its {listed(known)}",
+        "figures/": "the figures as PNG and SVG",
+    }
+
+
+def _entries_caption(info: RecordingInfo) -> str:
+    said = ["In contexts the firing token is marked."]
+    if info.has("scores"):
+        said = [f"In contexts the firing token is marked; {info.score}s are of that selection."]
+    if info.has("drift"):
+        nearest = "Nearest tokens are measured in the space that the bank started in; marked ones stand in the init "
+        said.insert(0, nearest + "sentence.")
+    return " ".join(said)
 
 
 def _facts(recording: Recording) -> dict[str, str]:
     info, run = recording.info, recording.run_summary
+    most = " at most" if any(site.varies for site in info.sites) else ""
     facts = {
         "Corpus": f"{info.corpus_name}, {len(recording.documents):,} documents (SHA-256 {info.corpus_sha256[:12]})",
         "Model": f"{info.run_name} (SHA-256 {info.fingerprint[:12]})",
         "Recorded": f"{info.rows:,} tokens, {len(info.layers)} {plural(len(info.layers), 'layer', 'layers')}, "
-        f"{span([site.selected for site in info.sites], ',')} selections a token and layer: "
+        f"{span([site.selected for site in info.sites], ',')} selections a token and layer{most}: "
         f"D = {selections(recording)} selections a layer",
         **({"Choice": choice(recording).short} if info.has("margin") else {}),
-        "Bank": f"{info.knowledge_num:,} {info.word(info.knowledge_num)} of {info.slots} "
-        f"{plural(info.slots, 'slot', 'slots')}, {shared_by(info)}"
-        if info.has("reads")
-        else f"{info.knowledge_num:,} {info.word(info.knowledge_num)}, {shared_by(info)}",
+        **(
+            {
+                "Bank": f"{info.knowledge_num:,} {info.word(info.knowledge_num)} of {info.slots} "
+                f"{plural(info.slots, 'slot', 'slots')}, {shared_by(info)}"
+            }
+            if info.has("reads")
+            else {first_upper(info.word(2)): f"{info.knowledge_num:,}, {shared_by(info)}"}
+        ),
         **({"Loss": f"{_loss(recording)} nats per token on the recorded text"} if info.predictions else {}),
     }
     if run:
@@ -77,7 +112,8 @@ def _loss(recording: Recording) -> str:
 
 def _entry_notes(recording: Recording) -> list[EntryNote]:
     """The most used entries with what they decode to and where they fire."""
-    notes = []
+    notes, info = [], recording.info
+    gate = "gate" if info.has("reads") else info.score
     for number in recording.entries(limit=_SHOWN_ENTRIES)["entry"]:
         card = recording.entry(int(number))
         most = card.usage.loc[card.usage["count"].idxmax()]
@@ -87,7 +123,7 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
                     part
                     for part in (
                         f"layer {c['layer']}",
-                        "" if pd.isna(c["gate"]) else f"gate {c['gate']:.3f}",
+                        "" if pd.isna(c.get("gate")) else f"{gate} {c['gate']:.3f}",
                         c["title"],
                     )
                     if part
@@ -105,6 +141,7 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
                 fires_on=card.title,
                 words=card.words,
                 sentence=card.sentence,
+                random=card.sentence is None and has_start(info, card.entry),
                 nearest=list(zip(card.nearest["token"], card.nearest["in_sentence"], strict=True)),
                 contexts=contexts,
             )

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from memscope.base.words import first_upper, span
 from memscope.query.recording import Recording
+from memscope.recording.sites import Has
 from memscope.report.document import ReportFigure
 from memscope.report.plots import bias, usage
-from memscope.report.words import selections
+from memscope.report.words import rows_having, selections
 
 
 class Numbers(NamedTuple):
@@ -18,8 +20,10 @@ class Numbers(NamedTuple):
 
     recording: Recording
     layers: tuple[int, ...]
-    counts: np.ndarray
-    """Selections of the entries that each layer can select, int64 ``[layer, N / bank_groups]``."""
+    words: tuple[str, str]
+    """What an entry and several are called."""
+    counts: list[np.ndarray]
+    """Selections of the entries that each layer can select, int64 ``[entry]`` for every layer."""
     evenness: pd.DataFrame
     reading: pd.DataFrame
     preferences: pd.DataFrame
@@ -47,6 +51,7 @@ def figures(recording: Recording) -> Iterator[ReportFigure]:
     numbers = Numbers(
         recording,
         recording.info.layers,
+        (recording.info.word(), recording.info.word(2)),
         recording.reachable_usage(),
         recording.layer_metrics(),
         recording.reading_metrics(),
@@ -56,18 +61,26 @@ def figures(recording: Recording) -> Iterator[ReportFigure]:
     values = _caption_values(numbers)
     for plan in PLANS:
         if plan.needs(numbers):
-            yield ReportFigure(plan.name, plan.title, plan.caption.format(**values), plan.draw(numbers), plan.wide)
+            title, caption = plan.title.format(**values), plan.caption.format(**values)
+            yield ReportFigure(plan.name, title, caption, plan.draw(numbers), plan.wide)
 
 
 def _caption_values(numbers: Numbers) -> dict[str, str]:
     recording, info = numbers.recording, numbers.recording.info
     return {
         "d": f"D = {selections(recording)} selections a layer",
+        "d_read": f"D = {selections(recording, having='reads')} selections a layer" if info.has("reads") else "",
         "d_of_all": f"D = {selections(recording, all_layers=True)} selections in all layers",
         "tests": f"{2 * len(numbers.preferences):,}",
         "tokens": f"{info.rows:,}",
-        "selected": f"{info.selected}",
-        "entries": f"{info.knowledge_num:,}",
+        "selected": span([site.selected for site in info.sites if "reads" in site.has] or [0], ","),
+        "entries": f"{sum(bank[0].entries for bank in info.banks if 'drift' in bank[0].has):,}",
+        "word": info.word(),
+        "words": info.word(2),
+        "Words": first_upper(info.word(2)),
+        "score": info.score,
+        "weighed": "gate and read shares" if info.has("reads") else f"{info.score}s",
+        "sureness": "Sureness of gate and read" if info.has("reads") else f"Evenness of {info.score}s",
         "dtype": info.dtype,
     }
 
@@ -86,34 +99,47 @@ def _drift(numbers: Numbers) -> Figure:
     return bias.drift_curves(numbers.recording.drift(), numbers.recording.usage().sum(0) > 0)
 
 
+def _entropy(numbers: Numbers) -> Figure:
+    info, reading = numbers.recording.info, rows_having(numbers.recording, numbers.reading, "scores")
+    each = [info.site(layer).selected for layer in reading["layer"]]
+    labels = ("gate shares", "all selected entries alike")
+    if not info.has("reads"):
+        labels = (f"shares of {info.score}s", f"all selected {numbers.words[1]} alike")
+    return bias.entropy_dots(reading, each[0] if len(set(each)) == 1 else each, labels)
+
+
+def _has(what: Has) -> Callable[[Numbers], bool]:
+    return lambda numbers: numbers.recording.info.has(what)
+
+
 _CHOICE_BY_CLASS = (
-    "KL divergence of the entries that a class of tokens selects from those of the whole layer. Dotted: as many tokens "
+    "KL divergence of the {words} that a class of tokens selects from those of the whole layer. Dotted: as many tokens "
     "at random, the chance level. {d}."
 )
 PLANS = (
     Plan(
         "usage",
-        "Selections per entry",
-        "Entries of each layer sorted by how often they were selected; a flat line would be even use. {d}.",
-        lambda numbers: usage.usage_histogram(numbers.counts, numbers.layers),
+        "Selections per {word}",
+        "{Words} of each layer sorted by how often they were selected; a flat line would be even use. {d}.",
+        lambda numbers: usage.usage_histogram(numbers.counts, numbers.layers, numbers.words),
     ),
     Plan(
         "lorenz",
         "Lorenz curve",
-        "Share of all selections that go to the least used share of entries; the diagonal is even use. {d}.",
-        lambda numbers: usage.lorenz_curve(numbers.counts, numbers.layers),
+        "Share of all selections that go to the least used share of {words}; the diagonal is even use. {d}.",
+        lambda numbers: usage.lorenz_curve(numbers.counts, numbers.layers, numbers.words),
     ),
     Plan(
         "coverage",
         "Coverage",
-        "Entries selected at least once, beside what even selection would reach with as many selections. {d}.",
-        lambda numbers: usage.coverage_bars(numbers.evenness),
+        "{Words} selected at least once, beside what even selection would reach with as many selections. {d}.",
+        lambda numbers: usage.coverage_bars(numbers.evenness, numbers.words),
     ),
     Plan(
         "concentration",
         "Concentration",
-        "How many of the most used entries hold 50, 90 and 99 percent of a layer's selections. {d}.",
-        lambda numbers: usage.top_mass(numbers.evenness),
+        "How many of the most used {words} hold 50, 90 and 99 percent of a layer's selections. {d}.",
+        lambda numbers: usage.top_mass(numbers.evenness, numbers.words),
     ),
     Plan(
         "preferences",
@@ -144,31 +170,32 @@ PLANS = (
         "independent sets of these sizes would have. Right: distance of usage, 0.69 = no entry in common. {d}.",
         lambda numbers: bias.overlap_heatmap(numbers.recording.census.overlap, numbers.layers),
         wide=True,
-        needs=lambda numbers: len(numbers.layers) > 1,
+        needs=lambda numbers: max(map(len, numbers.recording.info.banks)) > 1,  # else none in common by construction
     ),
     Plan(
         "entropy",
-        "Sureness of gate and read",
-        "Entropy of a token's gate and read shares, 1 = all selected entries alike, 0 = one takes all; bars are one "
+        "{sureness}",
+        "Entropy of a token's {weighed}, 1 = all selected {words} alike, 0 = one takes all; bars are one "
         "standard error. {tokens} tokens, {d}.",
-        lambda numbers: bias.entropy_dots(numbers.reading, numbers.recording.info.selected),
+        _entropy,
+        needs=_has("scores"),
     ),
     Plan(
         "margins",
         "Selection margin",
-        "How far the weakest selected entry stands above the best rejected one, by raw score plus the selection "
+        "How far the weakest selected {word} stands above the best rejected one, by raw score plus the selection "
         "bias where there is one, in half octaves; ties are scores that the precision of the forward pass "
         "({dtype}) does not tell apart. {tokens} tokens, {d}.",
-        lambda numbers: bias.margin_lines(numbers.reading),
-        needs=lambda numbers: numbers.recording.info.has("margin", everywhere=True),
+        lambda numbers: bias.margin_lines(rows_having(numbers.recording, numbers.reading, "margin")),
+        needs=_has("margin"),
     ),
     Plan(
         "read_shares",
         "Read shares",
         "How a token's read divides over its {selected} selected entries: mass at 0 is selected but unread, "
-        "mass at 1 is a token that reads one entry. {d}.",
-        lambda numbers: usage.read_share_histogram(numbers.reading),
-        needs=lambda numbers: numbers.recording.info.has("reads", everywhere=True),
+        "mass at 1 is a token that reads one entry. {d_read}.",
+        lambda numbers: usage.read_share_histogram(rows_having(numbers.recording, numbers.reading, "reads")),
+        needs=_has("reads"),
     ),
     Plan(
         "drift",
@@ -176,7 +203,7 @@ PLANS = (
         "Share of entries that moved at least so far from where they started, used and never selected ones; those "
         "that moved less than 0.000001 lie at the left edge. {entries} entries, {d_of_all}.",
         _drift,
-        needs=lambda numbers: numbers.recording.info.has("drift"),
+        needs=_has("drift"),
     ),
     Plan(
         "training",

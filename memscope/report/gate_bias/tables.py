@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from memscope.base.words import first_upper
 from memscope.query.recording import Recording
-from memscope.report.anomalies import ERROR_RATE, KINDS, anomalies_in_words
+from memscope.recording.info import RecordingInfo
+from memscope.report.anomalies import ERROR_RATE, anomalies_in_words, known_kinds
 from memscope.report.document import Column, ReportTable, make_table
-from memscope.report.words import selections
+from memscope.report.words import entry_name, selections
 
 _SHOWN_PREFERENCES = 20
 _SHOWN_ANOMALIES = 5
@@ -83,7 +85,8 @@ _ANOMALIES = {
 def tables(recording: Recording) -> Iterator[ReportTable]:
     """The tables of the report, in order."""
     yield _evenness(recording)
-    yield _reading(recording)
+    if any(recording.info.has(what) for what in ("scores", "reads", "margin")):
+        yield _reading(recording)
     if len(preferences := recording.preferences()):
         yield _preferences(preferences, selections(recording))
     if recording.census.groups:
@@ -92,11 +95,13 @@ def tables(recording: Recording) -> Iterator[ReportTable]:
 
 
 def _evenness(recording: Recording) -> ReportTable:
+    by_scores = ""
+    if recording.info.has("margin"):
+        by_scores = "; the last is the share of selections that raw scores alone, without a bias, would have made"
     return make_table(
         "Evenness of selection",
-        "Columns headed “even” give what selection at random with equal chances shows at the same D; the last is "
-        f"the share of selections that raw scores alone, without a bias, would have made. {_errors(recording)} D = "
-        f"{selections(recording)} selections a layer.",
+        "Columns headed “even” give what selection at random with equal chances shows at the same D"
+        f"{by_scores}. {_errors(recording)} D = {selections(recording)} selections a layer.",
         recording.evenness(),
         _EVENNESS,
     )
@@ -108,14 +113,26 @@ def _errors(recording: Recording) -> str:
 
 
 def _reading(recording: Recording) -> ReportTable:
+    info, title = recording.info, "Gate and read"
+    means = f"Means over {info.rows:,} tokens."
+    if info.has("reads"):
+        means = (
+            f"Means over the tokens that read anything, of {info.rows:,} tokens. The columns “by norm” and “in raw "
+            "scores” are the same as those before them, without the signs of read heads and without the bias."
+        )
+    else:
+        title = first_upper(f"{info.score}s of a token")
     return make_table(
-        "Gate and read",
-        f"Means over the tokens that read anything, of {recording.info.rows:,} tokens. The columns “by norm” and “in "
-        "raw scores” are the same as those before them, without the signs of read heads and without the bias. "
-        f"{_errors(recording)}",
-        recording.reading_metrics(),
-        _READING,
+        title, f"{means} {_errors(recording)}", recording.reading_metrics(), _READING | _score_columns(info)
     )
+
+
+def _score_columns(info: RecordingInfo) -> dict[str, Column]:
+    """Columns on scores in the words of what selects."""
+    if info.has("reads"):
+        return {}
+    entropy = Column(f"Entropy of {info.score}s, nats", ".3f", "gate_entropy_se")
+    return {"gate_entropy": entropy, "gate_top_share": Column("Largest share", ".1%", "gate_top_share_se")}
 
 
 def _preferences(preferences: pd.DataFrame, d: str) -> ReportTable:
@@ -151,7 +168,8 @@ def _in_words(preferences: pd.DataFrame) -> pd.DataFrame:
 
 def _groups(recording: Recording) -> ReportTable:
     rows = [
-        {"group": name, **dict(group.all_layers.by_count), "loss": group.layers[0].reading.loss}
+        {"group": name, **dict(group.all_layers.by_count)}
+        | ({"loss": group.layers[0].reading.loss} if recording.info.predictions else {})
         for name, group in recording.census.groups.items()
     ]
     return make_table(
@@ -167,7 +185,8 @@ def _anomalies(recording: Recording) -> ReportTable:
     """The anomalies of a recording with the strongest evidence of every kind, in words."""
     anomalies = anomalies_in_words(recording)
     shown = anomalies.groupby("kind", sort=False).head(_SHOWN_ANOMALIES)
-    shown = shown.assign(name=["–" if entry < 0 else str(entry) for entry in shown["entry"]])
+    info = recording.info
+    shown = shown.assign(name=["–" if entry < 0 else entry_name(info, entry) for entry in shown["entry"]])
     counts = ", ".join(f"{count:,} {kind}" for kind, count in anomalies["kind"].value_counts(sort=False).items())
     listed = "None found."
     if counts:
@@ -175,7 +194,7 @@ def _anomalies(recording: Recording) -> ReportTable:
     return make_table(
         "Anomalies",
         f"{listed} In a recording without any effect the chance of a single row is {ERROR_RATE:.0%}. Looked for: "
-        f"{', '.join(KINDS)}; {recording.info.rows:,} tokens.",
+        f"{', '.join(known_kinds(info))}; {info.rows:,} tokens.",
         shown,
-        _ANOMALIES,
+        _ANOMALIES | {"name": Column(first_upper(info.word()))},
     )

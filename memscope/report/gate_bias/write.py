@@ -45,8 +45,7 @@ def tables(recording: Recording) -> dict[str, pd.DataFrame]:
     reading = reading.drop(columns=[name for name in reading if name.endswith("_histogram")])
     layers = [
         recording.layer_metrics(weighting).assign(weighting=weighting).merge(reading, on="layer")
-        for weighting in ("by_count", "by_gate_score", "by_read_weight")
-        if all(getattr(layer, weighting) is not None for layer in recording.census.layers)
+        for weighting in recording.weightings
     ]
     merged = pd.concat(layers, ignore_index=True)
     merged.insert(1, "weighting", merged.pop("weighting"))

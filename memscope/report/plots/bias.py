@@ -114,25 +114,35 @@ def class_divergence(
     return figure
 
 
-def entropy_dots(reading: pd.DataFrame, selected: int, *, dark: bool = False) -> Figure:
+def entropy_dots(
+    reading: pd.DataFrame,
+    selected: int | Sequence[int],
+    words: tuple[str, str] = ("gate shares", "all selected entries alike"),
+    *,
+    dark: bool = False,
+) -> Figure:
     """Entropy of a token's gate and read shares per layer, as a share of the most possible, with standard errors.
 
     Args:
-        reading: ``Recording.reading_metrics()``.
-        selected: selections per token (K).
+        reading: ``Recording.reading_metrics()``; what it lacks is not drawn.
+        selected: selections per token (K), of all layers or of each.
+        words: what shares of gate scores are called, and the line at the most possible entropy.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
     place = np.arange(len(reading))
-    most = float(np.log(selected)) if selected > 1 else 1.0
+    each = np.broadcast_to(selected, len(reading))
+    most = np.where(each > 1, np.log(np.maximum(each, 2)), 1.0)
     for name, color, marker, label in (
-        ("gate_entropy", style.blue(dark), "o", "gate shares"),
+        ("gate_entropy", style.blue(dark), "o", words[0]),
         ("read_entropy", style.ORANGE, "s", "read shares"),
     ):
+        if name not in reading:
+            continue
         error = pd.to_numeric(reading.get(f"{name}_se", pd.Series(0.0, reading.index))).fillna(0)
         axes.errorbar(place, reading[name] / most, error / most, fmt=marker, color=color, capsize=3, label=label)
-    axes.axhline(1, color=style.ink(dark), linestyle="--", linewidth=1, label="all selected entries alike")
-    axes.set(ylim=(0, 1.25), xlabel="layer", ylabel=f"entropy / ln {selected}")
+    axes.axhline(1, color=style.ink(dark), linestyle="--", linewidth=1, label=words[1])
+    axes.set(ylim=(0, 1.25), xlabel="layer", ylabel=f"entropy / ln {selected if isinstance(selected, int) else 'K'}")
     axes.set_xticks(place, [str(layer) for layer in reading["layer"]])
     style.legend(axes, loc="upper center", ncols=3)
     return figure

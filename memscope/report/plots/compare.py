@@ -15,11 +15,12 @@ _LEAST = 1e-7
 """Divergences below are drawn here: a logarithmic axis has no zero."""
 
 
-def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
+def divergence_dots(layers: pd.DataFrame, word: str = "entry", *, dark: bool = False) -> Figure:
     """Jensen-Shannon divergence per layer on a logarithmic axis, with what other text alone would show.
 
     Args:
         layers: ``layer jensen_shannon halves_jensen_shannon_a halves_jensen_shannon_b``.
+        word: what one entry is called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -35,7 +36,7 @@ def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
         apart = layers[f"halves_jensen_shannon_{side.lower()}"]
         if apart.notna().all():
             _ticks(axes, place, apart.clip(lower=_LEAST), color, f"two halves of {side}")
-    axes.axhline(np.log(2), color=style.ink(dark), linestyle=":", linewidth=1, label="no entry in common (ln 2)")
+    axes.axhline(np.log(2), color=style.ink(dark), linestyle=":", linewidth=1, label=f"no {word} in common (ln 2)")
     axes.set(yscale="log", ylim=(None, 2), xlabel="layer", ylabel="Jensen-Shannon divergence (nats)")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])
     axes.margins(x=0.08)
@@ -43,11 +44,12 @@ def divergence_dots(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
-def overlap_bars(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
+def overlap_bars(layers: pd.DataFrame, words: str = "entries", *, dark: bool = False) -> Figure:
     """Jaccard index of used entries per layer, with both ends of what chance could give.
 
     Args:
         layers: ``layer jaccard independent_jaccard halves_jaccard``.
+        words: what several entries are called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -58,7 +60,7 @@ def overlap_bars(layers: pd.DataFrame, *, dark: bool = False) -> Figure:
     if layers["halves_jaccard"].notna().all():
         _ticks(axes, place, layers["halves_jaccard"], style.ink(dark), "two halves of one")
     _ticks(axes, place, layers["independent_jaccard"], style.ORANGE, "independent sets")
-    axes.set(ylim=(0, 1.15), xlabel="layer", ylabel="entries used by both / by either")
+    axes.set(ylim=(0, 1.15), xlabel="layer", ylabel=f"{words} used by both / by either")
     axes.set_xticks(place, [str(layer) for layer in layers["layer"]])
     style.legend(axes, loc="upper center", ncols=3)
     return figure
@@ -93,16 +95,17 @@ def usage_scatter(a: np.ndarray, b: np.ndarray, layers: Sequence[int], *, dark: 
     return figure
 
 
-def evenness_changes(evenness: pd.DataFrame, *, dark: bool = False) -> Figure:
+def evenness_changes(evenness: pd.DataFrame, words: str = "entries", *, dark: bool = False) -> Figure:
     """Coverage and KL to uniform of every layer in A and B.
 
     Args:
         evenness: ``layer metric a b`` (``Changes.evenness``); rows of all layers together are left out.
+        words: what several entries are called.
         dark: for a dark page.
     """
     figure, both = style.panels(2, dark)
     for axes, metric, label in zip(
-        both, ("coverage", "kl_to_uniform"), ("entries used", "KL to uniform (nats)"), strict=True
+        both, ("coverage", "kl_to_uniform"), (f"{words} used", "KL to uniform (nats)"), strict=True
     ):
         rows = evenness[(evenness["metric"] == metric) & evenness["layer"].notna()]
         place = np.arange(len(rows))

@@ -6,31 +6,30 @@ from matplotlib.figure import Figure
 from memscope.report.plots import style
 
 
-def history_curves(history: pd.DataFrame, *, dark: bool = False) -> Figure:
-    """Four panels over training steps, one line per layer.
+def history_curves(history: pd.DataFrame, words: str = "entries", *, dark: bool = False) -> Figure:
+    """Three panels over training steps, four where drift is known, one line per layer.
 
     Args:
         history: ``history.parquet``.
+        words: what several entries are called.
         dark: for a dark page.
     """
-    figure, axes = style.panels(4, dark)
     layers = sorted(history["layer"].unique().tolist())
-    drawn = {
-        "coverage": "entries used",
-        "kl_to_uniform": "KL to uniform (nats)",
-        "drift_used": "median drift of used entries",
-    }
-    for (column, name), panel in zip(drawn.items(), axes[:3], strict=True):
+    drawn = {"coverage": f"{words} used", "kl_to_uniform": "KL to uniform (nats)"}
+    if "drift_used" in history:
+        drawn["drift_used"] = f"median drift of used {words}"
+    figure, axes = style.panels(len(drawn) + 1, dark)
+    for (column, name), panel in zip(drawn.items(), axes[:-1], strict=True):
         for layer, color in zip(layers, style.layer_colors(len(layers), dark), strict=True):
             rows = history[history["layer"] == layer]
             panel.plot(rows["step"], rows[column], "o-", color=color, markersize=4)
         panel.set(xlabel="training step", ylabel=name, ylim=(0, None))
     axes[0].yaxis.set_major_formatter(style.PERCENT)
     totals = history.groupby("step")[["woke", "died"]].sum()
-    axes[3].plot(totals.index, totals["woke"], "o-", color="#009E73", label="woke")
-    axes[3].plot(totals.index, totals["died"], "s--", color="#D55E00", label="died")
-    axes[3].set(xlabel="training step", ylabel="(layer, entry) pairs since the step before", ylim=(0, None))
-    axes[3].yaxis.set_major_formatter(style.THOUSANDS)
-    axes[3].legend(frameon=False, fontsize=8, labelcolor=axes[3].xaxis.label.get_color())
+    axes[-1].plot(totals.index, totals["woke"], "o-", color="#009E73", label="woke")
+    axes[-1].plot(totals.index, totals["died"], "s--", color="#D55E00", label="died")
+    axes[-1].set(xlabel="training step", ylabel="(layer, entry) pairs since the step before", ylim=(0, None))
+    axes[-1].yaxis.set_major_formatter(style.THOUSANDS)
+    axes[-1].legend(frameon=False, fontsize=8, labelcolor=axes[-1].xaxis.label.get_color())
     style.layer_legend(axes[0], layers, dark)
     return figure

@@ -17,6 +17,8 @@ from matplotlib.ticker import FuncFormatter
 
 from memscope.base.printable import one_line
 
+Usage = np.ndarray | Sequence[np.ndarray]
+"""Usage of the entries that each layer can select: an array of them for every layer."""
 SIZE = (5.6, 3.5)
 """Width and height of one panel in inches."""
 ORANGE, GREEN = "#E69F00", "#009E73"

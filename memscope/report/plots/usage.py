@@ -14,62 +14,70 @@ from matplotlib.ticker import MaxNLocator
 
 from memscope.report.plots import style
 
+Words = tuple[str, str]
+ENTRIES = ("entry", "entries")
 _POINTS = 400
 """Points that a curve over all entries is thinned to."""
 
 
-def usage_histogram(counts: np.ndarray, layers: Sequence[int], *, dark: bool = False) -> Figure:
+def usage_histogram(
+    counts: style.Usage, layers: Sequence[int], words: Words = ENTRIES, *, dark: bool = False
+) -> Figure:
     """Selections of every entry against its rank in the layer, both on logarithmic axes.
 
     Args:
-        counts: usage per layer and entry, ``[layer, N]``: selections, or summed gate scores or read weights.
+        counts: usage per layer and entry, ``[entry]`` for every layer: selections, or summed gate scores or read
+            weights.
         layers: names of the layers, in the order of the first axis.
+        words: what an entry and several are called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
-    n = counts.shape[1]
+    n, every = max(map(len, counts)), np.concatenate(list(counts))
     for row, color in zip(counts, style.layer_colors(len(layers), dark), strict=True):
         used = np.sort(row[row > 0])[::-1]
         if len(used):
             kept = np.unique(np.geomspace(1, len(used), _POINTS).astype(int)) - 1
             axes.plot(kept + 1, used[kept], color=color)
             axes.plot(len(used), used[-1], "o", color=color, markersize=4)
-    if counts.any():
-        axes.axhline(float(counts.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
+    if every.any():
+        axes.axhline(float(every.mean()), color=style.ink(dark), linestyle="--", linewidth=1, label="mean, all layers")
         axes.set_yscale("log")
-    axes.set(xscale="log", xlim=(0.9, n * 1.1), xlabel="rank of entry within its layer (1 = most used)")
-    axes.set_ylabel("selections" if np.issubdtype(counts.dtype, np.integer) else "summed weight")
+    axes.set(xscale="log", xlim=(0.9, n * 1.1), xlabel=f"rank of {words[0]} within its layer (1 = most used)")
+    axes.set_ylabel("selections" if np.issubdtype(every.dtype, np.integer) else "summed weight")
     style.layer_legend(axes, layers, dark)
     return figure
 
 
-def lorenz_curve(counts: np.ndarray, layers: Sequence[int], *, dark: bool = False) -> Figure:
+def lorenz_curve(counts: style.Usage, layers: Sequence[int], words: Words = ENTRIES, *, dark: bool = False) -> Figure:
     """Share of all usage that the least used entries hold; the diagonal is even selection.
 
     Args:
-        counts: usage per layer and entry, ``[layer, N]``.
+        counts: usage per layer and entry, ``[entry]`` for every layer.
         layers: names of the layers, in the order of the first axis.
+        words: what an entry and several are called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
-    n = counts.shape[1]
-    kept = np.unique(np.linspace(0, n, _POINTS).astype(int))
     for row, color in zip(counts, style.layer_colors(len(layers), dark), strict=True):
+        n = len(row)
+        kept = np.unique(np.linspace(0, n, _POINTS).astype(int))
         mass = np.concatenate([[0.0], np.cumsum(np.sort(row), dtype=np.float64)])
         axes.plot(kept / n, mass[kept] / max(mass[-1], 1e-300), color=color)
     axes.plot([0, 1], [0, 1], color=style.ink(dark), linestyle="--", linewidth=1, label="even selection")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="share of entries, least used first", ylabel="share of usage")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"share of {words[1]}, least used first", ylabel="share of usage")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(style.PERCENT)
     style.layer_legend(axes, layers, dark)
     return figure
 
 
-def coverage_bars(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
+def coverage_bars(metrics: pd.DataFrame, words: Words = ENTRIES, *, dark: bool = False) -> Figure:
     """Share of entries used at all, beside what even selection gives after as many selections.
 
     Args:
         metrics: ``Recording.layer_metrics()``.
+        words: what an entry and several are called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -80,7 +88,7 @@ def coverage_bars(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
     )
     for group in (bars, even) if len(metrics) <= style.LABELLED else ():
         axes.bar_label(group, fmt=_short_percent, fontsize=8, padding=2, color=style.ink(dark))
-    axes.set(ylim=(0, 1.3), ylabel="entries used", xlabel="layer")
+    axes.set(ylim=(0, 1.3), ylabel=f"{words[1]} used", xlabel="layer")
     axes.set_xticks(place, [str(layer) for layer in metrics["layer"]])
     axes.set_yticks(np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(style.PERCENT)
@@ -88,11 +96,12 @@ def coverage_bars(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
     return figure
 
 
-def top_mass(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
+def top_mass(metrics: pd.DataFrame, words: Words = ENTRIES, *, dark: bool = False) -> Figure:
     """How many of the most used entries hold 50, 90 and 99% of a layer's usage, on a logarithmic axis.
 
     Args:
         metrics: ``Recording.layer_metrics()``.
+        words: what an entry and several are called.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -122,7 +131,7 @@ def top_mass(metrics: pd.DataFrame, *, dark: bool = False) -> Figure:
     n = int(metrics["entries"].max())
     axes.axvline(n, color=style.ink(dark), linestyle="--", linewidth=1, label=f"all it can select ({n:,})")
     axes.set(xscale="log", xlim=(0.8, n * 1.6), ylim=(len(metrics) - 0.4, -0.6))
-    axes.set(xlabel="most used entries (number)", ylabel="layer")
+    axes.set(xlabel=f"most used {words[1]} (number)", ylabel="layer")
     axes.set_yticks(place, [str(layer) for layer in metrics["layer"]])
     style.legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
     return figure

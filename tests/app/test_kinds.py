@@ -1,0 +1,146 @@
+"""Every page on recordings of every kind of layer: it runs, and speaks only of what the recording has."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Dataframe
+
+import app
+from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, SCORES, write_kind
+
+FRAME = Path(app.__file__).parent / "streamlit_app.py"
+PARTS = {
+    "overview": ("health", "model", "recordings"),
+    "prompts": ("",),
+    "entries": ("",),
+    "map": ("",),
+    "gate_bias": ("evenness", "concentration", "profiles", "layers", "anomalies", "report"),
+    "reading": ("shares", "gate against read", "heads", "unread entries", "certainty"),
+    "routing": ("load", "atlas", "domains", "tokens", "pairs", "paths"),
+    "facts": ("",),
+    "what_if": ("",),
+    "compare": ("metrics", "entries"),
+}
+VIEWS = [(page, part) for page, parts in PARTS.items() for part in parts]
+ABOUT = {
+    "routing": {"random"},  # documents dealt at random
+    "facts": {"memory", "entries"},
+    "what_if": {"memory"},
+    "overview": {"entries"},  # the table of all recordings counts them
+    "compare": {"entries"},  # with another kind
+    "gate_bias": {"random"},  # tokens at random
+}
+"""Words that a page says of something else."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kinds") / "recordings"
+    for name in KINDS:
+        write_kind(name, folder / name)
+    write_kind("experts", folder / "twin")
+    return folder
+
+
+def open_page(name: str, recording: str, **values: object) -> AppTest:
+    test = AppTest.from_file(str(FRAME), default_timeout=60)
+    test.query_params["recording"] = recording
+    test.run()
+    if name != "overview":
+        test.switch_page(f"app_pages/{name}.py")
+    for key, value in values.items():
+        test.query_params[key] = str(value)
+    return test.run()
+
+
+def said(test: AppTest) -> str:
+    """All words on a page, columns and cells of tables included, but not the titles of pages and the sidebar."""
+    main = test.main
+    parts = [*main.markdown, *main.caption, *main.subheader, *main.info, *main.warning, *main.success, *main.text]
+    words = [str(part.value) for part in parts]
+    for metric in main.metric:
+        words += [metric.label, str(metric.value), str(metric.delta)]
+    for box in (*main.selectbox, *main.multiselect):
+        words += [box.label, *map(str, box.options)]
+    words += [group.label for group in main.number_input]
+    for table in main.dataframe:
+        words += shown_columns(table).values()
+        cells = table.value[list(shown_columns(table))].to_numpy().ravel().tolist()
+        words += [str(cell) for cell in cells if isinstance(cell, (str, list, np.ndarray))]
+    return "\n".join(words)
+
+
+def shown_columns(table: Dataframe) -> dict[str, str]:
+    """Columns that a reader sees, with their heads."""
+    said = json.loads(table.proto.columns or "{}")
+    order = [name for name in table.proto.column_order or table.value.columns if name in table.value.columns]
+    there = [name for name in order if name not in said or said[name] is not None]
+    return {name: (said.get(name) or {}).get("label") or str(name) for name in there}
+
+
+def spoken(text: str, words: tuple[str, ...]) -> set[str]:
+    return {word for word in words if re.search(rf"\b{word}\b", text, re.IGNORECASE)}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mixed"])
+@pytest.mark.parametrize(("page", "part"), VIEWS)
+def test_a_page_speaks_only_of_what_the_recording_has(page: str, part: str, kind: str) -> None:
+    test = open_page(page, kind, **({"part": part} if part else {}))
+    assert not test.exception
+    text = said(test)
+    assert not spoken(text, FORBIDDEN + MARGIN + ENTRIES) - ABOUT.get(page, set())
+    if kind == "selections":
+        assert not spoken(text, SCORES) - {"entropy"}  # of load
+
+
+@pytest.mark.parametrize(("page", "part"), VIEWS)
+def test_a_page_of_a_mixed_recording_runs(page: str, part: str) -> None:
+    test = open_page(page, "mixed", **({"part": part} if part else {}))
+    assert not test.exception
+    assert not spoken(said(test), ("nan",))
+
+
+def test_reading_offers_only_layers_that_read() -> None:
+    test = open_page("reading", "mixed", part="unread entries")
+    assert [group.options for group in test.button_group if group.label == "Layer"] == [["0"]]
+    other = open_page("reading", "experts")
+    assert "Nothing weighs the selected experts apart from the router" in other.info[0].value
+    assert not other.dataframe
+
+
+@pytest.mark.parametrize(("kind", "entry", "name"), [("experts", 22, "Layer 1, expert 6"), ("mixed", 3, "Entry 3")])
+def test_an_entry_is_named_by_its_layer(kind: str, entry: int, name: str) -> None:
+    test = open_page("entries", kind, entry=entry)
+    assert not test.exception
+    assert test.main.subheader[0].value == name
+    if kind == "experts":
+        assert "mean output of this expert" in said(test)
+        assert not spoken(said(test), FORBIDDEN + ENTRIES + MARGIN)
+        assert {metric.label for metric in test.metric} == {"Selections", "Layers that select it", "Mean router weight"}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_tokens_are_coloured_by_measures_that_are_there(kind: str) -> None:
+    test = open_page("prompts", kind, doc=1, token=4)
+    [box] = [box for box in test.selectbox if box.label == "Colour by"]
+    for name in box.options:
+        assert not open_page("prompts", kind, by=name.lower()).exception
+    assert ("Loss" in box.options) == (kind != "selections")
+    assert ("Effective entries" in box.options) == (kind == "mixed")
+
+
+def test_weightings_are_those_that_the_recording_has() -> None:
+    for kind, names in (("selections", ["count"]), ("experts", ["count", "router weight"])):
+        test = open_page("gate_bias", kind, part="evenness")
+        assert [group.options for group in test.button_group if group.label.startswith("Weigh")] == [names]
+
+
+def test_the_same_kind_is_compared_number_by_number() -> None:
+    for part in ("metrics", "entries"):
+        test = open_page("compare", "experts", part=part, **{"with": "twin"})
+        assert not test.exception
+        assert not spoken(said(test), FORBIDDEN + ENTRIES + MARGIN)
