@@ -20,7 +20,7 @@ LEVELS = {
 recording = state.recording()
 info, run = recording.info, recording.run_summary
 memory, words = info.kind == "memory", info.word(2)
-parts = [name for name in PARTS if name != "training" or (recording.path / "config.yaml").is_file()]
+parts = [name for name in PARTS if name != "training" or "config.yaml" in recording.info.files]
 
 st.title("Overview")
 view = address.View("overview")

@@ -111,7 +111,7 @@ def _explain(place: DeltaGenerator, info: RecordingInfo) -> None:
 def model_card(recording: Recording) -> None:
     """Show config, parameters, bank and corpus."""
     info, run = recording.info, recording.run_summary
-    config = recording.config if (recording.path / "config.yaml").is_file() else None
+    config = recording.config if "config.yaml" in recording.info.files else None
     memory = info.kind == "memory"
     recorded = {
         "run": info.run_name,

@@ -160,6 +160,10 @@ DOWNLOADS = {
     ("gate_bias", "concentration"): {"tiny-most-used-layer-0.csv", "tiny-usage.csv"},
     ("gate_bias", "preferences"): {"tiny-preferences.csv"},
     ("reading", "shares"): {"tiny-reading.csv"},
+    ("routing", "load"): {"tiny-load.csv"},
+    ("routing", "atlas"): {"tiny-atlas-layer-0.csv"},
+    ("routing", "tokens"): {"tiny-routing-by-token.csv"},
+    ("routing", "pairs"): {"tiny-pairs-layer-0.csv"},
     ("map", None): {"tiny-map-entries.csv"},
 }
 
@@ -191,7 +195,8 @@ def _downloaded(data: Any) -> str | bytes:
 
 
 def test_all_downloads_are_downloaded_in_these_tests() -> None:
-    """Facts have theirs in test_causal.py, anomalies in test_pages.py, the report in the browser."""
+    """Facts have theirs in test_causal.py, anomalies in test_pages.py, domains in test_routing.py, the report in the
+    browser."""
     calls = sum(path.read_text().count("state.download(") for path in FRAME.parent.rglob("*.py"))
     tested = sum(map(len, DOWNLOADS.values())) - 1  # the config's button is Streamlit's own
-    assert calls == tested + 2  # those of the facts and of the anomalies
+    assert calls == tested + 3  # those of the facts, of the anomalies and of domains

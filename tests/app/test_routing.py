@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import streamlit as st
 
 from tests.app.test_pages import open_page
 from tests.routing.conftest import DOCUMENTS, LENGTH, VOCAB, K, N, write_routed
@@ -45,6 +46,14 @@ def test_every_part_shows_its_question(part: str, said: str) -> None:
     assert not page.error
     assert any(said in caption.value for caption in page.caption), [caption.value for caption in page.caption]
     assert page.dataframe
+
+
+def test_lifts_of_domains_are_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: dict[str, object] = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, name, *_, **__: offered.update({name: data}))
+    page = open_page("routing", part="domains", layer=2)
+    assert not page.exception
+    assert list(offered) == ["tiny-domains-layer-2.csv"]
 
 
 def test_a_recording_of_layers_with_many_entries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
