@@ -87,6 +87,7 @@ if entry is None:
             "signed_per_selection",
             "drift",
             "kept",
+            "readability",
             "sentence",
             "decoded",
             "title",

@@ -83,6 +83,9 @@ ENTRY = {
     ),
     "drift": _NUMBER(format="%.4f", width=70, help="1 - cosine to its start."),
     "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),
+    "readability": _NUMBER(
+        format="%.2f", width=85, help="How well its typical tokens tell where it fires in other documents: AUROC."
+    ),
     "sentence": st.column_config.TextColumn("init sentence", width=330),
     "decoded": st.column_config.TextColumn("says now", help="Nearest tokens.", width=180),
     "title": st.column_config.TextColumn(
@@ -145,6 +148,7 @@ SORT_LABELS = {
     "read_per_selection": "read each",
     "drift": "drift",
     "kept": "kept",
+    "readability": "readability",
     "layers_used": "layers",
 }
 """Names of ``bank_table.SORTS`` as the table of entries shows them."""

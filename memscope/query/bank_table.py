@@ -22,7 +22,7 @@ from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.stats.usage import HOT_FACTOR
 
-SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "layers_used", "entry")
+SORTS = ("count", "read_sum", "read_per_selection", "gate_sum", "drift", "kept", "readability", "layers_used", "entry")
 """Columns that the table of entries sorts by, as far as a recording has them (``known_sorts``)."""
 FIELDS = ("everything", "sentence", "subject", "predicate", "object", "decoded tokens", "fires on")
 """Fields that a search looks in, as far as a recording has them (``known_fields``)."""
@@ -55,19 +55,21 @@ def entry_numbers(recording: Recording) -> pd.DataFrame:
     """Numbers of every entry that a recording has, one row each in the order of entries.
 
     Columns ``entry count gate_sum read_sum layers_used top_layer drift kept read_per_selection signed_per_selection``
-    (below 0: subtracted on the whole); sums are over layers, ``top_layer`` is the layer that selects it most (-1 for
-    none).
+    (below 0: subtracted on the whole) and ``readability``, that of the layer in which most tokens select it; sums are
+    over layers, ``top_layer`` is the layer that selects it most (-1 for none).
     """
     frame = recording.sql(
         """SELECT d.entry, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
                   coalesce(read_sum, 0) AS read_sum, coalesce(layers_used, 0)::TINYINT AS layers_used,
                   coalesce(top_layer, -1)::SMALLINT AS top_layer, drift, kept,
                   coalesce(read_sum / count, 0) AS read_per_selection,
-                  coalesce(read_signed_sum / count, 0) AS signed_per_selection
+                  coalesce(read_signed_sum / count, 0) AS signed_per_selection, readability
            FROM (SELECT entry, drift, kept FROM decodings) d LEFT JOIN (
                SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                       sum(read_signed_sum) AS read_signed_sum, count(*) AS layers_used,
                       arg_max(layer, count) AS top_layer FROM usage GROUP BY entry) u
+           USING (entry) LEFT JOIN (
+               SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) r
            USING (entry) ORDER BY d.entry"""
     )
     return known_columns(recording.info, frame)

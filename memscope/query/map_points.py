@@ -23,7 +23,7 @@ from memscope.query.needs import is_known
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 
-COLORS = ("usage", "layer of most use", "drift", "predicate", "cluster")
+COLORS = ("usage", "layer of most use", "readability", "drift", "predicate", "cluster")
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C6BB1")
 NEVER_SELECTED = "never selected"
 """Name of the last cluster of maps of usage, as ``memscope.bank_map.build`` writes it."""
@@ -89,6 +89,9 @@ def entry_colors(
         )
     if by == "drift":
         return _scale(numbers["drift"].to_numpy(np.float64), "drift, 1 - cosine to the start", grey, "unknown")
+    if by == "readability":
+        values = numbers["readability"].to_numpy(np.float64)
+        return _scale(values, "readability: AUROC of its typical tokens", grey, "selected too rarely")
     if by == "layer of most use":
         layers = recording.info.layers
         axis = {layer: number for number, layer in enumerate(layers)}

@@ -28,7 +28,7 @@ from memscope.recording.parts import whole_tokens
 from memscope.recording.token_table import Trace, make_trace
 from memscope.run.metrics_log import read_metrics
 
-SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "layers_used")
+SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "readability", "layers_used")
 _WEIGHTS = {"by_count": "count", "by_gate_score": "gate_sum", "by_read_weight": "read_sum"}
 
 
@@ -276,8 +276,10 @@ class Recording(RecordingTables):
 _ENTRY_NUMBERS = """
     SELECT entry, drift, kept, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
            coalesce(read_sum, 0) AS read_sum, coalesce(signed, 0) AS read_signed_sum,
-           coalesce(layers_used, 0)::BIGINT AS layers_used
+           coalesce(layers_used, 0)::BIGINT AS layers_used, readability
     FROM decodings LEFT JOIN (
+        SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) USING (entry)
+    LEFT JOIN (
         SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                sum(read_signed_sum) AS signed, count(*) AS layers_used
         FROM usage GROUP BY entry) USING (entry)"""

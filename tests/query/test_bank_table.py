@@ -124,3 +124,13 @@ def test_predicates_are_numbered_by_frequency(tiny_recording: Recording) -> None
     assert (codes == 0).tolist() == (first == names[0]).tolist()
     assert (codes == 1).tolist() == (first.notna() & (first != names[0])).tolist()
     assert (codes == 2).tolist() == first.isna().tolist()
+
+
+def test_readability_is_that_of_the_layer_that_selects_an_entry_most(tiny_recording: Recording) -> None:
+    rows = tiny_recording.sql("SELECT * FROM readability")
+    numbers = entry_numbers(tiny_recording).set_index("entry")["readability"]
+    assert numbers.notna().sum() == rows["entry"].nunique() > 0
+    for entry, own in rows.groupby("entry"):
+        assert numbers[entry] == own.loc[own["tokens"].idxmax(), "readability"]
+    best = tiny_recording.entries(sort="readability", limit=1)["readability"].iloc[0]
+    assert best == numbers.max()

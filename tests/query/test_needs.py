@@ -50,9 +50,9 @@ def test_weightings_are_those_that_a_layer_has(recordings: dict[str, Recording])
 
 def test_sorts_fields_and_colours_are_known_ones(recordings: dict[str, Recording]) -> None:
     experts, mixed = recordings["experts"].info, recordings["mixed"].info
-    assert known_sorts(experts) == ["count", "gate_sum", "layers_used", "entry"]
+    assert known_sorts(experts) == ["count", "gate_sum", "readability", "layers_used", "entry"]
     assert known_fields(experts) == ["everything", "fires on"]
-    assert known_colors(experts) == ["usage", "layer of most use", "cluster"]
+    assert known_colors(experts) == ["usage", "layer of most use", "readability", "cluster"]
     assert "drift" in known_sorts(mixed) and "sentence" in known_fields(mixed) and "predicate" in known_colors(mixed)
 
 
