@@ -13,30 +13,38 @@ import streamlit as st
 
 from app.state import RECORD, recording
 from memscope.base.errors import InputError
+from memscope.recording.info import RecordingInfo
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change, Changed
     from memscope.record.trace import TextTrace
     from memscope.run.checkpoint import LoadedRun
+    from memscope.run.subject import Subject
 
-_MODEL = "model.safetensors"
+_TYPED = {"memory", "experts", "neurons"}
+"""Kinds of layers whose models a folder gives back; others were recorded from Python or imported."""
 
 
-def recorded_run(name: str | None = None) -> "LoadedRun":
-    """Load the run that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
+def can_type(info: RecordingInfo) -> bool:
+    """Whether the model of a recording can be opened again and run on typed text."""
+    return info.predictions and {site.kind for site in info.sites} <= _TYPED
+
+
+def recorded_subject(name: str | None = None) -> "Subject":
+    """Load the model that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
 
     Raises:
         InputError: the model is missing, or was trained further.
     """
     info = recording(name).info
     run = Path(info.run)
-    if not (run / _MODEL).is_file():
+    if not (weights := _weights(run)):
         raise InputError(
             f"{run}: the recorded run is missing. Recorded documents can still be read. For typed text, restore the "
             f"run, or train and record again: {RECORD}"
         )
     with st.spinner("Loading the model ..."):
-        loaded = _load_run(run, (run / _MODEL).stat().st_mtime_ns)
+        loaded = _load(run, max(weights), *_how(info))
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
             f"{run}: the run was trained further after it was recorded, so its answers would not match this recording. "
@@ -45,14 +53,24 @@ def recorded_run(name: str | None = None) -> "LoadedRun":
     return loaded
 
 
+def recorded_run() -> "LoadedRun":
+    """``recorded_subject`` of the open recording, which is of a run of memscope.
+
+    Raises:
+        InputError: see ``recorded_subject``.
+    """
+    run: LoadedRun = recorded_subject().run  # type: ignore[attr-defined]
+    return run
+
+
 def trace_typed(text: str, name: str | None = None) -> "TextTrace":
     """Trace a text with the recorded model of the open recording or another one.
 
     Raises:
-        InputError: see ``recorded_run``; or the text does not fit.
+        InputError: see ``recorded_subject``; or the text does not fit.
     """
-    loaded = recorded_run(name)
-    return _trace_typed(loaded.fingerprint, text, loaded)
+    subject = recorded_subject(name)
+    return _trace_typed(subject.fingerprint, _how(recording(name).info), text, subject)
 
 
 def compare_typed(text: str, change: "Change") -> pd.DataFrame:
@@ -77,23 +95,34 @@ def changed_contexts(change: "Change") -> "Changed":
 
 def expect_text() -> None:
     """Load the model of the open recording in the background: it is there when the reader has typed a text."""
-    run = Path(recording().info.run)
-    if (run / _MODEL).is_file():
-        _loading(run, (run / _MODEL).stat().st_mtime_ns)
+    info = recording().info
+    if weights := _weights(Path(info.run)):
+        _loading(Path(info.run), max(weights), *_how(info))
+
+
+def _weights(run: Path) -> list[int]:
+    """Times at which the files of a model's weights were written."""
+    return [path.stat().st_mtime_ns for path in run.glob("*.safetensors") if path.stem != "bank_init"]
+
+
+def _how(info: RecordingInfo) -> tuple[int, int | None]:
+    """Window of a recording, and the neurons that it has of each layer, if it is of neurons."""
+    return info.window, info.selected if info.kind == "neurons" else None
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _load_run(run: Path, modified: int) -> "LoadedRun":
-    from memscope.run.checkpoint import load_run
+def _load(run: Path, modified: int, window: int, neurons: int | None) -> "Subject":
+    from memscope.run.adapters.load import open_subject
+    from memscope.run.folder import is_hugging_face
 
-    return load_run(run)
+    return open_subject(run, window=window if is_hugging_face(run) else None, neurons=neurons)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _loading(run: Path, modified: int) -> threading.Thread:
+def _loading(run: Path, modified: int, window: int, neurons: int | None) -> threading.Thread:
     def load() -> None:
         with suppress(InputError):  # the error is shown when a text is sent
-            _load_run(run, modified)
+            _load(run, modified, window, neurons)
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
@@ -107,12 +136,11 @@ def model_lock() -> threading.Lock:
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_typed(fingerprint: str, text: str, _run: "LoadedRun") -> "TextTrace":
+def _trace_typed(fingerprint: str, how: tuple[int, int | None], text: str, _subject: "Subject") -> "TextTrace":
     from memscope.record.trace import trace_text
-    from memscope.run.adapters.own import OwnRun
 
     with model_lock():
-        return trace_text(OwnRun(_run), text)
+        return trace_text(_subject, text)
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")

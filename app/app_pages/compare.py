@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
+from app.live import can_type
 from app.parts import compare, figures, tables
 from memscope.base.words import first_upper
 from memscope.report.compare.pairs import paired_metrics
@@ -20,7 +21,7 @@ SHOWN = {
 
 a = state.recording()
 info = a.info
-parts = PARTS if info.kind == "memory" else PARTS[:-1]  # typed text needs a run of memscope
+parts = PARTS if can_type(info) else PARTS[:-1]
 names = [name for name in state.usable_first() if name != st.session_state["_recording"]]
 
 many = info.word(2)

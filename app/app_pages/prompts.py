@@ -23,7 +23,7 @@ info, documents = recording.info, recording.documents
 st.title("Prompts")
 view = address.View("prompts")
 measures = known_measures(info)
-sources = [DOCUMENT, TYPED, TWO] if info.kind == "memory" else [DOCUMENT]  # typed text needs a run of memscope
+sources = [DOCUMENT, TYPED, TWO] if live.can_type(info) else [DOCUMENT]
 source = view.field("source", choice(sources, name="source"))
 doc = view.field("doc", integer(0, len(documents), 0, "doc"))
 text, other = view.field("text", words()), view.field("other", words())
