@@ -2,6 +2,7 @@
 
     python docs/screenshots.py recordings/demo                     # writes docs/images/*.png
     python docs/screenshots.py recordings --recording demo --with later     # with the compare page
+    python docs/screenshots.py recordings/olmoe                    # of a mixture of experts: the page of routing
 
 Needs playwright and a Chromium (``--chromium PATH``; default: the one on the path), and Pillow, which comes with
 matplotlib: pictures are kept small by a palette of 256 colours. The same recording gives the same pictures.
@@ -26,6 +27,7 @@ from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from memscope.query import map_points
 from memscope.query.recording import Recording
+from memscope.report.routing import is_routed
 
 SIZE: ViewportSize = {"width": 1280, "height": 900}
 MAX_BYTES = 300_000
@@ -47,6 +49,8 @@ HEIGHTS = {
         "training": 920,
         "what_if": 1100,
         "facts": 1000,
+        "load": 640,
+        "atlas": 760,
     },
 }
 """Heights of pictures that are not as high as ``SIZE``."""
@@ -72,6 +76,9 @@ def views(recording: Recording, other: str | None) -> dict[str, str]:
         "profiles": ("gate_bias", {"part": "profiles"}),
         "reading": ("reading", {"part": "gate against read", "layer": layer}),
     }
+    if is_routed(recording):
+        pages = {"load": ("routing", {"part": "load"}), "atlas": ("routing", {"part": "atlas", "layer": layer})}
+        return {name: f"{page}?{urlencode(values)}" for name, (page, values) in pages.items()}
     if (recording.path / "facts.json").is_file():
         pages["facts"] = ("facts", {})
     pages["what_if"] = ("what_if", {"change": "scale", "amount": 0, "text": WHAT_IF, "token": 5})
