@@ -84,6 +84,8 @@ def record(
             another process writes there.
     """
     options = options or RecordOptions()
+    if not subject.sites:
+        raise InputError(f"{subject.name}: no layer of this model selects, so there is nothing to record")
     check_no_run(recording)
     with one_writer(recording):
         return _record(subject, corpus_path, recording, options)

@@ -558,3 +558,9 @@ def test_two_processes_under_torchrun_record_the_same_bytes_as_one(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens"] == read_info(whole).rows  # one of them speaks
     assert_same_recording(out, whole)
+
+
+def test_a_model_without_a_layer_that_selects_is_refused(ffn_run: LoadedRun, corpus_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no layer of this model selects"):
+        record(OwnRun(ffn_run), corpus_dir / "valid.jsonl", tmp_path / "recording")
+    assert not (tmp_path / "recording").exists()
