@@ -47,7 +47,9 @@ class Family(NamedTuple):
     shared: bool = False
     """Whether it has experts that every token passes."""
     plain: bool = False
-    """Whether it selects those with the largest ``router_logits``."""
+    """Whether it gives ``router_logits``, and selects those with the largest."""
+    moved: bool = False
+    """Whether a bias that is not 0 takes part in the choice."""
     lens: bool = True
 
 
@@ -64,7 +66,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(_LATENT, shared=True),
     "deepseek_v4": Family({"mlp_layer_types": ["moe", "moe"]}, shared=True),
     "dots1": Family({"n_shared_experts": 1}, shared=True),
-    "ernie4_5_moe": Family(layers=(1,), shared=True),
+    "ernie4_5_moe": Family(layers=(1,), shared=True, moved=True),
     "exaone_moe": Family(shared=True),
     "flex_olmo": Family(plain=True),
     "flint": Family({"mlp_only_layers": [0]}, layers=(1,), shared=True),

@@ -119,6 +119,32 @@ def test_plain_routing_is_the_largest_of_the_router_logits(world: World) -> None
         assert torch.equal(world.captured[site.layer].indices.flatten(0, 1).sort().values, best)
 
 
+def test_the_experts_are_those_whose_rows_of_the_router_agree_most_with_the_token(world: World) -> None:
+    if world.family.moved:
+        return  # see below for one whose choice a bias moves
+    modules, seen = dict(world.subject.model.named_modules()), {}
+    for site in world.subject.sites:
+        block = modules[site.module.rpartition(".")[0]]
+        weights = dict(block.named_parameters())
+        name = next(
+            name
+            for name, weight in weights.items()
+            if weight.shape[:1] == (site.entries,) and weight.ndim == 2 and not name.startswith("experts")
+        )
+        router, bias = weights[name].float(), weights.get(name.replace("weight", "bias"), torch.zeros(()))
+
+        def note(_: nn.Module, given: Any, named: Any, layer: int = site.layer) -> None:
+            seen[layer] = given[0] if given else named["hidden_states"]
+
+        handle = block.register_forward_pre_hook(note, with_kwargs=True)
+        with torch.no_grad():
+            world.subject.logits(world.tokens, world.mask)
+        handle.remove()
+        scores = seen[site.layer].reshape(-1, WIDTH).float() @ router.T + bias
+        best = scores.topk(TOP).indices.sort().values + site.first_entry
+        assert torch.equal(world.captured[site.layer].indices.flatten(0, 1).sort().values, best)
+
+
 def test_logits_are_the_same_bit_for_bit_and_no_hook_stays(world: World) -> None:
     assert torch.equal(world.bare, world.during)
     before = hooks_of(world.subject.model)
