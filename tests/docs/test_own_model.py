@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from product_key_memory import PKM
+from torch import nn
 
+from memscope.query.recording import Recording
 from memscope.recording.info import read_info
+from memscope.text.tokenizer import Tokenizer
 from tests.conftest import CliResult
 from tests.processes import run_script
 from tests.run.adapters.families import FAMILIES, TOP, make_model, make_tokenizer
@@ -81,3 +86,35 @@ def test_the_example_trains_a_model_that_is_recorded(
 def test_the_page_says_how_many_families_are_tried() -> None:
     [said] = re.findall(r"of (\d+) families that the tests try", " ".join(TEXT.split()))
     assert int(said) == len(FAMILIES) >= 25
+
+
+class WithMemory(nn.Module):
+    """A language model whose one layer is a product-key memory of another package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(320, 16)
+        self.memory = PKM(16, heads=2, topk=4, num_keys=8, dim_head=8)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        resid = self.embed(tokens)
+        return (resid + self.memory(resid)) @ self.embed.weight.T
+
+
+def test_a_module_of_another_package_is_recorded(here: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(make_tokenizer().backend_tokenizer)
+    exec(section("A module of yours", "python"), {"model": WithMemory(), "tokenizer": tokenizer})
+    info = read_info(here / "recordings" / "pkm")
+    [site] = info.sites
+    assert info.complete and (site.kind, site.entries, site.selected, site.gate_heads) == ("product_keys", 64, 8, 2)
+    assert Recording(here / "recordings" / "pkm").total_selections() == info.rows * 8
+
+
+def test_neurons_of_a_folder_are_recorded(here: Path, cli: Callable[..., CliResult]) -> None:
+    make_model("llama", intermediate_size=96).save_pretrained(here / "models" / "llama")  # type: ignore[operator]
+    make_tokenizer().save_pretrained(here / "models" / "llama")
+    done = cli(*shlex.split(section("Neurons", "sh"))[1:])
+    assert done.code == 0, done.err
+    info = read_info(here / "recordings" / "neurons")
+    assert [(site.kind, site.selected) for site in info.sites] == [("neurons", 8)] * 2
