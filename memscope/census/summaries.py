@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 from memscope.census.kernels import Sum, Weight
 from memscope.census.strata import TokenClass
-from memscope.recording.census_file import ClassProfile, Evenness, Overlap, TokenMeans, Weightings
+from memscope.recording.census_file import MEANS_NEED, ClassProfile, Evenness, Overlap, TokenMeans, Weightings
 from memscope.recording.sites import Has, Site
 from memscope.stats.jackknife import Jackknife
 from memscope.stats.stability import jensen_shannon
@@ -23,16 +23,6 @@ _MEANS_OF_READERS = (
     Sum.GATE_ATTENTION_RANK_CORRELATION,
 )
 """Sums that become a mean over the tokens that read anything, each a field of ``TokenMeans`` in small letters."""
-
-
-NEEDS: dict[str, Has] = {
-    **dict.fromkeys(("gate_entropy", "gate_top_share"), "scores"),
-    **dict.fromkeys(("read_entropy", "effective_entries_read", "read_top_share", "silent_tokens"), "reads"),
-    **dict.fromkeys(("gate_read_rank_correlation", "gate_attention_rank_correlation"), "reads"),
-    **dict.fromkeys(("unread_share", "unread_share_by_norm"), "reads"),
-    **dict.fromkeys(("margin", "score_margin", "by_score_share"), "margin"),
-}
-"""What a layer must have for a number of ``TokenMeans``; other layers have none."""
 
 
 def evenness(
@@ -81,7 +71,7 @@ def reading_statistics(sums: np.ndarray, has: Collection[Has]) -> TokenMeans:
         "loss": total[Sum.LOSS] / losses,
     }
     means: dict[str, float | None] = {**of_readers, **_plain(of_all)}
-    lacking = {name: None for name, what in NEEDS.items() if what not in has}
+    lacking = {name: None for name, what in MEANS_NEED.items() if what not in has}
     return TokenMeans.model_validate(means | lacking)
 
 

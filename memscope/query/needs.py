@@ -7,16 +7,15 @@ import re
 
 import pandas as pd
 
+from memscope.recording.census_file import MEANS_NEED
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import Has
 
 NEEDS: dict[str, Has] = {
-    **dict.fromkeys(("gate", "gate_sum", "gate_entropy", "gate_top_share", "gate_entropy_histogram"), "scores"),
+    **MEANS_NEED,
+    **dict.fromkeys(("gate", "gate_sum", "gate_entropy_histogram"), "scores"),
     **dict.fromkeys(("read", "read_sum", "read_signed_sum", "read_per_selection", "signed_per_selection"), "reads"),
-    **dict.fromkeys(("read_entropy", "effective_entries_read", "read_top_share", "read_share_histogram"), "reads"),
-    **dict.fromkeys(("gate_read_rank_correlation", "gate_attention_rank_correlation"), "reads"),
-    **dict.fromkeys(("unread_share", "unread_share_by_norm", "silent_tokens"), "reads"),
-    **dict.fromkeys(("margin", "score_margin", "by_score_share", "margin_histogram"), "margin"),
+    **{"read_share_histogram": "reads", "margin_histogram": "margin"},
     **dict.fromkeys(("drift", "kept", "kept_at_init", "decoded"), "drift"),
     **dict.fromkeys(("sentence", "subject", "predicate", "object"), "starts"),
 }

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from memscope.base.errors import InputError
 from memscope.base.files import read_json, write_json
 from memscope.recording.info import INFO, RecordingInfo
+from memscope.recording.sites import Has
 from memscope.stats.usage import UsageMetrics
 
 CENSUS = "census.json"
@@ -91,6 +92,16 @@ class TokenMeans(Documented):
     """Share of selections that raw scores alone, without the selection bias, would have made; 1 without a bias."""
     loss: float | None
     """Loss of predicting the next token, nats."""
+
+
+MEANS_NEED: dict[str, Has] = {
+    **dict.fromkeys(("gate_entropy", "gate_top_share"), "scores"),
+    **dict.fromkeys(("read_entropy", "effective_entries_read", "read_top_share", "silent_tokens"), "reads"),
+    **dict.fromkeys(("gate_read_rank_correlation", "gate_attention_rank_correlation"), "reads"),
+    **dict.fromkeys(("unread_share", "unread_share_by_norm"), "reads"),
+    **dict.fromkeys(("margin", "score_margin", "by_score_share"), "margin"),
+}
+"""What a layer must have for a number of ``TokenMeans``; other layers have none."""
 
 
 class Reading(TokenMeans):

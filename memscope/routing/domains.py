@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.stats import false_discovery_control, t
 
 from memscope.query.recording import Recording
-from memscope.routing.rows import count_pairs, layer_rows, routed_site
+from memscope.routing.rows import count_pairs, layer_rows, once, routed_site
 from memscope.stats.jackknife import Jackknife
 
 FOLDS = 20
@@ -26,6 +26,8 @@ FALSE_DISCOVERY_RATE = 0.05
 LEAST = 20
 """Selections of an entry in a group, expected from its share elsewhere, from which on its lift is tested."""
 SHUFFLES = 200
+COLUMNS = ["group", "entry", "selections", "share", "elsewhere", "lift", "low", "high", "p", "q", "control_q"]
+"""Columns of ``domain_lift``."""
 
 
 class _Documents(NamedTuple):
@@ -36,6 +38,7 @@ class _Documents(NamedTuple):
     """Selections per document and entry, ``[doc, entry]``."""
 
 
+@once
 def domain_lift(recording: Recording, layer: int) -> pd.DataFrame:
     """Lift of every entry in every group of documents.
 
@@ -46,9 +49,7 @@ def domain_lift(recording: Recording, layer: int) -> pd.DataFrame:
     """
     documents = _documents(recording, layer)
     if len(documents.groups) < 2:
-        return pd.DataFrame(
-            columns=["group", "entry", "selections", "share", "elsewhere", "lift", "low", "high", "p", "q"]
-        )
+        return pd.DataFrame(columns=COLUMNS)
     found = _lifts(documents, documents.group)
     dealt = np.random.default_rng(0).permutation(documents.group)
     return found.assign(control_q=_lifts(documents, dealt)["q"])

@@ -1,14 +1,17 @@
 """Recorded rows as studies of routing need them: the entries of one layer, numbered within it, and folds of documents.
 
     for rows in layer_rows(recording, layer):
-        rows.entries, rows.cell        # int64 [token, K], int64 [token]
+        rows.token, rows.entries       # int64 [token], int64 [token, K]
 
-Every question reads the parts once, part by part. The tables that it counts are as large as the layer has entries, or
+Every question reads the parts once, part by part, and what several pages and sections ask is answered once for an open
+recording (``once``). The tables that it counts are as large as the layer has entries, or
 their square, so layers of more than ``MOST_ENTRIES`` are refused.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,6 +22,9 @@ from memscope.query.tables import RecordingTables
 from memscope.recording.part_reader import read_columns
 from memscope.recording.sites import Site
 
+Asked = TypeVar("Asked", bound=RecordingTables)
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
 MOST_ENTRIES = 1024
 """A layer of more has too many pairs to show; ``Recording.neighbours_of`` has those of single entries."""
 
@@ -81,6 +87,23 @@ def rows_of_layers(recording: RecordingTables, layers: Sequence[int]) -> Iterato
         yield rows
 
 
+def once(
+    question: Callable[Concatenate[Asked, Arguments], Answer],
+) -> Callable[Concatenate[Asked, Arguments], Answer]:
+    """Answer a question on an open recording once; callers must not change the answer, which is that of all."""
+    answers: WeakKeyDictionary[RecordingTables, dict[tuple[Any, ...], Answer]] = WeakKeyDictionary()
+
+    @wraps(question)
+    def ask(recording: Asked, /, *arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        known, key = answers.setdefault(recording, {}), (*arguments, *sorted(named.items()))
+        if key not in known:
+            known[key] = question(recording, *arguments, **named)
+        return known[key]
+
+    return ask
+
+
+@once
 def strata_of(recording: RecordingTables) -> Strata:
     """Document groups and folds of a recording, as the census divides it."""
     return divide_recording(recording.path, recording.info)

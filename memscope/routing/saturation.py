@@ -30,10 +30,9 @@ def saturation(a: Recording, b: Recording) -> pd.DataFrame:
     layers, strata = [layer for layer in routed_layers(a) if layer in routed_layers(b)], strata_of(a)
     sums = np.zeros((len(layers), 4, strata.folds))
     made = np.zeros((len(layers), 2, strata.folds))
-    chance, first = np.random.default_rng(0), 0
+    chance = np.random.default_rng(0)
     for ours, theirs in zip(rows_of_layers(a, layers), rows_of_layers(b, layers), strict=True):
-        fold = strata.cell_of(ours[0].doc, first) % strata.folds
-        first += len(fold)
+        fold = strata.cell_of(ours[0].doc, ours[0].first) % strata.folds
         mixed = chance.permutation(len(fold))
         for axis, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             if not np.array_equal(mine.token, other.token):

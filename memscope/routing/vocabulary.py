@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from memscope.query.recording import Recording
-from memscope.routing.rows import layer_rows, routed_site, strata_of
+from memscope.routing.rows import layer_rows, once, routed_site, strata_of
 from memscope.stats.jackknife import Jackknife
 
 KINDS = ("input", "next", "predicted")
@@ -34,6 +34,7 @@ class _Rows(NamedTuple):
     """``[token, K]``."""
 
 
+@once
 def vocabulary(recording: Recording, layer: int) -> pd.DataFrame:
     """How much of a layer's routing a token alone foretells in other documents.
 

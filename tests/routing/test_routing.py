@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from memscope.base.errors import InputError
+from memscope.query.recording import Recording
 from memscope.routing.atlas import atlas
 from memscope.routing.domains import FALSE_DISCOVERY_RATE, domain_divergence, domain_lift
 from memscope.routing.load import load_matrix, load_table
@@ -170,3 +171,14 @@ def test_layers_of_many_entries_are_left_out(routed: Routed, monkeypatch: pytest
     assert load_table(routed.recording).empty
     with pytest.raises(InputError, match="at most 7"):
         coactivation(routed.recording, 0)
+
+
+def test_what_pages_and_report_ask_alike_is_answered_once(routed: Routed, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = Recording(routed.recording.path)
+    first = domain_lift(again, 0)
+    monkeypatch.setattr("memscope.routing.domains.layer_rows", None)  # reading rows again would fail
+    assert domain_lift(again, 0) is first
+    with pytest.raises(TypeError):
+        domain_lift(again, 2)  # another question
+    with pytest.raises(TypeError):
+        domain_lift(Recording(routed.recording.path), 0)  # another opening
