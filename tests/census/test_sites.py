@@ -11,8 +11,7 @@ from scipy.stats import entropy
 from memscope.base.errors import InputError
 from memscope.census.aggregate import write_aggregates
 from memscope.census.kernels import UNREAD_SHARE
-from memscope.census.summaries import NEEDS
-from memscope.recording.census_file import Census, Evenness, read_census
+from memscope.recording.census_file import MEANS_NEED, Census, Evenness, read_census
 from memscope.recording.info import RecordingInfo, read_info
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import Bank, usage_metrics
@@ -95,7 +94,7 @@ def test_all_layers_together_are_compared_with_even_selection_in_each_bank(
 
 def test_numbers_of_reading_are_there_where_the_layer_has_what_they_need(census: Census) -> None:
     for site, layer in zip(MIXED, census.layers, strict=True):
-        for name, what in NEEDS.items():
+        for name, what in MEANS_NEED.items():
             assert (getattr(layer.reading, name) is None) == (what not in site.has), (site.layer, name)
             for row in (*layer.profiles.position, *layer.profiles.frequency):
                 assert (getattr(row, name) is None) <= (what not in site.has) or name in ("margin", "score_margin")
