@@ -18,7 +18,6 @@ from memscope.recording.info import RecordingInfo
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change, Changed
     from memscope.record.trace import TextTrace
-    from memscope.run.checkpoint import LoadedRun
     from memscope.run.subject import Subject
 
 _TYPED = {"memory", "experts", "neurons"}
@@ -34,33 +33,28 @@ def recorded_subject(name: str | None = None) -> "Subject":
     """Load the model that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
 
     Raises:
-        InputError: the model is missing, or was trained further.
+        InputError: the model is missing, was trained further, or its folder gives other layers than were recorded.
     """
     info = recording(name).info
     run = Path(info.run)
     if not (weights := _weights(run)):
         raise InputError(
-            f"{run}: the recorded run is missing. Recorded documents can still be read. For typed text, restore the "
-            f"run, or train and record again: {RECORD}"
+            f"{run}: the recorded model is missing. Recorded documents can still be read. To run it, restore the "
+            f"model, or record again: {RECORD}"
         )
     with st.spinner("Loading the model ..."):
         loaded = _load(run, max(weights), *_how(info))
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
-            f"{run}: the run was trained further after it was recorded, so its answers would not match this recording. "
-            f"Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
+            f"{run}: the model was trained further after it was recorded, so its answers would not match this "
+            f"recording. Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
+        )
+    if loaded.sites != info.sites:
+        raise InputError(
+            f"{run}: other layers of the model were recorded than its folder gives, from Python. The page can only run "
+            "what memscope record records"
         )
     return loaded
-
-
-def recorded_run() -> "LoadedRun":
-    """``recorded_subject`` of the open recording, which is of a run of memscope.
-
-    Raises:
-        InputError: see ``recorded_subject``.
-    """
-    run: LoadedRun = recorded_subject().run  # type: ignore[attr-defined]
-    return run
 
 
 def trace_typed(text: str, name: str | None = None) -> "TextTrace":
@@ -77,20 +71,20 @@ def compare_typed(text: str, change: "Change") -> pd.DataFrame:
     """``what_if.compare_text`` of the recorded model: a text before and after a change.
 
     Raises:
-        InputError: see ``recorded_run``; or the text does not fit, or the change cannot be made.
+        InputError: see ``recorded_subject``; or the text does not fit, or the change cannot be made.
     """
-    run = recorded_run()
-    return _compare_typed(run.fingerprint, text, change, run)
+    subject = recorded_subject()
+    return _compare_typed(subject.fingerprint, _how(recording().info), text, change, subject)
 
 
 def changed_contexts(change: "Change") -> "Changed":
     """``what_if.changed_contexts`` of the open recording: recorded text that a change alters most.
 
     Raises:
-        InputError: see ``recorded_run``; or the change alters nothing that was recorded.
+        InputError: see ``recorded_subject``; or the change alters nothing that was recorded.
     """
-    run = recorded_run()
-    return _changed_contexts(str(recording().path), run.fingerprint, change, run)
+    subject = recorded_subject()
+    return _changed_contexts(str(recording().path), subject.fingerprint, change, subject)
 
 
 def expect_text() -> None:
@@ -144,16 +138,18 @@ def _trace_typed(fingerprint: str, how: tuple[int, int | None], text: str, _subj
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _compare_typed(fingerprint: str, text: str, change: "Change", _run: "LoadedRun") -> pd.DataFrame:
+def _compare_typed(
+    fingerprint: str, how: tuple[int, int | None], text: str, change: "Change", _subject: "Subject"
+) -> pd.DataFrame:
     from memscope.causal.what_if import compare_text
 
     with model_lock():
-        return compare_text(_run, text, change)
+        return compare_text(_subject, text, change)
 
 
 @st.cache_data(max_entries=16, show_spinner="Reading recorded text ...")
-def _changed_contexts(path: str, fingerprint: str, change: "Change", _run: "LoadedRun") -> "Changed":
+def _changed_contexts(path: str, fingerprint: str, change: "Change", _subject: "Subject") -> "Changed":
     from memscope.causal.what_if import changed_contexts
 
     with model_lock():
-        return changed_contexts(_run, recording(), change)
+        return changed_contexts(_subject, recording(), change)

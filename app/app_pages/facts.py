@@ -15,7 +15,7 @@ recording = state.recording()
 info = recording.info
 
 st.title("Facts")
-if info.kind != "memory":
+if info.kind != "memory" or not info.has("starts"):
     st.info(
         f"An audit of facts asks a run that memscope trained about what its entries started from. These {info.word(2)} "
         "have no such start."

@@ -1,4 +1,4 @@
-"""Ablate, force, swap or rewrite entries: typed text before and after, and recorded text."""
+"""Ablate, force, swap, rewrite or scale what layers select: typed text before and after, and recorded text."""
 
 from functools import partial
 
@@ -16,14 +16,12 @@ recording = state.recording()
 info = recording.info
 
 st.title("What if")
-if info.kind != "memory":
-    st.info(
-        "This page changes the memory of a run that memscope trained, and runs it. It cannot change the "
-        f"{info.word(2)} of other models."
-    )
+kinds = causal.changes(info)
+if not kinds:
+    st.info(causal.refusal(info))
     st.stop()
 view = address.View("what_if")
-kind = view.field("change", choice(list(causal.KINDS), name="change"))
+kind = view.field("change", choice(list(kinds), name="change"))
 view.field("entries", words())
 layers = view.field("layers", several(info.layers, name="layer"))
 view.field("amount", words("1"))
@@ -35,18 +33,18 @@ expect_text()
 
 st.segmented_control(
     "Change",
-    list(causal.KINDS),
+    list(kinds),
     required=True,
-    format_func=causal.KINDS.__getitem__,
+    format_func=lambda name: kinds[name].name,
     **view.widget("change"),
 )
-causal.change_form(view, kind, info.layers)
-st.caption(causal.MEANINGS[kind])
+causal.change_form(view, kind, info)
+st.caption(kinds[kind].meaning)
 if not text:
-    st.caption("Type a text and choose a change: the recorded model reads the text without and with the change.")
+    st.caption("Type a text and choose a change: the recorded model runs on it without and with the change.")
     st.stop()
 try:
-    change = causal.read_change(view, kind, info.layers)
+    change = causal.read_change(view, kind, info)
     compared = compare_typed(text, change)
 except InputError as error:
     st.warning("This cannot be done.", icon=":material/warning:")
@@ -87,6 +85,9 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
         st.warning("There is nothing to show.", icon=":material/warning:")
         outside.code(str(error), language=None, wrap_lines=True)
         st.stop()
+    windows = f"the windows that select the {info.word(2)} most often"
+    if kind in ("force", "scale"):
+        windows = "windows from all parts of the recording"
     loss = changed.loss
     spread = (
         "One text: no interval." if np.isnan(loss.low) else f"95% {loss.low:+.4f} to {loss.high:+.4f}, by document."
@@ -94,7 +95,7 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts", help
     st.metric("Loss", f"{loss.estimate:+.4f} nats per token", help=spread)
     causal.context_table(changed.contexts)
     st.caption(
-        f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in the windows that select the "
-        "entries most often. Loss is their mean change; 95% intervals are over documents. For controls, memscope "
-        "ablate compares with entries that are used about as often."
+        f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in {windows}. Loss is their "
+        "mean change; 95% intervals are over documents. For controls, memscope ablate compares with "
+        f"{info.word(2)} that are used about as often."
     )

@@ -1,37 +1,78 @@
 """Parts of the pages on interventions: what to change, and tables of what changed."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import streamlit as st
 
 from app import outside
 from app.address import View
+from app.live import can_type
 from memscope.base.errors import InputError
-from memscope.base.words import visible
+from memscope.base.words import first_upper, visible
+from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import Kind, read_entries
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change
 
 _NUMBER = st.column_config.NumberColumn
-KINDS = {
-    "ablate": "ablate",
-    "zero": "zero its value",
-    "force": "force",
-    "swap": "swap two",
-    "rewrite": "rewrite",
-    "scale": "scale the memory",
+
+
+class Way(NamedTuple):
+    """A kind of change, as a reader chooses it."""
+
+    name: str
+    meaning: str
+
+
+_WAYS: dict[Kind, dict[str, Way]] = {
+    "memory": {
+        "ablate": Way(
+            "ablate", "The entries are not selected. Reads that compete give their weight to the remaining selections."
+        ),
+        "zero": Way("zero its value", "The entries are selected as before, and their values are zero."),
+        "force": Way("force", "Every token selects the entry at this gate score, in place of its weakest selection."),
+        "swap": Way("swap two", "Each of the two entries is read where the other is selected."),
+        "rewrite": Way("rewrite", "The entry is replaced by the one that initialisation makes of this sentence."),
+        "scale": Way(
+            "scale the memory", "The outputs of the memory layers are multiplied by this factor; 0 switches them off."
+        ),
+    },
+    "experts": {
+        "ablate": Way(
+            "ablate",
+            "The experts are not used. The other router weights of a token take over in proportion: their sum stays.",
+        ),
+        "zero": Way("zero its weight", "The router weight of the experts is 0, and all other weights stay."),
+        "force": Way("force", "Every token uses the expert with this router weight, in place of its weakest expert."),
+        "swap": Way("swap two", "Each of two experts of a layer is used where the other is selected, with its weight."),
+        "scale": Way(
+            "scale the layers",
+            "All router weights of the layers are multiplied by this factor. At 0 what every token passes is left: the "
+            "rest of the model and shared experts.",
+        ),
+    },
+    "neurons": {
+        "ablate": Way("ablate", "Wherever they are among the recorded neurons of a token, their activation is 0."),
+        "force": Way(
+            "force",
+            "The neuron has an activation of this size in every token, with the sign that it has there. The weakest of "
+            "the token's recorded neurons is 0 in its place, unless it is among them.",
+        ),
+        "swap": Way(
+            "swap two",
+            "Where one of two neurons of a layer is among the recorded ones, the other gets the size of its "
+            "activation, with its own sign.",
+        ),
+        "scale": Way(
+            "scale the layers",
+            "The activations of the recorded neurons are multiplied by this factor. All other neurons stay.",
+        ),
+    },
 }
-MEANINGS = {
-    "ablate": "The entries are not selected. Reads that compete give their weight to the remaining selections.",
-    "zero": "The entries are selected as before, and their values are zero.",
-    "force": "Every token selects the entry at this gate score, in place of its weakest selection.",
-    "swap": "Each of the two entries is read where the other is selected.",
-    "rewrite": "The entry is replaced by the one that initialisation makes of this sentence.",
-    "scale": "The outputs of the memory layers are multiplied by this factor; 0 switches them off.",
-}
-_AMOUNTS = {"force": "Gate score", "scale": "Factor"}
+"""Ways to change the layers of models that a folder gives back."""
+_AMOUNTS = {"force", "scale"}
 _TOKENS = {
     "pos": _NUMBER("token"),
     "text": "text",
@@ -45,40 +86,63 @@ _TOKENS = {
 }
 
 
-def change_form(view: View, kind: str, layers: Sequence[int]) -> None:
+def changes(info: RecordingInfo) -> dict[str, Way]:
+    """What can be changed in the recorded model; nothing where it cannot be opened or written."""
+    return _WAYS.get(info.kind, {}) if can_type(info) else {}
+
+
+def refusal(info: RecordingInfo) -> str:
+    """Why nothing of the recorded model can be changed on a page."""
+    if not info.predictions:
+        return (
+            f"This recording is a list of selected {info.word(2)} that another program returned. The model is not "
+            "here, so nothing can be changed and run."
+        )
+    return (
+        f"These {info.word(2)} were recorded from Python, and the model's folder does not say how. Change and run them "
+        "there: memscope.causal.selections has ablate, force, swap, scale and replay."
+    )
+
+
+def change_form(view: View, kind: str, info: RecordingInfo) -> None:
     """Show a form for the text and the values that the kind of change needs."""
+    word, many = info.word(), info.word(2)
+    named = "numbers with commas between them"
+    if info.private:
+        named = f"{info.label(info.knowledge_num - 1)}; more with commas between them"
     with st.form("change", border=False):
         fields = iter(st.columns(2))
         if kind != "scale":
-            label = {"swap": "Two entries", "force": "Entry", "rewrite": "Entry"}.get(kind, "Entries")
-            next(fields).text_input(label, key=view.key("entries"), placeholder="numbers with commas between them")
+            label = {"swap": f"Two {many}", "force": word, "rewrite": word}.get(kind, many)
+            next(fields).text_input(first_upper(label), key=view.key("entries"), placeholder=named)
         if kind in _AMOUNTS:
-            next(fields).text_input(_AMOUNTS[kind], key=view.key("amount"))
+            amount = "factor" if kind == "scale" else info.score
+            next(fields).text_input(first_upper(amount), key=view.key("amount"))
         if kind == "rewrite":
             column = next(fields)
             column.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
-        st.segmented_control("Layers", list(layers), selection_mode="multi", key=view.key("layers"))
+        st.segmented_control("Layers", list(info.layers), selection_mode="multi", key=view.key("layers"))
         st.text_area("Text to read", key=view.key("text"), placeholder="Ada Lovelace was born in", height=80)
         st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=0))
 
 
-def read_change(view: View, kind: str, layers: Sequence[int]) -> "Change":
+def read_change(view: View, kind: str, info: RecordingInfo) -> "Change":
     """Read the change from the form.
 
     Raises:
-        InputError: an entry or the amount is not a number, or no layer is chosen.
+        InputError: an entry is not named, the amount is not a number, or no layer is chosen.
     """
     from memscope.causal.what_if import Change
 
     values = {name: st.session_state[view.key(name)] for name in ("entries", "layers", "amount", "sentence")}
     if not values["layers"]:
         raise InputError("no layer is chosen; choose at least one")
+    entries = tuple(read_entries(info.sites, values["entries"])) if kind != "scale" else ()
     try:
-        entries = tuple(int(part) for part in values["entries"].replace(",", " ").split()) if kind != "scale" else ()
         amount = float(values["amount"]) if kind in _AMOUNTS else 0.0
     except ValueError as error:
-        raise InputError(f"expected numbers ({error})") from error
-    chosen = None if list(values["layers"]) == list(layers) else tuple(values["layers"])
+        raise InputError(f"expected a number ({error})") from error
+    chosen = None if list(values["layers"]) == list(info.layers) else tuple(values["layers"])
     return Change(kind, entries, chosen, amount, values["sentence"] if kind == "rewrite" else "")  # type: ignore[arg-type]
 
 

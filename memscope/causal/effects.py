@@ -80,7 +80,7 @@ def effects_by_batch(
     by_length = sorted(range(len(windows)), key=lambda number: windows[number].end - windows[number].start)
     for start in range(0, len(windows), batch_size):  # shortest first: little padding
         numbers = by_length[start : start + batch_size]
-        before = _run(subject, corpus, [windows[number] for number in numbers])
+        before = run_once(subject, corpus, [windows[number] for number in numbers])
         for name, trial in trials.items():
             yield numbers, name, _compare(subject, corpus, before, trial)
 
@@ -201,7 +201,8 @@ def most_changed(
     )
 
 
-def _run(subject: Subject, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
+def run_once(subject: Subject, corpus: PackedCorpus, windows: list[DocumentWindow]) -> WindowPass:
+    """One pass over one batch of windows; that of a run of memscope is in float32."""
     exact = OwnModel(subject.model) if isinstance(subject, OwnModel) else subject
     [done] = run_windows(exact, corpus, windows, subject.tokenizer.pad, batch_size=len(windows))
     return done
@@ -214,7 +215,7 @@ def _compare(subject: Subject, corpus: PackedCorpus, before: WindowPass, trial: 
     after: dict[int, Tensor] = {}
     if rows:
         with trial.intervention():
-            logits = _run(subject, corpus, [before.windows[row] for row in rows]).logits
+            logits = run_once(subject, corpus, [before.windows[row] for row in rows]).logits
         after = dict(zip(rows, logits, strict=True))
     return [_table(before, row, start, after.get(row)) for row, start in enumerate(reach)]
 

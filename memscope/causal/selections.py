@@ -24,7 +24,7 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.causal import intervene
 from memscope.causal.intervene import Entries, Mode, Positions, mark_positions
-from memscope.recording.sites import Kind, Site
+from memscope.recording.sites import Kind, Site, entry_label
 from memscope.run.adapters.own import OwnModel
 from memscope.run.subject import Selected, Subject
 
@@ -207,17 +207,15 @@ def _owners(subject: Subject, layers: Sequence[int] | None, entry: int) -> list[
     sites = _sites(subject, layers)
     if able := [site for site in sites if site.own.start <= entry < site.own.stop]:
         return able
+    end = max(site.own.stop for site in subject.sites)
+    if not 0 <= entry < end:
+        one, many = sites[0].word(), sites[0].word(2)
+        raise InputError(f"there is no {one} {entry}; the {end:,} {many} of all layers count from 0")
+    name = entry_label(subject.sites, entry)
     if len(sites) == 1:
         [site] = sites
-        raise InputError(
-            f"layer {site.layer} cannot select entry {entry}; it has {site.own.start} to {site.own.stop - 1}"
-        )
-    end = max(site.own.stop for site in subject.sites)
-    raise InputError(
-        f"entry {entry} is not in the bank; its {end:,} entries count from 0"
-        if not 0 <= entry < end
-        else f"none of the layers {', '.join(str(site.layer) for site in sites)} can select entry {entry}"
-    )
+        raise InputError(f"layer {site.layer} cannot select {name}; it has {site.own.start} to {site.own.stop - 1}")
+    raise InputError(f"none of the layers {', '.join(str(site.layer) for site in sites)} can select {name}")
 
 
 def _all_owners(subject: Subject, layers: Sequence[int] | None, *entries: int) -> set[int]:
@@ -226,7 +224,6 @@ def _all_owners(subject: Subject, layers: Sequence[int] | None, *entries: int) -
     both = set.intersection(*able)
     if not both or (layers is not None and both != set(layers)):
         who = "no layer" if layers is None else "not every layer named"
-        raise InputError(
-            f"{who} can select {' and '.join(f'entry {entry}' for entry in entries)}; choose entries of one layer"
-        )
+        names = " and ".join(entry_label(subject.sites, entry) for entry in entries)
+        raise InputError(f"{who} can select {names}; choose {subject.sites[0].word(2)} of one layer")
     return both

@@ -27,8 +27,8 @@ class TextTrace(NamedTuple):
     several; column ``k`` of the selections is the K axis."""
 
 
-def trace_text(subject: Subject, text: str) -> TextTrace:
-    """Run a model on ``text`` and capture what it selects.
+def text_window(subject: Subject, text: str) -> tuple[PackedCorpus, DocumentWindow]:
+    """A text as a corpus of one document, opened as the model's tokenizer opens texts, and its only window.
 
     Raises:
         InputError: the text is empty or longer than the model's window.
@@ -42,7 +42,17 @@ def trace_text(subject: Subject, text: str) -> TextTrace:
         raise InputError(f"the text has {len(ids)} tokens, the model reads {most} at once; shorten it")
     tokens = np.array([*tokenizer.opening, *ids], np.uint32)
     corpus = PackedCorpus(tokens, np.array([0, len(tokens)]), [""], path="text", sha256="")
-    window = DocumentWindow(doc=0, pos=0, start=0, end=len(tokens))
+    return corpus, DocumentWindow(doc=0, pos=0, start=0, end=len(tokens))
+
+
+def trace_text(subject: Subject, text: str) -> TextTrace:
+    """Run a model on ``text`` and capture what it selects.
+
+    Raises:
+        InputError: the text is empty or longer than the model's window.
+    """
+    corpus, window = text_window(subject, text)
+    tokenizer, tokens = subject.tokenizer, corpus.tokens
     [done] = run_windows(subject, corpus, [window], tokenizer.pad)
     rows = RowCollector(corpus, subject.sites).collect([window], [done])
     several = {site.layer: done.captured[site.layer].slot_weights for site in subject.sites if site.slots > 1}

@@ -5,10 +5,13 @@ Entries are numbered through a whole recording. A site owns a contiguous range o
 range select from the same bank. Entries of a private bank are named by layer and number: "layer 1, expert 6".
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from memscope.base.errors import InputError
 
 Kind = Literal["memory", "experts", "product_keys", "peer", "neurons", "features", "selection"]
 """What selects: a memory with a read of its own, a mixture of experts, product keys (arXiv 1907.05242), PEER (arXiv
@@ -48,6 +51,10 @@ SELECTORS: dict[Kind, str] = {
 }
 """What selects in a kind of site is called."""
 _Count = Annotated[int, Field(ge=1, le=2**31)]
+_WORD = "|".join(sorted({word for pair in WORDS.values() for word in pair}))
+_NAMED = re.compile(
+    rf"(?:layer\s+(?P<layer>\d{{1,9}})[\s,:]+)?(?:(?:{_WORD})\s+)?(?P<number>\d{{1,12}})(?![^\s,;])", re.IGNORECASE
+)
 
 
 class Site(BaseModel):
@@ -116,3 +123,37 @@ def entry_label(sites: Sequence[Site], entry: int) -> str:
     if is_private(sites, site):
         return f"layer {site.layer}, {site.word()} {entry - site.first_entry}"
     return f"{site.word()} {entry}"
+
+
+def read_entries(sites: Sequence[Site], text: str) -> list[int]:
+    """Entries that a text names, with commas or spaces between them: "70", "expert 70", "layer 1, expert 6".
+
+    The word of an entry may be left out behind a layer, and any kind's may stand there.
+
+    Raises:
+        InputError: something else stands there, or a layer is named that has no such entry.
+    """
+    entries, rest = [], text
+    while rest := rest.lstrip(" ,;\t\n"):
+        match = _NAMED.match(rest)
+        if match is None:
+            raise InputError(f"{rest[:40]!r} names no {sites[0].word()}; write {_examples(sites)}")
+        number, rest = int(match["number"]), rest[match.end() :]
+        if match["layer"] is None:
+            entries.append(number)
+            continue
+        site = next((site for site in sites if site.layer == int(match["layer"])), None)
+        if site is None:
+            known = ", ".join(str(site.layer) for site in sites)
+            raise InputError(f"layer {match['layer']} selects nothing; layers that select are {known}")
+        entry = site.first_entry + number if is_private(sites, site) else number
+        if not site.own.start <= entry < site.own.stop:
+            last = entry_label(sites, site.own.stop - 1)
+            raise InputError(f"layer {site.layer} has no {site.word()} {number}; its last one is {last}")
+        entries.append(entry)
+    return entries
+
+
+def _examples(sites: Sequence[Site]) -> str:
+    last = max(sites, key=lambda site: site.own.stop).own.stop - 1
+    return f"{last}, or {entry_label(sites, last)}"

@@ -81,11 +81,11 @@ def test_contexts_that_change_most_are_listed_on_demand(tiny_recording: Recordin
     ("values", "message"),
     [
         ({"entries": "9999"}, "entry 9999 is not in the bank"),
-        ({"entries": "one"}, "expected numbers"),
+        ({"entries": "one"}, "names no entry"),
         ({"entries": ""}, "takes one entry or more"),
         ({"entries": "1,2,3", "change": "swap"}, "takes two entries, not 3"),
         ({"change": "rewrite", "entries": "1"}, "has no tokens"),
-        ({"entries": "1", "text": "x " * 200}, "tokens; give between"),
+        ({"entries": "1", "text": "x " * 200}, "the model reads"),
     ],
 )
 def test_what_cannot_be_done_is_said(values: dict[str, str], message: str) -> None:

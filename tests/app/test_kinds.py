@@ -29,7 +29,6 @@ VIEWS = [(page, part) for page, parts in PARTS.items() for part in parts]
 ABOUT = {
     "routing": {"random"},  # documents dealt at random
     "facts": {"memory", "entries"},
-    "what_if": {"memory"},
     "overview": {"entries"},  # the table of all recordings counts them
     "compare": {"entries"},  # with another kind
     "gate_bias": {"random"},  # tokens at random
@@ -102,6 +101,18 @@ def test_a_page_of_a_mixed_recording_runs(page: str, part: str) -> None:
     test = open_page(page, "mixed", **({"part": part} if part else {}))
     assert not test.exception
     assert not spoken(said(test), ("nan",))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_what_cannot_be_changed_is_refused_with_the_reason(kind: str) -> None:
+    test = open_page("what_if", kind, text="w5 w6", entries="1")
+    assert not test.exception
+    if kind in ("experts", "neurons"):
+        assert "the recorded model is missing" in test.code[0].value
+        return
+    assert not test.text_input
+    reason = "another program returned" if kind == "selections" else "were recorded from Python"
+    assert reason in test.info[0].value
 
 
 def test_reading_offers_only_layers_that_read() -> None:

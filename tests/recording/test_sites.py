@@ -15,7 +15,7 @@ from memscope.base.parquet import fixed_lists, matrix, read_parquet
 from memscope.recording.info import RecordingInfo, read_info, write_info
 from memscope.recording.part_reader import SelectionReader, read_part, read_rows
 from memscope.recording.parts import selections_path, token_schema, tokens_path
-from memscope.recording.sites import Site, entry_label, is_private
+from memscope.recording.sites import Site, entry_label, is_private, read_entries
 from memscope.recording.token_rows import TokenRows
 from memscope.recording.token_table import make_trace
 from memscope.text.tokenizer import Tokenizer
@@ -87,6 +87,41 @@ def test_a_description_counts_the_entries_of_all_banks_and_the_most_selections()
 )
 def test_an_entry_is_named_by_its_layer_where_the_layer_alone_has_it(entry: int, label: str) -> None:
     assert entry_label(MIXED, entry) == make_info(sites=MIXED).label(entry) == label
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("", []),
+        ("3, 17 30", [3, 17, 30]),
+        ("layer 1, expert 6", [30]),
+        ("Layer 1, expert 6, layer 2 feature 5; 9", [30, 37, 9]),
+        ("layer 0, entry 23 entry 3", [23, 3]),
+        ("layer 4: 11", [83]),
+    ],
+)
+def test_entries_are_read_as_they_are_written(text: str, entries: list[int]) -> None:
+    assert read_entries(MIXED, text) == entries
+
+
+@pytest.mark.parametrize("entry", range(ENTRIES))
+def test_every_label_is_read_as_its_entry(entry: int) -> None:
+    assert read_entries(MIXED, entry_label(MIXED, entry)) == [entry]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one", "'one' names no entry; write 83, or layer 4, entry 11"),
+        ("3x", "'3x' names no entry"),
+        ("-1", "'-1' names no entry"),
+        ("layer 1, expert 8", "layer 1 has no expert 8; its last one is layer 1, expert 7"),
+        ("layer 9, expert 0", "layer 9 selects nothing; layers that select are 0, 1, 2, 4, 5"),
+    ],
+)
+def test_what_names_no_entry_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_entries(MIXED, text)
 
 
 def test_experts_that_layers_share_are_counted_through() -> None:
