@@ -6,6 +6,9 @@ An autoencoder is any object with ``encode(x)``, for ``x [token, d]``. Two kinds
 begins with activations and indices, ``[token, k]`` each (``SparseCoder.encode`` of sparsify 1.3: top_acts, top_indices,
 pre_acts); or activations of all features, ``[token, N]``, dense or sparse (``SAE.encode`` of SAELens 6.54: TopK,
 JumpReLU, BatchTopK and others). Only features with an activation above 0 are selected, at most ``top`` a token.
+
+A change of features is spliced into the module's output: the decoded change is added to it, and what the autoencoder
+does not reconstruct stays.
 """
 
 import hashlib
@@ -15,15 +18,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
-from memscope.run.adapters.module_site import Call, Choice, ModuleSite, hash_weights
+from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, Written, hash_weights
 from memscope.run.adapters.modules import ModuleSubject, beside
 from memscope.run.subject import Subject
 
+_BY_TOKEN = ("constant_norm_rescale", "layer_norm")
+"""SAELens' ways to scale what is read and decoded by the size of the token's vector."""
+
 
 def record_features(base: Subject, encoders: Mapping[str, Any], top: int, lens: bool = True) -> ModuleSubject:
-    """A subject whose sites are sparse autoencoders; they only watch, the model runs as without them.
+    """A subject whose sites are sparse autoencoders; the model runs as without them unless features are changed.
 
     Args:
         base: the model.
@@ -61,17 +68,51 @@ def feature_site(module: str, encoder: Any, top: int, decoder: Float[Tensor, "N 
         raise InputError(f"{module}: its autoencoder has {len(rows)} features, {top} are asked for")
 
     def active(call: Call) -> Choice:
-        output = call.output[0] if isinstance(call.output, tuple) else call.output
-        return _strongest(encoder.encode(output.flatten(0, -2).to(rows)), top)
+        return Choice(*call.written) if call.written else strongest(call.output)
+
+    def strongest(output: Any) -> Choice:
+        return _strongest(encoder.encode(_first(output).flatten(0, -2).to(rows)), top)
+
+    def write(hooked: nn.Module, choose: Choose, now: list[Written]) -> list[RemovableHandle]:
+        if (how := getattr(getattr(encoder, "cfg", None), "normalize_activations", "none")) in _BY_TOKEN:
+            raise InputError(
+                f"{module}: its autoencoder scales every token by its size ({how}), so that a feature adds no one "
+                "vector; its features cannot be changed"
+            )
+
+        def splice(hooked: nn.Module, args: Any, output: Any) -> Any:
+            old = now[0] if now else strongest(output)[:2]
+            new = choose(*old)
+            now[:] = [new]
+            resid = _first(output)
+            spliced = resid + (_decode(rows, *new) - _decode(rows, *old)).view_as(resid).to(resid)
+            return (spliced, *output[1:]) if isinstance(output, tuple) else spliced
+
+        return [hooked.register_forward_hook(splice)]
 
     return ModuleSite(
         module=module,
         entries=len(rows),
         selected=top,
         reads=active,
+        writer=write,
         kind="features",
         varies=True,
         values=rows,
+    )
+
+
+def _first(output: Any) -> Tensor:
+    """A module's output; of a tuple the first."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _decode(rows: Tensor, indices: Tensor, acts: Tensor | None) -> Float[Tensor, "token d"]:
+    """Sum of activation times row over the features of every token; -1 is none."""
+    assert acts is not None
+    return torch.nn.functional.embedding_bag(
+        indices.clamp(min=0), rows, mode="sum", per_sample_weights=acts.to(rows).masked_fill(indices < 0, 0.0)
     )
 
 

@@ -5,11 +5,13 @@
 ``peer_site``  PEER (arXiv 2407.04153) as PEER-pytorch 0.2 builds it
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, find_module
+from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, Written, find_module
 
 
 def bag_site(
@@ -49,6 +51,9 @@ def bag_site(
 def peer_site(model: nn.Module, module: str) -> ModuleSite:
     """A PEER layer: scores are gate scores, reads are gate score times the activation of the expert's hidden neuron.
 
+    Its selections can be changed. The layer runs twice then, by its own code: once to know what it selects, and once
+    more to use what is put in its place.
+
     An expert adds its read weight times its row of ``weight_up_embed``, the value of the logit lens. With
     ``separate_embed_per_head`` every head has experts of its own, N times H altogether.
     """
@@ -59,6 +64,7 @@ def peer_site(model: nn.Module, module: str) -> ModuleSite:
         selected=peer.heads * peer.num_experts_per_head_topk,
         reads=_read_peer,
         inside=("weight_down_embed", "activation", "score_activation"),
+        writer=_write_peer,
         kind="peer",
         has=("scores", "reads"),
         gate_heads=peer.heads,
@@ -70,6 +76,40 @@ def peer_site(model: nn.Module, module: str) -> ModuleSite:
 
 def _read_peer(peer: Call, down: Call, hidden: Call, score: Call) -> Choice:
     return Choice(down.args[0], score.output, hidden.output * score.output)
+
+
+def _write_peer(peer: Any, choose: Choose, now: list[Written]) -> Iterator[RemovableHandle]:
+    """Put indices before both tables, and scores behind their activation."""
+
+    def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        now[:] = [choose(*(now[0] if now else _search_peer(peer, args, kwargs)))]
+
+    def put_indices(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return (now[0][0], *args[1:]) if now else None
+
+    def put_scores(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return now[0][1] if now else None
+
+    yield peer.register_forward_pre_hook(ask, with_kwargs=True)
+    yield peer.register_forward_hook(lambda *call: now.clear(), always_call=True)  # other layers may share its tables
+    for table in (peer.weight_down_embed, peer.weight_up_embed):
+        yield table.register_forward_pre_hook(put_indices)
+    yield peer.score_activation.register_forward_hook(put_scores, prepend=True)  # before what captures them
+
+
+def _search_peer(peer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What it selects, by running it; what runs has no say in that."""
+    found: dict[str, Tensor] = {}
+    handles = [
+        peer.weight_down_embed.register_forward_pre_hook(lambda module, args: found.update(indices=args[0])),
+        peer.score_activation.register_forward_hook(lambda module, args, output: found.update(scores=output)),
+    ]
+    try:
+        peer.forward(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found["indices"], found["scores"]
 
 
 def _weights(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

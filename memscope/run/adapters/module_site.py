@@ -9,13 +9,14 @@ published memories.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
 from memscope.recording.sites import Has, Kind, Site
@@ -27,6 +28,8 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    written: "Written | None" = None
+    """What a ``writer`` has put in the place of the module's own selection in this pass; none if nothing."""
 
 
 class Choice(NamedTuple):
@@ -40,10 +43,16 @@ class Choice(NamedTuple):
     """Weights of a read apart from the scores."""
 
 
+Written = tuple[Tensor, Tensor | None]
+"""Indices and scores, in the module's own numbers and shape."""
 Choose = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 """Gives what to select in the place of indices and scores, in the shape of both."""
 Write = Callable[[tuple[Any, ...], dict[str, Any], Choose], tuple[tuple[Any, ...], dict[str, Any]]]
 """Changes the arguments of a call: ``write(args, kwargs, choose)`` returns both."""
+Writer = Callable[[nn.Module, Choose, list[Written]], Iterable[RemovableHandle]]
+"""``writer(module, choose, now)`` puts hooks on a module that hand its selection to ``choose`` and use what comes back.
+``now`` is empty at the start of a pass and shared by nested blocks. The writer keeps there, as its only element,
+what the module selects now, and an inner block starts from that."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class ModuleSite:
     """Further modules whose calls ``reads`` needs, by their path in the module; of several calls it gets the latest."""
     write: Write | None = None
     """Changes the arguments of the first module of ``inside``, or of the module itself."""
+    writer: Writer | None = None
+    """Changes what the arguments of no module hold; in place of ``write``."""
     kind: Kind = "selection"
     has: tuple[Has, ...] = ("scores",)
     """What ``reads`` gives: ``scores``, ``reads``."""

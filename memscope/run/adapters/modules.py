@@ -24,6 +24,7 @@ from memscope.run.adapters.module_site import (
     Call,
     Choice,
     ModuleSite,
+    Written,
     best_first,
     find_module,
     hash_weights,
@@ -68,6 +69,7 @@ class ModuleSubject:
                 find_module(self.model, path)
         self.sites = number_sites(self.modules, self.unembedding is not None)
         self._seen: dict[int, Selected] = {}
+        self._now: dict[int, list[Written]] = {site.layer: [] for site in self.sites}
         self._shape: tuple[int, int] | None = None
 
     @cached_property
@@ -85,6 +87,8 @@ class ModuleSubject:
         """
         self._shape = (tokens.shape[0], tokens.shape[1])
         self._seen.clear()
+        for written in self._now.values():
+            written.clear()
         known = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         logits: Tensor = self.model(tokens) if self.run is None else self.run(tokens, known)
         return logits
@@ -116,7 +120,9 @@ class ModuleSubject:
         def finish(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if missing := [path for path in inner if path not in latest]:
                 raise InputError(f"{missing[0]}: did not run inside {spec.module}; name the module that selects")
-            choice = spec.reads(Call(args, kwargs, output), *(latest.pop(path) for path in inner))
+            written = self._now[site.layer]
+            call = Call(args, kwargs, output, written[0] if written else None)
+            choice = spec.reads(call, *(latest.pop(path) for path in inner))
             if site.layer in self._seen:
                 raise InputError(f"{spec.module}: ran more than once in a forward pass; a site is one run of a module")
             self._seen[site.layer] = self._selected(choice, site, detail)
@@ -162,7 +168,8 @@ class ModuleSubject:
         """Change what every site selects while a block runs.
 
         Raises:
-            InputError: a site has no ``write``; or, during a pass, one without scores shall select none.
+            InputError: a site has neither ``write`` nor ``writer``; or, during a pass, one without scores shall select
+                none.
         """
         handles: list[RemovableHandle] = []
         try:
@@ -175,7 +182,7 @@ class ModuleSubject:
 
     def _changed(self, spec: ModuleSite, site: Site, edit: Edit) -> Iterator[RemovableHandle]:
         write, running = spec.write, [not spec.inside]
-        if write is None:
+        if write is None and spec.writer is None:
             raise InputError(f"{spec.module}: its site says nothing on how to change what it selects")
 
         def choose(indices: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -198,6 +205,11 @@ class ModuleSubject:
                 return new, None
             weights = weights.masked_fill(none, 0.0)
             return new, torch.empty_like(weights).scatter_(-1, order, weights).reshape(scores.shape).to(scores)
+
+        if spec.writer is not None:
+            yield from spec.writer(find_module(self.model, spec.module), choose, self._now[site.layer])
+        if write is None:
+            return
 
         def act(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             return write(args, kwargs, choose) if running[0] else None

@@ -4,6 +4,7 @@ The autoencoders here answer as sparsify's ``SparseCoder.encode`` and SAELens' `
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
+from memscope.causal.selections import ablate, force, replay, swap
 from memscope.record.loop import RecordOptions, describe, plan_parts, record_parts
 from memscope.record.rows import RowCollector
 from memscope.recording.part_reader import SelectionReader, read_part
 from memscope.run.adapters.features import feature_site, record_features
 from memscope.run.adapters.modules import ModuleSubject
-from memscope.run.subject import run_windows
+from memscope.run.subject import Selected, run_windows
 from tests.run.adapters.small import DIM, VOCAB, WINDOW, Small, seeded, small_corpus, small_tokenizer
 
 N, K = 48, 6
@@ -176,3 +178,74 @@ def test_any_object_that_encodes_will_do(base: ModuleSubject) -> None:
         feature_site("layers.0", Blind(), 3)
     with pytest.raises(InputError, match=r"has 48 features, 49 are asked for"):
         feature_site("layers.0", seeded(Jump), N + 1)
+
+
+def features(base: ModuleSubject, kind: type[Autoencoder], top: int = N) -> ModuleSubject:
+    return record_features(base, {"layers.0": seeded(kind), "layers.1.inner": seeded(kind, 1)}, top)
+
+
+def both(subject: ModuleSubject) -> tuple[Tensor, dict[int, Selected]]:
+    with subject.capture() as captured:
+        return subject.logits(TOKENS), dict(captured)
+
+
+@pytest.mark.parametrize("kind", [TopTuple, TopDense, TopSparse, Jump])
+def test_features_that_are_not_changed_leave_every_bit(base: ModuleSubject, kind: type[Autoencoder]) -> None:
+    subject = features(base, kind)
+    plain, selected = both(subject)
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores)):
+        same, again = both(subject)
+    assert torch.equal(same, plain)
+    assert all(torch.equal(again[layer].indices, one.indices) for layer, one in selected.items())
+    with replay(subject, selected):
+        assert torch.equal(both(subject)[0], plain)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("kind", [TopTuple, Jump])
+def test_an_ablated_feature_takes_its_part_and_nothing_else(
+    base: ModuleSubject, kind: type[Autoencoder], layer: int
+) -> None:
+    subject = features(base, kind)
+    plain, selected = both(subject)
+    feature = int(selected[layer].indices.flatten()[selected[layer].indices.flatten() >= 0].mode().values)
+    acts = (selected[layer].gate_scores * (selected[layer].indices == feature)).sum(-1, keepdim=True)
+    part = acts * subject.values(layer, torch.tensor([feature]))
+    with ablate(subject, [feature]):
+        ablated, altered = both(subject)
+    assert (altered[layer].gate_scores[altered[layer].indices == feature] == 0).all()
+
+    def without(module: nn.Module, args: object, output: Tensor | tuple[Tensor, None]) -> object:
+        return (output[0] - part, None) if isinstance(output, tuple) else output - part
+
+    handle = base.model.get_submodule(("layers.0", "layers.1.inner")[layer]).register_forward_hook(without)
+    torch.testing.assert_close(ablated, subject.logits(TOKENS), atol=1e-5, rtol=0)
+    handle.remove()
+    assert (ablated - plain).abs().max() > 1e-3
+    with swap(subject, feature, (feature + 1) % N + layer * N), swap(subject, feature, (feature + 1) % N + layer * N):
+        torch.testing.assert_close(both(subject)[0], plain, atol=1e-5, rtol=0)
+
+
+def test_a_forced_feature_is_there_in_every_token(base: ModuleSubject) -> None:
+    subject = features(base, Jump)
+    plain, selected = both(subject)
+    with force(subject, 5, 2.0):
+        forced, altered = both(subject)
+    assert ((altered[0].indices == 5).sum(-1) == 1).all()
+    assert (altered[0].gate_scores[altered[0].indices == 5] == 2.0).all()
+    gained = (altered[0].indices >= 0).sum(-1) - (selected[0].indices >= 0).sum(-1)
+    assert torch.equal(gained, (~(selected[0].indices == 5).any(-1)).long())  # in a free place, so none is lost
+    before = (selected[0].gate_scores * (selected[0].indices == 5)).sum(-1, keepdim=True)
+    part = (2.0 - before) * subject.values(0, torch.tensor([5]))
+    handle = base.model.get_submodule("layers.0").register_forward_hook(lambda module, args, output: output + part)
+    torch.testing.assert_close(forced, subject.logits(TOKENS), atol=1e-5, rtol=0)
+    handle.remove()
+    assert (forced - plain).abs().max() > 1e-2
+
+
+def test_an_autoencoder_that_scales_by_token_is_not_written(base: ModuleSubject) -> None:
+    encoder = seeded(Jump)
+    encoder.cfg = SimpleNamespace(normalize_activations="layer_norm")
+    subject = record_features(base, {"layers.0": encoder}, top=3)
+    with pytest.raises(InputError, match=r"layers\.0: its autoencoder scales every token"), ablate(subject, [1]):
+        pass

@@ -1,6 +1,7 @@
 """Modules of other programs are recorded by what they select and how they weigh it, to the last bit."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from product_key_memory import PKM
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
+from memscope.causal.selections import ablate, replay, scale, swap
 from memscope.record.loop import RecordOptions, describe, plan_parts, record_parts
 from memscope.record.rows import RowCollector
 from memscope.recording.part_reader import read_part
 from memscope.run.adapters.memories import bag_site, peer_site
 from memscope.run.adapters.module_site import Choice, ModuleSite
 from memscope.run.adapters.modules import ModuleSubject
-from memscope.run.subject import Subject, run_windows
+from memscope.run.subject import Selected, Subject, run_windows
 from memscope.text.tokenizer import Tokenizer
 from tests.run.adapters.small import DIM, VOCAB, WINDOW, Small, seeded, small_corpus, small_tokenizer
 
@@ -173,7 +175,108 @@ def test_peer_gives_back_the_layers_output_exactly(tokenizer: Tokenizer) -> None
     assert torch.equal(torch.einsum("btk,btkd->btd", seen.read_weights, values), output[0])
     assert torch.equal(seen.read_norms, seen.read_weights.abs())
     assert (seen.gate_scores >= 0).all() and (seen.read_weights < 0).any()
-    with pytest.raises(InputError, match=r"layers\.0: its site says nothing on how"), subject.rewrite(lambda *old: old):
+
+
+PEERS: dict[str, dict[str, Any]] = {
+    "one a head": {"heads": 5},
+    "competing": {"heads": 2, "num_experts_per_head": 3, "non_competing_scores": False},
+    "own experts": {
+        "heads": 2,
+        "num_experts_per_head": 2,
+        "non_competing_scores": False,
+        "separate_embed_per_head": True,
+    },
+}
+
+
+def peer_subject(tokenizer: Tokenizer, options: dict[str, Any], shared: bool = False) -> ModuleSubject:
+    def make() -> Small:
+        model = Small(*(PEER(DIM, num_experts=KEYS**2, product_key_topk=3, **options) for _ in range(2)))
+        for name in ("weight_down_embed", "weight_up_embed") * shared:
+            setattr(model.layers[1], name, getattr(model.layers[0], name))
+        return model
+
+    model = seeded(make)
+    return subject_of(model, tokenizer, [peer_site(model, f"layers.{layer}") for layer in range(2)])
+
+
+def both(subject: ModuleSubject) -> tuple[Tensor, dict[int, Selected]]:
+    with subject.capture() as captured:
+        return subject.logits(TOKENS, MASK), dict(captured)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", list(PEERS))
+def test_peer_that_is_told_what_it_selects_is_the_same_bit_for_bit(
+    tokenizer: Tokenizer, name: str, shared: bool
+) -> None:
+    subject = peer_subject(tokenizer, PEERS[name], shared)
+    plain, selected = both(subject)
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores)):
+        same, again = both(subject)
+    assert torch.equal(same, plain)
+    for layer, one in selected.items():
+        assert torch.equal(again[layer].indices, one.indices)
+        assert torch.equal(again[layer].gate_scores, one.gate_scores)
+        assert torch.equal(again[layer].read_weights, one.read_weights)
+    with replay(subject, selected):
+        assert torch.equal(both(subject)[0], plain)
+        assert all(torch.equal(both(subject)[1][layer].indices, one.indices) for layer, one in selected.items())
+    assert torch.equal(both(subject)[0], plain)
+
+
+@pytest.mark.parametrize("name", list(PEERS))
+def test_changed_experts_of_peer_are_those_of_a_layer_changed_by_hand(tokenizer: Tokenizer, name: str) -> None:
+    subject = peer_subject(tokenizer, PEERS[name])
+    plain, selected = both(subject)
+    site = subject.sites[1]
+    common = (selected[1].indices - site.first_entry).flatten().bincount().argsort(descending=True)
+    expert, other = common[:2].tolist()
+    first = site.first_entry + expert
+    layer: Any = subject.model.get_submodule("layers.1")
+    down, up = layer.weight_down_embed.weight.data, layer.weight_up_embed.weight.data
+    kept = down.clone(), up.clone()
+    with ablate(subject, [first]), ablate(subject, [first]):
+        ablated, altered = both(subject)
+    assert (altered[1].gate_scores[altered[1].indices == first] == 0).all()
+    assert torch.equal(altered[0].indices, selected[0].indices)
+    up[expert] = 0
+    torch.testing.assert_close(ablated, both(subject)[0], atol=1e-6, rtol=0)
+    up.copy_(kept[1])
+    with swap(subject, first, site.first_entry + other):
+        swapped, _ = both(subject)
+        with swap(subject, first, site.first_entry + other):  # sees the exchanged ones, and exchanges them back
+            assert torch.equal(both(subject)[0], plain)
+    for table, before in ((down, kept[0]), (up, kept[1])):
+        table[[expert, other]] = before[[other, expert]]
+    torch.testing.assert_close(swapped, both(subject)[0], atol=1e-6, rtol=0)
+    down.copy_(kept[0])
+    up.copy_(kept[1])
+    for changed in (ablated, swapped):
+        assert (changed - plain).abs().max() > 1e-4
+    with subject.capture() as outside, scale(subject, 0.0, layers=[1]):
+        scaled = subject.logits(TOKENS, MASK)
+    assert (outside[1].gate_scores == 0).all()  # what ran, also for a capture that was there before
+    layer.forward = lambda x: torch.zeros_like(x)
+    torch.testing.assert_close(scaled, subject.logits(TOKENS, MASK))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in subject.model.modules())
+
+
+def test_an_exception_in_peer_leaves_nothing_to_the_next_pass(tokenizer: Tokenizer) -> None:
+    subject = peer_subject(tokenizer, PEERS["one a head"], shared=True)
+    plain = subject.logits(TOKENS, MASK)
+    broken: Any = subject.model.get_submodule("layers.1.activation")
+    with subject.rewrite(lambda layer, indices, scores: (indices, scores)):
+        handle = broken.register_forward_hook(lambda *call: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            subject.logits(TOKENS, MASK)
+        handle.remove()
+        assert torch.equal(subject.model(TOKENS), plain)
+
+
+def test_a_site_without_a_way_to_be_written_is_refused(tokenizer: Tokenizer) -> None:
+    subject = hash_subject(tokenizer)
+    with pytest.raises(InputError, match=r"table: its site says nothing on how"), subject.rewrite(lambda *old: old[1:]):
         pass
 
 
