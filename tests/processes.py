@@ -1,4 +1,7 @@
-"""Processes of their own for tests: forked from one that has done the imports, so that each starts in no time."""
+"""Processes of their own for tests: forked from one that has done the imports, so that each starts in no time.
+
+A script that needs no process of its own runs in this one.
+"""
 
 import multiprocessing
 import os
@@ -10,6 +13,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from memscope.__main__ import main
 
@@ -55,12 +60,18 @@ def run_group(
     return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
 
 
-def run_script(script: Path, words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script as Python's own command line does; ``folder`` is where it writes what it says."""
-    files = _empty_files(folder)
-    process = FRESH.Process(target=_script, args=(script, words, *files))
-    process.start()
-    return subprocess.CompletedProcess(words, wait_for([process]), *(file.read_text() for file in files))
+def run_here(script: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> subprocess.CompletedProcess[str]:
+    """Run a script as Python's own command line does, but in this process, which has imported what it needs."""
+    code: Any = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(script), *words])
+        patch.syspath_prepend(str(script.parent))
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+    return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
 
 def _empty_files(folder: Path) -> tuple[Path, Path]:
@@ -73,12 +84,6 @@ def _empty_files(folder: Path) -> tuple[Path, Path]:
 def _redirect(out: Path, err: Path) -> None:
     for stream, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
-
-
-def _script(script: Path, words: list[str], out: Path, err: Path) -> None:
-    _redirect(out, err)
-    sys.argv, sys.path[0] = [str(script), *words], str(script.parent)
-    runpy.run_path(str(script), run_name="__main__")
 
 
 def _command(

@@ -20,7 +20,7 @@ from memscope.testing.models import PlantedRun, plant_run
 from memscope.testing.recordings import PLANTED_LAYER
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
-from tests.processes import run_script
+from tests.processes import run_here
 
 pytestmark = pytest.mark.slow
 
@@ -120,9 +120,10 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
     random_runs: list[Path],
     biased: Biased,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs], biased)
-    done = run_script(script, [*map(str, arguments), "--out", str(tmp_path)], tmp_path)
+    done = run_here(script, [*map(str, arguments), "--out", str(tmp_path)], capsys)
     assert done.returncode == 0, done.stderr
     headline = done.stdout.splitlines()[0]
     assert any(character.isdigit() for character in headline) and "nan" not in headline
@@ -131,7 +132,9 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) -> None:
+def test_a_study_of_nothing_says_so_in_one_line(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = (
         1
         if script.stem
@@ -139,7 +142,7 @@ def test_a_study_of_nothing_says_so_in_one_line(script: Path, tmp_path: Path) ->
         else 2
     )
     arguments = [tmp_path / f"none-{number}" for number in range(given)]
-    done = run_script(script, [*map(str, arguments), "--out", str(tmp_path / "out")], tmp_path)
+    done = run_here(script, [*map(str, arguments), "--out", str(tmp_path / "out")], capsys)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{script.name}: {tmp_path}")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from memscope.query.recording import Recording
 from memscope.recording.info import read_info
 from memscope.text.tokenizer import Tokenizer
 from tests.conftest import CliResult
-from tests.processes import run_script
+from tests.processes import run_here
 from tests.run.adapters.families import FAMILIES, TOP, make_model, make_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,11 @@ def test_a_loaded_model_is_recorded_in_three_lines(here: Path) -> None:
 
 
 def test_the_example_trains_a_model_that_is_recorded(
-    here: Path, corpus_dir: Path, cli: Callable[..., CliResult], tiny_run_path: Path
+    here: Path,
+    corpus_dir: Path,
+    cli: Callable[..., CliResult],
+    tiny_run_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, command, recorded, _ = map(shlex.split, section("Without a model at hand", "sh").splitlines())
     sizes: dict[str, Any] = json.loads((ROOT / command[2]).read_text())
@@ -74,7 +78,7 @@ def test_the_example_trains_a_model_that_is_recorded(
     (here / "config.json").write_text(json.dumps(sizes | small | {"num_key_value_heads": 2}))
     values = {"--corpus": str(corpus_dir / "train.jsonl"), "--tokenizer": str(tiny_run_path / "tokenizer.json")}
     words = [str(here / "config.json"), *(word for pair in values.items() for word in pair)]
-    done = run_script(ROOT / command[1], [*words, "--out", "runs/olmoe", "--steps", "2", "--batch", "1"], here)
+    done = run_here(ROOT / command[1], [*words, "--out", "runs/olmoe", "--steps", "2", "--batch", "1"], capsys)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^step 2  loss \d+\.\d+  balance \d+\.\d+", done.stdout, flags=re.MULTILINE)
     found = cli("record", recorded[2], "--corpus", corpus_dir / "valid.jsonl", "--out", "recordings/olmoe")

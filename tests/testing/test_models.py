@@ -29,7 +29,7 @@ from tests.testing.test_recordings import expected, found
 
 pytestmark = pytest.mark.slow
 
-CLEAN_SEEDS = range(20)
+CLEAN_SEEDS = range(8)
 SOFTMAX, SIGMOID = {"score_fn": "softmax", "read_fn": "softmax"}, {"score_fn": "sigmoid"}
 
 
@@ -80,7 +80,8 @@ def test_all_effects_are_found_in_a_model(seed: int, memory: dict[str, object], 
 
 def test_clean_models_raise_no_alarm(tmp_path: Path) -> None:
     recordings = [make_world(tmp_path / str(seed), seed, effects=()).recording for seed in CLEAN_SEEDS]
-    assert [found(recording) for recording in recordings] == [set()] * len(CLEAN_SEEDS)
+    error_rate = 0.05 / len(CLEAN_SEEDS)  # of all together: fewer of them find a wrong rate as often
+    assert [found(recording, error_rate) for recording in recordings] == [set()] * len(CLEAN_SEEDS)
 
 
 def test_wired_entries_fire_exactly_at_their_token(world: World) -> None:

@@ -38,8 +38,8 @@ def expected(truth: Planted) -> set[Row]:
     return rows
 
 
-def found(recording: Recording) -> set[Row]:
-    table = find_anomalies(recording, ERROR_RATE)
+def found(recording: Recording, error_rate: float = ERROR_RATE) -> set[Row]:
+    table = find_anomalies(recording, error_rate)
     return set(table[["kind", "layer", "entry", "other", "label"]].itertuples(index=False, name=None))
 
 
