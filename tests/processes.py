@@ -20,9 +20,9 @@ from memscope.__main__ import main
 
 FRESH = multiprocessing.get_context("forkserver")
 """Starts a process without anything that a test did to this one."""
-FRESH.set_forkserver_preload(
-    ["memscope.train.loop", "memscope.record.loop", "memscope.cli.main", "torch._dynamo", "torch.distributed.fsdp"]
-)
+_IMPORTED = ["memscope.train.loop", "memscope.record.loop", "memscope.cli.main"]
+_IMPORTED += ["torch._dynamo", "torch.distributed.fsdp", "tests.warm"]
+FRESH.set_forkserver_preload(_IMPORTED)
 TIMEOUT = 900
 
 
@@ -58,6 +58,31 @@ def run_group(
         started[-1].start()
     code = wait_for(started)
     return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
+
+
+class Command:
+    """A command of memscope in a process of its own, which has what ``python -m memscope`` would have imported."""
+
+    def __init__(self, words: list[object], folder: Path) -> None:
+        """Start it; what it writes goes to files in ``folder``, which is made."""
+        self.words = [str(word) for word in words]
+        folder.mkdir()
+        self._files = _empty_files(folder)
+        self._process = FRESH.Process(target=_command, args=(self.words, dict(os.environ), *self._files, None))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.exitcode is None
+
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end: its code and what it wrote."""
+        self._process.join(TIMEOUT)
+        assert self._process.exitcode is not None, f"still running after {TIMEOUT} s"
+        out, err = (file.read_text() for file in self._files)
+        return subprocess.CompletedProcess(self.words, self._process.exitcode, out, err)
 
 
 def run_here(script: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> subprocess.CompletedProcess[str]:

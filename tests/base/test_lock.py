@@ -25,6 +25,7 @@ from memscope.text.corpus import pack_corpus
 from memscope.text.tokenizer import Tokenizer
 from memscope.train.loop import train
 from tests.conftest import CliResult, tiny_config
+from tests.processes import Command
 
 Cli = Callable[..., CliResult]
 SOMEONE = "process 77 on elsewhere since 2026-01-02 03:04:05 UTC"
@@ -197,14 +198,13 @@ def test_of_two_records_into_one_folder_one_is_made_and_one_is_told(
 ) -> None:
     out = tmp_path / "recording"
     words = ["record", tiny_run_path, "--corpus", corpus_dir / "valid.jsonl", "--out", out, "--part-tokens", 64]
-    command = [sys.executable, "-m", "memscope", *map(str, words)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while first.poll() is None and not (out / LOCK).exists():
+    first = Command(words, tmp_path / "first")
+    while first.runs() and not (out / LOCK).exists():
         time.sleep(0.02)
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = Command(words, tmp_path / "told").end()
     assert told.returncode == 2
     assert told.stderr.startswith(f"memscope: {out}: process {first.pid} on ") and told.stderr.count("\n") == 1
-    assert first.wait(timeout=600) == 0
+    assert first.end().returncode == 0
     assert read_info(out).complete
     assert list(out.rglob(".*")) == []
 

@@ -14,6 +14,7 @@ from memscope.base.stop import GRACE
 from memscope.config.load import dump_config
 from memscope.run.checkpoint import load_run
 from tests.conftest import tiny_config
+from tests.processes import Command
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +70,18 @@ def start(*words: object, **options: object) -> subprocess.Popen[str]:
 def assert_stopped(process: subprocess.Popen[str], number: signal.Signals) -> None:
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == STATUS[number], errors
+    assert_told(process.returncode, errors, number)
+
+
+def assert_command_stopped(command: Command, number: signal.Signals) -> None:
+    assert command.runs()
+    os.kill(command.pid, number)
+    done = command.end()
+    assert_told(done.returncode, done.stderr, number)
+
+
+def assert_told(code: int | None, errors: str, number: signal.Signals) -> None:
+    assert code == STATUS[number], errors
     assert errors.splitlines()[-1] == LINE[number]
     assert "Traceback" not in errors and errors.count("stopped") == 1
 
@@ -125,18 +137,19 @@ def test_a_copy_of_the_process_is_stopped_alone(tmp_path: Path) -> None:
 def test_a_training_that_is_stopped_can_be_resumed(corpus_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(dump_config(tiny_config(corpus_dir, train={"steps": 2000, "save_interval": 2})))
-    words = ["-m", "memscope", "train", config, "--out", run, "--device", "cpu"]
-    process = start(*words)
-    while process.poll() is None and not (run / "model.safetensors").is_file():  # the first checkpoint's
+    words = ["train", config, "--out", run, "--device", "cpu"]
+    process = Command(words, tmp_path / "first")
+    while process.runs() and not (run / "model.safetensors").is_file():  # the first checkpoint's
         time.sleep(0.05)
-    assert_stopped(process, number)
+    assert_command_stopped(process, number)
     assert list(run.rglob(".*")) == []
     assert load_run(run).path == run
-    resumed = start(*words, "--resume", "--set", "steps=2000", "--set", "eval_interval=2000")
     before = (run / "config.yaml").read_bytes()
-    while resumed.poll() is None and (run / "config.yaml").read_bytes() == before:
+    again = ["--resume", "--set", "steps=2000", "--set", "eval_interval=2000"]
+    resumed = Command([*words, *again], tmp_path / "resumed")
+    while resumed.runs() and (run / "config.yaml").read_bytes() == before:
         time.sleep(0.05)
-    assert_stopped(resumed, number)
+    assert_command_stopped(resumed, number)
 
 
 def test_processes_of_torchrun_say_it_once(corpus_dir: Path, tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
 """A recording holds what the model selected, whoever recorded which part and however often it was interrupted."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from memscope.run.checkpoint import LoadedRun, list_checkpoints, load_run
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows
 from memscope.train.evaluate import evaluate
 from tests.conftest import tiny_config, untrained_run
+from tests.processes import run_group
 from tests.synthetic import all_rows, selections_of
 
 pytestmark = pytest.mark.slow
@@ -541,20 +539,13 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert not Processes(1, 2, alone.wait).is_main
 
 
-def test_two_processes_under_torchrun_record_the_same_bytes_as_one(
+def test_two_processes_record_the_same_bytes_as_one(
     tiny_run: LoadedRun, corpus_dir: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "recording"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "memscope", "record", tiny_run.path, "--corpus", corpus_dir / "valid.jsonl", "--out", out]
-    command += ["--part-tokens", "200", "--device", "cpu"]
-    done = subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    words = ["record", tiny_run.path, "--corpus", corpus_dir / "valid.jsonl", "--out", out]
+    words += ["--part-tokens", "200", "--device", "cpu"]
+    done = run_group([str(word) for word in words], tmp_path, 2, {})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens"] == read_info(whole).rows  # one of them speaks
     assert_same_recording(out, whole)

@@ -154,7 +154,7 @@ def test_two_parts_train_like_one_process_at_the_same_global_batch(
 ) -> None:
     train(short(corpus_dir, memory, batch_size=4, **settings), tmp_path / "one", device="cpu")
     config = short(corpus_dir, memory, batch_size=2, **settings)
-    summary = launch(how, config, tmp_path / "two", really="knowledge_length" in memory)
+    summary = launch(how, config, tmp_path / "two")
     assert (summary["processes"], summary["strategy"]) == (2, how)
     exact = "dtype" not in settings  # bfloat16 gradients depend on how a batch is cut
     assert_same_losses(tmp_path / "two", tmp_path / "one", within=1e-4 if exact else 1e-3)
