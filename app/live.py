@@ -29,6 +29,15 @@ def can_type(info: RecordingInfo) -> bool:
     return info.predictions and {site.kind for site in info.sites} <= _TYPED
 
 
+def record_again(info: RecordingInfo, out: str) -> str:
+    """The command that records the same model in the same way; empty where no command does."""
+    if not can_type(info):
+        return ""
+    neurons = f" --neurons {info.selected}" if info.kind == "neurons" else ""
+    window = "" if (Path(info.run) / "config.yaml").is_file() or info.kind == "memory" else f" --window {info.window}"
+    return f"memscope record {info.run} --corpus {info.corpus} --out {out}{neurons}{window}"
+
+
 def recorded_subject(name: str | None = None) -> "Subject":
     """Load the model that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
 
@@ -40,14 +49,14 @@ def recorded_subject(name: str | None = None) -> "Subject":
     if not (weights := _weights(run)):
         raise InputError(
             f"{run}: the recorded model is missing. Recorded documents can still be read. To run it, restore the "
-            f"model, or record again: {RECORD}"
+            f"model, or record again: {record_again(info, 'recordings/NAME') or RECORD}"
         )
     with st.spinner("Loading the model ..."):
         loaded = _load(run, max(weights), *_how(info))
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
             f"{run}: the model was trained further after it was recorded, so its answers would not match this "
-            f"recording. Record it again: memscope record {run} --corpus {info.corpus} --out recordings/NEW"
+            f"recording. Record it again: {record_again(info, 'recordings/NEW')}"
         )
     if loaded.sites != info.sites:
         raise InputError(

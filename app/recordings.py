@@ -1,15 +1,75 @@
 """The reader's choice of a recording: in the sidebar, or in a table of all of them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import streamlit as st
 
 from app import address, outside, state
 from memscope.base.errors import InputError
 from memscope.base.printable import printable
+from memscope.base.words import first_upper
 from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
-from memscope.recording.info import INFO
+from memscope.recording.info import INFO, RecordingInfo
+from memscope.report.words import bias_name
+
+
+class PageName(NamedTuple):
+    """A page in the menu."""
+
+    title: str
+    help: str
+
+
+def pages() -> dict[str, PageName]:
+    """Titles and tooltips of all pages, by what the chosen recording holds; of a memory where it cannot be opened."""
+    names = state.usable_first()
+    info = None
+    if names:
+        with suppress(InputError, OSError):
+            info = state.recording(address.choose(names)[0]).info
+    if info is None or info.kind == "memory":
+        return _PAGES
+    return _PAGES | _pages_of(info)
+
+
+_PAGES = {
+    "overview": PageName("Overview", "The recording, its training and the health of the memory."),
+    "prompts": PageName("Prompts", "Token by token: the entries that the gate selected and the attention read."),
+    "entries": PageName("Entries", "The whole bank: search it, sort it, and open one entry."),
+    "map": PageName("Map", "The bank in two dimensions, coloured by what entries are and do."),
+    "gate_bias": PageName("Gate bias", "Evenness of selection, preferences, anomalies and the full report."),
+    "reading": PageName("Reading", "How the attention weighs what the gate selected."),
+    "routing": PageName("Routing", "Load, domains, tokens, pairs and paths of layers with few entries; their atlas."),
+    "facts": PageName("Facts", "Does a question select, read and need the entries that started from its fact?"),
+    "what_if": PageName("What if", "Ablate, force, swap or rewrite entries, and see what changes."),
+    "compare": PageName("Compare", "Two recordings side by side, such as two checkpoints or seeds."),
+}
+
+
+def _pages_of(info: RecordingInfo) -> dict[str, PageName]:
+    """Pages whose words are others than those of a memory."""
+    many = info.word(2)
+    weighed = f", and how the {info.reader} weighs them" if info.has("reads") else ""
+    reading = "Nothing weighs what is selected apart from its scores."
+    if info.has("reads"):
+        reading = f"How the {info.reader} weighs what the {info.selector} selected."
+    return {
+        "overview": PageName("Overview", f"The recording, its model, and how its {many} are used."),
+        "prompts": PageName("Prompts", f"Token by token: the {many} that are selected{weighed}."),
+        "entries": PageName(first_upper(many), f"All {many}: search them, sort them, and open one."),
+        "map": PageName("Map", f"All {many} in two dimensions, coloured by what they are and do."),
+        "gate_bias": PageName(
+            first_upper(bias_name(info)), "Evenness of selection, profiles, anomalies and the full report."
+        ),
+        "reading": PageName("Reading", reading),
+        "routing": PageName(
+            "Routing", f"Load, domains, tokens, pairs and paths of layers with few {many}; their atlas."
+        ),
+        "facts": PageName("Facts", "An audit of facts, for a memory whose entries started from sentences."),
+        "what_if": PageName("What if", f"Ablate, force, swap or scale {many}, and see what changes."),
+    }
 
 
 def choose_recording() -> None:

@@ -87,6 +87,18 @@ def _neurons(folder: Path) -> RecordingInfo:
     return write_recording(folder, _rows(2, 48, 4), sites=_sites("neurons", 2, 48))
 
 
+def _peer(folder: Path) -> RecordingInfo:
+    """Layers that read by an activation, with a sign, and know no margin."""
+    rows = _rows(2, 32, 4)
+    assert rows.gate is not None
+    signs = np.random.default_rng(2).choice([-1.0, 0.0, 1.0], rows.gate.shape)
+    read = (rows.gate * signs).astype(np.float16)
+    rows = replace(rows, read=read, read_norm=np.abs(read))
+    return write_recording(
+        folder, rows, sites=_sites("peer", 2, 32, signed_reads=True, has=("scores", "reads", "lens"))
+    )
+
+
 def _mixed(folder: Path) -> RecordingInfo:
     """A memory layer of 64 entries that selects four, and a layer of 16 experts that selects two."""
     memory, experts = make_rows(LENGTHS, 0, entries=64, layers=1), _rows(1, 16, 2)
@@ -126,10 +138,13 @@ KINDS: dict[str, Callable[[Path], RecordingInfo]] = {
     "selections": _selections,
     "features": _features,
     "neurons": _neurons,
+    "peer": _peer,
     "mixed": _mixed,
 }
 """Recordings by name: experts with scores, experts of which only the selections are known, features whose number
-varies, neurons, and one memory layer beside one of experts."""
+varies, neurons, experts that an activation reads, and one memory layer beside one of experts."""
+READING = {"peer": ("read", "reads", "random")}
+"""Words of ``FORBIDDEN`` that a kind may be spoken of with."""
 
 
 def write_kind(name: str, folder: Path) -> Path:

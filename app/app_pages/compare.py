@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.live import can_type
+from app.live import can_type, record_again
 from app.parts import compare, figures, tables
 from memscope.base.words import first_upper
 from memscope.report.compare.pairs import paired_metrics
@@ -28,8 +28,9 @@ many = info.word(2)
 
 st.title("Compare")
 if not names:
-    st.write("There is only one recording here. Record another model or checkpoint into the same folder, then reload:")
-    outside.code(f"memscope record {info.run} --corpus {info.corpus} --out {state.root()}/OTHER", language="bash")
+    st.write("There is only one recording here. Record another model or checkpoint into the same folder, then reload.")
+    if command := record_again(info, f"{state.root()}/OTHER"):
+        outside.code(command, language="bash")
     st.stop()
 view = address.View("compare")
 part = view.field("part", choice(parts, name="part"))
@@ -41,7 +42,12 @@ view.write()
 
 left, right = st.columns([3, 2], vertical_alignment="bottom")
 left.segmented_control(
-    "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+    "Part",
+    parts,
+    required=True,
+    format_func=lambda one: first_upper(reworded(info, one)),
+    label_visibility="collapsed",
+    **view.widget("part"),
 )
 right.selectbox("B: compare with", names, **view.widget("with"))
 b = compare.open_other(name)

@@ -44,16 +44,13 @@ def open_row() -> None:
         view.put(entry=int(st.session_state["_entries"][rows[0]]))
 
 
-box, where, by, direction, which, number = st.columns([3.4, 1.9, 1.9, 1.6, 1.6, 1.5], vertical_alignment="bottom")
+box, where, by, direction, which, number = st.columns([3.0, 1.9, 1.9, 1.6, 1.6, 2.0], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
 where.selectbox("In", fields, **view.widget("in", show_table))
 by.selectbox("Sort by", sorts, format_func=partial(tables.sort_label, info), **view.widget("sort", show_table))
 direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
 which.selectbox("Show", STATES, **view.widget("show", show_table))
-through = f"Counted through all layers: the last one is {info.label(info.knowledge_num - 1)}." if info.private else None
-number.number_input(
-    f"Open {word}", 0, info.knowledge_num - 1, step=1, placeholder="number", help=through, **view.widget("entry")
-)
+tables.entry_box(view, info, f"Open {word}", number)
 
 if entry is None:
     found = state.entry_order(search, field, kind, sort, order == ORDERS[0])

@@ -9,7 +9,7 @@ from app.parts import anomalies, bias, figures, tables
 from memscope.base.words import first_upper, span
 from memscope.query.needs import is_known
 from memscope.report.plots import usage as plots
-from memscope.report.words import a_word, selections
+from memscope.report.words import a_word, bias_name, selections
 
 DRAWN = ("by rank", "histogram, log", "histogram, linear")
 PARTS = ("evenness", "concentration", "preferences", "profiles", "layers", "anomalies", "report")
@@ -31,7 +31,7 @@ if info.kind == "memory":
     parts = list(PARTS)
 values = [name for name in bias.VALUES if is_known(info, name)]
 
-st.title("Gate bias")
+st.title(first_upper(bias_name(info)))
 view = address.View("gate_bias")
 part = view.field("part", choice(parts, name="part"))
 name = view.field("by", choice(list(weightings), name="weighting"))

@@ -74,11 +74,11 @@ def draw_lasso() -> None:
 if not said["trusted"]:
     st.warning(reworded(info, " ".join([NOT_TRUSTED, *said["why_not"]])), icon=":material/warning:")
 
-box, color, which, number = st.columns([3, 2, 1.7, 1.4], vertical_alignment="bottom")
+box, color, which, number = st.columns([3, 2, 1.7, 1.9], vertical_alignment="bottom")
 box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
 color.selectbox("Colour by", colors, format_func=str.capitalize, **view.widget("by"))
 which.selectbox("Show", SHOWN, **view.widget("show"))
-number.number_input(first_upper(word), 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry"))
+tables.entry_box(view, info, first_upper(word), number)
 
 found = state.found_entries(search) if search else None
 dark = st.context.theme.type == "dark"

@@ -8,7 +8,7 @@ from app.address import choice, integer, words
 from app.components.fired import fired_view
 from app.components.grid import layer_grid
 from app.components.tokens import token_view
-from app.parts import prompts
+from app.parts import prompts, tables
 from memscope.base.errors import InputError
 from memscope.base.words import first_upper
 from memscope.query.fired import fired_entries, recorded_slots
@@ -62,9 +62,7 @@ right.selectbox(
     "Colour by", list(measures), format_func=lambda one: first_upper(measure_name(info, one)), **view.widget("by")
 )
 if measure == "one entry":
-    extra.number_input(
-        first_upper(info.word()), 0, info.knowledge_num - 1, placeholder="number", **view.widget("entry")
-    )
+    tables.entry_box(view, info, first_upper(info.word()), extra)
 
 predictions, slots = None, None
 if source == DOCUMENT:

@@ -1,22 +1,34 @@
-"""How the attention weighs the selected entries."""
+"""How the attention, or what else reads, weighs the selected entries."""
+
+from functools import partial
 
 import numpy as np
 import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
+from app.live import record_again
 from app.parts import figures, tables
-from memscope.base.words import span
+from app.state import RECORD
+from memscope.base.words import first_upper, span
 from memscope.query.read_sample import head_shares, unread_entries
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import usage as plots
-from memscope.report.words import rows_having, selections
+from memscope.report.words import a_word, reworded, rows_having, selections
 from memscope.stats.usage import UNREAD_SHARE
 
-PARTS = ("shares", "gate against read", "heads", "unread entries", "certainty")
+SHARES, AGAINST, HEADS, UNREAD, CERTAINTY = PARTS = (
+    "shares",
+    "gate against read",
+    "heads",
+    "unread entries",
+    "certainty",
+)
 
 recording = state.recording()
 info = recording.info
+word, many = info.word(), info.word(2)
+say = partial(reworded, info)
 st.title("Reading")
 if not info.has("reads"):
     how = f": the layer adds what it selected, multiplied by the {info.score}s" if info.has("scores") else ""
@@ -30,27 +42,33 @@ d = f"D = {selections(recording, having='reads')} selections a layer."
 chosen = [site.selected for site in info.sites if "reads" in site.has]
 selected, most = span(chosen, ","), max(chosen)
 view = address.View("reading")
-part = view.field("part", choice(PARTS, name="part"))
+parts = [name for name in PARTS if name != HEADS or max(info.site(one).read_heads for one in having) > 1]
+part = view.field("part", choice(parts, name="part"))
 layer = view.field("layer", choice(having, name="layer"))
 view.write()
 st.segmented_control(
-    "Part", PARTS, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+    "Part",
+    parts,
+    required=True,
+    format_func=lambda one: first_upper(say(one)),
+    label_visibility="collapsed",
+    **view.widget("part"),
 )
-if part in ("gate against read", "heads", "unread entries"):
+if part in (AGAINST, HEADS, UNREAD):
     st.segmented_control("Layer", list(having), required=True, **view.widget("layer"))
 
-if part == "shares":
+if part == SHARES:
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
         state.show_figure(
             plots.read_share_histogram,
-            lambda: (reading[["layer", "read_share_histogram"]],),
+            lambda: (reading[["layer", "read_share_histogram"]], a_word(info)),
             alt="Distribution of read shares, per layer",
         )
     right.caption(
-        f"Share of a token's read that each of its {selected} selected entries gets. The first bin holds selected "
-        f"entries that are hardly read. An equal split puts every entry at {1 / most:.1%}; a token that reads "
-        f"one entry alone puts it at 100%. {d}"
+        f"Share of a token's read that each of its {selected} selected {many} gets. The first bin holds selected "
+        f"{many} that are hardly read. An equal split puts every {word} at {1 / most:.1%}; a token that reads "
+        f"one {word} alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
     outside.table(
@@ -58,42 +76,46 @@ if part == "shares":
         hide_index=True,
         height="content",
         column_order=["layer", *tables.READING],
-        column_config=tables.READING,
-        alt="How the attention weighs what the gate selected, per layer",
+        column_config=tables.reading_columns(info),
+        alt=say("How the attention weighs what the gate selected, per layer"),
     )
     st.caption(
-        "Effective entries is the exponential of the entropy of read shares. A selection is unread if it gets less "
-        "than 1% of its token's read. By norm, read heads of different signs do not cancel. The read weight contains "
-        f"the gate score; gate ~ attention divides by it. {d}"
+        say(
+            "Effective entries is the exponential of the entropy of read shares. A selection is unread if it gets less "
+            "than 1% of its token's read. By norm, read heads of different signs do not cancel. The read weight "
+            "contains the gate score; gate ~ attention divides by it. "
+        )
+        + d
     )
     state.download("Reading as CSV", lambda: reading[["layer", *tables.READING]], "reading")
 
-elif part == "gate against read":
+elif part == AGAINST:
     sample = state.read_sample(layer)
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
         state.show_figure(
             figures.gate_against_read,
-            lambda: (sample.gate, sample.read, info.site(layer).selected),
+            lambda: (sample.gate, sample.read, info.site(layer).selected, tables.score_name(info)),
             layer,
-            alt=f"Gate share against read share of selections in layer {layer}",
+            alt=say(f"Share of gate scores against read share of selections in layer {layer}"),
         )
     row = reading[reading["layer"] == layer].iloc[0]
     right.caption(
-        "Selections by their share of the token's gate scores and their share of the token's read. On the diagonal the "
-        "attention follows the gate. Selections below the orange line are unread. Shares under 0.1% lie on the edges. "
-        f"The rank correlation of gate score and read weight is {row['gate_read_rank_correlation']:+.2f}, that of gate "
-        f"score and read weight / gate score {row['gate_attention_rank_correlation']:+.2f}. The sample has "
-        f"{sample.tokens:,} tokens spread through the recording, with {sample.gate.size:,} selections. {d}"
+        say(
+            "Selections by their share of the token's gate scores and their share of the token's read. On the diagonal "
+            "the attention follows the gate. Selections below the orange line are unread. Shares under 0.1% lie on the "
+            f"edges. The rank correlation of gate score and read weight is {row['gate_read_rank_correlation']:+.2f}, "
+            f"that of gate score and read weight / gate score {row['gate_attention_rank_correlation']:+.2f}. The "
+            f"sample has {sample.tokens:,} tokens spread through the recording, with {sample.gate.size:,} selections. "
+        )
+        + d
     )
 
-elif part == "heads":
+elif part == HEADS:
     heads = state.answer(head_shares, layer)
     if heads is None:
         st.info("This recording holds read weights summed over heads. Record with --per-head to see each head:")
-        outside.code(
-            f"memscope record {info.run} --corpus {info.corpus} --out recordings/NAME --per-head", language="bash"
-        )
+        outside.code(f"{record_again(info, 'recordings/NAME') or RECORD} --per-head", language="bash")
         st.stop()
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
@@ -102,7 +124,7 @@ elif part == "heads":
             lambda: (
                 {f"head {head}": row for head, row in enumerate(heads)},
                 np.linspace(0, 1, heads.shape[1] + 1),
-                "share of the head's read that an entry gets",
+                f"share of the head's read that {a_word(info)} gets",
                 "share of selections",
                 "y",
             ),
@@ -111,12 +133,12 @@ elif part == "heads":
             alt=f"Distribution of read shares per head in layer {layer}",
         )
     right.caption(
-        f"Share of a head's read that each of the {info.site(layer).selected} selected entries gets, in layer {layer}. "
-        f"A head whose line reaches far to the right reads few entries. Each head has {int(heads[0].sum()):,} "
+        f"Share of a head's read that each of the {info.site(layer).selected} selected {many} gets, in layer {layer}. "
+        f"A head whose line reaches far to the right reads few {many}. Each head has {int(heads[0].sum()):,} "
         "selections, spread through the recording."
     )
 
-elif part == "unread entries":
+elif part == UNREAD:
     sample = state.read_sample(layer)
     table = unread_entries(recording, sample)
     share, by_norm = (float((shares < UNREAD_SHARE).mean()) for shares in (sample.read, sample.norm))
@@ -126,62 +148,71 @@ elif part == "unread entries":
         [{"entry": entry, "layer": layer} for entry in table["entry"].tolist()],
         key="unread",
         height=520,
-        column_config=tables.ENTRY
+        column_config=tables.entry_columns(info)
         | {
             "selections": st.column_config.NumberColumn(format="localized"),
             "unread": st.column_config.NumberColumn("of them unread", format="localized"),
             "unread_by_norm": st.column_config.NumberColumn("by norm", format="localized"),
             "unread_share": st.column_config.ProgressColumn("unread", format="percent", min_value=0, max_value=1),
         },
-        alt="Entries that are selected but not read",
+        alt=f"{first_upper(many)} that are selected but not read",
     )
     st.caption(
-        "Entries whose selections most often get less than 1% of their token's read: the gate selects them and the "
-        "attention passes over them. Where unread exceeds unread by norm, read heads of different signs cancel. "
-        f"Counted on {sample.tokens:,} tokens spread through the recording, {sample.gate.size:,} selections of layer "
-        f"{layer}. Select a row to open its entry."
+        say(
+            "Entries whose selections most often get less than 1% of their token's read: the gate selects them and the "
+            "attention passes over them. Where unread exceeds unread by norm, read heads of different signs cancel. "
+            f"Counted on {sample.tokens:,} tokens spread through the recording, {sample.gate.size:,} selections of "
+            f"layer {layer}. Select a row to open its entry."
+        )
     )
 
 else:
+    margins = [site.layer for site in info.sites if "margin" in site.has and site.layer in having]
     left, right = st.columns(2, gap="medium")
     with left:
-        st.subheader("Gate entropy")
+        st.subheader(say("Gate entropy"))
         state.show_figure(
             figures.histograms_of,
             lambda: (
                 {f"layer {row.layer}": np.array(row.gate_entropy_histogram) for row in reading.itertuples()},
                 np.linspace(0, 1, 51),
-                f"gate entropy over its highest value, ln {most}",
+                say(f"gate entropy over its highest value, ln {most}"),
                 "share of tokens",
                 "",
             ),
             "entropy",
-            alt="Distribution of gate entropy, per layer",
+            alt=say("Distribution of gate entropy, per layer"),
         )
         st.caption(
-            "At the right the gate weighs all selected entries alike; at the left one entry has all the weight. "
-            f"{info.rows:,} tokens a layer."
+            f"At the right the {info.selector} weighs all selected {many} alike; at the left one {word} has all the "
+            f"weight. {info.rows:,} tokens a layer."
         )
-    with right:
-        st.subheader("Selection margin")
-        state.show_figure(
-            bias_plots.margin_lines,
-            lambda: (reading[["layer", "margin_histogram"]],),
-            alt="Distribution of the margin, per layer",
-        )
-        st.caption(
-            "Score of the weakest selected entry above that of the best rejected one, selection bias included. At the "
-            f"left a small change of the query would swap entries. {info.rows:,} tokens a layer and gate head."
-        )
+    if margins:
+        with right:
+            st.subheader("Selection margin")
+            state.show_figure(
+                bias_plots.margin_lines,
+                lambda: (reading.loc[reading["layer"].isin(margins), ["layer", "margin_histogram"]],),
+                alt="Distribution of the margin, per layer",
+            )
+            st.caption(
+                f"Score of the weakest selected {word} above that of the best rejected one, selection bias included. "
+                f"At the left a small change of the query would swap {many}. {info.rows:,} tokens a layer and gate "
+                "head."
+            )
     left, right = st.columns([1, 1], gap="medium", vertical_alignment="center")
     with left:
-        st.subheader("Gate and read")
+        st.subheader(say("Gate score and read"))
         state.show_figure(
             bias_plots.entropy_dots,
-            lambda: (reading, chosen[0] if len(set(chosen)) == 1 else chosen),
-            alt="Entropy of gate and read shares, per layer",
+            lambda: (
+                reading,
+                chosen[0] if len(set(chosen)) == 1 else chosen,
+                (f"{tables.score_name(info)} shares", f"all selected {many} alike"),
+            ),
+            alt=say("Entropy of gate shares and read shares, per layer"),
         )
     right.caption(
-        "Where the orange square lies below the blue dot, the attention is more selective than the gate. Bars are "
-        f"standard errors over documents. {d}"
+        f"Where the orange square lies below the blue dot, the {info.reader} is more selective than the "
+        f"{info.selector}. Bars are standard errors over documents. {d}"
     )

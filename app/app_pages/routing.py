@@ -4,8 +4,10 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
+from memscope.base.words import first_upper
 from memscope.report.plots import routing as plots
 from memscope.report.routing import all_vocabulary
+from memscope.report.words import bias_name
 from memscope.routing.atlas import atlas
 from memscope.routing.domains import domain_divergence, domain_lift
 from memscope.routing.load import load_matrix, load_table
@@ -27,7 +29,8 @@ st.title("Routing")
 if not layers:
     st.info(
         f"Every layer of this recording selects among more than {MOST_ENTRIES:,} {info.word(2)}, too many for tables "
-        "of all of them. Gate bias and Entries show what is known of each."
+        f"of all of them. The pages {first_upper(bias_name(info))} and {first_upper(info.word(2))} show what is known "
+        "of each."
     )
     st.stop()
 view = address.View("routing")

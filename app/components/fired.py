@@ -58,7 +58,7 @@ def _note(layer: FiredLayer, site: Site) -> str:
     if layer.effective is None:
         return f"{len(layer.entries)} of {site.entries:,} {site.word(2)}"
     if layer.effective:
-        return f"effectively reads {layer.effective:.1f} of {len(layer.entries)} entries"
+        return f"effectively reads {layer.effective:.1f} of {len(layer.entries)} {site.word(2)}"
     return "reads nothing here"
 
 

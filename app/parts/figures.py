@@ -167,8 +167,11 @@ def histograms_of(
     return figure
 
 
-def gate_against_read(gate: np.ndarray, read: np.ndarray, selected: int, *, dark: bool = False) -> Figure:
+def gate_against_read(
+    gate: np.ndarray, read: np.ndarray, selected: int, score: str = "gate", *, dark: bool = False
+) -> Figure:
     """Density of selections by gate share and read share, both over their token's sum, on logarithmic axes."""
+    shares = f"{score} share"
     figure, axes = style.panel(dark)
     figure.set_size_inches(style.SIZE[0], 4.0)
     edges = np.geomspace(1e-3, 1, 61)
@@ -176,12 +179,12 @@ def gate_against_read(gate: np.ndarray, read: np.ndarray, selected: int, *, dark
     mesh = axes.pcolormesh(
         edges, edges, np.ma.masked_equal(np.log10(np.maximum(counts.T, 0.5)), np.log10(0.5)), cmap="viridis"
     )
-    axes.plot([1e-3, 1], [1e-3, 1], color=style.ink(dark), linewidth=1, linestyle="--", label="read share = gate share")
+    axes.plot([1e-3, 1], [1e-3, 1], color=style.ink(dark), linewidth=1, linestyle="--", label=f"read share = {shares}")
     axes.axhline(0.01, color=style.ORANGE, linewidth=1.2, label="unread below")
     axes.axvline(
-        1 / selected, color=style.ink(dark), linewidth=0.8, linestyle=":", label=f"even gate share (1/{selected})"
+        1 / selected, color=style.ink(dark), linewidth=0.8, linestyle=":", label=f"even {shares} (1/{selected})"
     )
-    axes.set(xscale="log", yscale="log", xlabel="share of the token's gate scores", ylabel="share of the token's read")
+    axes.set(xscale="log", yscale="log", xlabel=f"{shares} of the token", ylabel="share of the token's read")
     bar = figure.colorbar(mesh, ax=axes, label="selections, log10")
     bar.ax.yaxis.label.set_color(style.ink(dark))
     bar.ax.tick_params(colors=style.ink(dark))

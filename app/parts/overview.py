@@ -128,7 +128,7 @@ def model_card(recording: Recording) -> None:
         + f", {shared_by(info)}",
         **({} if memory else {"modules": ", ".join(site.module for site in info.sites)}),
         **({"always on": ", ".join(always)} if (always := [s.always for s in info.sites if s.always]) else {}),
-        **({"read heads": _each(info, "read_heads")} if info.has("reads") else {}),
+        **({"read heads": _each(info, "read_heads")} if memory or max(s.read_heads for s in info.sites) > 1 else {}),
         "precision": info.dtype + (f"; scores keep {info.score_bits} bits of their mantissa" * info.has("scores")),
         "recording took": f"{info.seconds:,.0f} s",
     }

@@ -195,8 +195,8 @@ def fired_note(info: RecordingInfo, token: int) -> str:
     said += f"{f', {order}' * bool(order)}: {most}{chosen} a layer."
     if info.has("reads"):
         said += (
-            " Orange bars compare gate scores and blue bars read weights, each with the largest of the layer; a read "
-            "weight may be negative."
+            f" Orange bars compare {info.score}s and blue bars read weights, each with the largest of the layer; a "
+            "read weight may be negative."
         )
     elif info.has("scores"):
         said += f" Orange bars compare {info.score}s with the largest of the layer."

@@ -1,13 +1,18 @@
-"""Tables and columns that several pages show."""
+"""Tables and columns that several pages show, and the box in which a reader names an entry."""
 
 from typing import Any
 
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from app import address, outside, state
+from app.address import View
+from memscope.base.errors import InputError
+from memscope.base.words import first_upper
 from memscope.recording.info import RecordingInfo
-from memscope.report.words import reworded
+from memscope.recording.sites import read_entries
+from memscope.report.words import entry_name, reworded
 
 _NUMBER, _PLAIN = st.column_config.NumberColumn, "localized"
 
@@ -104,6 +109,22 @@ def entry_columns(info: RecordingInfo) -> dict[str, Any]:
     return ENTRY if info.kind == "memory" else columns_of(info, ENTRY) | scores | there
 
 
+def reading_columns(info: RecordingInfo) -> dict[str, Any]:
+    """``READING`` in the words of what selects and reads."""
+    if info.kind == "memory":
+        return READING
+    score, against = score_name(info), f"{score_name(info)} ~ {info.reader}"
+    return columns_of(info, READING) | {
+        "gate_entropy": _NUMBER(f"{score} entropy", format="%.3f", help=f"Entropy of a token's {score} shares, nats."),
+        "gate_top_share": _NUMBER(f"top {score} share", format="percent", help=f"Largest {score} share of a token."),
+        "effective_entries_read": _NUMBER(f"effective {info.word(2)}", format="%.1f"),
+        "gate_read_rank_correlation": _NUMBER(f"{score} ~ read", format="%.2f", help="Spearman, mean over tokens."),
+        "gate_attention_rank_correlation": _NUMBER(
+            against, format="%.2f", help=f"Spearman of {score} and read weight / {score}."
+        ),
+    }
+
+
 def columns_of(info: RecordingInfo, columns: dict[str, Any]) -> dict[str, Any]:
     """Columns with their help in the words of what selects."""
     said = {name: column.get("help") for name, column in columns.items()}
@@ -157,6 +178,42 @@ SORT_LABELS = {
 def sort_label(info: RecordingInfo, name: str) -> str:
     """``SORT_LABELS`` in the words of what selects."""
     return f"{info.score}, sum" if name == "gate_sum" and info.kind != "memory" else SORT_LABELS[name]
+
+
+def entry_box(view: View, info: RecordingInfo, label: str, place: DeltaGenerator) -> None:
+    """A box that takes an entry as pages write it, or by its number through all layers, and an error line below it.
+
+    Args:
+        view: of the page; it has the field ``entry``.
+        info: of the recording.
+        label: of the box.
+        place: where to show it.
+    """
+    key, wrong = f"{view.key('entry')}.named", f"{view.key('entry')}.wrong"
+    entry = st.session_state[view.key("entry")]
+
+    def use() -> None:
+        try:
+            found = read_entries(info.sites, st.session_state[key])[:1]
+            if found and found[0] >= info.knowledge_num:
+                last = info.label(info.knowledge_num - 1)
+                raise InputError(f"there is no {info.word()} {found[0]}; the last one is {last}")
+        except InputError as error:
+            st.session_state[wrong] = str(error)
+            return
+        view.put(entry=found[0] if found else None)
+
+    st.session_state[key] = "" if entry is None else entry_name(info, entry)
+    last = info.knowledge_num - 1
+    place.text_input(
+        label,
+        key=key,
+        on_change=use,
+        placeholder="number",
+        help=f"{first_upper(info.label(last))}, or its number through all layers, {last}." if info.private else None,
+    )
+    if said := st.session_state.pop(wrong, ""):
+        outside.code(said, language=None, wrap_lines=True)
 
 
 def entry_table(table: pd.DataFrame, targets: list[dict[str, int]], *, key: str, **options: Any) -> None:

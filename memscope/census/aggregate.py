@@ -107,7 +107,8 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     ``readability`` as Parquet, and ``census.json``; their hashes go to ``recording.json``.
 
     Raises:
-        InputError: a part or another file is missing, damaged, or not of this recording; no token has a successor.
+        InputError: a part or another file is missing, damaged, or not of this recording; no token has a successor, or
+            none selected anything.
     """
     check_sources(recording, info)
     strata = divide_recording(recording, info)
@@ -134,9 +135,11 @@ def write_usage(recording: Path, info: RecordingInfo, strata: Strata) -> Counted
         for layer, usage in counted:
             cells += usage.cells
             weights += usage.weights
-            writer.write(_usage_table(layer.layer, usage, strata))
+            writer.write(_usage_table(info.site(layer.layer), usage, strata))
             of_layers.append(usage.cells[:, info.entries_of(layer.layer)].sum(0))
             layers.append(layer)
+        if not cells.any():
+            raise InputError(f"{recording}: no token selected any {info.word()}, so there is nothing to count")
         writer.close()
     folds = cells.reshape(len(strata.groups), strata.folds, -1)
     has = [what for what in HAS if info.has(what, everywhere=True)]
@@ -303,16 +306,22 @@ def _profiles(
     return profiles["position"], profiles["frequency"], information
 
 
-def _usage_table(layer: int, usage: LayerUsage, strata: Strata) -> dict[str, Any]:
+def _usage_table(site: Site, usage: LayerUsage, strata: Strata) -> dict[str, Any]:
+    """The rows of a layer in ``usage.parquet``; sums are null where the layer has nothing to sum up."""
     folds = usage.cells.reshape(len(strata.groups), strata.folds, -1).sum(0)
     count, weights = folds.sum(0), usage.weights.sum(0)
     used = np.flatnonzero(count)
+
+    def summed(what: Has, weight: Weight) -> pa.Array:
+        known = what in site.has
+        return pa.array(weights[used, weight], pa.float64()) if known else pa.nulls(len(used), pa.float64())
+
     return {
-        "layer": np.full(len(used), layer, np.uint16),
+        "layer": np.full(len(used), site.layer, np.uint16),
         "entry": used.astype(np.uint32),
         "count": count[used].astype(np.int64),
-        "gate_sum": weights[used, Weight.GATE],
-        "read_sum": weights[used, Weight.READ],
-        "read_signed_sum": weights[used, Weight.SIGNED_READ],
+        "gate_sum": summed("scores", Weight.GATE),
+        "read_sum": summed("reads", Weight.READ),
+        "read_signed_sum": summed("reads", Weight.SIGNED_READ),
         "folds": fixed_lists(folds[:, used].T, pa.uint32()),
     }

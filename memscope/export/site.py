@@ -117,7 +117,7 @@ def _per_token(info: RecordingInfo) -> str:
 
 def _words(info: RecordingInfo) -> dict[str, Any]:
     """Names for the templates, and which columns there are."""
-    memory = info.has("reads")
+    memory = info.kind == "memory"
     return {
         "word": info.word(),
         "words": info.word(2),

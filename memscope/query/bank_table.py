@@ -17,7 +17,7 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.query.entry_cards import FIRES_ON, numbered
-from memscope.query.needs import is_known, known_columns
+from memscope.query.needs import is_known, known_columns, known_numbers
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.stats.usage import HOT_FACTOR
@@ -59,11 +59,11 @@ def entry_numbers(recording: Recording) -> pd.DataFrame:
     over layers, ``top_layer`` is the layer that selects it most (-1 for none).
     """
     frame = recording.sql(
-        """SELECT d.entry, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
-                  coalesce(read_sum, 0) AS read_sum, coalesce(layers_used, 0)::TINYINT AS layers_used,
+        """SELECT d.entry, coalesce(count, 0)::BIGINT AS count, if(count IS NULL, 0, gate_sum) AS gate_sum,
+                  if(count IS NULL, 0, read_sum) AS read_sum, coalesce(layers_used, 0)::TINYINT AS layers_used,
                   coalesce(top_layer, -1)::SMALLINT AS top_layer, drift, kept,
-                  coalesce(read_sum / count, 0) AS read_per_selection,
-                  coalesce(read_signed_sum / count, 0) AS signed_per_selection, readability
+                  if(count IS NULL, 0, read_sum / count) AS read_per_selection,
+                  if(count IS NULL, 0, read_signed_sum / count) AS signed_per_selection, readability
            FROM (SELECT entry, drift, kept FROM decodings) d LEFT JOIN (
                SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                       sum(read_signed_sum) AS read_signed_sum, count(*) AS layers_used,
@@ -72,7 +72,7 @@ def entry_numbers(recording: Recording) -> pd.DataFrame:
                SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) r
            USING (entry) ORDER BY d.entry"""
     )
-    return known_columns(recording.info, frame)
+    return known_numbers(recording.info, frame)
 
 
 def search_entries(recording: Recording, search: str, field: str = "everything") -> np.ndarray:

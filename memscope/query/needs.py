@@ -34,3 +34,21 @@ def is_known(info: RecordingInfo, column: str) -> bool:
 def known_columns(info: RecordingInfo, table: pd.DataFrame) -> pd.DataFrame:
     """The table without the columns of which a recording knows nothing."""
     return table[[column for column in table if is_known(info, str(column))]]
+
+
+def known_numbers(info: RecordingInfo, table: pd.DataFrame) -> pd.DataFrame:
+    """``known_columns`` of a table with a column ``entry``; NaN in rows of entries none of whose layers has the number.
+
+    Only numbers of usage are looked at: others are null already where nothing is known.
+    """
+    table = known_columns(info, table)
+    for bank in info.banks:
+        lacking = [
+            column
+            for column in table
+            if NEEDS.get(column) in ("scores", "reads") and not any(NEEDS[column] in site.has for site in bank)
+        ]
+        if lacking:
+            own = table["entry"].between(bank[0].own.start, bank[0].own.stop - 1)
+            table = table.assign(**{column: table[column].mask(own) for column in lacking})
+    return table

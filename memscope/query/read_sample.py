@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.query.needs import known_columns
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_rows
 from memscope.recording.parts import ROW_GROUP
@@ -48,7 +49,8 @@ def read_sample(recording: Recording, layer: int) -> ReadSample:
 def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:
     """Entries with most unread selections in a sample.
 
-    Returns ``entry selections unread unread_by_norm unread_share sentence``; the share is that of ``unread``.
+    Returns ``entry selections unread unread_by_norm unread_share``, the share being that of ``unread``, and the
+    ``sentence`` where entries start from some.
     """
 
     def count(chosen: np.ndarray) -> np.ndarray:
@@ -59,7 +61,7 @@ def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) ->
     top = np.argsort(-missed, kind="stable")[:limit]
     top = top[missed[top] > 0]
     sentences = recording.sentences(top.tolist())
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "entry": top,
             "selections": selected[top],
@@ -69,6 +71,7 @@ def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) ->
             "sentence": [sentences[int(entry)] for entry in top],
         }
     )
+    return known_columns(recording.info, table)
 
 
 def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray | None:

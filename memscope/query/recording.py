@@ -21,7 +21,7 @@ from memscope.base.seals import read_sealed, read_vouching
 from memscope.config.load import load_config
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
-from memscope.query.needs import is_known, known_columns
+from memscope.query.needs import is_known, known_columns, known_numbers
 from memscope.query.tables import RecordingTables
 from memscope.recording.part_reader import SelectionReader, read_rows
 from memscope.recording.parts import whole_tokens
@@ -88,7 +88,7 @@ class Recording(RecordingTables):
 
         Layers stand in the order of ``info.layers``.
         """
-        frame = self.sql(f"SELECT layer, entry, {_WEIGHTS[weighting]} AS weight FROM usage")
+        frame = self.sql(f"SELECT layer, entry, coalesce({_WEIGHTS[weighting]}, 0) AS weight FROM usage")
         axis = {layer: number for number, layer in enumerate(self.info.layers)}
         usage = np.zeros((len(self.info.layers), self.info.knowledge_num), frame["weight"].to_numpy().dtype)
         usage[frame["layer"].map(axis).to_numpy(), frame["entry"].to_numpy()] = frame["weight"].to_numpy()
@@ -155,7 +155,7 @@ class Recording(RecordingTables):
         bank = self.rows_of("bank", page["entry"].tolist(), ["entry", "sentence", "subject", "predicate", "object"])
         titles = self.rows_of("titles", page["entry"].tolist())
         texts = bank.merge(titles, on="entry", how="left")[["entry", "title", "words", *bank.columns[1:]]]
-        return known_columns(self.info, page[["entry"]].merge(texts, on="entry").merge(page, on="entry"))
+        return known_numbers(self.info, page[["entry"]].merge(texts, on="entry").merge(page, on="entry"))
 
     def sentences(self, entries: Iterable[int]) -> dict[int, str | None]:
         """Init sentences of some entries."""
@@ -274,8 +274,8 @@ class Recording(RecordingTables):
 
 
 _ENTRY_NUMBERS = """
-    SELECT entry, drift, kept, coalesce(count, 0)::BIGINT AS count, coalesce(gate_sum, 0) AS gate_sum,
-           coalesce(read_sum, 0) AS read_sum, coalesce(signed, 0) AS read_signed_sum,
+    SELECT entry, drift, kept, coalesce(count, 0)::BIGINT AS count, if(count IS NULL, 0, gate_sum) AS gate_sum,
+           if(count IS NULL, 0, read_sum) AS read_sum, if(count IS NULL, 0, signed) AS read_signed_sum,
            coalesce(layers_used, 0)::BIGINT AS layers_used, readability
     FROM decodings LEFT JOIN (
         SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) USING (entry)

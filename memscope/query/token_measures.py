@@ -38,6 +38,7 @@ def known_measures(info: RecordingInfo) -> dict[str, str]:
         "gate entropy": f"entropy of {score}s, nats: how evenly the selected {info.word(2)} are weighed",
         "top gate score": f"the largest {score} of the token",
         "top gate share": f"share of the token's {score}s that the best {word} has",
+        "effective entries": f"effective {info.word(2)}: how many the {info.reader} takes, exp(entropy of read shares)",
         "one entry": f"{score} of one {word}" if info.has("scores") else f"whether one {word} is selected",
     }
     return said | {name: words for name, words in here.items() if name in said}
@@ -52,6 +53,7 @@ def measure_name(info: RecordingInfo, measure: str) -> str:
         "gate entropy": f"{score} entropy",
         "top gate score": f"top {score}",
         "top gate share": f"top {score} share",
+        "effective entries": f"effective {info.word(2)}",
     }
     return names.get(measure, measure.replace("entry", info.word()))
 

@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.base.errors import InputError
 from memscope.base.seals import SEAL, read_own_json, unseal, write_sealed
-from memscope.recording.sites import SCORES, SELECTORS, WORDS, Has, Kind, Site, entry_label, is_private
+from memscope.recording.sites import READERS, SCORES, SELECTORS, WORDS, Has, Kind, Site, entry_label, is_private
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
 """Files that a recording has and a run has not."""
 RECORDINGS = "MEMSCOPE_RECORDINGS"
 """Environment variable with what the app opens: a recording, or a folder of recordings."""
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 AGGREGATES = (
     *(
         f"{name}.parquet"
@@ -149,6 +149,12 @@ class RecordingInfo(BaseModel):
     def selector(self) -> str:
         """What selects is called: the gate of a memory, the router of experts."""
         return SELECTORS[self.kind]
+
+    @property
+    def reader(self) -> str:
+        """What weighs selections apart from their scores is called, in the layers that have reads: the attention."""
+        kinds = {site.kind for site in self.sites if "reads" in site.has}
+        return READERS.get(kinds.pop(), "read") if len(kinds) == 1 else "read"
 
     @property
     def private(self) -> bool:

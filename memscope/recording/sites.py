@@ -50,6 +50,8 @@ SELECTORS: dict[Kind, str] = {
     "selection": "selection",
 }
 """What selects in a kind of site is called."""
+READERS: dict[Kind, str] = {"memory": "attention", "peer": "activation"}
+"""What weighs selections apart from their scores; a read in general."""
 _Count = Annotated[int, Field(ge=1, le=2**31)]
 _WORD = "|".join(sorted({word for pair in WORDS.values() for word in pair}))
 _NAMED = re.compile(

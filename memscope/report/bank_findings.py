@@ -5,7 +5,16 @@ import pandas as pd
 
 from memscope.base.words import plural, span
 from memscope.query.recording import Recording
-from memscope.report.words import Reply, ends, few_documents, layer_name, rows_having, selections, shared_by
+from memscope.report.words import (
+    Reply,
+    ends,
+    few_documents,
+    layer_name,
+    reworded,
+    rows_having,
+    selections,
+    shared_by,
+)
 
 
 def certainty(recording: Recording) -> Reply:
@@ -103,7 +112,7 @@ def reading(recording: Recording) -> Reply:
         f"of {ends(reading, 'gate_attention_rank_correlation', '+.3f')}; the attention is taken alone (read weight "
         "/ gate score), since the read weight contains the gate score."
     )
-    return Reply(short, answer)
+    return Reply(reworded(info, short), reworded(info, answer))
 
 
 def drift(recording: Recording) -> Reply:

@@ -22,7 +22,7 @@ class Question(NamedTuple):
     """A standing question about what selects."""
 
     text: str
-    """With ``{selector}`` and ``{words}`` for what selects and what it selects."""
+    """With ``{selector}``, ``{words}`` and ``{reader}`` for what selects, what it selects and what reads that."""
     reply: Callable[[Recording], Reply]
     needs: Has | None = None
     """What a recording must have for it to be asked."""
@@ -32,7 +32,7 @@ class Question(NamedTuple):
     def asked(self, info: RecordingInfo) -> str:
         """The question in the words of what selects."""
         text = self.text if info.kind == "memory" else self.elsewhere or self.text
-        return text.format(selector=info.selector, words=info.word(2))
+        return text.format(selector=info.selector, words=info.word(2), reader=info.reader)
 
 
 QUESTIONS = (
@@ -42,7 +42,12 @@ QUESTIONS = (
     Question("What does the choice of {words} go by?", dependence),
     Question("How sure are these numbers?", certainty),
     Question("Does each layer use the bank differently?", layers, elsewhere="Do layers use different {words}?"),
-    Question("Does the attention read what the gate selects?", reading, "reads"),
+    Question(
+        "Does the attention read what the gate selects?",
+        reading,
+        "reads",
+        elsewhere="Does the {reader} follow what the {selector} weighs?",
+    ),
     Question("How far have entries drifted from their sentences?", drift, "drift"),
 )
 """The standing questions, most important first."""

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from memscope.base.words import first_upper
 from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE, KINDS, find_anomalies
+from memscope.report.words import bias_name
 
 LEAST_DRIFT = 0.001
 """Used entries with a smaller median drift hardly moved."""
@@ -63,9 +65,10 @@ def _dead_in_all_layers(recording: Recording) -> Measure | None:
         return None  # each layer has entries of its own
     everywhere = recording.census.all_layers.by_count
     dead, even = everywhere.dead / everywhere.entries, 1 - everywhere.even_coverage
+    whole = "the bank" if recording.info.kind == "memory" else f"all {recording.info.word(2)}"
     return Measure(
         dead - even,
-        f"{short_percent(dead)} of the bank is selected by no layer at all over "
+        f"{short_percent(dead)} of {whole} is selected by no layer at all over "
         f"{short_number(everywhere.selections)} selections; even selection would leave {short_percent(even)}.",
     )
 
@@ -139,12 +142,13 @@ def _faults(recording: Recording) -> Measure:
     """How many faults stand out; that an entry answers one token or class, say, is no fault."""
     kinds = find_anomalies(recording)["kind"].value_counts()
     faults = {name: kinds[name] for name, kind in KINDS.items() if kind.fault and name in kinds}
-    rate = f"The chance of a false one is {ERROR_RATE:.0%}"
+    rate, page = f"The chance of a false one is {ERROR_RATE:.0%}", first_upper(bias_name(recording.info))
     if not faults:
         return Measure(0.0, f"No {recording.info.word()} or layer stands out as a fault. {rate} in all.")
     named = ", ".join(f"{count:,} {KINDS[name].faults(recording.info)}" for name, count in faults.items())
     return Measure(
-        float(sum(faults.values())), f"Faults that stand out: {named}. {rate} in all; Gate bias, Anomalies lists them."
+        float(sum(faults.values())),
+        f"Faults that stand out: {named}. {rate} in all; {page}, Anomalies lists them.",
     )
 
 

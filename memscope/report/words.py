@@ -74,11 +74,20 @@ def reworded(info: RecordingInfo, text: str) -> str:
         r"Entry\b": first_upper(info.word()),
         r"gate score": info.score,
         r"Gate score": first_upper(info.score),
+        r"gate share": f"{info.score} share",
+        r"gate entropy": f"{info.score} entropy",
+        r"Gate entropy": first_upper(f"{info.score} entropy"),
         r"gate\b": info.selector,
+        r"attention\b": info.reader,
     }
     for known, here in words.items():
         text = re.sub(rf"\b{known}", here, text)
     return text
+
+
+def bias_name(info: RecordingInfo) -> str:
+    """What the bias of selection is called, and with it the app's page on it: "gate bias", "router bias"."""
+    return f"{info.selector} bias"
 
 
 def listed(parts: list[str]) -> str:

@@ -3,14 +3,16 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Dataframe
 
 import app
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, SCORES, write_kind
+from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, write_kind
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -65,7 +67,8 @@ def said(test: AppTest) -> str:
         words += [metric.label, str(metric.value), str(metric.delta)]
     for box in (*main.selectbox, *main.multiselect):
         words += [box.label, *map(str, box.options)]
-    words += [group.label for group in main.number_input]
+    words += [group.label for group in (*main.number_input, *main.text_input, *main.button_group)]
+    words += [str(option) for group in main.button_group for option in group.options]
     for table in main.dataframe:
         words += shown_columns(table).values()
         cells = table.value[list(shown_columns(table))].to_numpy().ravel().tolist()
@@ -91,7 +94,7 @@ def test_a_page_speaks_only_of_what_the_recording_has(page: str, part: str, kind
     test = open_page(page, kind, **({"part": part} if part else {}))
     assert not test.exception
     text = said(test)
-    assert not spoken(text, FORBIDDEN + MARGIN + ENTRIES) - ABOUT.get(page, set())
+    assert not spoken(text, FORBIDDEN + MARGIN + ENTRIES) - ABOUT.get(page, set()) - set(READING.get(kind, ()))
     if kind == "selections":
         assert not spoken(text, SCORES) - {"entropy"}  # of load
 
@@ -141,7 +144,8 @@ def test_tokens_are_coloured_by_measures_that_are_there(kind: str) -> None:
     for name in box.options:
         assert not open_page("prompts", kind, by=name.lower()).exception
     assert ("Loss" in box.options) == (kind != "selections")
-    assert ("Effective entries" in box.options) == (kind == "mixed")
+    several = {"mixed": "Effective entries", "peer": "Effective experts"}
+    assert {name for name in box.options if name.startswith("Effective")} == {*filter(None, [several.get(kind)])}
 
 
 def test_weightings_are_those_that_the_recording_has() -> None:
@@ -155,3 +159,58 @@ def test_the_same_kind_is_compared_number_by_number() -> None:
         test = open_page("compare", "experts", part=part, **{"with": "twin"})
         assert not test.exception
         assert not spoken(said(test), FORBIDDEN + ENTRIES + MARGIN)
+
+
+MENU = {
+    "experts": ["Experts", "Router bias"],
+    "selections": ["Experts", "Router bias"],
+    "features": ["Features", "Selection bias"],
+    "neurons": ["Neurons", "Selection bias"],
+    "peer": ["Experts", "Gate bias"],
+    "mixed": ["Entries", "Selection bias"],
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_menu_speaks_of_what_the_recording_has(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+    page = st.Page
+
+    def note(path: str, **more: Any) -> Any:
+        made.append((more["title"], more["help"]))
+        return page(path, **more)
+
+    monkeypatch.setattr(st, "Page", note)
+    test = open_page("entries", kind)
+    titles = list(dict.fromkeys(title for title, _ in made))
+    assert [title for title in titles if title in MENU[kind]] == MENU[kind]
+    assert test.title[0].value in titles
+    said = "\n".join(f"{title} {help_}" for title, help_ in made if title != "Facts")
+    allowed = set(READING.get(kind, ())) | (set(ENTRIES) | {"reads", "attention"} if kind == "mixed" else set())
+    assert not spoken(said, FORBIDDEN + ENTRIES + MARGIN) - allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "entry", "wrong"),
+    [
+        ("layer 2, expert 6", 38, ""),
+        ("Layer 2 expert 6", 38, ""),
+        ("22", 22, ""),
+        ("", None, ""),
+        ("layer 2, expert 16", 5, "layer 2 has no expert 16"),
+        ("48", 5, "there is no expert 48; the last one is layer 2, expert 15"),
+        ("the best", 5, "'the best' names no expert; write 47, or layer 2, expert 15"),
+    ],
+)
+@pytest.mark.parametrize("page", ["entries", "prompts"])
+def test_an_entry_is_opened_by_its_name_or_its_number(page: str, text: str, entry: int | None, wrong: str) -> None:
+    test = open_page(page, "experts", entry=5, **({"by": "one entry"} if page == "prompts" else {}))
+    box = test.text_input(key=f"{page}.entry.named")
+    assert box.value == "layer 0, expert 5"
+    box.set_value(text).run()
+    assert not test.exception
+    assert test.session_state[f"{page}.entry"] == entry
+    name = {38: "layer 2, expert 6", 22: "layer 1, expert 6", 5: "layer 0, expert 5", None: ""}[entry]
+    assert test.text_input(key=f"{page}.entry.named").value == name
+    said = [code.value for code in test.code if " no " in code.value or "names" in code.value]
+    assert [one.startswith(wrong) for one in said] == [True] * bool(wrong)

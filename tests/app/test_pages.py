@@ -137,7 +137,7 @@ def test_tokens_can_be_coloured_by_every_measure(measure: str) -> None:
 def test_one_entry_lights_up(tiny_recording: Recording) -> None:
     entry = int(tiny_recording.trace(1, 0, 64).selections["entry"].iloc[0])
     test = open_page("prompts", doc=1, by="one entry", entry=entry)
-    assert not test.exception and test.number_input(key="prompts.entry").value == entry
+    assert not test.exception and test.text_input(key="prompts.entry.named").value == str(entry)
 
 
 @pytest.mark.slow
@@ -220,7 +220,7 @@ def test_entries_are_sorted_searched_and_opened(tiny_recording: Recording) -> No
     assert drift == sorted(drift, reverse=True)
     test.text_input(key="entries.q").input("script").run()
     [found] = test.dataframe[0].value["entry"]
-    test.number_input(key="entries.entry").set_value(int(found)).run()
+    test.text_input(key="entries.entry.named").set_value(str(found)).run()
     assert not test.exception
     assert test.subheader[0].value == f"Entry {found}"
     assert "<script>window.hacked = true</script>" in test.text[0].value

@@ -1,10 +1,18 @@
 """Tables, searches and measures of recordings of every kind of layer have only what the recording has."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from memscope.base.errors import InputError
-from memscope.query.bank_table import entry_numbers, entry_rows, known_fields, known_sorts, search_entries
+from memscope.query.bank_table import (
+    entry_numbers,
+    entry_rows,
+    known_fields,
+    known_sorts,
+    search_entries,
+    select_entries,
+)
 from memscope.query.entry_cards import numbered
 from memscope.query.fired import fired_entries, shared_by_layer, shared_selections
 from memscope.query.map_points import known_colors
@@ -27,7 +35,8 @@ def test_tables_have_no_column_of_which_nothing_is_known(kind: str, recordings: 
     numbers = entry_numbers(recording)
     tables = [recording.entries(), numbers, entry_rows(recording, numbers, [0, 3]), recording.usage_table()]
     tables += [recording.most_used(0), recording.neighbours_of([0]), recording.contexts(0)]
-    assert not LACKING & {column for table in tables for column in table}
+    reads = {"read_sum", "read_per_selection"} if recording.info.has("reads") else set()
+    assert not (LACKING - reads) & {column for table in tables for column in table}
     scored = [("gate_sum" in table or "gate" in table) for table in tables]
     assert any(scored) == recording.info.has("scores")
     with pytest.raises(InputError, match="cannot sort by 'drift'"):
@@ -38,6 +47,30 @@ def test_a_memory_beside_experts_keeps_all_columns(recordings: dict[str, Recordi
     table = recordings["mixed"].entries(limit=80, sort="entry", descending=False)
     assert LACKING - {"decoded", "read_per_selection"} <= set(table)
     assert table["drift"].notna().sum() == 64
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_sums_are_null_where_a_layer_has_nothing_to_sum_up(kind: str, recordings: dict[str, Recording]) -> None:
+    recording = recordings[kind]
+    usage = pd.read_parquet(recording.path / "usage.parquet")
+    numbers = entry_numbers(recording).set_index("entry")
+    page = recording.entries(limit=1000, sort="entry", descending=False).set_index("entry")
+    for site in recording.info.sites:
+        here, own = usage[usage["layer"] == site.layer], range(site.own.start, site.own.stop)
+        needs = {"gate_sum": "scores", "read_sum": "reads", "read_signed_sum": "reads"}
+        for column, what in needs.items():
+            assert here[column].notna().all() == here[column].notna().any() == (what in site.has)
+        for table in (numbers, page):
+            for column in {"gate_sum", "read_sum", "read_per_selection"} & set(table):
+                known = "scores" if column == "gate_sum" else "reads"
+                assert table.loc[own, column].notna().all() == (known in site.has)
+                assert table.loc[own, column].notna().any() == (known in site.has)
+        for name in recording.weightings:
+            assert np.isfinite(recording.usage(name)).all()
+    if kind == "mixed":
+        assert recording.most_used(1, weighting="by_count")["read_sum"].isna().all()
+        best = select_entries(recording, entry_numbers(recording), np.arange(80), "all", "read_sum", True)
+        assert set(best[:64]) == set(range(64))
 
 
 def test_weightings_are_those_that_a_layer_has(recordings: dict[str, Recording]) -> None:

@@ -13,9 +13,9 @@ from memscope.report.compare.comparison import write_comparison
 from memscope.report.findings import find
 from memscope.report.gate_bias.write import write_report
 from memscope.report.health import health
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, SCORES, write_kind
+from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, write_kind
 
-LACKING = [kind for kind in KINDS if kind != "mixed"]
+LACKING = [kind for kind in KINDS if kind not in ("mixed", "peer")]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,18 @@ def test_a_report_speaks_only_of_what_the_recording_has(
     assert json.loads((tmp_path / "metrics.json").read_text())["drift"]["median_used"] is None
 
 
+def test_a_report_of_experts_that_an_activation_reads_speaks_of_it(
+    recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    written = {path.name for path in write_report(recordings["peer"], tmp_path)}
+    assert "read_shares.png" in written and "margins.png" not in written
+    page = of_report((tmp_path / "gate_bias.md").read_text())
+    assert not spoken(page, FORBIDDEN + ENTRIES + MARGIN) - set(READING["peer"])
+    assert "rank correlation of score and activation is" in page
+    said = " ".join(flag.text for flag in health(recordings["peer"]))
+    assert not spoken(said, FORBIDDEN + ENTRIES) - set(READING["peer"])
+
+
 def test_entries_of_layers_are_named_by_layer_and_number(recordings: dict[str, Recording], tmp_path: Path) -> None:
     list(write_report(recordings["experts"], tmp_path))
     page = (tmp_path / "gate_bias.md").read_text()
@@ -66,7 +78,7 @@ def test_a_mixed_report_shows_reads_of_the_layers_that_have_them(
     assert {"margins.png", "read_shares.png", "drift.png", "entropy.png"} <= written
     assert not spoken(page, ("nan",))
     answers = {finding.question: finding for finding in find(recordings["mixed"])}
-    reading = answers["Does the attention read what the gate selects?"]
+    reading = answers["Does the attention follow what the selection weighs?"]
     assert "of the 4 entries it selects" in reading.short and "D = 1,176 selections a layer" in reading.answer
     assert "Over 64 used entries" in answers["How far have entries drifted from their sentences?"].answer
 
@@ -89,7 +101,7 @@ def test_two_recordings_of_a_kind_are_compared(kind: str, recordings: dict[str, 
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["layers"] and all(row["jaccard"] == 1 for row in found["layers"])
     if kind != "mixed":
-        assert not spoken(of_report(page), FORBIDDEN + ENTRIES) - {"random"}
+        assert not spoken(of_report(page), FORBIDDEN + ENTRIES) - {"random"} - set(READING.get(kind, ()))
         assert "matched by their numbers" in page
 
 

@@ -45,7 +45,8 @@ def _subtitle(info: RecordingInfo) -> str:
         what = f"Which {info.word(2)} are selected, how evenly"
     if not info.has("reads"):
         return f"{what}, and what the choice goes by."
-    return f"{what}, toward what, and what the attention reads of them."
+    reads = "the attention reads" if info.reader == "attention" else f"the {info.reader} makes"
+    return f"{what}, toward what, and what {reads} of them."
 
 
 def _files(recording: Recording) -> dict[str, str]:
@@ -92,7 +93,7 @@ def _facts(recording: Recording) -> dict[str, str]:
                 "Bank": f"{info.knowledge_num:,} {info.word(info.knowledge_num)} of {info.slots} "
                 f"{plural(info.slots, 'slot', 'slots')}, {shared_by(info)}"
             }
-            if info.has("reads")
+            if info.kind == "memory"
             else {first_upper(info.word(2)): f"{info.knowledge_num:,}, {shared_by(info)}"}
         ),
         **({"Loss": f"{_loss(recording)} nats per token on the recorded text"} if info.predictions else {}),
@@ -113,7 +114,7 @@ def _loss(recording: Recording) -> str:
 def _entry_notes(recording: Recording) -> list[EntryNote]:
     """The most used entries with what they decode to and where they fire."""
     notes, info = [], recording.info
-    gate = "gate" if info.has("reads") else info.score
+    gate = "gate" if info.kind == "memory" else info.score
     for number in recording.entries(limit=_SHOWN_ENTRIES)["entry"]:
         card = recording.entry(int(number))
         most = card.usage.loc[card.usage["count"].idxmax()]

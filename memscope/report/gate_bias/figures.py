@@ -12,7 +12,7 @@ from memscope.query.recording import Recording
 from memscope.recording.sites import Has
 from memscope.report.document import ReportFigure
 from memscope.report.plots import bias, usage
-from memscope.report.words import rows_having, selections
+from memscope.report.words import a_word, rows_having, selections
 
 
 class Numbers(NamedTuple):
@@ -67,6 +67,7 @@ def figures(recording: Recording) -> Iterator[ReportFigure]:
 
 def _caption_values(numbers: Numbers) -> dict[str, str]:
     recording, info = numbers.recording, numbers.recording.info
+    score = "gate" if info.kind == "memory" else info.score
     return {
         "d": f"D = {selections(recording)} selections a layer",
         "d_read": f"D = {selections(recording, having='reads')} selections a layer" if info.has("reads") else "",
@@ -79,8 +80,8 @@ def _caption_values(numbers: Numbers) -> dict[str, str]:
         "words": info.word(2),
         "Words": first_upper(info.word(2)),
         "score": info.score,
-        "weighed": "gate and read shares" if info.has("reads") else f"{info.score}s",
-        "sureness": "Sureness of gate and read" if info.has("reads") else f"Evenness of {info.score}s",
+        "weighed": f"{score} and read shares" if info.has("reads") else f"{info.score}s",
+        "sureness": f"Sureness of {info.selector} and read" if info.has("reads") else f"Evenness of {info.score}s",
         "dtype": info.dtype,
     }
 
@@ -103,7 +104,7 @@ def _entropy(numbers: Numbers) -> Figure:
     info, reading = numbers.recording.info, rows_having(numbers.recording, numbers.reading, "scores")
     each = [info.site(layer).selected for layer in reading["layer"]]
     labels = ("gate shares", "all selected entries alike")
-    if not info.has("reads"):
+    if info.kind != "memory":
         labels = (f"shares of {info.score}s", f"all selected {numbers.words[1]} alike")
     return bias.entropy_dots(reading, each[0] if len(set(each)) == 1 else each, labels)
 
@@ -192,9 +193,11 @@ PLANS = (
     Plan(
         "read_shares",
         "Read shares",
-        "How a token's read divides over its {selected} selected entries: mass at 0 is selected but unread, "
-        "mass at 1 is a token that reads one entry. {d_read}.",
-        lambda numbers: usage.read_share_histogram(rows_having(numbers.recording, numbers.reading, "reads")),
+        "How a token's read divides over its {selected} selected {words}: mass at 0 is selected but unread, "
+        "mass at 1 is a token that reads one {word}. {d_read}.",
+        lambda numbers: usage.read_share_histogram(
+            rows_having(numbers.recording, numbers.reading, "reads"), a_word(numbers.recording.info)
+        ),
         needs=_has("reads"),
     ),
     Plan(

@@ -4,7 +4,7 @@ from memscope.base.words import span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.anomalies import ERROR_RATE
-from memscope.report.words import a_word, listed
+from memscope.report.words import a_word, listed, reworded
 
 _ANOMALIES = (
     "Anomalies need an effect worth naming and a chance that survives correction for everything looked at: in a "
@@ -67,13 +67,14 @@ def _weighing(info: RecordingInfo) -> list[str]:
     """How scores, reads, margins and drift are summed up."""
     said = []
     if info.has("reads"):
-        said.append(
+        weighed = (
             "A token's gate shares and read shares are its gate scores and absolute read weights divided by their "
             "sums. Effective entries = exp(entropy of read shares). Unread = less than 1% of the token's read; by "
             "norm: of the mean over read heads of absolute weights, in which heads that add and heads that subtract "
             "do not cancel. The rank correlation of gate and attention takes the attention alone (read weight / gate "
             "score), since the read weight contains the gate score."
         )
+        said.append(reworded(info, weighed))
     elif info.has("scores"):
         as_used = " A router weight is the weight as the model uses it." if info.kind == "experts" else ""
         said.append(

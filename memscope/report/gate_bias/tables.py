@@ -113,7 +113,7 @@ def _errors(recording: Recording) -> str:
 
 
 def _reading(recording: Recording) -> ReportTable:
-    info, title = recording.info, "Gate and read"
+    info, title = recording.info, first_upper(f"{recording.info.selector} and read")
     means = f"Means over {info.rows:,} tokens."
     if info.has("reads"):
         means = (
@@ -129,10 +129,15 @@ def _reading(recording: Recording) -> ReportTable:
 
 def _score_columns(info: RecordingInfo) -> dict[str, Column]:
     """Columns on scores in the words of what selects."""
-    if info.has("reads"):
+    if info.kind == "memory":
         return {}
-    entropy = Column(f"Entropy of {info.score}s, nats", ".3f", "gate_entropy_se")
-    return {"gate_entropy": entropy, "gate_top_share": Column("Largest share", ".1%", "gate_top_share_se")}
+    named = {"gate_entropy": Column(f"Entropy of {info.score}s, nats", ".3f", "gate_entropy_se")}
+    if not info.has("reads"):
+        return named | {"gate_top_share": Column("Largest share", ".1%", "gate_top_share_se")}
+    for name, against in (("gate_attention", info.reader), ("gate_read", "read")):
+        correlation = f"{name}_rank_correlation"
+        named[correlation] = Column(f"Rank corr. {info.score}, {against}", "+.3f", f"{correlation}_se")
+    return named | {"effective_entries_read": Column(f"Effective {info.word(2)}", ".2f", "effective_entries_read_se")}
 
 
 def _preferences(preferences: pd.DataFrame, d: str) -> ReportTable:

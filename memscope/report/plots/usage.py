@@ -137,11 +137,12 @@ def top_mass(metrics: pd.DataFrame, words: Words = ENTRIES, *, dark: bool = Fals
     return figure
 
 
-def read_share_histogram(reading: pd.DataFrame, *, dark: bool = False) -> Figure:
+def read_share_histogram(reading: pd.DataFrame, word: str = "an entry", *, dark: bool = False) -> Figure:
     """Distribution of the share of a token's read that one selected entry gets, one line per layer.
 
     Args:
         reading: ``Recording.reading_metrics()``; its ``read_share_histogram`` has equal bins over [0, 1].
+        word: what is selected, with its article.
         dark: for a dark page.
     """
     figure, axes = style.panel(dark)
@@ -152,7 +153,7 @@ def read_share_histogram(reading: pd.DataFrame, *, dark: bool = False) -> Figure
         edges = np.linspace(0, 1, len(share) + 1)
         axes.stairs(share, edges, color=color, linewidth=1.5, baseline=None)
         highest = max(highest, float(edges[1:][share > 0].max(initial=0)))
-    axes.set(yscale="log", xlim=(0, highest), xlabel="share of its token's read that an entry gets")
+    axes.set(yscale="log", xlim=(0, highest), xlabel=f"share of its token's read that {word} gets")
     axes.set_ylabel("share of selections (bins of 2%)")
     axes.xaxis.set_major_formatter(style.PERCENT)
     style.layer_legend(axes, reading["layer"].tolist(), dark)

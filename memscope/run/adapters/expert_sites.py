@@ -9,7 +9,6 @@ Llama 4 is the exception: its experts get a tensor that is multiplied already, s
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
 from memscope.recording.sites import Site
-from memscope.run.adapters.module_site import layer_numbers
+from memscope.run.adapters.module_site import layer_numbers, observed, stream_scales
 
 Act = Callable[["Selector", Tensor, Tensor], tuple[Tensor, Tensor] | None]
 """``act(selector, indices, weights)``, ``[T, K]`` each, sees a selection and may return another in its place."""
@@ -47,6 +46,8 @@ class Selector:
     """The experts; the same module unless a router is hooked."""
     top: int | None = None
     """Experts that a router selects for a token; none for a call of experts."""
+    scale: Tensor | None = None
+    """What the block multiplies the sum of its experts by, ``[d]``; none where it does more than that."""
 
     def hook(self, act: Act) -> RemovableHandle:
         """Have every later call of the module pass through ``act``; entries are counted from 0 in it."""
@@ -209,11 +210,10 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
     seen: dict[nn.Module, _Seen] = {}
     passed: list[tuple[nn.Module, Tensor, Tensor]] = []
     head = _head(model)
-    tokens = torch.arange(_PROBE[0] * _PROBE[1], device=next(model.parameters()).device).view(_PROBE)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = Call(args, kwargs)
-        if call.selects(tokens.numel()):
+        if call.selects(_PROBE[0] * _PROBE[1]):
             if module in seen:
                 seen[module].calls += 1
             else:
@@ -227,8 +227,8 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
         if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
             passed.append((module, args[0], output))  # also keeps tensors alive, so that no address is used twice
 
-    with _observed(model, before, after):
-        logits = run(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    with observed(model, before, after):
+        logits = probe(model, run)
     inner = [
         one for one in seen.values() if not any(_holds(one.module, other) for other in seen if other is not one.module)
     ]
@@ -242,22 +242,28 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
     if often := [one.path for one in inner if one.calls > 1]:
         raise InputError(f"{often[0]} selects several times in one pass; a layer that selects once was expected")
     tail = _find_tail(model, head, passed, logits)
-    return Found(tuple(_selectors(model, inner, tail)), tail)
+    scales = stream_scales(model, [_experts_path(one) for one in inner], lambda: probe(model, run))
+    return Found(tuple(_selectors(dict(model.named_modules()), inner, scales, tail)), tail)
 
 
 @torch.no_grad()
 def find_tail(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Tail | None:
     """What makes logits of the residual stream, by a pass over a few tokens; none where it is not known."""
     passed: list[tuple[nn.Module, Tensor, Tensor]] = []
-    tokens = torch.arange(_PROBE[0] * _PROBE[1], device=next(model.parameters()).device).view(_PROBE)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and args and isinstance(args[0], Tensor):
             passed.append((module, args[0], output))
 
-    with _observed(model, lambda *call: None, after):
-        logits = run(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    with observed(model, lambda *call: None, after):
+        logits = probe(model, run)
     return _find_tail(model, _head(model), passed, logits)
+
+
+def probe(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Logits of a few tokens."""
+    tokens = torch.arange(_PROBE[0] * _PROBE[1], device=next(model.parameters()).device).view(_PROBE)
+    return run(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
 def count_experts(module: nn.Module) -> int:
@@ -270,12 +276,19 @@ def count_experts(module: nn.Module) -> int:
     return max(counts)
 
 
-def _selectors(model: nn.Module, seen: list[_Seen], tail: Tail | None) -> Iterator[Selector]:
-    modules, first = dict(model.named_modules()), 0
+def _experts_path(one: _Seen) -> str:
+    """Where the experts are: beside a router, or what was called."""
+    parent = one.path.rpartition(".")[0]
+    return f"{parent}.experts" if type(one.module).__name__ == "Llama4Router" else one.path
+
+
+def _selectors(
+    modules: dict[str, nn.Module], seen: list[_Seen], scales: dict[str, Tensor], tail: Tail | None
+) -> Iterator[Selector]:
+    first = 0
     for one, layer in zip(seen, layer_numbers([one.path for one in seen]), strict=True):
-        router = type(one.module).__name__ == "Llama4Router"
-        parent = one.path.rpartition(".")[0]
-        lens = tail is not None and one.width == tail.width
+        path, parent = _experts_path(one), one.path.rpartition(".")[0]
+        lens = tail is not None and one.width == tail.width and path in scales
         site = Site(
             layer=layer,
             module=one.path,
@@ -286,8 +299,7 @@ def _selectors(model: nn.Module, seen: list[_Seen], tail: Tail | None) -> Iterat
             has=("scores", "lens") if lens else ("scores",),
             always=_shared(modules, parent),
         )
-        experts = modules[f"{parent}.experts"] if router else one.module
-        yield Selector(site, one.module, experts, one.selected if router else None)
+        yield Selector(site, one.module, modules[path], one.selected if path != one.path else None, scales.get(path))
         first += one.entries
 
 
@@ -333,16 +345,3 @@ def _find_tail(
 
 def _holds(module: nn.Module, other: nn.Module) -> bool:
     return any(inside is other for inside in module.modules())
-
-
-@contextmanager
-def _observed(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
-    handles: list[RemovableHandle] = []
-    try:
-        for module in model.modules():
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(module.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -199,7 +199,9 @@ class HuggingFaceExperts:
         finally:
             for handle in handles:
                 handle.remove()
-        return {layer: total / counts[layer][:, None] for layer, total in sums.items()}
+        scales = {selector.site.layer: selector.scale for selector in self._selectors}
+        means = {layer: total / counts[layer][:, None] for layer, total in sums.items()}
+        return {layer: mean if (by := scales[layer]) is None else mean * by for layer, mean in means.items()}
 
 
 def adopt_tokenizer(tokenizer: Any, ids: int, source: str) -> Tokenizer:

@@ -9,7 +9,8 @@ published memories.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -83,6 +84,8 @@ class ModuleSite:
     """What holds the entries; sites with the same object select from one bank. None: entries of its own."""
     values: Tensor | None = None
     """What selecting each entry with weight 1 adds to the residual stream, ``[N, dim]``; for the logit lens."""
+    scale: Tensor | None = None
+    """What the model multiplies ``values`` by before it adds them, ``[dim]``; none for 1."""
     texts: Int[Tensor, "entry slot"] | None = None
     """Token ids of entries that are text."""
 
@@ -175,3 +178,105 @@ def hash_weights(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def observed(model: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
+    """See every call in a model: ``before(module, args, kwargs)`` and ``after(module, args, output)``."""
+    handles: list[RemovableHandle] = []
+    try:
+        for module in model.modules():
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def stream_scales(model: nn.Module, paths: Sequence[str], run: Callable[[], object]) -> dict[str, Tensor]:
+    """What becomes of a module's output on its way into the residual stream, by path: a scale, ``[d]`` float32.
+
+    Each block, the module with the first number in the path, runs once more with noise added to the output, and its own
+    output must change by the noise times one scale. A path is left out where it does not, because a norm or a gate
+    follows, or where there is no block.
+
+    Args:
+        model: the model.
+        paths: modules whose output ends in the stream; of more rows than tokens, as of experts one after the other, the
+            first rows are those of all tokens.
+        run: runs the model on a few tokens.
+    """
+    blocks: dict[str, list[str]] = {}
+    for path in paths:
+        if found := re.match(r"(?:.*?\.)??\d+(?=\.|$)", path):
+            blocks.setdefault(found[0], []).append(path)
+    shapes: dict[str, torch.Size] = {}
+    scales: dict[str, Tensor] = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            shapes[path] = output.shape if isinstance(output, Tensor) else torch.Size()
+
+        return after
+
+    def measure(inside: list[str]) -> Callable[..., None]:
+        def after(block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            stream = _first(output)
+            if not isinstance(stream, Tensor):
+                return
+            for path in inside:
+                own = shapes.get(path, torch.Size())
+                if own[-1:] == stream.shape[-1:] and stream.numel() <= own.numel():
+                    noise = torch.randn(stream.shape, generator=torch.Generator().manual_seed(0)).to(stream)
+                    noise *= stream.float().square().mean().sqrt().to(stream)
+                    with _added(find_module(model, path), noise):
+                        changed = _first(block.forward(*args, **kwargs))
+                    if (scale := _common_scale(noise, changed, stream)) is not None:
+                        scales[path] = scale
+
+        return after
+
+    handles = [find_module(model, path).register_forward_hook(note(path)) for path in paths]
+    for name, inside in blocks.items():
+        handles.append(find_module(model, name).register_forward_hook(measure(inside), with_kwargs=True))
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return scales
+
+
+@contextmanager
+def _added(module: nn.Module, noise: Tensor) -> Iterator[None]:
+    """Add noise to the first rows of a module's output."""
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        rows = output.flatten(0, -2).clone()
+        rows[: noise[..., 0].numel()] += noise.flatten(0, -2).to(rows)
+        return rows.view_as(output)
+
+    handle = module.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _common_scale(noise: Tensor, changed: Tensor, before: Tensor) -> Tensor | None:
+    """The scale ``[d]`` by which noise changed all rows alike; none if there is no such scale, or it is 0."""
+    near = 1e-4 if before.dtype == torch.float32 else 0.02  # what rounding leaves
+    by, moved = noise.float().flatten(0, -2), (changed.float() - before.float()).flatten(0, -2)
+    scale = (moved * by).sum(0) / by.square().sum(0)
+    mean = scale.mean()
+    if bool((scale - mean).abs().max() <= near * mean.abs()):
+        scale = torch.full_like(scale, 1.0 if abs(float(mean) - 1) <= near else float(mean))
+    alike = (moved - by * scale).norm() <= near * moved.norm()
+    return scale if bool(alike) and bool(moved.any()) else None
+
+
+def _first(output: Any) -> Any:
+    """An output; of a tuple the first."""
+    return output[0] if isinstance(output, tuple) else output

@@ -249,7 +249,8 @@ class ModuleSubject:
         """``values`` of the layer's site."""
         [(spec, site)] = [(spec, site) for spec, site in self._pairs() if site.layer == layer]
         assert spec.values is not None, f"{spec.module} has no values"
-        return spec.values.detach()[entries - site.first_entry].float()
+        values = spec.values.detach()[entries - site.first_entry].float()
+        return values if spec.scale is None else values * spec.scale
 
     def unembed(self, resid: Float[Tensor, "row dim"]) -> Float[Tensor, "row vocab"]:
         """``unembedding``."""

@@ -9,6 +9,7 @@ neurons of the largest absolute activation are recorded, with this size as their
 entry's lens shows what a positive activation adds.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
-from memscope.run.adapters.expert_sites import find_tail
+from memscope.run.adapters.expert_sites import find_tail, probe
 from memscope.run.adapters.experts import adopt_tokenizer, window_of
 from memscope.run.adapters.hugging_face import load_hugging_face
-from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, find_module
+from memscope.run.adapters.module_site import Call, Choice, Choose, ModuleSite, find_module, stream_scales
 from memscope.run.adapters.modules import ModuleSubject, beside
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
@@ -78,6 +79,11 @@ def model_neurons(
 
     with evaluating(model):
         tail = find_tail(model, run)
+        scales = stream_scales(model, [site.module for site in sites], lambda: probe(model, run))
+    sites = [
+        replace(site, scale=scales.get(site.module), values=site.values if site.module in scales else None)
+        for site in sites
+    ]
     return ModuleSubject(
         model=model,
         tokenizer=adopt_tokenizer(tokenizer, config.vocab_size, name),

@@ -51,24 +51,25 @@ class Family(NamedTuple):
     moved: bool = False
     """Whether a bias that is not 0 takes part in the choice."""
     lens: bool = True
+    """Whether the block adds the sum of its experts, or a multiple of it."""
 
 
 _LATENT = {"head_dim": None, "num_key_value_heads": 4}
 """Attention with latent keys and values."""
 FAMILIES: dict[str, Family] = {
-    "afmoe": Family(shared=True),
+    "afmoe": Family(shared=True, lens=False),  # a norm follows its experts
     "aria_text": Family(shared=True),
     "bailing_hybrid": Family(shared=True),
-    "beam": Family({"mlp_layer_types": ["dense", "sparse"]}, layers=(1,)),
+    "beam": Family({"mlp_layer_types": ["dense", "sparse"]}, layers=(1,), lens=False),
     "cohere2_moe": Family(),
     "deepseek_v2": Family(_LATENT, shared=True),
     "deepseek_v3": Family(_LATENT, shared=True),
     "deepseek_v32": Family(_LATENT, shared=True),
-    "deepseek_v4": Family({"mlp_layer_types": ["moe", "moe"]}, shared=True),
+    "deepseek_v4": Family({"mlp_layer_types": ["moe", "moe"]}, shared=True, lens=False),  # four streams, mixed by token
     "dots1": Family({"n_shared_experts": 1}, shared=True),
     "ernie4_5_moe": Family(layers=(1,), shared=True, moved=True),
     "exaone_moe": Family(shared=True),
-    "flex_olmo": Family(plain=True),
+    "flex_olmo": Family(plain=True, lens=False),
     "flint": Family({"mlp_only_layers": [0]}, layers=(1,), shared=True),
     "glm4_moe": Family(shared=True),
     "glm4_moe_lite": Family(_LATENT, layers=(1,), shared=True),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memscope.run.adapters.experts import HuggingFaceExperts
-from memscope.run.subject import Selected, Subject, run_windows
+from memscope.run.subject import Selected, Subject, evaluating, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus
 from tests.run.adapters.families import EXPERTS, FAMILIES, TOP, VOCAB, WIDTH, Family, make_model, make_tokenizer
 
@@ -242,3 +242,28 @@ def test_the_residual_stream_is_unembedded_as_the_model_does(world: World) -> No
         handle.remove()
         again = world.subject.unembed(resid[0].flatten(0, 1))
     torch.testing.assert_close(again, logits.flatten(0, 1), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["granitemoe", "granitemoeshared"])
+def test_values_are_what_a_block_adds_where_it_scales_its_experts(kind: str) -> None:
+    model = make_model(kind, residual_multiplier=0.22, **FAMILIES[kind].settings)
+    subject = HuggingFaceExperts(model, make_tokenizer())
+    tokens, mask = torch.arange(3, 15)[None], torch.ones(1, 12, dtype=torch.bool)
+    site = subject.sites[0]
+    own = torch.arange(site.own.start, site.own.stop)
+    values = subject.values(site.layer, own, [(tokens, mask)])
+    streams: list[Tensor] = []
+    model.get_submodule("model.layers.0").register_forward_hook(
+        lambda module, args, output: streams.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with evaluating(model):
+        with subject.capture() as captured:
+            subject.logits(tokens, mask)
+        for weight in (1.0, 0.0):
+            with subject.rewrite(lambda layer, old, by, weight=weight: (old, torch.full_like(by, weight))):
+                subject.logits(tokens, mask)
+    added = (streams[1] - streams[2]).flatten(0, -2).sum(0)  # by all tokens together, each expert with weight 1
+    each = torch.bincount(captured[0].indices.flatten() - site.first_entry, minlength=site.entries)
+    expected = (values.nan_to_num() * each[:, None]).sum(0)
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-4)
+    assert added.abs().max() > 1e-3

@@ -13,8 +13,8 @@ from memscope.base.errors import InputError
 from memscope.record.rows import RowCollector
 from memscope.recording.info import read_info
 from memscope.run.adapters.modules import ModuleSubject
-from memscope.run.adapters.neurons import find_outputs, folder_neurons, neuron_sites, run_neurons
-from memscope.run.subject import Subject, run_windows
+from memscope.run.adapters.neurons import find_outputs, folder_neurons, model_neurons, neuron_sites, run_neurons
+from memscope.run.subject import Subject, evaluating, run_windows
 from memscope.testing.recordings import word_texts, write_tokenizer
 from memscope.text.corpus import document_windows, pack_corpus
 from tests.conftest import tiny_config, untrained_run
@@ -26,7 +26,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "nu
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def hugging_face(kind: str, **more: int) -> nn.Module:
+def hugging_face(kind: str, **more: float) -> nn.Module:
     return seeded(lambda: AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **more)))
 
 
@@ -205,3 +205,37 @@ def test_the_command_records_neurons_of_runs_and_of_hugging_face_folders(
         "record", ffn.path, "--corpus", corpus, "--out", tmp_path / "all", "--neurons", 6, "--checkpoints", "all"
     )
     assert several.code == 2 and "leave --checkpoints out" in several.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "scale"),
+    [
+        ("llama", {}, 1.0),
+        ("granite", {"residual_multiplier": 0.22}, 0.22),
+        ("olmo2", {}, None),  # a norm follows
+        ("gemma2", {"head_dim": 8}, None),
+    ],
+)
+def test_neurons_behind_a_scale_are_scaled_and_those_behind_a_norm_have_no_lens(
+    kind: str, more: dict[str, float], scale: float | None, tmp_path: Path
+) -> None:
+    model = hugging_face(kind, **more)
+    subject = model_neurons(model, small_tokenizer(tmp_path), 4)
+    assert all(("lens" in site.has) == (scale is not None) for site in subject.sites)
+    if scale is None:
+        return
+    neuron, layer = 7, 1
+    with evaluating(model):
+        streams: list[Tensor] = []
+        block = model.get_submodule(f"model.layers.{layer}")
+        block.register_forward_hook(lambda module, args, output: streams.append(output))
+        subject.logits(TOKENS)
+        block.get_submodule("mlp.down_proj").register_forward_pre_hook(
+            lambda module, args: (args[0].index_add(-1, torch.tensor([neuron]), torch.ones(2, 7, 1)),)
+        )
+        subject.logits(TOKENS)
+    entry = subject.sites[layer].first_entry + neuron
+    value = subject.values(layer, torch.tensor([entry]))[0]
+    torch.testing.assert_close((streams[1] - streams[0])[0, 0], value, atol=1e-6, rtol=1e-4)
+    column = model.get_submodule(f"model.layers.{layer}.mlp.down_proj").weight[:, neuron]
+    torch.testing.assert_close(value, scale * column.detach(), atol=1e-6, rtol=1e-4)
