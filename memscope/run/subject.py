@@ -23,7 +23,8 @@ from memscope.recording.sites import Site
 from memscope.text.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 from memscope.text.tokenizer import Tokenizer
 
-_ROWS = 256
+_ROWS = 64
+_BLOCK = 64
 
 
 @dataclass
@@ -215,11 +216,24 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def _judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Losses and most likely tokens, as ``next_token_loss``, for a few rows at a time, which stay in the cache."""
     losses, predicted = [], []
+    shifted = torch.empty(_ROWS, logits.shape[-1], device=logits.device)
     for rows, wanted in zip(logits.flatten(0, 1).split(_ROWS), targets.flatten().split(_ROWS), strict=True):
-        values = rows.float() if rows.dtype != torch.float32 else rows.clone()
-        top, best = values.max(-1)
+        values = rows.float()
+        top, best = _largest(values)
         picked = values.gather(-1, wanted.clamp(min=0)[:, None])[:, 0]
-        loss = values.sub_(top[:, None]).exp_().sum(-1).log_() + top - picked
+        exponents = torch.sub(values, top[:, None], out=shifted[: len(values)])
+        loss = exponents.exp_().sum(-1).log_() + top - picked
         losses.append(loss.masked_fill_(wanted < 0, 0.0))
         predicted.append(best)
     return torch.cat(losses).view(targets.shape), torch.cat(predicted).view(targets.shape)
+
+
+def _largest(values: Float[Tensor, "row vocab"]) -> tuple[Tensor, Tensor]:
+    """The largest number of every row and its first place, as ``max``, which looks for the place in half the speed."""
+    width = min(_BLOCK, values.shape[-1])
+    blocks = values.unfold(-1, width, width).amax(-1)
+    last = values[:, -width:].amax(-1, keepdim=True)  # what the blocks leave out, and some of the last one again
+    top, block = torch.cat([blocks, last], -1).max(-1)
+    start = (block * width).clamp(max=values.shape[-1] - width)
+    inside = values.gather(-1, start[:, None] + torch.arange(width, device=values.device))
+    return top, start + inside.argmax(-1)

@@ -8,7 +8,7 @@ import torch
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import OwnModel, capture_memory
 from memscope.run.checkpoint import LoadedRun
-from memscope.run.subject import run_windows
+from memscope.run.subject import _largest, run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
 from tests.conftest import tiny_config
 
@@ -112,3 +112,12 @@ def test_run_windows_restores_mode_and_hooks_when_left_early(tiny_run: LoadedRun
     assert hook_count(model) == 0
     assert model.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 63, 64, 65, 320, 1000])
+def test_the_most_likely_token_is_the_first_of_equals_as_max_has_it(vocab: int) -> None:
+    chance = torch.Generator().manual_seed(vocab)
+    for values in (torch.randn(90, vocab, generator=chance), torch.randint(4, (90, vocab), generator=chance).float()):
+        found, expected = _largest(values), values.max(-1)
+        assert torch.equal(found[0], expected.values)
+        assert torch.equal(found[1], expected.indices)

@@ -229,9 +229,8 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
 
     with observed(model, before, after):
         logits = probe(model, run)
-    inner = [
-        one for one in seen.values() if not any(_holds(one.module, other) for other in seen if other is not one.module)
-    ]
+    within = {one: set(one.modules()) for one in seen}
+    inner = [one for one in seen.values() if not (within[one.module] - {one.module}) & seen.keys()]
     if not inner:
         kinds = Counter(type(module).__name__ for module in model.modules())
         listed = ", ".join(list(kinds)[:_LISTED])
@@ -242,8 +241,9 @@ def find_sites(model: nn.Module, run: Callable[[Tensor, Tensor], Tensor]) -> Fou
     if often := [one.path for one in inner if one.calls > 1]:
         raise InputError(f"{often[0]} selects several times in one pass; a layer that selects once was expected")
     tail = _find_tail(model, head, passed, logits)
-    scales = stream_scales(model, [_experts_path(one) for one in inner], lambda: probe(model, run))
-    return Found(tuple(_selectors(dict(model.named_modules()), inner, scales, tail)), tail)
+    modules = dict(model.named_modules())
+    scales = stream_scales(model, [_experts_path(modules, one) for one in inner], lambda: probe(model, run))
+    return Found(tuple(_selectors(modules, inner, scales, tail)), tail)
 
 
 @torch.no_grad()
@@ -276,10 +276,13 @@ def count_experts(module: nn.Module) -> int:
     return max(counts)
 
 
-def _experts_path(one: _Seen) -> str:
-    """Where the experts are: beside a router, or what was called."""
-    parent = one.path.rpartition(".")[0]
-    return f"{parent}.experts" if type(one.module).__name__ == "Llama4Router" else one.path
+def _experts_path(modules: dict[str, nn.Module], one: _Seen) -> str:
+    """Where the experts are: what was called, or beside a router, which a bridge may have wrapped."""
+    parent = one.path
+    while type(one.module).__name__ == "Llama4Router" and (parent := parent.rpartition(".")[0]):
+        if f"{parent}.experts" in modules:
+            return f"{parent}.experts"
+    return one.path
 
 
 def _selectors(
@@ -287,7 +290,7 @@ def _selectors(
 ) -> Iterator[Selector]:
     first = 0
     for one, layer in zip(seen, layer_numbers([one.path for one in seen]), strict=True):
-        path, parent = _experts_path(one), one.path.rpartition(".")[0]
+        path = _experts_path(modules, one)
         lens = tail is not None and one.width == tail.width and path in scales
         site = Site(
             layer=layer,
@@ -297,7 +300,7 @@ def _selectors(
             entries=one.entries,
             selected=one.selected,
             has=("scores", "lens") if lens else ("scores",),
-            always=_shared(modules, parent),
+            always=_shared(modules, one.path.rpartition(".")[0]),
         )
         yield Selector(site, one.module, modules[path], one.selected if path != one.path else None, scales.get(path))
         first += one.entries
@@ -341,7 +344,3 @@ def _find_tail(
         if off <= 0.02 * want.abs().max():  # as near as bfloat16 is
             return tail
     return None
-
-
-def _holds(module: nn.Module, other: nn.Module) -> bool:
-    return any(inside is other for inside in module.modules())

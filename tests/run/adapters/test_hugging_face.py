@@ -203,6 +203,34 @@ def test_a_transformer_lens_bridge_is_recorded_as_the_plain_model(folder: Path) 
         torch.testing.assert_close(found[layer][1], weights)
 
 
+BRIDGED = (
+    *("afmoe", "deepseek_v2", "deepseek_v3", "deepseek_v4", "ernie4_5_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite"),
+    *("gpt_oss", "granitemoe", "jamba", "laguna", "lfm2_moe", "llama4_text", "minimax_m2", "mixtral", "nemotron_h"),
+    *("qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next"),
+)
+"""Families beside OLMoE that TransformerLens 4.3 bridges and whose tiny models can be made here."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BRIDGED)
+def test_every_family_that_is_bridged_selects_the_same(kind: str, tmp_path: Path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model: Any = make_model(kind)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu", dtype=torch.float32)
+    bridged, plain = HuggingFaceExperts(bridge, make_tokenizer()), HuggingFaceExperts(model, make_tokenizer())
+    assert [(site.layer, site.entries, site.has) for site in bridged.sites] == [
+        (site.layer, site.entries, site.has) for site in plain.sites
+    ]
+    found, expected = selected(bridged), selected(plain)
+    assert found.keys() == expected.keys()
+    for layer, (indices, weights) in expected.items():
+        assert torch.equal(found[layer][0].sort(-1).values, indices.sort(-1).values)
+        torch.testing.assert_close(found[layer][1], weights, atol=1e-6, rtol=1e-4)
+
+
 def test_limited_groups_and_a_correction_bias_are_in_what_is_recorded() -> None:
     """DeepSeek-V3 (arXiv 2412.19437), computed here anew: the router's logits alone would say something else."""
     groups, kept, scale = 4, 2, 2.5
