@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memscope.record.trace import TextTrace
     from memscope.run.subject import Subject
 
-_TYPED = {"memory", "experts", "neurons"}
+_TYPED = {"memory", "text", "experts", "neurons"}
 """Kinds of layers whose models a folder gives back; others were recorded from Python or imported."""
 
 

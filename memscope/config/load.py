@@ -1,4 +1,5 @@
-"""One configuration for a whole run: a YAML file with the sections ``model``, ``memory``, ``data`` and ``train``.
+"""One configuration for a whole run: a YAML file with the sections ``model``, ``memory``, ``text``, ``data`` and
+``train``.
 
     config = load_config(Path("configs/demo.yaml"), overrides=["knowledge_num=1024"])
 
@@ -21,6 +22,7 @@ from memscope.config.memory import MemoryConfig, reachable_entries
 from memscope.config.model import ModelConfig
 from memscope.config.removed import REMOVED, without_removed
 from memscope.config.section import Section
+from memscope.config.text import TextConfig
 from memscope.config.training import TrainConfig
 
 
@@ -29,6 +31,7 @@ class Config(Section):
 
     model: ModelConfig = ModelConfig()
     memory: MemoryConfig = MemoryConfig()
+    text: TextConfig = TextConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
 
@@ -36,6 +39,10 @@ class Config(Section):
     def _check(self) -> "Config":
         if self.memory.slot_proj and self.model.dim % self.read_heads:
             raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
+        if self.model.text_layers and self.model.dim % self.text.text_heads:
+            raise ValueError(f"dim={self.model.dim} is not a multiple of text_heads={self.text.text_heads}")
+        if self.model.text_layers and not self.text.sentences_path:
+            raise ValueError("block=text reads sentences: set text.sentences_path")
         if self.read_heads % self.memory.read_slices:
             raise ValueError(f"read_slices={self.memory.read_slices} must divide read_heads={self.read_heads}")
         if self.memory.entry_dtype == "bfloat16" and not self.train.lazy_bank:
@@ -55,6 +62,11 @@ class Config(Section):
         return reachable_entries(layer, self.model.memory_layers, self.memory.knowledge_num, self.memory.bank_groups)
 
     @property
+    def first_sentence(self) -> int:
+        """Number of the first sentence among all entries: those of a memory come before."""
+        return self.memory.knowledge_num if self.model.memory_layers else 0
+
+    @property
     def read_heads(self) -> int:
         """Heads of the cross-attention after derivation."""
         return self.memory.read_heads or self.model.n_heads
@@ -63,6 +75,7 @@ class Config(Section):
 SECTIONS: dict[str, type[Section]] = {
     "model": ModelConfig,
     "memory": MemoryConfig,
+    "text": TextConfig,
     "data": DataConfig,
     "train": TrainConfig,
 }

@@ -29,6 +29,8 @@ from memscope.model.bank import MemoryBank, OpenBank
 from memscope.model.bigrams import BigramTable
 from memscope.model.layer import MemoryLayer
 from memscope.model.ops.fused import RMSNorm
+from memscope.model.text.bank import TextBank
+from memscope.model.text.layer import OpenText, TextLayer
 
 NORM_EPS = 1e-5
 """Epsilon of RMSNorm (arXiv 1910.07467) on the residual stream."""
@@ -115,7 +117,9 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a memory, a feed-forward layer or both side by side, each on the normalised residual stream."""
+    """Attention, then a memory, sentences, a feed-forward layer or two of them side by side, each on the normalised
+    residual stream.
+    """
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -126,11 +130,14 @@ class Block(nn.Module):
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_out = HookPoint()
         self.kind = model.blocks[layer]
-        if self.kind != "ffn":
+        if layer in model.text_layers:
+            self.text = TextLayer(model.dim, config.text, first=config.first_sentence)
+            self.hook_text_out = HookPoint()
+        if layer in model.memory_layers:
             first = config.entries_of(layer).start
             self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, first)
             self.hook_mem_out = HookPoint()
-        if self.kind != "memory":
+        if self.kind in ("ffn", "both", "text_ffn"):
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
             self.hook_mlp_out = HookPoint()
         self.compiled: dict[str, Callable[..., Tensor]] = {}
@@ -142,15 +149,18 @@ class Block(nn.Module):
         rotation: Rotation,
         bank: MemoryBank | OpenBank | None,
         cache: KVCache | None = None,
+        text: OpenText | None = None,
     ) -> Float[Tensor, "batch pos dim"]:
         """Residual stream after this block."""
         x = self.hook_resid_pre(x)
         x = self.hook_resid_mid(x + self.hook_attn_out(self._run("attn")(self.attn_norm(x), rotation, cache)))
         normed = self.ffn_norm(x)
-        if self.kind != "memory":
+        if hasattr(self, "ffn"):
             x = x + self.hook_mlp_out(self._run("ffn")(normed))
-        if bank is not None and self.kind != "ffn":
+        if hasattr(self, "memory"):
             x = x + self.hook_mem_out(self.memory(normed, bank))
+        if hasattr(self, "text"):
+            x = x + self.hook_text_out(self.text(normed, text))
         out: Tensor = self.hook_resid_post(x)
         return out
 
@@ -190,6 +200,7 @@ class MemoryTransformer(HookedRootModule):
                 if model.memory_layers
                 else None
             )
+            self.text_bank = TextBank(config.text) if model.text_layers else None
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(model.n_layers))
             self.norm = RMSNorm(model.dim, eps=NORM_EPS)
             self._init_weights()
@@ -215,18 +226,21 @@ class MemoryTransformer(HookedRootModule):
         end = start + tokens.shape[1]
         if end > self.cfg.model.max_seq_len:
             raise ValueError(f"{end} positions exceed max_seq_len={self.cfg.model.max_seq_len}")
-        if cache is not None and self.bank is not None:
+        if cache is not None and (self.bank is not None or self.text_bank is not None):
             raise ValueError("a memory model has no KV cache; run it on the whole sequence")
         rotation = torch.complex(self.rope_cos[start:end], self.rope_sin[start:end])
         x = self.embed(tokens)
         if self.bigrams is not None:
             x = x + self.bigrams(tokens, cache.last if cache is not None else None)
         bank = self.bank.open() if self.bank is not None else None
+        text = None
+        if self.text_bank is not None:
+            text = OpenText(self.text_bank, self.text_bank.find(tokens), self.embed.weight)
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
-                x = checkpoint(block, x, rotation, bank, use_reentrant=False)
+                x = checkpoint(block, x, rotation, bank, None, text, use_reentrant=False)
             else:
-                x = block(x, rotation, bank, cache)
+                x = block(x, rotation, bank, cache, text)
         if cache is not None:
             cache.length, cache.last = end, tokens[:, -1]
         return self.unembed(x)
@@ -255,6 +269,18 @@ class MemoryTransformer(HookedRootModule):
         memory = self.blocks[layer].memory
         assert isinstance(memory, MemoryLayer)
         return memory
+
+    def text_layer(self, layer: int) -> TextLayer:
+        """Gate and read of a text layer.
+
+        Raises:
+            ValueError: the block of this layer reads no sentences.
+        """
+        if layer not in self.cfg.model.text_layers:
+            raise ValueError(f"layer {layer} reads no sentences; text layers are {self.cfg.model.text_layers}")
+        text = self.blocks[layer].text
+        assert isinstance(text, TextLayer)
+        return text
 
     @property
     def balances(self) -> list[Balance]:
@@ -287,6 +313,8 @@ class MemoryTransformer(HookedRootModule):
                 nn.init.normal_(module.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5 if writes else 0.02)
         for layer in self.cfg.model.memory_layers:
             self.memory_layer(layer).read.init_projections()
+        for layer in self.cfg.model.text_layers:
+            self.text_layer(layer).init_projections()
 
 
 def next_token_loss(

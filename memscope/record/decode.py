@@ -59,7 +59,13 @@ def write_decodings(
     """
     drifted = subject.drifted()
     columns: dict[str, Any] = {"entry": np.arange(info.knowledge_num, dtype=np.uint32)}
-    columns |= no_drift(info.knowledge_num) if drifted is None else _drift_columns(drifted)
+    if drifted is None:
+        columns |= no_drift(info.knowledge_num)
+    else:
+        known = pa.table(_drift_columns(drifted))
+        without = no_drift(info.knowledge_num - known.num_rows)  # sentences, which are no weights, come last
+        together = pa.concat_tables([known, pa.table(without).cast(known.schema)])
+        columns |= {name: together[name] for name in together.column_names}
     for site in info.sites:
         if "lens" in site.has:
             columns |= _lens_columns(subject, info.knowledge_num, site, used[site.layer], sample)

@@ -13,15 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memscope.base.errors import InputError
 
-Kind = Literal["memory", "experts", "product_keys", "peer", "neurons", "features", "selection"]
-"""What selects: a memory with a read of its own, a mixture of experts, product keys (arXiv 1907.05242), PEER (arXiv
-2407.04153), neurons of a feed-forward layer, features of a sparse autoencoder, or any other module."""
+Kind = Literal["memory", "text", "experts", "product_keys", "peer", "neurons", "features", "selection"]
+"""What selects: a memory with a read of its own, a layer that reads sentences, a mixture of experts, product keys
+(arXiv 1907.05242), PEER (arXiv 2407.04153), neurons of a feed-forward layer, features of a sparse autoencoder, or any
+other module."""
 Has = Literal["scores", "reads", "margin", "starts", "lens", "drift"]
 """What a site may have: scores of selections; reads apart from the scores (an attention); the margin to the best
 rejected entry; init sentences; values for a logit lens; starts to measure drift from."""
 HAS: tuple[Has, ...] = get_args(Has)
 WORDS: dict[Kind, tuple[str, str]] = {
     "memory": ("entry", "entries"),
+    "text": ("sentence", "sentences"),
     "experts": ("expert", "experts"),
     "product_keys": ("entry", "entries"),
     "peer": ("expert", "experts"),
@@ -32,6 +34,7 @@ WORDS: dict[Kind, tuple[str, str]] = {
 """What one entry of a kind of site is called, and several."""
 SCORES: dict[Kind, str] = {
     "memory": "gate score",
+    "text": "gate score",
     "experts": "router weight",
     "product_keys": "score",
     "peer": "score",
@@ -42,6 +45,7 @@ SCORES: dict[Kind, str] = {
 """What the score of a selection is called; of experts it is the weight as the model uses it."""
 SELECTORS: dict[Kind, str] = {
     "memory": "gate",
+    "text": "gate",
     "experts": "router",
     "product_keys": "gate",
     "peer": "gate",

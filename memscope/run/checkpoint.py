@@ -26,6 +26,7 @@ from memscope.base.seals import LIST, check_file, check_listed, hashes, listed, 
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
+from memscope.run.text_bank import fill_text_bank, run_bank
 from memscope.text.tokenizer import Tokenizer
 
 __all__ = ["MODEL", "SETTINGS", "list_checkpoints"]
@@ -67,6 +68,8 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
         )
     model = MemoryTransformer(config)
     load_weights(model, weights)
+    if model.text_bank is not None:
+        fill_text_bank(model, run_bank(run), tokenizer)
     model.float().to(device or torch.device("cpu")).eval()  # entries may have been kept in bfloat16
     check_listed(run, SETTINGS, "restore it")
     fingerprint = sha256_file(weights)

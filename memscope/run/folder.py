@@ -18,7 +18,7 @@ from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
-ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet")
+ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet", "text_bank.parquet")
 """Files with a run's settings, and with the starts of its entries."""
 MAY_CHANGE = frozenset(
     {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
@@ -27,7 +27,7 @@ MAY_CHANGE = frozenset(
 )
 """Keys that a run may go on with other values of: how long and how it is trained and watched, not what it learns."""
 _CORPORA = {"data.train_path", "data.valid_path"}
-_STARTS = {"data.tokenizer_path", "memory.database_init_path"}
+_STARTS = {"data.tokenizer_path", "memory.database_init_path", "text.sentences_path", "text.facts_path"}
 """Files that a run starts from; they are not read again once it has a checkpoint."""
 _BATCH = {"train.batch_size", "train.accumulation_steps"}
 
@@ -160,7 +160,10 @@ def _check_starts(config: Config, run: Path) -> None:
         value = _value(config, key)
         if not value or (key == "data.tokenizer_path" and (run / "tokenizer.json").is_file()):
             continue
-        if key.startswith("memory.") and not config.model.memory_layers:
+        section = key.split(".")[0]
+        if section == "memory" and not config.model.memory_layers:
+            continue
+        if section == "text" and not config.model.text_layers:
             continue
         expect_file(Path(value), f"file ({key})")
 

@@ -16,6 +16,7 @@ from memscope.base.parquet import read_parquet
 from memscope.base.seals import check_listed
 from memscope.run.bank_init import PARQUET, SPARE, FreshStarts, load_bank_init
 from memscope.run.checkpoint import LoadedRun
+from memscope.text_bank.bank import FILE as TEXT_BANK
 
 
 def start_entries(run: LoadedRun) -> np.ndarray:
@@ -59,6 +60,23 @@ def start_table(run: LoadedRun, columns: list[str] | None = None) -> pa.Table:
     step = np.zeros(table.num_rows, np.uint32)
     step[rows] = steps
     return started.append_column("start_step", pa.array(step))
+
+
+def all_starts(run: LoadedRun, known: bool) -> pa.Table:
+    """``start_table`` with the sentences of a text layer behind the entries of the memory.
+
+    Args:
+        run: a run with a text layer.
+        known: whether the run has the starts of its memory; if not, or without a memory, they are null.
+    """
+    bank = read_parquet(run.path / TEXT_BANK)
+    check_listed(run.path, [TEXT_BANK], "restore it or train again")
+    first = run.config.first_sentence
+    sentences = bank.set_column(0, "entry", pa.array(np.arange(first, first + bank.num_rows, dtype=np.uint32)))
+    if not first:
+        return sentences
+    memory = start_table(run) if known else pa.table({"entry": np.arange(first, dtype=np.uint32)})
+    return pa.concat_tables([memory, sentences], promote_options="default")
 
 
 def _revived(run: LoadedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

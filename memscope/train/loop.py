@@ -21,6 +21,7 @@ from memscope.config.training import TrainConfig
 from memscope.model.transformer import next_token_loss
 from memscope.run.checkpoint import save_checkpoint
 from memscope.run.folder import check_run_folder
+from memscope.train.lessons.batches import alignment, teaching
 from memscope.train.measures import check_finite, samples, step_values, summary, validation_line, validation_values
 from memscope.train.setup import check_set_up, set_up
 from memscope.train.timing import StepClock
@@ -77,14 +78,14 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 group["lr"] = group["peak_lr"] * schedule
             loss_sum = torch.zeros((), device=accelerator.device)
             for micro in range(settings.accumulation_steps):
-                tokens = training.batches.tokens(step, micro)
+                tokens, lesson = training.batches.batch(step, micro)
                 clock.lap("data")
                 with parallel.accumulating(micro + 1 < settings.accumulation_steps):
-                    with autocast(accelerator.device, settings.dtype):
+                    with autocast(accelerator.device, settings.dtype), teaching(net, lesson):
                         logits = parallel.model(tokens[:, :-1])
                     loss = next_token_loss(logits, tokens[:, 1:]).mean() / settings.accumulation_steps
                     clock.lap("forward")
-                    parallel.backward(loss)
+                    parallel.backward(loss + alignment(lesson, config) / settings.accumulation_steps)
                     clock.lap("backward")
                 loss_sum += loss.detach()
             grad_norm = parallel.step(settings.grad_clip)

@@ -11,10 +11,12 @@ from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.run import bank_init
 from memscope.run.folder import list_checkpoints
+from memscope.run.text_bank import fill_text_bank, run_bank
 from memscope.text.corpus import PackedCorpus, pack_corpus, read_documents
 from memscope.text.sentences import choose_sentences, read_sentences
 from memscope.text.special_tokens import Roles
 from memscope.text.tokenizer import Tokenizer
+from memscope.text_bank.bank import FILE, SentenceBank, choose_bank
 
 
 class Prepared(NamedTuple):
@@ -48,9 +50,24 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     train_corpus = pack_corpus(Path(config.data.train_path), tokenizer, cache)
     valid_corpus = pack_corpus(Path(config.data.valid_path), tokenizer, cache)
     model = MemoryTransformer(config, seed=config.train.seed)
+    if model.text_bank is not None:
+        fill_text_bank(model, _sentences(config, run, tokenizer, write), tokenizer)
     if model.bank is not None and not list_checkpoints(run):  # a checkpoint has its entries, the run their starts
         _fill_bank(model, config, run, tokenizer, write)
     return Prepared(tokenizer, train_corpus, valid_corpus, model)
+
+
+def _sentences(config: Config, run: Path, tokenizer: Tokenizer, write: bool) -> SentenceBank:
+    """The sentences of the run, chosen at its start."""
+    if (run / FILE).is_file():
+        return run_bank(run)
+    text = config.text
+    found = read_sentences(Path(str(text.sentences_path)))
+    bank = choose_bank(found, tokenizer, text.sentence_num, text.sentence_length, config.train.seed)
+    if write:
+        print(f"the text bank holds {len(bank.lengths):,} of {len(found):,} sentences", file=sys.stderr)
+        bank.save(run / FILE)
+    return bank
 
 
 def _tokenizer(config: Config, run: Path) -> Tokenizer:

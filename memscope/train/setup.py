@@ -7,10 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from jaxtyping import Int
-from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_text
@@ -32,30 +29,14 @@ from memscope.run.checkpoint import (
 )
 from memscope.run.folder import check_steps, write_start
 from memscope.run.metrics_log import MetricsLog
+from memscope.run.text_bank import run_bank
 from memscope.text.corpus import PackedCorpus, TrainingOrder
 from memscope.text.tokenizer import Tokenizer
+from memscope.train.lessons.batches import Batches, Teacher
 from memscope.train.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.train.prepare import prepare_run
 from memscope.train.revive import Reviver
 from memscope.train.timing import Progress, Throughput
-
-
-class Batches:
-    """Which windows of the corpus this process trains on in each step.
-
-    The windows of a step are consecutive in the training order: first by micro-batch, then by process.
-    """
-
-    def __init__(self, order: TrainingOrder, settings: TrainConfig, accelerator: Accelerator):
-        self.order, self.size, self.device = order, settings.batch_size, accelerator.device
-        self.process, self.micro_samples = accelerator.process_index, settings.batch_size * accelerator.num_processes
-        self.step_samples = self.micro_samples * settings.accumulation_steps
-        """Windows of one step, over all processes and micro-batches."""
-
-    def tokens(self, step: int, micro: int) -> Int[Tensor, "batch window"]:
-        """Micro-batch ``micro`` of a step on the device; windows have ``max_seq_len + 1`` tokens."""
-        first = step * self.step_samples + micro * self.micro_samples + self.process * self.size
-        return torch.from_numpy(self.order.batch(first, self.size)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -113,7 +94,10 @@ def set_up(config: Config, run: Path, device: str) -> Training:
         fresh = FreshStarts(run, tokenizer.pad, settings.seed, config.memory.entry_cosine)
         reviver = Reviver(net, parallel.optimizer, fresh)
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
-    batches = Batches(order, settings, accelerator)
+    teacher = None
+    if net.text_bank is not None:
+        teacher = Teacher(config, run_bank(run), tokenizer)
+    batches = Batches(order, config, accelerator, teacher)
     n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_samples)
     check_steps(run, first_step, n_steps)
     if accelerator.is_main_process:

@@ -10,19 +10,22 @@ ROOT = Path(__file__).parents[2]
 RANKS = (
     {"base", "stats"},
     {"config", "text"},
-    {"model.ops"},
+    {"model.ops", "text_bank"},
+    {"model.text"},
     {"model", "recording"},
     {"run", "census.firing", "census.anomalies"},
     {"run.adapters"},
+    {"train.lessons"},
     {"census", "train", "query", "bank_map"},
     {"record", "testing", "routing"},
     {"causal", "report.plots"},
+    {"causal.sentences"},
     {"report"},
     {"report.gate_bias", "report.compare", "export"},
     {"cli"},
 )
 """Rooms of ``memscope``, lowest first: a room imports only from rooms that stand in an earlier line."""
-WITHOUT_TORCH = {"stats", "config", "text", "recording", "census", "query", "routing", "report", "export"}
+WITHOUT_TORCH = {"stats", "config", "text", "text_bank", "recording", "census", "query", "routing", "report", "export"}
 """Rooms, with the rooms in them, whose modules import torch neither themselves nor by way of others."""
 FOR_THE_APP = {"base", "stats", "config", "text", "recording", "census", "query", "routing", "causal", "report"}
 """Rooms that the app may import; what runs a model, ``app/live.py`` alone imports, when it is asked for."""

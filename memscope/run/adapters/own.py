@@ -1,4 +1,4 @@
-"""Models that memscope trains, as subjects: every memory layer is a site.
+"""Models that memscope trains, as subjects: every memory layer and every text layer is a site.
 
 with capture_memory(model) as captured:
     model(tokens)
@@ -18,22 +18,23 @@ from memscope.base.runtime import autocast
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.recording.info import COPIES
-from memscope.recording.sites import Site
+from memscope.recording.sites import Has, Site
 from memscope.run.bank_init import PARQUET, TENSORS, load_bank_init
 from memscope.run.checkpoint import LoadedRun
-from memscope.run.provenance import start_entries, start_table
+from memscope.run.provenance import all_starts, start_entries, start_table
 from memscope.run.subject import Batches, Drifted, Edit, Selected
 from memscope.text.tokenizer import Tokenizer
 
 _NOTED = ("indices", "gate_scores", "margin")
 _DETAIL = ("score_margin", "by_score")
+_HAS_WITHOUT_STARTS: tuple[Has, ...] = ("scores", "reads", "margin", "lens")
 
 
 @contextmanager
 def capture_memory(
     model: MemoryTransformer, keep_pattern: bool = True, detail: bool = False
 ) -> Iterator[dict[int, Selected]]:
-    """Capture every memory layer; the yielded dict (layer -> capture) is filled by each forward pass.
+    """Capture every memory and text layer; the yielded dict (layer -> capture) is filled by each forward pass.
 
     Args:
         model: the model.
@@ -42,18 +43,19 @@ def capture_memory(
     """
     captured: dict[int, Selected] = {}
     latest: dict[str, Tensor] = {}
-    noted = _NOTED + _DETAIL if detail else _NOTED
 
     def note(tensor: Tensor, hook: object) -> None:
         latest[getattr(hook, "name", "")] = tensor.detach()
 
     def finish(pattern: Tensor, hook: object) -> None:  # the last hook of a memory layer to fire
         prefix, _, _ = getattr(hook, "name", "").rpartition(".")
+        of_memory = prefix.endswith(".memory")
+        noted = _NOTED + _DETAIL if detail and of_memory else _NOTED
         indices, scores, margin, *compared = (latest.pop(f"{prefix}.hook_{name}") for name in noted)
         pattern = pattern.detach()
         slots = pattern.float().mean(2).unflatten(-1, (indices.shape[-1], -1))
         capture = Selected(indices, scores.float(), margin, slots, pattern if keep_pattern else None)
-        if detail:
+        if detail and of_memory:
             capture.score_margin, capture.by_score = compared
             capture.read_norms = capture.read_weights
             if model.cfg.memory.read_fn == "gelu":  # weights have signs
@@ -64,8 +66,11 @@ def capture_memory(
     hooks: list[tuple[str, Callable[[Tensor, object], None]]] = []
     for layer in model.cfg.model.memory_layers:
         prefix = f"blocks.{layer}.memory"
-        hooks += [(f"{prefix}.hook_{name}", note) for name in noted]
+        hooks += [(f"{prefix}.hook_{name}", note) for name in (_NOTED + _DETAIL if detail else _NOTED)]
         hooks += [(f"{prefix}.hook_pattern", finish)]
+    for layer in model.cfg.model.text_layers:
+        hooks += [(f"blocks.{layer}.text.hook_{name}", note) for name in _NOTED]
+        hooks += [(f"blocks.{layer}.text.hook_pattern", finish)]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         yield captured
 
@@ -125,11 +130,13 @@ class OwnRun(OwnModel):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The memory layers; of an imported run it is not known what its entries started from."""
-        sites = memory_sites(self.run.config)
-        if self._knows_starts:
-            return sites
-        return tuple(site.model_copy(update={"has": ("scores", "reads", "margin", "lens")}) for site in sites)
+        """The memory and text layers; of an imported run it is not known what its entries started from."""
+        memories = memory_sites(self.run.config)
+        if not self._knows_starts:
+            memories = tuple(site.model_copy(update={"has": _HAS_WITHOUT_STARTS}) for site in memories)
+        bank = self.model.text_bank
+        texts = () if bank is None else text_sites(self.run.config, len(bank), bank.ids.shape[1])
+        return tuple(sorted((*memories, *texts), key=lambda site: site.layer))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -157,7 +164,9 @@ class OwnRun(OwnModel):
         return (self.run.path / PARQUET).is_file() or (self.run.path / TENSORS).is_file()
 
     def starts(self) -> pa.Table | None:
-        """The starts of the loaded model's entries."""
+        """The starts of the loaded model's entries; of a text layer they are its sentences."""
+        if self.model.text_bank is not None:
+            return all_starts(self.run, self._knows_starts)
         return start_table(self.run) if self._knows_starts else None
 
     def drifted(self) -> Drifted | None:
@@ -175,6 +184,8 @@ class OwnRun(OwnModel):
 
     def values(self, layer: int, entries: Int[Tensor, " row"], sample: Batches = ()) -> Float[Tensor, "row dim"]:
         """``W_O W_V`` of entries, all read heads alike, mean over slots, without the output gate."""
+        if layer in self.model.cfg.model.text_layers:
+            return self.model.text_layer(layer).values(self.model.text_bank, entries, self.model.embed.weight)
         assert self.model.bank is not None
         return self.model.bank.entries[entries].mean(1) @ self.model.memory_layer(layer).read.write_matrix.T
 
@@ -184,7 +195,7 @@ class OwnRun(OwnModel):
 
     @contextmanager
     def rewrite(self, edit: Edit) -> Iterator[None]:
-        """Change indices and gate scores of every memory layer; -1 becomes a selection of score 0."""
+        """Change indices and gate scores of every memory and text layer; -1 becomes a selection of score 0."""
         edited: dict[int, tuple[Tensor, Tensor | None]] = {}
 
         def ask(layer: int) -> Callable[[Tensor, object], None]:  # the hook of indices runs before that of scores
@@ -197,6 +208,15 @@ class OwnRun(OwnModel):
         def put_indices(layer: int) -> Callable[[Tensor, object], Tensor]:
             return lambda indices, hook: edited[layer][0].clamp(min=self.model.memory_layer(layer).gate.first)
 
+        def ask_text(layer: int) -> Callable[[Tensor, object], None]:
+            def act(margin: Tensor, hook: object) -> None:
+                edited[layer] = edit(layer, *self.model.text_layer(layer).selection)
+
+            return act
+
+        def put_sentences(layer: int) -> Callable[[Tensor, object], Tensor]:
+            return lambda indices, hook: edited[layer][0]
+
         def put_scores(layer: int) -> Callable[[Tensor, object], Tensor]:
             def act(scores: Tensor, hook: object) -> Tensor:
                 indices, new = edited[layer]
@@ -204,11 +224,12 @@ class OwnRun(OwnModel):
 
             return act
 
-        makers = {"query": ask, "indices": put_indices, "gate_scores": put_scores}
+        of_memory = {"query": ask, "indices": put_indices, "gate_scores": put_scores}
+        of_text = {"margin": ask_text, "indices": put_sentences, "gate_scores": put_scores}
         hooks = [
-            (f"blocks.{site.layer}.memory.hook_{name}", make(site.layer))
+            (f"{site.module}.hook_{name}", make(site.layer))
             for site in self.sites
-            for name, make in makers.items()
+            for name, make in (of_text if site.kind == "text" else of_memory).items()
         ]
         with self.model.hooks(fwd_hooks=hooks):
             yield
@@ -236,3 +257,28 @@ def memory_sites(config: Config) -> tuple[Site, ...]:
         )
         sites.append(site)
     return tuple(sites)
+
+
+def text_sites(config: Config, sentences: int, length: int) -> tuple[Site, ...]:
+    """The text layers of a config as sites; sentences count on after the entries of the memory.
+
+    Args:
+        config: the run's.
+        sentences: in its bank.
+        length: most tokens of one.
+    """
+    return tuple(
+        Site(
+            layer=layer,
+            module=f"blocks.{layer}.text",
+            kind="text",
+            first_entry=config.first_sentence,
+            entries=sentences,
+            selected=config.text.sentences_selected,
+            varies=True,
+            read_heads=config.text.text_heads,
+            slots=length,
+            has=("scores", "reads", "margin", "starts", "lens"),
+        )
+        for layer in config.model.text_layers
+    )

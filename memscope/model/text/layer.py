@@ -1,0 +1,156 @@
+"""The text layer: a token finds sentences by its words, and reads their words.
+
+x [batch, pos, dim] --TextGate over candidates--> sentences, gate scores [batch, pos, K]
+TextSlots[sentences] --TextRead(x)--> out [batch, pos, dim]
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+
+from memscope.config.text import TextConfig
+from memscope.model.ops.native import native_for
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, TableSlots
+from memscope.model.text.bank import Candidates, TextBank
+from memscope.model.text.gate import Chosen, TextGate, alignment_loss
+from memscope.model.text.read import TextRead
+from memscope.model.text.slots import TextSlots
+
+
+class OpenText:
+    """The bank as the text layers of one forward pass share it.
+
+    Args:
+        bank: the sentences.
+        found: the candidates of the tokens of this pass.
+        table: the model's token embeddings.
+    """
+
+    def __init__(self, bank: TextBank, found: Candidates, table: Float[Tensor, "vocab dim"]):
+        self.bank, self.found, self.table = bank, found, table
+
+
+class TextLayer(nn.Module):
+    """Gate and read of one block.
+
+    Hook points, with A read heads, K sentences, L slots per sentence: ``hook_query`` ``[batch, pos, 1, key]``,
+    ``hook_margin`` ``[batch, pos, 1]``, ``hook_indices`` and ``hook_gate_scores`` ``[batch, pos, K]``,
+    ``hook_pattern`` ``[batch, pos, A, K * L]``; what a head's weights lack to 1 it reads of nothing. A sentence -1 is
+    none; its score is 0.
+
+    Args:
+        dim: width of the residual stream.
+        config: the text section.
+        first: number of the first sentence among the entries of the model.
+    """
+
+    def __init__(self, dim: int, config: TextConfig, first: int = 0):
+        super().__init__()
+        self.first, self.config = first, config
+        self.slots = TextSlots(dim, config.slot_dim)
+        self.gate = TextGate(dim, config.slot_dim, config.text_key_dim, config.sentences_selected)
+        self.read = TextRead(dim, config.slot_dim, config.text_heads)
+        self.hook_query, self.hook_indices, self.hook_gate_scores = HookPoint(), HookPoint(), HookPoint()
+        self.hook_margin, self.hook_pattern = HookPoint(), HookPoint()
+        self.selection: tuple[Tensor, Tensor]
+        """Sentences and gate scores of the pass under way, before any hook changes them."""
+        self._keys: Tensor | None = None
+        self._made_of: tuple[object, ...] = ()
+        """What the keys were made of: while training, the interval; else the sentences and the state of the weights."""
+        self._steps = 0
+
+    def init_projections(self) -> None:
+        """See ``TextGate`` and ``TextRead``; the token half of a slot is an orthogonal projection of its embedding."""
+        nn.init.orthogonal_(self.slots.token.weight)
+        nn.init.normal_(self.slots.around.weight, std=(6 * self.slots.around.in_features) ** -0.5)
+        self.gate.init_projections()
+        self.read.init_projections(self.slots.token.weight.data)
+
+    def forward(self, x: Float[Tensor, "batch pos dim"], text: OpenText) -> Float[Tensor, "batch pos dim"]:
+        """What the layer adds to the residual stream, for normalised input ``x``."""
+        query = self.hook_query(self.gate.query(x))
+        chosen = self.gate.choose(query, text.found, self._latest_keys(text))
+        selected = _Selected(self.slots, text, chosen.entries)
+        keys = F.embedding(selected.place, self.gate.keys(selected.values, selected.there))
+        scores, totals = self.gate.scores(query, chosen, keys)
+        if text.bank.lesson is not None and self.training:
+            self._teach(text, query, chosen, totals)
+        numbers = torch.where(chosen.entries < 0, -1, chosen.entries + self.first)
+        self.selection = (numbers, scores)
+        self.hook_margin(chosen.margin)
+        entries = self.hook_indices(numbers)
+        scores = self.hook_gate_scores(scores)
+        if entries is not numbers:
+            entries = torch.where(entries < 0, -1, entries - self.first)
+            scores = scores.masked_fill(entries < 0, 0.0)
+            selected = _Selected(self.slots, text, entries)
+        watch = self.hook_pattern if self.hook_pattern.has_hooks() else None
+        per_slot = scores.repeat_interleave(selected.there.shape[1], -1)
+        out: Tensor = self.read(x, selected.slots(), per_slot, selected.is_there(), watch)
+        return out
+
+    @torch.no_grad()
+    def values(
+        self, bank: TextBank, sentences: Int[Tensor, " row"], table: Float[Tensor, "vocab dim"]
+    ) -> Float[Tensor, "row dim"]:
+        """What reading each sentence adds to the residual stream, all its tokens and all heads alike."""
+        ids, there = bank.read((sentences - self.first).to(bank.ids.device))
+        mean = self.slots(ids, there, table).sum(1) / there.sum(1, keepdim=True)
+        out: Tensor = self.read.o_proj(self.read.v_proj(mean))
+        return out
+
+    @torch.no_grad()
+    def _latest_keys(self, text: OpenText) -> Float[Tensor, "entry key"]:
+        if self.training:
+            made_of: tuple[object, ...] = (self._steps // self.config.refresh_interval,)
+            self._steps += 1
+        else:
+            weights = (text.table, *self.slots.parameters(), self.gate.key_proj.weight)
+            made_of = (id(text.bank.ids), *(weight._version for weight in weights))
+        if self._keys is None or made_of != self._made_of:
+            self._made_of, made = made_of, []
+            for chunk in torch.arange(len(text.bank), device=text.table.device).split(1024):
+                ids, there = text.bank.ids[chunk], text.bank.there[chunk]
+                made.append(self.gate.keys(self.slots(ids, there, text.table), there).float())
+            self._keys = torch.cat(made)
+        return self._keys
+
+    def _teach(self, text: OpenText, query: Tensor, chosen: Chosen, totals: Tensor) -> None:
+        """Note the alignment loss of this batch: selected sentences by their keys as they are, others by the latest."""
+        lesson = text.bank.lesson
+        assert lesson is not None and self._keys is not None
+        rows, positions = lesson.rows, lesson.positions
+        if not len(rows) or not self.config.alignment:
+            return
+        found = text.found.entries[rows, positions]
+        known = F.embedding(found.clamp(min=0), self._keys)
+        all_totals = self.gate.lexical_gain * text.found.scores[rows, positions]
+        all_totals = all_totals + torch.einsum("nq,ncq->nc", query[rows, positions, 0], known)
+        all_totals = all_totals.scatter(-1, chosen.place[rows, positions], totals[rows, positions].to(all_totals))
+        all_totals = all_totals.masked_fill(found < 0, -torch.inf)
+        stating = torch.stack([torch.isin(row, entries) for row, entries in zip(found, lesson.stating, strict=True)])
+        lesson.losses.append(alignment_loss(all_totals, stating))
+
+
+class _Selected:
+    """Slots of the sentences that a batch selects, each made once."""
+
+    def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
+        unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
+        ids, self.there = text.bank.read(unique)
+        self.values = encode(ids, self.there, text.table).float()
+
+    def slots(self) -> Slots:
+        """To be read by dot products and sums, ``[batch, pos, K * L]``."""
+        length = self.there.shape[1]
+        if native_for(self.values) is None:
+            gathered = F.embedding(self.place, self.values.flatten(1))
+            return GatheredSlots(gathered.unflatten(-1, (length, -1)).flatten(2, 3))
+        rows = self.place.unsqueeze(-1) * length + torch.arange(length)
+        return TableSlots(OpenTable(self.values), rows.flatten(-2))
+
+    def is_there(self) -> Tensor:
+        """Whether a token stands in a slot, bool ``[batch, pos, K * L]``."""
+        return self.there[self.place].flatten(-2)

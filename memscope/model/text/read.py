@@ -1,0 +1,85 @@
+"""The read of a text layer: cross-attention from a token to the words of its selected sentences.
+
+    pattern = softmax over [nothing, all slots] of (q . k + log gate score of the slot's sentence)
+
+The gate's score is part of the softmax, so the language model's loss teaches the gate, and a token can read nothing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from memscope.model.ops.fused import RMSNorm
+from memscope.model.ops.sparse_read import Slots
+
+_COPY = 0.05
+"""Size at first of what reading one token adds of its embedding, over all heads."""
+
+
+class TextRead(nn.Module):
+    """Queries from the residual stream, keys and values from slots, by heads.
+
+    Args:
+        dim: width of the residual stream.
+        slot_dim: width of a slot.
+        heads: read heads (A).
+    """
+
+    def __init__(self, dim: int, slot_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.q_norm = RMSNorm(dim // heads)
+        self.k_proj = nn.Linear(slot_dim, dim, bias=False)
+        self.v_proj = nn.Linear(slot_dim, dim, bias=False)
+        self.o_proj = nn.Linear(dim, dim, bias=False)
+        self.nothing = nn.Parameter(torch.zeros(heads))
+        """Logit of reading nothing."""
+
+    def init_projections(self, token: Float[Tensor, "half dim"]) -> None:
+        """Let a read start as a copy: what is read of a token is that token's own embedding.
+
+        Args:
+            token: the projection of embeddings to the first half of slots.
+        """
+        half = len(token)
+        nn.init.constant_(self.q_norm.weight, (self.q_proj.out_features // self.heads) ** -0.5)
+        nn.init.normal_(self.k_proj.weight, std=self.k_proj.in_features**-0.5)
+        copies = -(-self.v_proj.out_features // half)
+        turns = [nn.init.orthogonal_(torch.empty(half, half)) for _ in range(copies)]
+        values = torch.cat(turns)[: self.v_proj.out_features]
+        nn.init.zeros_(self.v_proj.weight)
+        self.v_proj.weight.data[:, :half] = values
+        self.o_proj.weight.data = _COPY / copies * token.T @ values.T
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos dim"],
+        slots: Slots,
+        scores: Float[Tensor, "batch pos slot"],
+        there: Bool[Tensor, "batch pos slot"],
+        watch: Callable[[Tensor], Tensor] | None = None,
+    ) -> Float[Tensor, "batch pos dim"]:
+        """What the layer adds to the residual stream.
+
+        Args:
+            x: normalised residual stream.
+            slots: of the selected sentences.
+            scores: gate score of every slot's sentence.
+            there: whether a slot holds a token.
+            watch: is given the read weights and returns those to use.
+        """
+        query = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1)))
+        query = torch.einsum("btah,ahd->btad", query, self.k_proj.weight.unflatten(0, (self.heads, -1)))
+        logits = slots.dot(query).float() + scores.clamp(min=1e-9).log().unsqueeze(2)
+        logits = logits.masked_fill(~(there & (scores > 0)).unsqueeze(2), -torch.inf)
+        nothing = self.nothing.float()[:, None].expand(*logits.shape[:2], self.heads, 1)
+        pattern = torch.cat([nothing, logits], -1).softmax(-1)[..., 1:]
+        if watch is not None:
+            pattern = watch(pattern)
+        mixed = slots.sum(pattern, 0, self.v_proj.in_features)
+        values = torch.einsum("btad,ahd->btah", mixed, self.v_proj.weight.unflatten(0, (self.heads, -1)))
+        out: Tensor = self.o_proj(values.flatten(2))
+        return out

@@ -1,0 +1,28 @@
+"""Which sentences of a bank state a fact, and whose facts training must not state."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from memscope.text.fact_files import Fact
+from memscope.text_bank.bank import SentenceBank
+
+
+def is_held_out(subject: str, share: float) -> bool:
+    """Whether a subject is among the held-out ones: the first 32 bits of its SHA-256, as a share of all."""
+    return int(hashlib.sha256(subject.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def stating_entries(facts: Sequence[Fact], bank: SentenceBank) -> list[np.ndarray]:
+    """For every fact the entries whose sentence states it: the same uuid, or the same triple if one has none."""
+    by_uuid: dict[str, set[int]] = defaultdict(set)
+    by_triple: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for entry, sentence in enumerate(bank.sentences):
+        for triple in sentence.triples:
+            by_triple[triple.subject, triple.predicate, triple.object].add(entry)
+            if triple.uuid:
+                by_uuid[triple.uuid].add(entry)
+    found = [by_uuid.get(f.uuid) or by_triple.get((f.subject, f.predicate, f.object), set()) for f in facts]
+    return [np.array(sorted(entries), np.int64) for entries in found]

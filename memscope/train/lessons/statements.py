@@ -1,0 +1,123 @@
+"""Cloze statements of facts that sentences of the bank state, for training.
+
+A subject is **held out** by a hash of its name: no statement is made of its facts, though sentences about it stand in
+the bank. So a model can be asked about facts that it could only have read.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from memscope.base.errors import InputError
+from memscope.text.fact_files import Fact
+from memscope.text.tokenizer import Tokenizer
+from memscope.text_bank.bank import SentenceBank
+from memscope.text_bank.stating import is_held_out, stating_entries
+
+_DRAWN_AT_ONCE = 64
+"""Statements that are encoded together."""
+
+
+class Statements(NamedTuple):
+    """Windows of statements."""
+
+    tokens: np.ndarray
+    """int64 ``[row, window + 1]``; every statement stands between bos and eos."""
+    rows: list[int]
+    positions: list[int]
+    """Where facts are asked: the last token before the object."""
+    stating: list[np.ndarray]
+    """Entries whose sentences state each."""
+    swapped: dict[int, list[int]]
+    """Token ids of the sentences in which an object was replaced."""
+
+
+class StatementMaker:
+    """Makes windows of statements; what it makes is a function of its arguments and of the seed it is called with.
+
+    Args:
+        facts: the facts; those that no sentence states, and those of held-out subjects, are left out.
+        bank: the sentences.
+        tokenizer: of the model.
+        held_out: share of subjects that are held out.
+        swap: share of statements whose object is replaced.
+
+    Raises:
+        InputError: no fact is left.
+    """
+
+    def __init__(self, facts: Sequence[Fact], bank: SentenceBank, tokenizer: Tokenizer, held_out: float, swap: float):
+        stating = stating_entries(facts, bank)
+        kept = [
+            (fact, entries)
+            for fact, entries in zip(facts, stating, strict=True)
+            if len(entries) and not is_held_out(fact.subject, held_out)
+        ]
+        if not kept:
+            raise InputError(
+                f"none of {len(facts)} facts is stated by a sentence of the bank and of a subject that is not held "
+                "out; are facts_path and sentences_path of the same collection?"
+            )
+        self.facts, self._stating = [fact for fact, _ in kept], [entries for _, entries in kept]
+        self._bank, self._tokenizer, self._swap = bank, tokenizer, swap
+        self._objects: dict[str, list[str]] = defaultdict(list)
+        for fact in self.facts:
+            self._objects[fact.predicate].append(fact.object)
+
+    def windows(self, seed: Sequence[int], rows: int, length: int) -> Statements:
+        """``rows`` windows of ``length`` tokens; statements that a window cuts have no question."""
+        chance = np.random.default_rng(seed)
+        texts: dict[int, str] = {}
+        drawn: list[tuple[list[int], list[int], np.ndarray]] = []
+        tokens = np.zeros((rows, length), np.int64)
+        made = Statements(tokens, [], [], [], {})
+        for row in range(rows):
+            end = 0
+            while end < length:
+                if not drawn:
+                    drawn = self._draw_some(chance, texts)
+                question, rest, entries = drawn.pop()
+                statement = [self._tokenizer.bos, *question, *rest, self._tokenizer.eos]
+                asked = end + len(question)
+                if asked < length - 1:
+                    made.rows.append(row)
+                    made.positions.append(asked)
+                    made.stating.append(entries)
+                part = statement[: length - end]
+                tokens[row, end : end + len(part)] = part
+                end += len(part)
+        ids = self._tokenizer.encode_batch(list(texts.values()))
+        made.swapped.update(zip(texts, ids, strict=True))
+        return made
+
+    def _draw_some(
+        self, chance: np.random.Generator, texts: dict[int, str]
+    ) -> list[tuple[list[int], list[int], np.ndarray]]:
+        """Some statements as ids of the question and of what follows, with the entries that state them."""
+        drawn = [self._draw(chance, texts) for _ in range(_DRAWN_AT_ONCE)]
+        encoded = self._tokenizer.encode_pairs([(fact.question, self._rest(fact)) for fact, _ in drawn])
+        return [(*ids, entries) for ids, (_, entries) in zip(encoded, drawn, strict=True)]
+
+    def _draw(self, chance: np.random.Generator, texts: dict[int, str]) -> tuple[Fact, np.ndarray]:
+        """A fact; sometimes with another object, which then stands in its sentences too, in ``texts``."""
+        number = int(chance.integers(len(self.facts)))
+        fact, entries = self.facts[number], self._stating[number]
+        if chance.random() >= self._swap:
+            return fact, entries
+        word = re.compile(rf"(?<!\w){re.escape(fact.object)}(?!\w)")
+        now = {int(entry): texts.get(int(entry), self._bank.sentences[entry].text) for entry in entries}
+        naming = [entry for entry, text in now.items() if word.search(text)]
+        if not naming:
+            return fact, entries
+        others = self._objects[fact.predicate]
+        other = others[int(chance.integers(len(others)))]
+        texts |= {entry: word.sub(lambda _: other, now[entry]) for entry in naming}
+        return fact._replace(object=other), entries
+
+    @staticmethod
+    def _rest(fact: Fact) -> str:
+        """What follows the question."""
+        return fact.answer + fact.template.partition("[Y]")[2].replace("[X]", fact.subject)
