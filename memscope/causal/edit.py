@@ -106,24 +106,32 @@ def edit_facts(
             slots = encode_sentence(run, stated.template.replace("[X]", stated.subject).replace("[Y]", stated.object))
         else:
             slots = fit_row(run.model, entry, question, edit.new_token, steps, rate)
-        before = _probabilities(run, edit)
+        before = probabilities(run, edit)
         with rewrite(run.model, entry, slots):
-            after = _probabilities(run, edit)
-        values = np.concatenate([before, after], 1)  # [prompt, 4]
-        frames.append(
-            pd.DataFrame(values, columns=["true_before", "new_before", "true_after", "new_after"]).assign(
-                edit=number,
-                subject=edit.fact.subject,
-                predicate=edit.fact.predicate,
-                object=edit.fact.object,
-                new_object=edit.new_object,
-                entry=entry,
-                kind=[kind for kind, _ in edit.prompts],
-                prompt=[run.tokenizer.decode(ids[1:]) for _, ids in edit.prompts],
-            )
-        )
+            after = probabilities(run, edit)
+        frames.append(edit_rows(run, edit, before, after).assign(edit=number, entry=entry))
     rows = pd.concat(frames, ignore_index=True)
     return EditResult(rows, {"method": method, "edits": len(frames), **summarise(rows, seed)})
+
+
+def edit_rows(run: LoadedRun, edit: Edit, before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
+    """The prompts of an edit as rows of ``EditResult``, but for ``edit`` and ``entry``.
+
+    Args:
+        run: the run.
+        edit: the edit.
+        before: of ``probabilities``.
+        after: the same while the edit holds.
+    """
+    values = np.concatenate([before, after], 1)  # [prompt, 4]
+    return pd.DataFrame(values, columns=["true_before", "new_before", "true_after", "new_after"]).assign(
+        subject=edit.fact.subject,
+        predicate=edit.fact.predicate,
+        object=edit.fact.object,
+        new_object=edit.new_object,
+        kind=[kind for kind, _ in edit.prompts],
+        prompt=[run.tokenizer.decode(ids[1:]) for _, ids in edit.prompts],
+    )
 
 
 def plan_edits(run: LoadedRun, facts: Sequence[Fact], count: int, seed: int) -> list[Edit]:
@@ -262,7 +270,7 @@ def _paraphrases(run: LoadedRun, fact: Fact, true: int) -> list[list[int]]:
     return prompts[:_PARAPHRASES]
 
 
-def _probabilities(run: LoadedRun, edit: Edit) -> np.ndarray:
+def probabilities(run: LoadedRun, edit: Edit) -> np.ndarray:
     """P(true) and P(new) after every prompt, ``[prompt, 2]``."""
     device = run.model.embed.weight.device
     ids = [ids for _, ids in edit.prompts]

@@ -22,6 +22,7 @@ from memscope.cli.options import (
     print_json,
     show,
 )
+from memscope.cli.text import ask_sentences
 
 if TYPE_CHECKING:
     from memscope.causal.ablation import AblationStudy
@@ -175,13 +176,18 @@ def facts(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Audit facts: are entries that started from a fact selected when it is asked, and does the answer need them?"""
+    """Audit facts: are entries that started from a fact selected when it is asked, and does the answer need them?
+
+    Of a run with a text layer: are sentences that state it selected and read, and does the answer need them?
+    """
     _expect_memory(run, "facts")
     folder = out or recording
     if folder is None:
         raise InputError("facts: give the folder to write, by --recording REC or by --out DIR")
 
-    check(run, facts=facts, recording=recording)
+    if check(run, facts=facts, recording=recording).model.text_layers:
+        ask_sentences(run, facts, folder, limit, as_json, seed, device)
+        return
 
     from memscope.causal.effects import entry_usage
     from memscope.causal.fact_tables import write_audit
@@ -209,24 +215,31 @@ def edit(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Facts to edit, each alone.")] = 100,
     method: Annotated[
-        Literal["sentence", "row"],
-        typer.Option(help="sentence: the entry gets the new sentence; row: the entry alone is trained."),
+        Literal["sentence", "row", "text"],
+        typer.Option(
+            help="sentence: the entry gets the new sentence; row: the entry alone is trained; text: the sentences that "
+            "a text layer reads name the new object."
+        ),
     ] = "row",
     steps: Annotated[int, typer.Option(min=1, help="row: Adam steps.")] = 20,
     rate: Annotated[float, typer.Option(min=0, help="row: learning rate.")] = 0.05,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
 ) -> None:
-    """Edit facts by rewriting one entry; prints efficacy, generalisation and specificity as JSON."""
+    """Edit facts by rewriting one entry or its text; prints efficacy, generalisation and specificity as JSON."""
     _expect_memory(run, "edit")
     check(run, facts=facts)
 
     from memscope.causal.edit import edit_facts, write_edits
+    from memscope.causal.sentences.edit import edit_sentences
     from memscope.text.fact_files import read_facts
 
     known, loaded = read_facts(facts), load(run, device)
     with one_writer(out):
-        result = edit_facts(loaded, known, count, method, steps, rate, seed)
+        if method == "text":
+            result = edit_sentences(loaded, known, count, seed)
+        else:
+            result = edit_facts(loaded, known, count, method, steps, rate, seed)
         write_edits(result, out)
     print_json(result.summary)
 

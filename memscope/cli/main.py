@@ -17,6 +17,7 @@ from memscope.base.printable import one_line
 from memscope.cli import causal as cli_causal
 from memscope.cli import imports as cli_imports
 from memscope.cli import share as cli_share
+from memscope.cli import text as cli_text
 from memscope.cli.options import (
     CorpusOption,
     DeviceOption,
@@ -320,6 +321,7 @@ def map_entries(
 cli_share.register(app)
 cli_imports.register(app)
 cli_causal.register(app)
+cli_text.register(app)
 
 
 def main() -> None:

@@ -41,6 +41,11 @@ class Config(Section):
             raise ValueError(f"dim={self.model.dim} is not a multiple of read_heads={self.read_heads}")
         if self.model.text_layers and self.model.dim % self.text.text_heads:
             raise ValueError(f"dim={self.model.dim} is not a multiple of text_heads={self.text.text_heads}")
+        if self.model.text_layers and self.train.save_interval % self.text.refresh_interval:
+            raise ValueError(
+                f"save_interval={self.train.save_interval} is not a multiple of refresh_interval="
+                f"{self.text.refresh_interval}: a run that goes on from a checkpoint would train otherwise"
+            )
         if self.model.text_layers and not self.text.sentences_path:
             raise ValueError("block=text reads sentences: set text.sentences_path")
         if self.read_heads % self.memory.read_slices:

@@ -4,7 +4,7 @@
 them. It is the bank: another file in its place, written by ``memscope bank``, is another bank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,40 @@ class SentenceBank:
         """The tokens of a sentence."""
         found: list[int] = self.ids[entry, : self.lengths[entry]].tolist()
         return found
+
+    def edited(self, changes: Mapping[int, str], tokenizer: Tokenizer) -> "SentenceBank":
+        """The bank with other texts in some entries; what a sentence was said to state goes with its text.
+
+        Raises:
+            InputError: there is no such entry, or a text has no tokens.
+        """
+        sentences, ids = list(self.sentences), [self.token_ids(row) for row in range(len(self.lengths))]
+        encoded = tokenizer.encode_batch(list(changes.values()))
+        for (entry, text), tokens in zip(changes.items(), encoded, strict=True):
+            if not 0 <= entry < len(sentences):
+                raise InputError(f"sentence {entry}: the bank has {len(sentences):,} sentences, counted from 0")
+            if not tokens:
+                raise InputError(f"sentence {entry}: the new text is empty; to remove a sentence, use --remove")
+            sentences[entry], ids[entry] = Sentence(text, ()), tokens
+        return SentenceBank.of(sentences, ids)
+
+    def without(self, entries: Collection[int]) -> "SentenceBank":
+        """The bank without some entries; those behind them move up.
+
+        Raises:
+            InputError: fewer than two are left.
+        """
+        kept = [row for row in range(len(self.lengths)) if row not in set(entries)]
+        if len(kept) < 2:
+            raise InputError(f"a bank needs two sentences, {len(kept)} are left")
+        return SentenceBank.of([self.sentences[row] for row in kept], [self.token_ids(row) for row in kept])
+
+    def with_more(self, other: "SentenceBank") -> "SentenceBank":
+        """The bank with the sentences of another behind its own, but for those that it holds already."""
+        held = {sentence.text for sentence in self.sentences}
+        new = [row for row, sentence in enumerate(other.sentences) if sentence.text not in held]
+        ids = [self.token_ids(row) for row in range(len(self.lengths))] + [other.token_ids(row) for row in new]
+        return SentenceBank.of(self.sentences + [other.sentences[row] for row in new], ids)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

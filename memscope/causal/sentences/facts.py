@@ -14,13 +14,17 @@ number is of the asked position, the last token of the question:
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
+from memscope.base.files import write_json
+from memscope.base.parquet import write_table
 from memscope.causal.facts import Asked, answerable, ask, pad_rows, tokenize_facts
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
@@ -31,8 +35,14 @@ from memscope.text_bank.stating import stating_entries
 _BATCH = 64
 
 
-def ask_facts(run: LoadedRun, facts: Sequence[Fact]) -> pd.DataFrame:
+def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, seed: int = 0) -> pd.DataFrame:
     """Ask facts that some sentence of the bank states; the others are left out.
+
+    Args:
+        run: a run with a text layer.
+        facts: the facts.
+        limit: ask at most this many of those that are stated, drawn at random.
+        seed: of the draw.
 
     Raises:
         InputError: the model has no text layer, or no sentence states any of the facts.
@@ -45,6 +55,9 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact]) -> pd.DataFrame:
     chosen = [(fact, entries) for fact, entries in zip(facts, stating, strict=True) if len(entries)]
     if not chosen:
         raise InputError(f"{run.path}: no sentence of the bank states one of these facts")
+    if limit is not None and limit < len(chosen):
+        drawn = np.sort(np.random.default_rng(seed).choice(len(chosen), limit, replace=False))
+        chosen = [chosen[number] for number in drawn]
     facts, stating = [fact for fact, _ in chosen], [entries for _, entries in chosen]
     asked = tokenize_facts(facts, run.tokenizer)
     order = sorted(range(len(facts)), key=lambda row: len(asked.questions[row]))
@@ -74,6 +87,14 @@ def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
     ).T
 
 
+def write_answers(table: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``sentence_facts.parquet`` and ``sentence_facts.json``."""
+    written = [folder / "sentence_facts.parquet", folder / "sentence_facts.json"]
+    write_table(written[0], pa.Table.from_pandas(table, preserve_index=False))
+    write_json(written[1], summary.to_dict("index"))
+    return written
+
+
 def _interval(values: pd.Series, subjects: pd.Series, draws: int, seed: int) -> tuple[float, float, float, int]:
     if values.empty:
         return (np.nan, np.nan, np.nan, 0)
@@ -98,7 +119,8 @@ def _ask(
     own = pad_rows([(stating[row] + first).tolist() for row in rows], -2).to(device)
     with evaluating(model), capture_memory(model, keep_pattern=False) as captured:
         logits = ask(model, tokens, last)
-    selected, on_object, read = [], 0.0, 0.0
+    selected = []
+    on_object, read = torch.zeros(2, len(rows), device=device)
     taken: dict[int, Tensor] = {}
     for layer in layers:
         entries, slots = captured[layer].indices[here, last], captured[layer].slot_weights
@@ -109,7 +131,6 @@ def _ask(
         on_object = on_object + (slots[here, last] * (words & stated[..., None])).sum((-1, -2))
         read = read + slots[here, last].sum((-1, -2))
         taken[layer] = entries
-    assert isinstance(on_object, Tensor) and isinstance(read, Tensor)
     logit = logits[here, answer]
     columns: dict[str, Tensor] = {
         "selected": torch.stack(selected).any(0),

@@ -26,6 +26,8 @@ class Candidates(NamedTuple):
 class Lesson:
     """What a batch of training teaches beside its tokens."""
 
+    step: int
+    """Number of the training step."""
     rows: Int[Tensor, " asked"]
     positions: Int[Tensor, " asked"]
     """Where in the batch a fact is asked."""

@@ -18,6 +18,8 @@ from memscope.model.text.gate import Chosen, TextGate, alignment_loss
 from memscope.model.text.read import TextRead
 from memscope.model.text.slots import TextSlots
 
+_KEYS_AT_ONCE = 1024
+
 
 class OpenText:
     """The bank as the text layers of one forward pass share it.
@@ -57,9 +59,10 @@ class TextLayer(nn.Module):
         self.selection: tuple[Tensor, Tensor]
         """Sentences and gate scores of the pass under way, before any hook changes them."""
         self._keys: Tensor | None = None
-        self._made_of: tuple[object, ...] = ()
-        """What the keys were made of: while training, the interval; else the sentences and the state of the weights."""
-        self._steps = 0
+        self._made_of: tuple[int, ...] = ()
+        """State of the weights that the keys were made of; while a run trains, the number of the interval."""
+        self._ids: Tensor | None = None
+        """The sentences that they are keys of."""
 
     def init_projections(self) -> None:
         """See ``TextGate`` and ``TextRead``; the token half of a slot is an orthogonal projection of its embedding."""
@@ -103,18 +106,24 @@ class TextLayer(nn.Module):
 
     @torch.no_grad()
     def _latest_keys(self, text: OpenText) -> Float[Tensor, "entry key"]:
-        if self.training:
-            made_of: tuple[object, ...] = (self._steps // self.config.refresh_interval,)
-            self._steps += 1
-        else:
-            weights = (text.table, *self.slots.parameters(), self.gate.key_proj.weight)
-            made_of = (id(text.bank.ids), *(weight._version for weight in weights))
-        if self._keys is None or made_of != self._made_of:
-            self._made_of, made = made_of, []
-            for chunk in torch.arange(len(text.bank), device=text.table.device).split(1024):
-                ids, there = text.bank.ids[chunk], text.bank.there[chunk]
-                made.append(self.gate.keys(self.slots(ids, there, text.table), there).float())
-            self._keys = torch.cat(made)
+        """Keys of all sentences. In training they lag behind the weights by less than the interval."""
+        lesson, bank = text.bank.lesson, text.bank
+        weights = (text.table, *self.slots.parameters(), self.gate.key_proj.weight)
+        made_of = tuple(weight._version for weight in weights)
+        if lesson is not None and self.training:
+            made_of = (lesson.step // self.config.refresh_interval,)
+        if self._keys is None or self._ids is None or made_of != self._made_of or bank.ids.shape != self._ids.shape:
+            self._keys = text.table.new_empty((len(bank), self.gate.key_proj.out_features), dtype=torch.float32)
+            changed = torch.arange(len(bank), device=bank.ids.device)
+        elif bank.ids is self._ids:
+            return self._keys
+        else:  # some sentences were edited
+            self._keys = self._keys.clone()
+            changed = (bank.ids != self._ids).any(-1).nonzero()[:, 0]
+        for chunk in changed.split(_KEYS_AT_ONCE):
+            ids, there = bank.ids[chunk], bank.there[chunk]
+            self._keys[chunk] = self.gate.keys(self.slots(ids, there, text.table), there).float()
+        self._ids, self._made_of = bank.ids, made_of
         return self._keys
 
     def _teach(self, text: OpenText, query: Tensor, chosen: Chosen, totals: Tensor) -> None:

@@ -185,6 +185,7 @@ class OwnRun(OwnModel):
     def values(self, layer: int, entries: Int[Tensor, " row"], sample: Batches = ()) -> Float[Tensor, "row dim"]:
         """``W_O W_V`` of entries, all read heads alike, mean over slots, without the output gate."""
         if layer in self.model.cfg.model.text_layers:
+            assert self.model.text_bank is not None
             return self.model.text_layer(layer).values(self.model.text_bank, entries, self.model.embed.weight)
         assert self.model.bank is not None
         return self.model.bank.entries[entries].mean(1) @ self.model.memory_layer(layer).read.write_matrix.T

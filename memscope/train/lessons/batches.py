@@ -113,6 +113,7 @@ class Batches:
             made = self.teacher.maker.windows(seed, self.statement_rows, self._window + 1)
         tokens = np.concatenate([corpus, made.tokens])
         lesson = Lesson(
+            step=step,
             rows=torch.tensor(made.rows, dtype=torch.int64, device=self.device) + rows,
             positions=torch.tensor(made.positions, dtype=torch.int64, device=self.device),
             stating=[torch.from_numpy(entries).to(self.device) for entries in made.stating],
