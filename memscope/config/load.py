@@ -48,6 +48,8 @@ class Config(Section):
             )
         if self.model.text_layers and not self.text.sentences_path:
             raise ValueError("block=text reads sentences: set text.sentences_path")
+        if self.text.facts_path and not self.text.sentences_path:
+            raise ValueError("statements are made of facts that sentences state: set text.sentences_path")
         if self.read_heads % self.memory.read_slices:
             raise ValueError(f"read_slices={self.memory.read_slices} must divide read_heads={self.read_heads}")
         if self.memory.entry_dtype == "bfloat16" and not self.train.lazy_bank:

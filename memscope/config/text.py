@@ -30,7 +30,8 @@ class TextConfig(Section):
     refresh_interval: int = Field(25, gt=0)
     """Training steps between two times that the keys of all sentences are made anew."""
     facts_path: str | None = None
-    """Facts with cloze templates that training makes statements of; none = trains on the corpus alone."""
+    """Facts with cloze templates that training makes statements of; none = trains on the corpus alone. A model without
+    a text layer is trained on the statements too, as a baseline: set ``object_swap=0`` then, since it cannot read."""
     statement_share: float = Field(0.5, ge=0, le=1)
     """Share of every batch's windows that hold statements, where there are facts."""
     object_swap: float = Field(0.5, ge=0, le=1)

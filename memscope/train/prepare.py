@@ -50,8 +50,10 @@ def prepare_run(config: Config, run: Path, write: bool) -> Prepared:
     train_corpus = pack_corpus(Path(config.data.train_path), tokenizer, cache)
     valid_corpus = pack_corpus(Path(config.data.valid_path), tokenizer, cache)
     model = MemoryTransformer(config, seed=config.train.seed)
-    if model.text_bank is not None:
-        fill_text_bank(model, _sentences(config, run, tokenizer, write), tokenizer)
+    if model.text_bank is not None or config.text.facts_path:
+        bank = _sentences(config, run, tokenizer, write)
+        if model.text_bank is not None:
+            fill_text_bank(model, bank, tokenizer)
     if model.bank is not None and not list_checkpoints(run):  # a checkpoint has its entries, the run their starts
         _fill_bank(model, config, run, tokenizer, write)
     return Prepared(tokenizer, train_corpus, valid_corpus, model)

@@ -95,7 +95,7 @@ def set_up(config: Config, run: Path, device: str) -> Training:
         reviver = Reviver(net, parallel.optimizer, fresh)
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
     teacher = None
-    if net.text_bank is not None:
+    if net.text_bank is not None or config.text.facts_path:
         teacher = Teacher(config, run_bank(run), tokenizer)
     batches = Batches(order, config, accelerator, teacher)
     n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_samples)

@@ -11,6 +11,7 @@ number is of the asked position, the last token of the question:
 ``on_object``      share of all that is read of words that falls on words of the object, in stating sentences
 ``logit_without``  the answer's logit after the stating sentences were taken out of the selection
 ``logit_control``  the same for as many other selected sentences, those of highest score
+``rank_silent``    the answer's rank where no sentence is selected at all: what the model says without reading
 """
 
 from collections.abc import Sequence
@@ -69,13 +70,15 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
 def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Means over facts with 95% intervals by a bootstrap over subjects.
 
-    Columns ``mean low high facts``; rows ``selected answered on_object fall control`` (the fall of the answer's logit).
-    ``on_object`` is over answered facts whose sentence was selected, falls over those that were selected.
+    Columns ``mean low high facts``; rows ``selected answered silent logprob on_object fall control`` (falls are of the
+    answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
+    sentence was selected.
     """
     answered = table["rank"] == 1
     values = {
         "selected": table["selected"].astype(float),
         "answered": answered.astype(float),
+        "silent": (table["rank_silent"] == 1).astype(float),
         "logprob": table["logprob"],
         "on_object": table["on_object"][answered & table["selected"]],
         "fall": (table["logit"] - table["logit_without"])[table["selected"]],
@@ -142,6 +145,9 @@ def _ask(
     for name, ablated in (("without", own), ("control", _controls(taken, own))):
         with evaluating(model), OwnRun(run).rewrite(lambda layer, i, s, gone=ablated: (_without(i, gone), s)):
             columns[f"logit_{name}"] = ask(model, tokens, last)[here, answer]
+    with evaluating(model), OwnRun(run).rewrite(lambda layer, i, s: (torch.full_like(i, -1), s)):
+        silent = ask(model, tokens, last)
+    columns["rank_silent"] = 1 + (silent > silent[here, answer][:, None]).sum(-1)
     columns["logit_control"] = columns["logit_control"].masked_fill((_controls(taken, own) < 0).all(-1), torch.nan)
     return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}, index=rows)
 

@@ -1,0 +1,185 @@
+"""Does a text layer find, read and need the sentences that state a fact?
+
+    python analyses/text_memory.py split facts.jsonl sentences.json --out data/facts
+    python analyses/text_memory.py measure runs/text data/facts --ffn runs/ffn --out reports/text
+
+``split`` deals subjects by a hash of their name. Sentences and facts of a tenth of them are kept aside: no training sees
+them. Of the others a fifth is held out: the bank has their sentences, no statement is made of their facts. The run is
+trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and ``facts_train.jsonl``.
+
+``measure`` asks the facts of every part, held-out ones apart by whether a sentence has the subject's full name. Then it
+gives the run a bank of sentences that training never saw, with those kept aside, and asks these. Then it edits held-out
+facts by typing. Every number has a 95% interval over subjects, of edits over edits.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from study import run_script, save
+
+from memscope.base.errors import InputError
+from memscope.base.files import make_folder, write_json
+from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
+from memscope.causal.sentences.edit import edit_sentences
+from memscope.causal.sentences.facts import ask_facts, summarise
+from memscope.report.plots.style import BLUE, ORANGE, legend, panels
+from memscope.run.checkpoint import LoadedRun, load_run
+from memscope.run.subject import evaluating
+from memscope.run.text_bank import fill_text_bank
+from memscope.text.fact_files import Fact, read_facts
+from memscope.text.sentences import read_sentences
+from memscope.text_bank.bank import SentenceBank, choose_bank
+from memscope.text_bank.stating import is_held_out, stating_entries
+
+ASIDE, HELD_OUT = 0.1, 0.2
+"""Shares of subjects; the second is ``text.held_out`` of a config."""
+PARTS = ("train", "held", "aside")
+_BATCH = 64
+
+
+def is_aside(subject: str) -> bool:
+    """Whether a subject is kept aside, by another hash than the one that holds subjects out."""
+    return is_held_out(f"aside {subject}", ASIDE)
+
+
+def split(facts: Path, sentences: Path, out: Path) -> dict[str, int]:
+    """Write ``facts_{train,held,aside}.jsonl``, ``sentences.jsonl``, ``sentences_aside.jsonl``; returns their rows."""
+    make_folder(out)
+    parts: dict[str, list[str]] = {f"facts_{part}": [] for part in PARTS} | {"sentences": [], "sentences_aside": []}
+    for fact in read_facts(facts):
+        part = "aside" if is_aside(fact.subject) else "held" if is_held_out(fact.subject, HELD_OUT) else "train"
+        parts[f"facts_{part}"].append(json.dumps(fact._asdict()))
+    for sentence in read_sentences(sentences):
+        aside = any(is_aside(triple.subject) for triple in sentence.triples)
+        rows = [{"sentence": sentence.text, **triple._asdict()} for triple in sentence.triples]
+        parts["sentences_aside" if aside else "sentences"].append(
+            json.dumps({"target": rows} if rows else {"sentence": sentence.text})
+        )
+    for name, lines in parts.items():
+        (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {name: len(lines) for name, lines in parts.items()}
+
+
+def unseen_bank(run: LoadedRun, data: Path) -> SentenceBank:
+    """As many sentences as the run's bank has, none of them in it: those kept aside, filled up with others."""
+    assert run.model.text_bank is not None
+    now, seed = run.model.text_bank.sentences, run.config.train.seed
+    held = {sentence.text for sentence in now.sentences}
+    aside = read_sentences(data / "sentences_aside.jsonl")
+    others = [one for one in read_sentences(data / "sentences.jsonl") if one.text not in held]
+    limit, size = run.config.text.sentence_length, len(now.sentences)
+    first = choose_bank(aside, run.tokenizer, size, limit, seed)
+    return first.with_more(choose_bank(others, run.tokenizer, size - len(first.sentences), limit, seed))
+
+
+def named_in_full(facts: Sequence[Fact], bank: SentenceBank) -> np.ndarray:
+    """Whether a sentence that states the fact has the subject's name as the question has it."""
+    found = [
+        any(fact.subject in bank.sentences[entry].text for entry in own)
+        for fact, own in zip(facts, stating_entries(facts, bank), strict=True)
+    ]
+    return np.array(found, bool)
+
+
+def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[str, object]]:
+    """A row per part and measure: ``part measure mean low high facts``; and the summary of the edits."""
+    assert run.model.text_bank is not None
+    bank, index = run.model.text_bank.sentences, run.model.text_bank.index
+    assert index is not None
+    facts = {part: read_facts(data / f"facts_{part}.jsonl") for part in PARTS}
+    in_full = named_in_full(facts["held"], bank)
+    asked = {
+        "held out": [fact for fact, full in zip(facts["held"], in_full, strict=True) if full],
+        "held out, part of the name": [fact for fact, full in zip(facts["held"], in_full, strict=True) if not full],
+        "seen in training": facts["train"],
+    }
+    tables = {part: summarise(ask_facts(run, some)) for part, some in asked.items()}
+    edited = edit_sentences(run, facts["held"], edits).summary
+    fill_text_bank(run.model, unseen_bank(run, data), run.tokenizer)
+    aside = facts["aside"]
+    full = named_in_full(aside, run.model.text_bank.sentences)
+    tables["bank swapped"] = summarise(ask_facts(run, [fact for fact, one in zip(aside, full, strict=True) if one]))
+    run.model.text_bank.fill(bank, index)
+    parts = [table.rename_axis("measure").reset_index().assign(part=part) for part, table in tables.items()]
+    return pd.concat(parts, ignore_index=True)[["part", "measure", "mean", "low", "high", "facts"]], edited
+
+
+@torch.no_grad()
+def answered(run: LoadedRun, facts: Sequence[Fact]) -> tuple[float, int]:
+    """Share of facts whose object's first token a model without sentences predicts, and how many were asked."""
+    asked = tokenize_facts(answerable(facts, run.tokenizer), run.tokenizer)
+    right = 0
+    for start in range(0, len(asked.questions), _BATCH):
+        questions = asked.questions[start : start + _BATCH]
+        last = torch.tensor([len(ids) - 1 for ids in questions])
+        with evaluating(run.model):
+            logits = ask(run.model, pad_rows(questions, run.tokenizer.pad), last)
+        right += int((logits.argmax(-1).numpy() == asked.answers[start : start + _BATCH]).sum())
+    return right / len(asked.questions), len(asked.questions)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    """Shares of facts that are found, answered, and answered without reading, by part."""
+    figure, [axis] = panels(1)
+    parts = list(dict.fromkeys(table["part"]))
+    for place, (measure_, colour) in enumerate((("selected", BLUE), ("answered", ORANGE), ("silent", "grey"))):
+        rows = table[table["measure"] == measure_].set_index("part").loc[parts]
+        at = np.arange(len(parts)) + (place - 1) * 0.25
+        errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
+        axis.barh(at, rows["mean"], 0.22, xerr=errors, color=colour, label=_LABELS[measure_])
+    axis.set(yticks=range(len(parts)), yticklabels=parts, xlabel="share of facts", xlim=(0, 1))
+    axis.invert_yaxis()
+    legend(axis)
+    return figure
+
+
+_LABELS = {"selected": "sentence selected", "answered": "answered", "silent": "answered with nothing selected"}
+
+
+def main() -> None:
+    """Parse, compute, print, save."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("split")
+    one.add_argument("facts", type=Path)
+    one.add_argument("sentences", type=Path)
+    two = commands.add_parser("measure")
+    two.add_argument("run", type=Path)
+    two.add_argument("data", type=Path)
+    two.add_argument("--ffn", type=Path, help="a run without a text layer, trained on the same statements")
+    two.add_argument("--edits", type=int, default=100)
+    for command in (one, two):
+        command.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "split":
+        print(split(arguments.facts, arguments.sentences, arguments.out))
+        return
+    run = load_run(arguments.run)
+    if run.model.text_bank is None:
+        raise InputError(f"{arguments.run}: no layer reads sentences; train with block: text")
+    table, edited = measure(run, arguments.data, arguments.edits)
+    headline = table[table["part"] == "held out"].set_index("measure")
+    print(
+        f"of {int(headline.loc['answered', 'facts']):,} facts that training never stated, "
+        f"{headline.loc['answered', 'mean']:.1%} are answered "
+        f"({headline.loc['answered', 'low']:.1%} to {headline.loc['answered', 'high']:.1%}), "
+        f"{headline.loc['silent', 'mean']:.1%} with nothing selected; a sentence that states the fact is selected for "
+        f"{headline.loc['selected', 'mean']:.1%}"
+    )
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(json.dumps(edited))
+    if arguments.ffn is not None:
+        share, n = answered(load_run(arguments.ffn), read_facts(arguments.data / "facts_held.jsonl"))
+        print(f"{arguments.ffn}: {share:.1%} of {n:,} held-out facts answered")
+    save(arguments.out, "text_memory", table, draw(table))
+    write_json(arguments.out / "edits.json", edited)
+
+
+if __name__ == "__main__":
+    run_script(main)
