@@ -15,6 +15,7 @@ facts by typing. Every number has a 95% interval over subjects, of edits over ed
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,28 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from study import run_script, save
+from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.files import make_folder, write_json
 from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.causal.sentences.edit import edit_sentences
 from memscope.causal.sentences.facts import ask_facts, summarise
-from memscope.report.plots.style import BLUE, ORANGE, legend, panels
+from memscope.model.text.bank import Lesson
+from memscope.model.transformer import next_token_loss
+from memscope.report.plots.style import ORANGE, blue, legend, panels
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.subject import evaluating
 from memscope.run.text_bank import fill_text_bank
+from memscope.text.corpus import document_windows, pack_corpus, window_batch
 from memscope.text.fact_files import Fact, read_facts
 from memscope.text.sentences import read_sentences
 from memscope.text_bank.bank import SentenceBank, choose_bank
+from memscope.text_bank.overlap import Overlaps
 from memscope.text_bank.stating import is_held_out, stating_entries
+from memscope.text_bank.words import WordReader
+from memscope.train.lessons.batches import teaching
 
 ASIDE, HELD_OUT = 0.1, 0.2
 """Shares of subjects; the second is ``text.held_out`` of a config."""
@@ -51,7 +60,8 @@ def is_aside(subject: str) -> bool:
 def split(facts: Path, sentences: Path, out: Path) -> dict[str, int]:
     """Write ``facts_{train,held,aside}.jsonl``, ``sentences.jsonl``, ``sentences_aside.jsonl``; returns their rows."""
     make_folder(out)
-    parts: dict[str, list[str]] = {f"facts_{part}": [] for part in PARTS} | {"sentences": [], "sentences_aside": []}
+    names = [*(f"facts_{part}" for part in PARTS), "sentences", "sentences_aside"]
+    parts: dict[str, list[str]] = {name: [] for name in names}
     for fact in read_facts(facts):
         part = "aside" if is_aside(fact.subject) else "held" if is_held_out(fact.subject, HELD_OUT) else "train"
         parts[f"facts_{part}"].append(json.dumps(fact._asdict()))
@@ -111,6 +121,42 @@ def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[
 
 
 @torch.no_grad()
+def leakage(run: LoadedRun, corpus: Path, tokens: int) -> pd.DataFrame:
+    """Loss over a corpus, as it is, without the sentences that a window contains, and with no sentence selected.
+
+    Columns ``name loss tokens``, in nats per token; a window contains a sentence if ``leak_ngram`` words in a row stand
+    in both.
+    """
+    bank, tokenizer, config = run.model.text_bank, run.tokenizer, run.config
+    assert bank is not None
+    sentences = bank.sentences
+    overlaps = Overlaps(sentences.ids, sentences.lengths, WordReader(tokenizer), config.text.leak_ngram)
+    packed = pack_corpus(corpus, tokenizer, Path(config.data.cache_dir))
+    windows = sorted(document_windows(packed, config.model.max_seq_len, tokens), key=lambda one: one.end - one.start)
+    sums, counted = dict.fromkeys(("as it is", "without what the text contains", "nothing selected"), 0.0), 0
+    for start in range(0, len(windows), 16):
+        batch = window_batch(packed, windows[start : start + 16], tokenizer.pad)
+        inputs, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+        counted += int((targets >= 0).sum())
+        none = torch.empty(0, dtype=torch.int64)
+        blocked = [overlaps.find(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+        lesson = Lesson(step=0, rows=none, positions=none, stating=[], swapped={}, blocked=blocked)
+        silent = OwnRun(run).rewrite(lambda layer, i, s: _silence(run, layer, i, s))
+        with evaluating(run.model):
+            for name, change in (("as it is", nullcontext()), ("nothing selected", silent)):
+                with change:
+                    sums[name] += float(next_token_loss(run.model(inputs), targets).sum())
+            with teaching(run.model, lesson):
+                sums["without what the text contains"] += float(next_token_loss(run.model(inputs), targets).sum())
+    return pd.DataFrame({"name": list(sums), "loss": [value / counted for value in sums.values()], "tokens": counted})
+
+
+def _silence(run: LoadedRun, layer: int, indices: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Select nothing in text layers, and what is selected elsewhere."""
+    return (torch.full_like(indices, -1) if layer in run.config.model.text_layers else indices), scores
+
+
+@torch.no_grad()
 def answered(run: LoadedRun, facts: Sequence[Fact]) -> tuple[float, int]:
     """Share of facts whose object's first token a model without sentences predicts, and how many were asked."""
     asked = tokenize_facts(answerable(facts, run.tokenizer), run.tokenizer)
@@ -128,7 +174,7 @@ def draw(table: pd.DataFrame) -> Figure:
     """Shares of facts that are found, answered, and answered without reading, by part."""
     figure, [axis] = panels(1)
     parts = list(dict.fromkeys(table["part"]))
-    for place, (measure_, colour) in enumerate((("selected", BLUE), ("answered", ORANGE), ("silent", "grey"))):
+    for place, (measure_, colour) in enumerate((("selected", blue(False)), ("answered", ORANGE), ("silent", "grey"))):
         rows = table[table["measure"] == measure_].set_index("part").loc[parts]
         at = np.arange(len(parts)) + (place - 1) * 0.25
         errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["mean"].to_numpy())
@@ -153,6 +199,8 @@ def main() -> None:
     two.add_argument("run", type=Path)
     two.add_argument("data", type=Path)
     two.add_argument("--ffn", type=Path, help="a run without a text layer, trained on the same statements")
+    two.add_argument("--corpus", type=Path, help="text to measure the loss on, with and without sentences of its own")
+    two.add_argument("--tokens", type=int, default=65536, help="tokens of it")
     two.add_argument("--edits", type=int, default=100)
     for command in (one, two):
         command.add_argument("--out", type=Path, required=True)
@@ -177,6 +225,8 @@ def main() -> None:
     if arguments.ffn is not None:
         share, n = answered(load_run(arguments.ffn), read_facts(arguments.data / "facts_held.jsonl"))
         print(f"{arguments.ffn}: {share:.1%} of {n:,} held-out facts answered")
+    if arguments.corpus is not None:
+        print(leakage(run, arguments.corpus, arguments.tokens).to_string(index=False))
     save(arguments.out, "text_memory", table, draw(table))
     write_json(arguments.out / "edits.json", edited)
 

@@ -15,6 +15,7 @@ number is of the asked position, the last token of the question:
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -143,18 +144,24 @@ def _ask(
         "on_object": on_object / read.clamp(min=1e-9),
     }
     for name, ablated in (("without", own), ("control", _controls(taken, own))):
-        with evaluating(model), OwnRun(run).rewrite(lambda layer, i, s, gone=ablated: (_without(i, gone), s)):
+        with evaluating(model), OwnRun(run).rewrite(partial(_edit, layers, ablated)):
             columns[f"logit_{name}"] = ask(model, tokens, last)[here, answer]
-    with evaluating(model), OwnRun(run).rewrite(lambda layer, i, s: (torch.full_like(i, -1), s)):
+    with evaluating(model), OwnRun(run).rewrite(partial(_edit, layers, None)):
         silent = ask(model, tokens, last)
     columns["rank_silent"] = 1 + (silent > silent[here, answer][:, None]).sum(-1)
     columns["logit_control"] = columns["logit_control"].masked_fill((_controls(taken, own) < 0).all(-1), torch.nan)
     return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()}, index=rows)
 
 
-def _without(indices: Tensor, gone: Tensor) -> Tensor:
-    """Selections with some entries of each row of the batch taken out."""
-    return indices.masked_fill((indices[..., None] == gone[:, None, None]).any(-1), -1)
+def _edit(
+    layers: tuple[int, ...], gone: Tensor | None, layer: int, indices: Tensor, scores: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Selections of text layers without some entries of each row of the batch; with none at all if none are given."""
+    if layer not in layers:
+        return indices, scores
+    if gone is None:
+        return torch.full_like(indices, -1), scores
+    return indices.masked_fill((indices[..., None] == gone[:, None, None]).any(-1), -1), scores
 
 
 def _controls(taken: dict[int, Tensor], own: Tensor) -> Tensor:
