@@ -3,9 +3,9 @@
     python analyses/text_memory.py split facts.jsonl sentences.json --out data/facts
     python analyses/text_memory.py measure runs/text data/facts --ffn runs/ffn --out reports/text
 
-``split`` deals subjects by a hash of their name. Sentences and facts of a tenth of them are kept aside: no training sees
-them. Of the others a fifth is held out: the bank has their sentences, no statement is made of their facts. The run is
-trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and ``facts_train.jsonl``.
+``split`` deals subjects by a hash of their name. Sentences and facts of a tenth of them are kept aside: no training
+sees them. Of the others a fifth is held out: the bank has their sentences, no statement is made of their facts. The run
+is trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and ``facts_train.jsonl``.
 
 ``measure`` asks the facts of every part, held-out ones apart by whether a sentence has the subject's full name. Then it
 gives the run a bank of sentences that training never saw, with those kept aside, and asks these. Then it edits held-out

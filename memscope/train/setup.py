@@ -98,7 +98,7 @@ def set_up(config: Config, run: Path, device: str) -> Training:
     if net.text_bank is not None or config.text.facts_path:
         teacher = Teacher(config, run_bank(run), tokenizer)
     batches = Batches(order, config, accelerator, teacher)
-    n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_samples)
+    n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_windows)
     check_steps(run, first_step, n_steps)
     if accelerator.is_main_process:
         write_start(config, run, batches.step_samples)

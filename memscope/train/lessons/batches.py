@@ -98,6 +98,8 @@ class Batches:
         has_facts = teacher is not None and teacher.maker is not None
         self.statement_rows = round(self.size * config.text.statement_share) if has_facts else 0
         """Windows of a micro-batch of this process that hold statements."""
+        self.step_windows = self.step_samples * (self.size - self.statement_rows) // self.size or self.step_samples
+        """Windows of the corpus in one step, or of statements where there are no others."""
 
     def batch(self, step: int, micro: int) -> Batch:
         """Micro-batch ``micro`` of a step, on the device."""
