@@ -167,7 +167,7 @@ def tiny_config(corpus_dir: Path, **sections: dict[str, object]) -> Config:
         },
     }
     for section, values in sections.items():
-        raw[section] |= values
+        raw[section] = raw.get(section, {}) | values
     return validate_config(raw, source="tiny_config")
 
 

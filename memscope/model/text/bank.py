@@ -80,12 +80,14 @@ class TextBank(nn.Module):
         found = self.index.search(tokens.cpu().numpy(), self.config.candidates, blocked)
         return Candidates(*(torch.from_numpy(values).to(tokens.device) for values in found))
 
-    def read(self, entries: Int[Tensor, " row"]) -> tuple[Int[Tensor, "row slot"], Bool[Tensor, "row slot"]]:
-        """Token ids of some sentences, as this step has them, and where there are any."""
+    def read(
+        self, entries: Int[Tensor, " row"], lesson: Lesson | None = None
+    ) -> tuple[Int[Tensor, "row slot"], Bool[Tensor, "row slot"]]:
+        """Token ids of some sentences, as a lesson has them, and where there are any."""
         ids, there = self.ids[entries], self.there[entries]
-        if self.lesson is not None and self.lesson.swapped:
+        if lesson is not None and lesson.swapped:
             place = {int(entry): row for row, entry in enumerate(entries.tolist())}
-            for entry, swapped in self.lesson.swapped.items():
+            for entry, swapped in lesson.swapped.items():
                 if (row := place.get(entry)) is not None:
                     n = min(len(swapped), ids.shape[1])
                     ids[row, :n] = torch.tensor(swapped[:n], device=ids.device)

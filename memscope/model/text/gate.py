@@ -78,7 +78,8 @@ class TextGate(nn.Module):
         totals = self.lexical_gain * found.scores + torch.einsum("btq,btcq->btc", query.squeeze(2).float(), known)
         totals = totals.masked_fill(found.entries < 0, -torch.inf)
         k = self.selected
-        best, place = totals.topk(min(k + 1, totals.shape[-1]))
+        ranked = totals.sort(dim=-1, descending=True, stable=True)  # equal ones stay in the order of the search
+        best, place = (values[..., : k + 1] for values in ranked)
         margin = best[..., k - 1] - best[..., k] if best.shape[-1] > k else torch.full_like(best[..., 0], torch.nan)
         margin = margin.masked_fill(margin.isinf(), torch.nan)
         place = place[..., :k]

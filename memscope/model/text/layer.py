@@ -32,6 +32,8 @@ class OpenText:
 
     def __init__(self, bank: TextBank, found: Candidates, table: Float[Tensor, "vocab dim"]):
         self.bank, self.found, self.table = bank, found, table
+        self.lesson = bank.lesson
+        """Of this pass, also while a block of it is computed again for the gradients."""
 
 
 class TextLayer(nn.Module):
@@ -78,7 +80,7 @@ class TextLayer(nn.Module):
         selected = _Selected(self.slots, text, chosen.entries)
         keys = F.embedding(selected.place, self.gate.keys(selected.values, selected.there))
         scores, totals = self.gate.scores(query, chosen, keys)
-        if text.bank.lesson is not None and self.training:
+        if text.lesson is not None and self.training:
             self._teach(text, query, chosen, totals)
         numbers = torch.where(chosen.entries < 0, -1, chosen.entries + self.first)
         self.selection = (numbers, scores)
@@ -107,7 +109,7 @@ class TextLayer(nn.Module):
     @torch.no_grad()
     def _latest_keys(self, text: OpenText) -> Float[Tensor, "entry key"]:
         """Keys of all sentences. In training they lag behind the weights by less than the interval."""
-        lesson, bank = text.bank.lesson, text.bank
+        lesson, bank = text.lesson, text.bank
         weights = (text.table, *self.slots.parameters(), self.gate.key_proj.weight)
         made_of = tuple(weight._version for weight in weights)
         if lesson is not None and self.training:
@@ -128,7 +130,7 @@ class TextLayer(nn.Module):
 
     def _teach(self, text: OpenText, query: Tensor, chosen: Chosen, totals: Tensor) -> None:
         """Note the alignment loss of this batch: selected sentences by their keys as they are, others by the latest."""
-        lesson = text.bank.lesson
+        lesson = text.lesson
         assert lesson is not None and self._keys is not None
         rows, positions = lesson.rows, lesson.positions
         if not len(rows) or not self.config.alignment:
@@ -148,7 +150,7 @@ class _Selected:
 
     def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
         unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
-        ids, self.there = text.bank.read(unique)
+        ids, self.there = text.bank.read(unique, text.lesson)
         self.values = encode(ids, self.there, text.table).float()
 
     def slots(self) -> Slots:
