@@ -102,7 +102,7 @@ class TextLayer(nn.Module):
     ) -> Float[Tensor, "row dim"]:
         """What reading each sentence adds to the residual stream, all its tokens and all heads alike."""
         ids, there = bank.read((sentences - self.first).to(bank.ids.device))
-        mean = self.slots(ids, there, table).sum(1) / there.sum(1, keepdim=True)
+        mean = self.slots(ids, there, self.slots.project(table)).sum(1) / there.sum(1, keepdim=True)
         out: Tensor = self.read.o_proj(self.read.v_proj(mean))
         return out
 
@@ -122,9 +122,10 @@ class TextLayer(nn.Module):
         else:  # some sentences were edited
             self._keys = self._keys.clone()
             changed = (bank.ids != self._ids).any(-1).nonzero()[:, 0]
+        table = self.slots.project(text.table)
         for chunk in changed.split(_KEYS_AT_ONCE):
             ids, there = bank.ids[chunk], bank.there[chunk]
-            self._keys[chunk] = self.gate.keys(self.slots(ids, there, text.table), there).float()
+            self._keys[chunk] = self.gate.keys(self.slots(ids, there, table), there).float()
         self._ids, self._made_of = bank.ids, made_of
         return self._keys
 
@@ -151,7 +152,7 @@ class _Selected:
     def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
         unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
         ids, self.there = text.bank.read(unique, text.lesson)
-        self.values = encode(ids, self.there, text.table).float()
+        self.values = encode(ids, self.there, encode.project(text.table)).float()
 
     def slots(self) -> Slots:
         """To be read by dot products and sums, ``[batch, pos, K * L]``."""

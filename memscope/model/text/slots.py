@@ -3,6 +3,8 @@
 Nothing is trained for a single sentence, so a sentence that is put into the bank after training is read as the others.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -11,6 +13,17 @@ from torch import Tensor, nn
 _BEFORE, _AFTER = 3, 2
 """Tokens before and behind one that its context is made of at first; mixing widens it by two on both sides."""
 _MIXED = 5
+
+
+_AT_ONCE = 256
+"""Sentences that are encoded together: tensors so small that the allocator uses their memory again."""
+
+
+class Projected(NamedTuple):
+    """The token embeddings as slots need them, made once in a forward pass."""
+
+    token: Float[Tensor, "vocab half"]
+    around: Float[Tensor, "vocab place half"]
 
 
 class TextSlots(nn.Module):
@@ -31,21 +44,27 @@ class TextSlots(nn.Module):
         self.around = nn.Linear(dim, (_BEFORE + 1 + _AFTER) * half, bias=False)
         self.mix = nn.Conv1d(half, half, _MIXED, padding=_MIXED // 2, bias=False)
 
+    def project(self, table: Float[Tensor, "vocab dim"]) -> Projected:
+        """Project the model's token embeddings: every token once, not once for every place where it stands."""
+        unit = F.rms_norm(table, table.shape[-1:])  # embeddings grow in training, slots should not
+        return Projected(self.token(unit), self.around(unit).unflatten(-1, (-1, self.token.out_features)))
+
     def forward(
-        self, ids: Int[Tensor, "sentence pos"], there: Bool[Tensor, "sentence pos"], table: Float[Tensor, "vocab dim"]
+        self, ids: Int[Tensor, "sentence pos"], there: Bool[Tensor, "sentence pos"], table: Projected
     ) -> Float[Tensor, "sentence pos slot_dim"]:
         """Slots of sentences; those past the end of a sentence are 0.
 
         Args:
             ids: token ids; any id past the end.
             there: whether a token stands there.
-            table: the model's token embeddings.
+            table: of ``project``.
         """
-        unit = F.rms_norm(table, table.shape[-1:])  # embeddings grow in training, slots should not
-        half = self.token.out_features
+        parts = zip(ids.split(_AT_ONCE), there.split(_AT_ONCE), strict=True)
+        return torch.cat([self._encode(*part, table) for part in parts])
+
+    def _encode(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
+        places = table.around
         ends = F.pad(there, (_BEFORE, _AFTER)).unsqueeze(-1)
-        # Every token goes through its projections once, not once for every place where it stands.
-        places = self.around(unit).unflatten(-1, (-1, half))
         padded = F.pad(ids, (_BEFORE, _AFTER))
         context = sum(
             F.embedding(padded[:, place : place + ids.shape[1]], places[:, place])
@@ -55,4 +74,4 @@ class TextSlots(nn.Module):
         assert isinstance(context, Tensor)
         context = F.gelu(context) * there.unsqueeze(-1)
         context = context + F.gelu(self.mix(context.transpose(1, 2)).transpose(1, 2))
-        return torch.cat([F.embedding(ids, self.token(unit)), context], -1) * there.unsqueeze(-1)
+        return torch.cat([F.embedding(ids, table.token), context], -1) * there.unsqueeze(-1)
