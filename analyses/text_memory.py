@@ -1,18 +1,15 @@
 """Does a text layer find, read and need the sentences that state a fact?
 
-    python analyses/text_memory.py split facts.jsonl sentences.json --out data/facts
-    python analyses/text_memory.py measure runs/text data/facts --ffn runs/ffn --out reports/text
+    python analyses/split_facts.py facts.jsonl sentences.json --out data/facts
+    python analyses/text_memory.py runs/text data/facts --ffn runs/ffn --out reports/text
 
-``split`` deals subjects by a hash of their name. Sentences and facts of a tenth of them are kept aside: no training
-sees them. Of the others a fifth is held out: the bank has their sentences, no statement is made of their facts. The run
-is trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and ``facts_train.jsonl``.
-
-``measure`` asks the facts of every part, held-out ones apart by whether a sentence has the subject's full name. Then it
-gives the run a bank of sentences that training never saw, with those kept aside, and asks these. Then it edits held-out
-facts by typing. Every number has a 95% interval over subjects, of edits over edits.
+The run is trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and
+``facts_train.jsonl`` of the second folder. The facts of every part are asked, held-out ones apart by whether a sentence
+has the subject's full name. Then the run is given a bank of sentences that training never saw, with those kept aside,
+and these are asked. Then held-out facts are edited by typing. Every number has a 95% interval over subjects, of edits
+over edits.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,11 +19,11 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from study import run_script, save
+from study import command_line, run_script, save
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.base.files import make_folder, write_json
+from memscope.base.files import write_json
 from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.causal.sentences.edit import edit_sentences
 from memscope.causal.sentences.facts import ask_facts, summarise
@@ -42,38 +39,12 @@ from memscope.text.fact_files import Fact, read_facts
 from memscope.text.sentences import read_sentences
 from memscope.text_bank.bank import SentenceBank, choose_bank
 from memscope.text_bank.overlap import Overlaps
-from memscope.text_bank.stating import is_held_out, stating_entries
+from memscope.text_bank.stating import stating_entries
 from memscope.text_bank.words import WordReader
 from memscope.train.lessons.batches import teaching
 
-ASIDE, HELD_OUT = 0.1, 0.2
-"""Shares of subjects; the second is ``text.held_out`` of a config."""
 PARTS = ("train", "held", "aside")
 _BATCH = 64
-
-
-def is_aside(subject: str) -> bool:
-    """Whether a subject is kept aside, by another hash than the one that holds subjects out."""
-    return is_held_out(f"aside {subject}", ASIDE)
-
-
-def split(facts: Path, sentences: Path, out: Path) -> dict[str, int]:
-    """Write ``facts_{train,held,aside}.jsonl``, ``sentences.jsonl``, ``sentences_aside.jsonl``; returns their rows."""
-    make_folder(out)
-    names = [*(f"facts_{part}" for part in PARTS), "sentences", "sentences_aside"]
-    parts: dict[str, list[str]] = {name: [] for name in names}
-    for fact in read_facts(facts):
-        part = "aside" if is_aside(fact.subject) else "held" if is_held_out(fact.subject, HELD_OUT) else "train"
-        parts[f"facts_{part}"].append(json.dumps(fact._asdict()))
-    for sentence in read_sentences(sentences):
-        aside = any(is_aside(triple.subject) for triple in sentence.triples)
-        rows = [{"sentence": sentence.text, **triple._asdict()} for triple in sentence.triples]
-        parts["sentences_aside" if aside else "sentences"].append(
-            json.dumps({"target": rows} if rows else {"sentence": sentence.text})
-        )
-    for name, lines in parts.items():
-        (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {name: len(lines) for name, lines in parts.items()}
 
 
 def unseen_bank(run: LoadedRun, data: Path) -> SentenceBank:
@@ -85,6 +56,8 @@ def unseen_bank(run: LoadedRun, data: Path) -> SentenceBank:
     others = [one for one in read_sentences(data / "sentences.jsonl") if one.text not in held]
     limit, size = run.config.text.sentence_length, len(now.sentences)
     first = choose_bank(aside, run.tokenizer, size, limit, seed)
+    if not others or len(first.sentences) == size:
+        return first
     return first.with_more(choose_bank(others, run.tokenizer, size - len(first.sentences), limit, seed))
 
 
@@ -95,6 +68,11 @@ def named_in_full(facts: Sequence[Fact], bank: SentenceBank) -> np.ndarray:
         for fact, own in zip(facts, stating_entries(facts, bank), strict=True)
     ]
     return np.array(found, bool)
+
+
+def is_stated(facts: Sequence[Fact], bank: SentenceBank) -> bool:
+    """Whether a sentence states any of the facts."""
+    return any(len(own) for own in stating_entries(facts, bank))
 
 
 def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[str, object]]:
@@ -109,12 +87,13 @@ def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[
         "held out, part of the name": [fact for fact, full in zip(facts["held"], in_full, strict=True) if not full],
         "seen in training": facts["train"],
     }
-    tables = {part: summarise(ask_facts(run, some)) for part, some in asked.items()}
+    tables = {part: summarise(ask_facts(run, some)) for part, some in asked.items() if is_stated(some, bank)}
     edited = edit_sentences(run, facts["held"], edits).summary
     fill_text_bank(run.model, unseen_bank(run, data), run.tokenizer)
-    aside = facts["aside"]
-    full = named_in_full(aside, run.model.text_bank.sentences)
-    tables["bank swapped"] = summarise(ask_facts(run, [fact for fact, one in zip(aside, full, strict=True) if one]))
+    full = named_in_full(facts["aside"], run.model.text_bank.sentences)
+    aside = [fact for fact, one in zip(facts["aside"], full, strict=True) if one]
+    if is_stated(aside, run.model.text_bank.sentences):
+        tables["bank swapped"] = summarise(ask_facts(run, aside))
     run.model.text_bank.fill(bank, index)
     parts = [table.rename_axis("measure").reset_index().assign(part=part) for part, table in tables.items()]
     return pd.concat(parts, ignore_index=True)[["part", "measure", "mean", "low", "high", "facts"]], edited
@@ -190,24 +169,14 @@ _LABELS = {"selected": "sentence selected", "answered": "answered", "silent": "a
 
 def main() -> None:
     """Parse, compute, print, save."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("split")
-    one.add_argument("facts", type=Path)
-    one.add_argument("sentences", type=Path)
-    two = commands.add_parser("measure")
-    two.add_argument("run", type=Path)
-    two.add_argument("data", type=Path)
-    two.add_argument("--ffn", type=Path, help="a run without a text layer, trained on the same statements")
-    two.add_argument("--corpus", type=Path, help="text to measure the loss on, with and without sentences of its own")
-    two.add_argument("--tokens", type=int, default=65536, help="tokens of it")
-    two.add_argument("--edits", type=int, default=100)
-    for command in (one, two):
-        command.add_argument("--out", type=Path, required=True)
+    parser = command_line(__doc__, "run", "data")
+    parser.add_argument("--ffn", type=Path, help="a run without a text layer, trained on the same statements")
+    parser.add_argument(
+        "--corpus", type=Path, help="text to measure the loss on, with and without sentences of its own"
+    )
+    parser.add_argument("--tokens", type=int, default=65536, help="tokens of it")
+    parser.add_argument("--edits", type=int, default=100)
     arguments = parser.parse_args()
-    if arguments.command == "split":
-        print(split(arguments.facts, arguments.sentences, arguments.out))
-        return
     run = load_run(arguments.run)
     if run.model.text_bank is None:
         raise InputError(f"{arguments.run}: no layer reads sentences; train with block: text")

@@ -28,6 +28,7 @@ COLUMNS = (
         "weights, metrics, starts",
         (
             ("model/", "transformer, gate, bank"),
+            ("model/text/", "reads sentences"),
             ("model/ops/", "fast loops"),
             ("train/", "loop, processes"),
             ("run/", "load a run, its starts"),

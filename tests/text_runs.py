@@ -5,6 +5,7 @@ config = text_config(corpus_dir, folder)              # two layers: a memory, th
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from memscope.config.load import Config
@@ -27,10 +28,10 @@ WORDINGS = {
 """By predicate: how a sentence of the bank states it, and the template that asks for it."""
 
 
-def world() -> list[Fact]:
-    """Two facts about each of 32 people."""
+def world(families: Sequence[str] = LAST) -> list[Fact]:
+    """Two facts about each of the people of some families; by default 32 people."""
     facts = []
-    for number, person in enumerate(f"{first} {last}" for last in LAST for first in FIRST):
+    for number, person in enumerate(f"{first} {last}" for last in families for first in FIRST):
         for place, (predicate, (_, template)) in enumerate(WORDINGS.items()):
             value = (TOWNS, WORK)[place][(number * 5 + number // 6 + place) % 6]
             facts.append(Fact(f"f{number}-{place}", person, predicate, value, template))
@@ -54,11 +55,11 @@ def world_bank(tokenizer: Tokenizer) -> SentenceBank:
     return SentenceBank.of(sentences, tokenizer.encode_batch([sentence.text for sentence in sentences]))
 
 
-def write_world(folder: Path) -> None:
+def write_world(folder: Path, families: Sequence[str] = LAST) -> None:
     """Write ``sentences.json``, as T-REx has them, and ``facts.json``."""
-    rows = [{"target": [{"sentence": sentence_of(fact).text, **fact._asdict()}]} for fact in world()]
+    rows = [{"target": [{"sentence": sentence_of(fact).text, **fact._asdict()}]} for fact in world(families)]
     (folder / "sentences.json").write_text(json.dumps(rows))
-    (folder / "facts.json").write_text(json.dumps([fact._asdict() for fact in world()]))
+    (folder / "facts.json").write_text(json.dumps([fact._asdict() for fact in world(families)]))
 
 
 def text_config(corpus_dir: Path, folder: Path, **sections: dict[str, object]) -> Config:

@@ -64,7 +64,7 @@ def write_decodings(
     else:
         known = pa.table(_drift_columns(drifted))
         without = no_drift(info.knowledge_num - known.num_rows)  # sentences, which are no weights, come last
-        together = pa.concat_tables([known, pa.table(without).cast(known.schema)])
+        together = pa.concat_tables([known, pa.table(without).select(known.column_names).cast(known.schema)])
         columns |= {name: together[name] for name in together.column_names}
     for site in info.sites:
         if "lens" in site.has:

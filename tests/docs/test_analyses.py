@@ -1,5 +1,6 @@
 """Every study runs from the command line on a tiny fixture, and finds what was planted there."""
 
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +22,15 @@ from memscope.testing.recordings import PLANTED_LAYER
 from memscope.train.loop import train
 from tests.conftest import tiny_config, untrained_run
 from tests.processes import run_here
+from tests.text_runs import LAST, text_config, write_world
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "analyses"))
-SHARED_PARTS = {"study"}
+SHARED_PARTS = {"study", "split_facts"}
+from split_facts import split  # noqa: E402
+
 SCRIPTS = sorted(path for path in (ROOT / "analyses").glob("*.py") if path.stem not in SHARED_PARTS)
 
 
@@ -98,9 +102,29 @@ def test_what_a_selection_bias_chose_and_is_worth_is_found(biased: Biased, world
         study(world.run, world.recording, 512)
 
 
-def arguments_of(script: str, world: World, product: Recording, runs: list[Path], biased: Biased) -> list[Path]:
+@pytest.fixture(scope="module")
+def reader(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run that reads sentences, hardly trained, and the facts of its world dealt to parts."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_world(folder, (*LAST, "Marsh", "Noble", "Quick", "Rowe"))
+    split(folder / "facts.json", folder / "sentences.json", folder / "data")
+    text = {
+        "sentences_path": str(folder / "data/sentences.jsonl"),
+        "facts_path": str(folder / "data/facts_train.jsonl"),
+        "sentence_num": 160,  # all of them
+    }
+    model = {"vocab_size": 460}  # objects begin with tokens of their own
+    config = text_config(corpus_dir, folder, text=text, model=model, train={"steps": 5, "save_interval": 5})
+    train(config, folder / "run", device="cpu")
+    return [folder / "run", folder / "data"]
+
+
+def arguments_of(
+    script: str, world: World, product: Recording, runs: list[Path], biased: Biased, reader: list[Path]
+) -> list[Path]:
     """What a script is called with; by default a run and its recording."""
     special = {
+        "text_memory": reader,
         "headline_coverage": [world.recording.path],
         "lookup_context": [product.path],
         "product_key_rows": [world.recording.path],
@@ -119,10 +143,11 @@ def test_a_study_prints_its_headline_first_and_writes_figure_and_csv(
     tiny_recording: Recording,
     random_runs: list[Path],
     biased: Biased,
+    reader: list[Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs], biased)
+    arguments = arguments_of(script.stem, world, tiny_recording, [tiny_run_path, *random_runs], biased, reader)
     done = run_here(script, [*map(str, arguments), "--out", str(tmp_path)], capsys)
     assert done.returncode == 0, done.stderr
     headline = done.stdout.splitlines()[0]
@@ -153,6 +178,35 @@ def test_a_study_has_its_question_in_the_readme_and_its_result_in_the_docs(scrip
     assert script.name in (ROOT / "analyses" / "README.md").read_text()
     docs = "".join(page.read_text() for page in (ROOT / "docs" / "log").glob("*.md"))
     assert f"analyses/{script.name}" in docs
+
+
+def test_facts_that_sentences_state_are_found_by_their_words(reader: list[Path]) -> None:
+    from text_memory import measure
+
+    run, data = reader
+    table, edited = measure(load_run(run), data, edits=3)
+    found = table[table["measure"] == "selected"].set_index("part")
+    assert (found["mean"] == 1).all()  # names stand in the sentences, and four of them are selected
+    assert {"held out", "seen in training", "bank swapped"} <= set(found.index)
+    parts = {part: len((data / f"facts_{part}.jsonl").read_text().splitlines()) for part in ("train", "held", "aside")}
+    assert found["facts"].to_dict() == {
+        "held out": parts["held"],
+        "seen in training": parts["train"],
+        "bank swapped": parts["aside"],
+    }
+    assert edited["edits"] == 3
+
+
+def test_subjects_are_dealt_to_one_part_alone(reader: list[Path]) -> None:
+    _, data = reader
+    subjects = {
+        part: {json.loads(line)["subject"] for line in (data / f"facts_{part}.jsonl").read_text().splitlines()}
+        for part in ("train", "held", "aside")
+    }
+    assert all(subjects.values()) and len(set.union(*subjects.values())) == sum(map(len, subjects.values()))
+    stated = (data / "sentences.jsonl").read_text()
+    assert not any(subject in stated for subject in subjects["aside"])
+    assert all(subject in stated for subject in subjects["held"])
 
 
 def test_kl_splits_into_rows_columns_and_entries() -> None:

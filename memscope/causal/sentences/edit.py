@@ -2,8 +2,8 @@
 
     result = edit_sentences(run, facts, count=100)       # the measures of ``causal/edit.py``
 
-Every sentence of the bank that states the fact and names its object names the new one instead. Where none names it, the
-first of them becomes the statement of the new fact.
+Every sentence of the bank that states the fact and names its object names the new one instead. One that states it in
+other words becomes the plain statement of the new fact, so that none is left that says the old one.
 """
 
 import re
@@ -70,7 +70,8 @@ def _typing(edit: Edit, bank: SentenceBank) -> dict[int, str]:
     fact, [own] = edit.fact, stating_entries([edit.fact], bank)
     word = re.compile(rf"(?<!\w){re.escape(fact.object)}(?!\w)")
     texts = {int(entry): bank.sentences[entry].text for entry in np.asarray(own)}
-    naming = {entry: word.sub(lambda _: edit.new_object, text) for entry, text in texts.items() if word.search(text)}
-    if naming:
-        return naming
-    return {min(texts): fact.template.replace("[X]", fact.subject).replace("[Y]", edit.new_object)}
+    statement = fact.template.replace("[X]", fact.subject).replace("[Y]", edit.new_object)
+    return {
+        entry: word.sub(lambda _: edit.new_object, text) if word.search(text) else statement
+        for entry, text in texts.items()
+    }
