@@ -17,6 +17,7 @@ of them for the causal meaning. p: sentences are dealt to entries at random 9,99
 other for the causal meaning.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from matplotlib.figure import Figure
 from scipy.sparse import coo_array, csr_array
 from scipy.stats import rankdata
 from study import batches, command_line, contexts_before, mean_interval, run_script, save
+from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.causal.intervene import ablate
@@ -128,10 +130,22 @@ def causal_logits(
         is_entry[rows, last] = True
         wanted = torch.from_numpy(entries[number_of[numbers]])[:, None]
         before = run.model(batch)[rows, last]
-        with ablate(run.model, wanted, layers=[layer], positions=is_entry):
+        with without(run, layer, wanted, is_entry):
             after = run.model(batch)[rows, last]
         np.add.at(added, number_of[numbers], (before - after).double().numpy())
     return added / np.bincount(number_of, minlength=len(entries))[:, None]
+
+
+def without(run: LoadedRun, layer: int, wanted: Tensor, at: Tensor) -> AbstractContextManager[None]:
+    """Take an entry of each row of the batch, ``wanted [batch, 1]``, out of a layer at positions ``[batch, pos]``."""
+    if layer not in run.config.model.text_layers:
+        return ablate(run.model, wanted, layers=[layer], positions=at)
+
+    def edit(number: int, indices: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        gone = (indices == wanted[:, None]) & at[..., None]
+        return (indices.masked_fill(gone, -1) if number == layer else indices), scores
+
+    return OwnRun(run).rewrite(edit)
 
 
 def permutation_p(scores: list[Score], seed: int = 0) -> float:
