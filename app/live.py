@@ -104,8 +104,9 @@ def expect_text() -> None:
 
 
 def _weights(run: Path) -> list[int]:
-    """Times at which the files of a model's weights were written."""
-    return [path.stat().st_mtime_ns for path in run.glob("*.safetensors") if path.stem != "bank_init"]
+    """Times at which the files of a model's weights, and of the sentences that it reads, were written."""
+    files = [path for path in run.glob("*.safetensors") if path.stem != "bank_init"]
+    return [path.stat().st_mtime_ns for path in files + [*run.glob("text_bank.parquet")] * bool(files)]
 
 
 def _how(info: RecordingInfo) -> tuple[int, int | None]:

@@ -11,12 +11,13 @@ Entries are numbered as in a recording (``info.site(1).first_entry + 6`` is expe
 of ``subject.sites``, ``positions`` are as in ``causal/intervene.py``. Blocks nest, an inner one sees the selections of
 the outer one, and no weight of the model changes.
 
-Runs of memscope have a read apart from their gate scores, which scores alone cannot express. For them ``ablate``,
-``force``, ``swap`` and ``scale`` are those of ``causal/intervene.py``, which also has what only a memory can do.
+Memories of memscope have a read apart from their gate scores, which scores alone cannot express. For them ``ablate``,
+``force``, ``swap`` and ``scale`` are those of ``causal/intervene.py``, which also has what only a memory can do. The
+read of a text layer weighs words by the gate scores of their sentences, so there scores say it all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -57,9 +58,11 @@ def ablate(
     Raises:
         InputError: no such layer can select an entry, it has no scores, or its selection cannot be changed.
     """
-    if isinstance(subject, OwnModel):
+    if isinstance(subject, OwnModel) and not _has_sentence(subject, entries):
         return intervene.ablate(subject.model, entries, mode, layers=layers, positions=positions)
     wanted = torch.as_tensor(entries).long().flatten()
+    if isinstance(subject, OwnModel) and not bool((wanted >= subject.model.cfg.first_sentence).all()):
+        return _ablate_both(subject, wanted, mode, layers, positions)
     owners = {site.layer for entry in wanted.tolist() for site in _owners(subject, layers, entry)}
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +95,7 @@ def force(
     Raises:
         InputError: a layer cannot select the entry, has no scores, or its selection cannot be changed.
     """
-    if isinstance(subject, OwnModel):
+    if isinstance(subject, OwnModel) and not _has_sentence(subject, [entry]):
         return intervene.force(subject.model, entry, score, layers=layers, positions=positions)
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +116,7 @@ def swap(
     Raises:
         InputError: a layer cannot select both, has no scores, or its selection cannot be changed.
     """
-    if isinstance(subject, OwnModel):
+    if isinstance(subject, OwnModel) and not _has_sentence(subject, [first, second]):
         return intervene.swap(subject.model, first, second, layers=layers, positions=positions)
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +178,25 @@ def replay(
         return was.indices, was.gate_scores
 
     with subject.rewrite(edit):
+        yield
+
+
+def _has_sentence(subject: OwnModel, entries: Entries) -> bool:
+    """Whether some of the entries are sentences of a text layer."""
+    bank, first = subject.model.text_bank, subject.model.cfg.first_sentence
+    return bank is not None and bool((torch.as_tensor(entries) >= first).any())
+
+
+@contextmanager
+def _ablate_both(
+    subject: OwnModel, wanted: Tensor, mode: Mode, layers: Sequence[int] | None, positions: Positions
+) -> Iterator[None]:
+    """Ablate entries of the memory and sentences, each in layers of their own."""
+    model, of_text = subject.model.cfg.model, wanted >= subject.model.cfg.first_sentence
+    with ExitStack() as stack:
+        for entries, own in ((wanted[~of_text], model.memory_layers), (wanted[of_text], model.text_layers)):
+            chosen = None if layers is None else [layer for layer in layers if layer in own]
+            stack.enter_context(ablate(subject, entries, mode, layers=chosen, positions=positions))
         yield
 
 

@@ -44,7 +44,7 @@ def check(
         InputError: an input is missing, or the recording is of another model than the run holds now.
     """
     from memscope.base.files import expect_file, sha256_file
-    from memscope.run.folder import MODEL, check_run
+    from memscope.run.folder import MODEL, check_run, fingerprint
 
     config = check_run(run)
     if corpus is not None:
@@ -52,7 +52,7 @@ def check(
     if facts is not None:
         expect_file(facts, "file of facts")
     if recording is not None:
-        check_recorded(run, sha256_file(run / MODEL), recording)
+        check_recorded(run, fingerprint(run, sha256_file(run / MODEL)), recording)
     return config
 
 
@@ -93,7 +93,7 @@ def check_model(
     of_memscope = not is_hugging_face(folder)
     if not of_memscope and recording is not None:
         read_info(recording)
-    if of_memscope and not check(folder, recording=recording).model.memory_layers and not neurons:
+    if of_memscope and not check(folder, recording=recording).model.selecting_layers and not neurons:
         raise InputError(f"{folder}: an FFN baseline has no memory to record; --neurons 32 records its neurons")
     if corpus is not None:
         expect_file(corpus, "corpus file")

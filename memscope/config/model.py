@@ -70,3 +70,8 @@ class ModelConfig(Section):
     def text_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that read sentences."""
         return tuple(layer for layer, kind in enumerate(self.blocks) if kind in ("text", "text_ffn"))
+
+    @property
+    def selecting_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that read the bank or sentences."""
+        return tuple(sorted(self.memory_layers + self.text_layers))

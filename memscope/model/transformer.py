@@ -205,10 +205,10 @@ class MemoryTransformer(HookedRootModule):
             self.norm = RMSNorm(model.dim, eps=NORM_EPS)
             self._init_weights()
             self.bigrams = BigramTable(model.bigram_rows, model.dim) if model.bigram_rows else None
-        if self.bank is not None:  # DDP cannot average sparse gradients, and would send around buffers that are equal
-            left_alone = ["entries"] if self.bank.sparse else []
-            left_alone += [name for name, _ in self.bank.named_buffers()]
-            self._ddp_params_and_buffers_to_ignore = [f"bank.{name}" for name in left_alone]
+        # DDP cannot average sparse gradients, and would send around buffers that are equal.
+        alike = [name for name, _ in self.named_buffers() if name.startswith(("bank.", "text_bank."))]
+        sparse = ["bank.entries"] if self.bank is not None and self.bank.sparse else []
+        self._ddp_params_and_buffers_to_ignore = sparse + alike
         angles = _rotation_angles(model)
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)

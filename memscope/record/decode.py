@@ -63,8 +63,8 @@ def write_decodings(
         columns |= no_drift(info.knowledge_num)
     else:
         known = pa.table(_drift_columns(drifted))
-        without = no_drift(info.knowledge_num - known.num_rows)  # sentences, which are no weights, come last
-        together = pa.concat_tables([known, pa.table(without).select(known.column_names).cast(known.schema)])
+        without = pa.table(no_drift(info.knowledge_num - known.num_rows))  # sentences are no weights, and come last
+        together = pa.concat_tables([known, without.select(known.column_names).cast(known.schema)])
         columns |= {name: together[name] for name in together.column_names}
     for site in info.sites:
         if "lens" in site.has:

@@ -25,7 +25,7 @@ from memscope.base.files import atomic_path, disk_errors, sha256_file
 from memscope.base.seals import LIST, check_file, check_listed, hashes, listed, read_sealed, write_sealed
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
-from memscope.run.folder import MODEL, ORIGIN, SETTINGS, check_run, list_checkpoints
+from memscope.run.folder import MODEL, ORIGIN, SETTINGS, check_run, fingerprint, list_checkpoints
 from memscope.run.text_bank import fill_text_bank, run_bank
 from memscope.text.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class LoadedRun:
     tokenizer: Tokenizer
     model: MemoryTransformer
     fingerprint: str
-    """SHA-256 of the model file."""
+    """SHA-256 of the model file, and of the sentences that it reads (``folder.fingerprint``)."""
     step: int | None = None
     """Training step of the model, where it was read from a checkpoint."""
 
@@ -72,12 +72,12 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
         fill_text_bank(model, run_bank(run), tokenizer)
     model.float().to(device or torch.device("cpu")).eval()  # entries may have been kept in bfloat16
     check_listed(run, SETTINGS, "restore it")
-    fingerprint = sha256_file(weights)
+    written = sha256_file(weights)
     # Training may have published another model meanwhile: the file is whole if either list has its hash.
-    if all(known.get(MODEL, fingerprint) != fingerprint for known in (before, _known_hashes(run, checkpoint))):
+    if all(known.get(MODEL, written) != written for known in (before, _known_hashes(run, checkpoint))):
         raise DamageError(f"{weights}: damaged (its bytes are not those that were written); {_ADVICE}")
     step = int(read_sealed(checkpoint / _STATE, _ADVICE, required=False)["step"]) if checkpoint else None
-    return LoadedRun(run, config, tokenizer, model, fingerprint, step)
+    return LoadedRun(run, config, tokenizer, model, fingerprint(run, written), step)
 
 
 def load_weights(model: MemoryTransformer, path: Path) -> None:

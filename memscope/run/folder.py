@@ -4,6 +4,7 @@ check_run(Path("runs/demo"))                           # a trained run, or an In
 check_run_folder(config, Path("runs/demo"), resume=True)
 """
 
+import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,9 @@ from memscope.recording.info import INFO
 from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
+SENTENCES = "text_bank.parquet"
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
-ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet", "text_bank.parquet")
+ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet", SENTENCES)
 """Files with a run's settings, and with the starts of its entries."""
 MAY_CHANGE = frozenset(
     {"data.cache_dir", "train.steps", "train.epochs", "train.tracker", "train.keep_checkpoints"}
@@ -30,6 +32,18 @@ _CORPORA = {"data.train_path", "data.valid_path"}
 _STARTS = {"data.tokenizer_path", "memory.database_init_path", "text.sentences_path", "text.facts_path"}
 """Files that a run starts from; they are not read again once it has a checkpoint."""
 _BATCH = {"train.batch_size", "train.accumulation_steps"}
+
+
+def fingerprint(run: Path, weights: str) -> str:
+    """What tells a model from others: the SHA-256 of its weights, and of its sentences where it reads some.
+
+    Args:
+        run: its folder.
+        weights: SHA-256 of the model file.
+    """
+    if not (run / SENTENCES).is_file():
+        return weights
+    return hashlib.sha256((weights + sha256_file(run / SENTENCES)).encode()).hexdigest()
 
 
 def is_hugging_face(folder: Path) -> bool:

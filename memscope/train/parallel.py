@@ -90,6 +90,9 @@ def check_strategy(config: Config) -> None:
         "revive_after: entries and moments that start again are whole, which only DDP has; set revive_after=0": (
             kind != "ddp" and config.train.revive_after > 0 and has_bank
         ),
+        "block=text: keys of all sentences are made of whole weights, which only DDP has; train with DDP": (
+            kind != "ddp" and bool(config.model.text_layers)
+        ),
         "compile=true, which was not tried with it: set compile=false": kind != "ddp" and config.train.compile,
         "FSDP version 1: set fsdp_version: 2": kind == "fsdp2" and os.environ.get("FSDP_VERSION") != "2",
         "fsdp_offload_params: set it to false": kind == "fsdp2" and _is_on("FSDP_OFFLOAD_PARAMS"),

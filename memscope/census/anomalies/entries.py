@@ -215,8 +215,10 @@ def _reading(recording: Path, shared: _Layer) -> Iterator[dict[str, object]]:
             found["read"].astype(float),
         )
         norm = np.abs(found.get("read_norm", read)).astype(float)
-        gate_sum += np.bincount(indices.ravel(), gate.ravel(), minlength=n)
-        read_sum += np.bincount(indices.ravel(), norm.ravel(), minlength=n)
+        there = indices >= 0
+        gate = np.where(there, gate, 0)
+        gate_sum += np.bincount(indices[there], gate[there], minlength=n)
+        read_sum += np.bincount(indices[there], norm[there], minlength=n)
         stretch = shared.text.stretch_of(np.arange(first, first + part.rows), shared.stretch)
         count_negative(indices, read, stretch, last, counts)
         sum_evenness(gate, norm, sums)

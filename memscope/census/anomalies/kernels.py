@@ -138,7 +138,7 @@ def count_negative(indices: Any, read: Any, stretch: Any, last: Any, counts: Any
     """Count the tokens at which entries are read with a negative weight, over all slots that select them.
 
     Args:
-        indices: entries that tokens select, ``[token, K]``, tokens in order.
+        indices: entries that tokens select, ``[token, K]``, tokens in order; -1 is none.
         read: signed read weights, ``[token, K]``.
         stretch: of every token, rising.
         last: stretch in which each entry was looked at last, int64 ``[N]``, -1 at first; moved on.
@@ -147,6 +147,8 @@ def count_negative(indices: Any, read: Any, stretch: Any, last: Any, counts: Any
     for t in range(indices.shape[0]):
         for k in range(indices.shape[1]):
             entry = indices[t, k]
+            if entry < 0:
+                continue
             weight, again = 0.0, False
             for j in range(indices.shape[1]):
                 if indices[t, j] == entry:

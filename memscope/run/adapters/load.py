@@ -30,7 +30,7 @@ def open_subject(
     """
     if is_hugging_face(folder):
         return folder_neurons(folder, neurons, device, window) if neurons else open_hugging_face(folder, device, window)
-    if not neurons and not check_run(folder).model.memory_layers:
+    if not neurons and not check_run(folder).model.selecting_layers:
         raise InputError(f"{folder}: an FFN baseline has no memory to record")
     if window is not None:
         raise InputError(f"{folder}: a run reads windows of its max_seq_len; leave --window out")

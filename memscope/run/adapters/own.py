@@ -120,7 +120,7 @@ class OwnRun(OwnModel):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the model file."""
+        """SHA-256 of the model file, and of the sentences that it reads."""
         return self.run.fingerprint
 
     @property
@@ -198,28 +198,44 @@ class OwnRun(OwnModel):
     def rewrite(self, edit: Edit) -> Iterator[None]:
         """Change indices and gate scores of every memory and text layer; -1 becomes a selection of score 0."""
         edited: dict[int, tuple[Tensor, Tensor | None]] = {}
+        Act = Callable[[Tensor, object], Tensor | None]
 
-        def ask(layer: int) -> Callable[[Tensor, object], None]:  # the hook of indices runs before that of scores
+        def note(layer: int, indices: Tensor, scores: Tensor) -> None:
+            changed = edit(layer, indices, scores)
+            if changed[0] is indices and changed[1] is scores:  # then what other blocks do to this layer stays
+                edited.pop(layer, None)
+            else:
+                edited[layer] = changed
+
+        def ask(layer: int) -> Act:  # the hook of indices runs before that of scores
             def act(query: Tensor, hook: object) -> None:
                 selection = self.model.memory_layer(layer).gate.select(query)
-                edited[layer] = edit(layer, selection.indices, selection.scores)
+                note(layer, selection.indices, selection.scores)
 
             return act
 
-        def put_indices(layer: int) -> Callable[[Tensor, object], Tensor]:
-            return lambda indices, hook: edited[layer][0].clamp(min=self.model.memory_layer(layer).gate.first)
+        def ask_text(layer: int) -> Act:
+            text = self.model.text_layer(layer)
 
-        def ask_text(layer: int) -> Callable[[Tensor, object], None]:
             def act(margin: Tensor, hook: object) -> None:
-                edited[layer] = edit(layer, *self.model.text_layer(layer).selection)
+                note(layer, *text.selection)
+                if layer in edited:  # a block inside this one goes on from here
+                    indices, scores = edited[layer]
+                    text.selection = (indices, text.selection[1] if scores is None else scores)
 
             return act
 
-        def put_sentences(layer: int) -> Callable[[Tensor, object], Tensor]:
-            return lambda indices, hook: edited[layer][0]
+        def put_indices(layer: int) -> Act:
+            first = self.model.memory_layer(layer).gate.first
+            return lambda indices, hook: edited[layer][0].clamp(min=first) if layer in edited else None
 
-        def put_scores(layer: int) -> Callable[[Tensor, object], Tensor]:
-            def act(scores: Tensor, hook: object) -> Tensor:
+        def put_sentences(layer: int) -> Act:
+            return lambda indices, hook: edited[layer][0] if layer in edited else None
+
+        def put_scores(layer: int) -> Act:
+            def act(scores: Tensor, hook: object) -> Tensor | None:
+                if layer not in edited:
+                    return None
                 indices, new = edited[layer]
                 return (scores if new is None else new).masked_fill(indices < 0, 0.0).to(scores)
 

@@ -1,0 +1,345 @@
+"""What a text layer is taught: statements, swapped objects, sentences that must not leak, the alignment loss, and that
+reading is learned.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memscope.base.errors import InputError
+from memscope.config.load import Config
+from memscope.model.text.bank import Lesson
+from memscope.model.text.gate import alignment_loss
+from memscope.model.transformer import MemoryTransformer, next_token_loss
+from memscope.run.adapters.own import capture_memory
+from memscope.run.checkpoint import list_checkpoints, load_run
+from memscope.run.metrics_log import read_metrics
+from memscope.run.text_bank import fill_text_bank
+from memscope.text.sentences import Sentence
+from memscope.text.tokenizer import Tokenizer
+from memscope.text_bank.bank import SentenceBank
+from memscope.text_bank.stating import is_held_out
+from memscope.train.lessons.batches import Batches, Teacher, alignment, teaching
+from memscope.train.lessons.statements import StatementMaker
+from memscope.train.loop import train
+from memscope.train.parallel import check_strategy
+from tests.text_runs import filled_model, text_config, world, world_bank, world_tokenizer, write_world
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("world")
+    write_world(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return world_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def bank(tokenizer: Tokenizer) -> SentenceBank:
+    return world_bank(tokenizer)
+
+
+def statements_of(tokens: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """The whole statements of a window."""
+    texts: list[str] = []
+    current: list[int] = []
+    for token in tokens.tolist():
+        if token == tokenizer.bos:
+            current = []
+        elif token == tokenizer.eos:
+            texts.append(tokenizer.decode(current))
+        else:
+            current.append(token)
+    return texts
+
+
+def test_no_statement_is_of_a_held_out_subject(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    share = 0.4
+    held_out = {fact.subject for fact in world() if is_held_out(fact.subject, share)}
+    assert 5 < len(held_out) < 25
+    maker = StatementMaker(world(), bank, tokenizer, held_out=share, swap=0.5)
+    made = maker.windows((0, 0), rows=60, length=65)
+    texts = [text for row in made.tokens for text in statements_of(row, tokenizer)]
+    told = {person for person in {fact.subject for fact in world()} if any(person in text for text in texts)}
+    assert told == {fact.subject for fact in world()} - held_out  # all others are told of
+
+
+def test_swapped_objects_stand_alike_in_statement_and_sentence(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    maker = StatementMaker(world(), bank, tokenizer, held_out=0.0, swap=0.5)
+    of_step = [maker.windows((0, step), rows=2, length=65) for step in range(20)]
+    changed = 0
+    for made in of_step:
+        now = [tokenizer.decode(made.swapped.get(n, bank.token_ids(n))) for n in range(len(bank.lengths))]
+        last: dict[int, str] = {}
+        for row, at, stating in zip(made.rows, made.positions, made.stating, strict=True):
+            window = made.tokens[row]
+            start = max(place for place in range(at + 1) if window[place] == tokenizer.bos)
+            question = tokenizer.decode(window[start + 1 : at + 1].tolist())
+            [fact] = [fact for fact in world() if fact.question == question]
+            [entry] = stating
+            assert bank.sentences[entry].triples[0].uuid == fact.uuid
+            answer = tokenizer.decode(window[at + 1 : at + 9].tolist()).lstrip()
+            word = re.match(r"\w+", answer)
+            if word and word[0] in ("Aston", "Berrow", "Calder", "Dunmore", "Elham", "Farley"):
+                last[entry] = word[0]
+        for entry, town in last.items():
+            assert f"town of {town} ," in now[entry]
+        for entry in made.swapped:
+            was = bank.sentences[entry].text
+            assert len(set(now[entry].split()) ^ set(was.split())) in (0, 2)  # one word in place of another
+            changed += now[entry] != was
+    assert changed > 20
+    again = maker.windows((0, 3), rows=2, length=65)
+    assert np.array_equal(again.tokens, of_step[3].tokens) and again.swapped == of_step[3].swapped
+
+
+def test_blocked_sentences_are_not_selected_in_their_window(
+    corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
+) -> None:
+    """A window that quotes a sentence finds it, unless it is trained on."""
+    config = text_config(corpus_dir, folder, text={"facts_path": None, "leak_ngram": 9})
+    model = filled_model(config, tokenizer).train()
+    quoted = [3, 18]
+    rows = [[tokenizer.bos, *tokenizer.encode(bank.sentences[entry].text)] for entry in quoted]
+    tokens = np.array([row + [tokenizer.eos] * (max(map(len, rows)) - len(row)) for row in rows])
+    teacher = Teacher(config, bank, tokenizer)
+    blocked = teacher.blocked(tokens)
+    assert [entries.tolist() for entries in blocked] == [[3], [18]]
+    none = torch.empty(0, dtype=torch.int64)
+    lesson = Lesson(0, none, none, [], {}, blocked)
+    for taught in (None, lesson):
+        with teaching(model, taught), capture_memory(model) as captured:
+            model(torch.from_numpy(tokens))
+        found = captured[1].indices - config.first_sentence
+        for row, entry in enumerate(quoted):
+            assert bool((found[row] == entry).any()) == (taught is None)
+            assert bool((found[row] >= 0).any())
+
+
+def test_alignment_loss_equals_a_loop() -> None:
+    chance = torch.Generator().manual_seed(0)
+    totals = torch.randn(9, 6, generator=chance)
+    totals[2, 4:], totals[5, 1:] = -torch.inf, -torch.inf
+    stating = torch.rand(9, 6, generator=chance) < 0.3
+    stating[3] = False  # not found
+    stating[4] = True  # nothing else is
+    stating[5] = torch.tensor([True, *[False] * 5])  # alone
+    losses = []
+    for row, states in zip(totals.tolist(), stating.tolist(), strict=True):
+        mine = [math.exp(value) for value, is_it in zip(row, states, strict=True) if is_it]
+        others = [math.exp(value) for value, is_it in zip(row, states, strict=True) if not is_it]
+        if sum(mine) and sum(others):
+            losses.append(-math.log(sum(mine) / (sum(mine) + sum(others))))
+    assert 3 < len(losses) < 8
+    assert float(alignment_loss(totals, stating)) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    nothing = alignment_loss(totals[3:6].requires_grad_(), stating[3:6])
+    assert float(nothing) == 0
+
+
+def taught(config: Config, tokenizer: Tokenizer, bank: SentenceBank) -> tuple[torch.Tensor, Lesson]:
+    """Two windows of statements and their lesson."""
+    made = StatementMaker(world(), bank, tokenizer, 0.0, 0.5).windows((0, 0), 2, 65)
+    lesson = Lesson(
+        step=0,
+        rows=torch.tensor(made.rows),
+        positions=torch.tensor(made.positions),
+        stating=[torch.from_numpy(entries) for entries in made.stating],
+        swapped=made.swapped,
+        blocked=[np.empty(0, np.int64)] * 2,
+    )
+    assert lesson.swapped
+    return torch.from_numpy(made.tokens), lesson
+
+
+def test_the_lesson_asks_at_the_last_token_before_the_object(
+    corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
+) -> None:
+    """By hand: of the candidates where each fact is asked, what stating sentences have of the softmax of totals."""
+    config = text_config(corpus_dir, folder)
+    model = filled_model(config, tokenizer).train()
+    tokens, lesson = taught(config, tokenizer, bank)
+    with teaching(model, lesson):
+        model(tokens[:, :-1])
+    assert model.text_bank is not None
+    found = model.text_bank.find(tokens[:, :-1])
+    losses = []
+    for row, at, own in zip(lesson.rows, lesson.positions, lesson.stating, strict=True):
+        entries, shares = found.entries[row, at], found.scores[row, at]
+        totals = (10.0 * shares).masked_fill(entries < 0, -torch.inf)  # the learned part is 0 yet
+        states = torch.isin(entries, own)
+        if states.any() and (~states & (entries >= 0)).any():
+            losses.append(totals.logsumexp(0) - totals[states].logsumexp(0))
+    assert len(losses) > 5
+    expected = float(torch.stack(losses).mean())
+    assert alignment(lesson, config).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gradients_are_those_without_gradient_checkpointing(
+    corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
+) -> None:
+    """What is computed again for the gradients reads the swapped sentences too, and counts the lesson once."""
+    gradients = []
+    for again in (False, True):
+        config = text_config(corpus_dir, folder, train={"gradient_checkpointing": again})
+        model = filled_model(config, tokenizer).train()
+        tokens, lesson = taught(config, tokenizer, bank)
+        with teaching(model, lesson):
+            logits = model(tokens[:, :-1])
+        (next_token_loss(logits, tokens[:, 1:]).mean() + alignment(lesson, config)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-4, msg=name)
+    assert gradients[0]["blocks.1.text.gate.query_proj.weight"].abs().max() > 0
+
+
+class Planted:
+    """A task that only reading solves: in every step each person has another random colour, in a sentence."""
+
+    COLOURS = ("red", "blue", "green", "black", "white", "pink", "brown", "grey")
+
+    def __init__(self) -> None:
+        self.people = [fact.subject for fact in world()[::2]]
+        texts = [self.sentence(person, colour) for person in self.people for colour in self.COLOURS]
+        self.tokenizer = Tokenizer.train(iter(texts), 320)
+        plain = [self.sentence(person, "red") for person in self.people]
+        self.bank = SentenceBank.of([Sentence(text, ()) for text in plain], self.tokenizer.encode_batch(plain))
+
+    @staticmethod
+    def sentence(person: str, colour: str) -> str:
+        return f"The house of {person} is {colour} ."
+
+    def batch(self, rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Lesson]:
+        """Tokens, and by row the position asked and the colour's first token."""
+        chance = np.random.default_rng(seed)
+        colour_of = {n: self.COLOURS[chance.integers(8)] for n in range(len(self.people))}
+        swapped = {n: self.tokenizer.encode(self.sentence(self.people[n], colour)) for n, colour in colour_of.items()}
+        asked = chance.integers(len(self.people), size=rows)
+        pairs = [(f"The house of {self.people[n]} is", f" {colour_of[n]} .") for n in asked]
+        ids = self.tokenizer.encode_pairs(pairs)
+        length = max(len(question) + len(answer) for question, answer in ids) + 1
+        tokens = torch.full((rows, length), self.tokenizer.eos)
+        for row, (question, answer) in enumerate(ids):
+            whole = [self.tokenizer.bos, *question, *answer]
+            tokens[row, : len(whole)] = torch.tensor(whole)
+        at = torch.tensor([len(question) for question, _ in ids])
+        answer = torch.tensor([answer[0] for _, answer in ids])
+        none = np.empty(0, np.int64)
+        lesson = Lesson(
+            step=seed,
+            rows=torch.arange(rows),
+            positions=at,
+            stating=[torch.tensor([n]) for n in asked],
+            swapped=swapped,
+            blocked=[none] * rows,
+        )
+        return tokens, at, answer, lesson
+
+
+@pytest.mark.slow
+def test_reading_is_learned(corpus_dir: Path, folder: Path) -> None:
+    task = Planted()
+    config = text_config(corpus_dir, folder, model={"block": ["ffn", "text"]}, text={"candidates": 4})
+    model = MemoryTransformer(config, seed=0)
+    fill_text_bank(model, task.bank, task.tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0)
+
+    def share_right(rows: int, seed: int) -> float:
+        tokens, at, answer, lesson = task.batch(rows, seed)
+        with torch.no_grad(), teaching(model, lesson):
+            logits = model(tokens)[torch.arange(rows), at]
+        return float((logits.argmax(-1) == answer).float().mean())
+
+    for step in range(160):
+        tokens, _, _, lesson = task.batch(32, step)
+        with teaching(model, lesson):
+            logits = model(tokens[:, :-1])
+        (next_token_loss(logits, tokens[:, 1:]).mean() + alignment(lesson, config)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert share_right(400, 10_000) > 0.5  # an eighth by chance
+
+
+def taught_config(corpus_dir: Path, folder: Path, **train_values: object) -> Config:
+    often = {"steps": 10, "save_interval": 5, "eval_interval": 4, "log_interval": 1, "eval_tokens": 128}
+    return text_config(corpus_dir, folder, model={"max_seq_len": 32}, train=often | train_values)
+
+
+def losses(run: Path, kind: str = "train") -> list[float]:
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus_dir: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(taught_config(corpus_dir, folder), run, device="cpu")
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    whole: Path, corpus_dir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps its own sentences too, whatever became of the file that it was given."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop_at(self: Batches, step: int, micro: int) -> object:
+        if step == 7:
+            raise Stopped
+        return batch(self, step, micro)
+
+    batch = Batches.batch
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "batch", stop_at)
+        with pytest.raises(Stopped):
+            train(taught_config(corpus_dir, folder), tmp_path / "run", device="cpu")
+    train(taught_config(corpus_dir, folder), tmp_path / "run", resume=True, device="cpu")
+    for kind in ("train", "eval"):
+        assert losses(tmp_path / "run", kind) == losses(whole, kind)
+    assert [path.name for path in list_checkpoints(whole)] == [path.name for path in list_checkpoints(tmp_path / "run")]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        found, expected = (load_file(list_checkpoints(run)[-1] / name) for run in (tmp_path / "run", whole))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [["memory", "text"], ["ffn", "text_ffn"]])
+def test_two_processes_train_together(
+    corpus_dir: Path, folder: Path, tmp_path: Path, group: Callable[..., Any], block: list[str]
+) -> None:
+    """Each makes statements of its own, and both step alike."""
+    config = taught_config(corpus_dir, folder, steps=3, batch_size=2)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"block": tuple(block)})})
+    done = group(config, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "two")) == 3 and all(map(math.isfinite, losses(tmp_path / "two")))
+    before = MemoryTransformer(config, config.train.seed).state_dict()
+    after = load_run(tmp_path / "two").model.state_dict()
+    still = [name for name, value in before.items() if "text" in name and torch.equal(value, after[name])]
+    assert still == []  # every weight of the text layer was trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fsdp2", "deepspeed"])
+def test_sharded_training_of_text_layers_is_refused(
+    corpus_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("memscope.train.parallel.strategy", lambda: how)
+    monkeypatch.setattr("memscope.train.parallel.find_spec", lambda _: True)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    config = taught_config(corpus_dir, folder, lazy_bank=False)
+    with pytest.raises(InputError, match=r"block=text: .* train with DDP"):
+        check_strategy(config)
