@@ -133,6 +133,29 @@ def _mixed(folder: Path) -> RecordingInfo:
     return write_recording(folder, rows, sites=sites)
 
 
+def _text(folder: Path) -> RecordingInfo:
+    """A layer whose tokens select from none to four of 24 sentences, and read their words."""
+    rows = make_rows(LENGTHS, 2, entries=24, layers=1, selected=4)
+    assert rows.gate is not None and rows.read is not None
+    none = np.arange(4) >= np.random.default_rng(1).integers(0, 5, rows.gate.shape[:2])[..., None]
+    indices = np.where(none, NONE, rows.indices)
+    gate, read = (np.where(none, 0, np.abs(values)).astype(np.float16) for values in (rows.gate, rows.read))
+    each = np.random.default_rng(2).dirichlet(np.ones(6), read.shape)
+    slots = (read[..., None] * each).reshape(*read.shape[:2], 24).astype(np.float16)
+    rows = replace(rows, indices=indices, gate=gate, read=read, slot_read=slots)
+    sites = _sites(
+        "text",
+        1,
+        24,
+        module="blocks.0.text",
+        varies=True,
+        read_heads=4,
+        slots=6,
+        has=("scores", "reads", "margin", "starts", "lens"),
+    )
+    return write_recording(folder, rows, sites=sites, slot_weights=True)
+
+
 KINDS: dict[str, Callable[[Path], RecordingInfo]] = {
     "experts": _experts,
     "selections": _selections,
@@ -140,20 +163,42 @@ KINDS: dict[str, Callable[[Path], RecordingInfo]] = {
     "neurons": _neurons,
     "peer": _peer,
     "mixed": _mixed,
+    "text": _text,
 }
 """Recordings by name: experts with scores, experts of which only the selections are known, features whose number
-varies, neurons, experts that an activation reads, and one memory layer beside one of experts."""
+varies, neurons, experts that an activation reads, one memory layer beside one of experts, and a layer that reads
+sentences."""
 READING = {"peer": ("read", "reads", "random")}
 """Words of ``FORBIDDEN`` that a kind may be spoken of with."""
+SENTENCE = "w5 w6 w7 <b>w8</b>"
+"""Text of every sentence of ``text``; its tokens are four."""
+
+
+def absent(kind: str) -> tuple[str, ...]:
+    """Whole words that nothing says of a recording of a kind."""
+    if kind == "text":  # it is read, has margins, and its entries are sentences; they are no weights
+        return ("nan", "drift", "random", "memory", "kept", "init", *ENTRIES)
+    return tuple(word for word in FORBIDDEN + ENTRIES + MARGIN if word not in READING.get(kind, ()))
 
 
 def write_kind(name: str, folder: Path) -> Path:
     """Write a finished recording of a kind; returns its folder."""
     info = KINDS[name](folder)
-    write_table(folder / STARTS, no_starts(info.knowledge_num))
+    write_table(folder / STARTS, _sentences(info.knowledge_num) if name == "text" else no_starts(info.knowledge_num))
     _write_decodings(folder / "decodings.parquet", info)
     write_aggregates(folder, info)
     return folder
+
+
+def _sentences(count: int) -> pa.Table:
+    """``bank_init.parquet`` of sentences that state a triple each."""
+    columns: dict[str, list[object]] = {
+        "entry": list(range(count)),
+        "sentence": [SENTENCE] * count,
+        "token_ids": [[5, 6, 7, 8]] * count,
+        **{name: [[f"{name} {n}"] for n in range(count)] for name in ("uuid", "subject", "predicate", "object")},
+    }
+    return pa.table(columns, no_starts(count).schema)
 
 
 def _write_decodings(path: Path, info: RecordingInfo) -> None:

@@ -225,16 +225,12 @@ def rewrite(
 def scale(
     model: MemoryTransformer, factor: float, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
-    """Multiply the outputs of whole memory or text layers to the residual stream; 0 switches them off."""
-    texts = [layer for layer in model.cfg.model.text_layers if layers is None or layer in layers]
-    rest = None if layers is None else [layer for layer in layers if layer not in texts]
-    alone = texts and not rest and not model.cfg.model.memory_layers
+    """Multiply the outputs of whole memory layers to the residual stream; 0 switches them off."""
 
     def multiply(_: int) -> _Act:
         return lambda added: torch.where(mark_positions(added, positions)[..., None], factor * added, added)
 
-    memories = () if alone else _layers(model, rest)
-    with _hooks(model, memories, {"hook_mem_out": multiply}), _hooks(model, texts, {"hook_text_out": multiply}):
+    with _hooks(model, _layers(model, layers), {"hook_mem_out": multiply}):
         yield
 
 

@@ -135,7 +135,7 @@ def scale(
         InputError: a layer does not select, has no scores, or its selection cannot be changed.
     """
     if isinstance(subject, OwnModel):
-        return intervene.scale(subject.model, factor, layers=layers, positions=positions)
+        return _scale_own(subject, factor, layers, positions)
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         return indices, torch.where(mark_positions(indices, positions)[..., None], factor * scores, scores)
@@ -197,6 +197,23 @@ def _ablate_both(
         for entries, own in ((wanted[~of_text], model.memory_layers), (wanted[of_text], model.text_layers)):
             chosen = None if layers is None else [layer for layer in layers if layer in own]
             stack.enter_context(ablate(subject, entries, mode, layers=chosen, positions=positions))
+        yield
+
+
+@contextmanager
+def _scale_own(subject: OwnModel, factor: float, layers: Sequence[int] | None, positions: Positions) -> Iterator[None]:
+    """Multiply what whole memory and text layers add to the residual stream."""
+    model = subject.model.cfg.model
+    texts = [layer for layer in model.text_layers if layers is None or layer in layers]
+    others = [layer for layer in (model.memory_layers if layers is None else layers) if layer not in texts]
+
+    def multiply(added: Tensor, hook: object) -> Tensor:
+        return torch.where(mark_positions(added, positions)[..., None], factor * added, added)
+
+    with ExitStack() as stack:
+        if others or not texts:
+            stack.enter_context(intervene.scale(subject.model, factor, layers=others or None, positions=positions))
+        stack.enter_context(subject.model.hooks([(f"blocks.{layer}.hook_text_out", multiply) for layer in texts]))
         yield
 
 

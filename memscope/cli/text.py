@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memscope.base.errors import InputError
-from memscope.base.lock import one_writer
+from memscope.base.lock import one_maker, one_writer
 from memscope.cli.options import RunArgument, hint, load, print_json, show
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def bank(
         after = after.without(_chosen(after, remove))
     if add is not None:
         after = after.with_more(read_bank(add, tokenizer))
-    with one_writer(out):
+    with one_maker(out):
         write_run(run, after, out)
     longest = int(after.lengths.max())
     print_json({"run": str(out), "sentences": len(after.lengths), "before": len(before.lengths), "longest": longest})
@@ -68,7 +68,7 @@ def ask_sentences(
     run: Path, facts: Path, folder: Path, limit: int | None, as_json: bool, seed: int, device: str
 ) -> None:
     """Ask the facts of a file of a run with a text layer, print the answers and write them into a folder."""
-    from memscope.causal.sentences.facts import ask_facts, summarise, write_answers
+    from memscope.causal.sentences.facts import ask_facts, plain_summary, summarise, write_answers
     from memscope.text.fact_files import read_facts
 
     known, loaded = read_facts(facts), load(run, device)
@@ -77,7 +77,7 @@ def ask_sentences(
         summary = summarise(table, seed=seed)
         written = write_answers(table, summary, folder)
     if as_json:
-        print_json(summary.to_dict("index"))
+        print_json(plain_summary(summary))
         return
     show(summary.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"))
     show(*written)

@@ -53,7 +53,7 @@ def trace_text(subject: Subject, text: str) -> TextTrace:
     """
     corpus, window = text_window(subject, text)
     tokenizer, tokens = subject.tokenizer, corpus.tokens
-    [done] = run_windows(subject, corpus, [window], tokenizer.pad)
+    [done] = run_windows(subject, corpus, [window], tokenizer.pad, detail=True)
     rows = RowCollector(corpus, subject.sites).collect([window], [done])
     several = {site.layer: done.captured[site.layer].slot_weights for site in subject.sites if site.slots > 1}
     slots = {layer: weights[0].cpu().numpy() for layer, weights in several.items() if weights is not None}

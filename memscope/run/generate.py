@@ -25,7 +25,7 @@ def generate(
         raise InputError(f"{len(prompt)} prompt + {new_tokens} new tokens exceed max_seq_len={limit}; ask for fewer")
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)
-    cache = KVCache(model.cfg.model, 1, device) if model.bank is None else None
+    cache = None if model.cfg.model.selecting_layers else KVCache(model.cfg.model, 1, device)
     tokens = list(prompt)
     while len(tokens) < len(prompt) + new_tokens:
         unseen = tokens[cache.length :] if cache is not None else tokens

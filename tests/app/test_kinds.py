@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Dataframe
 
 import app
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, write_kind
+from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, absent, write_kind
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -94,7 +94,7 @@ def test_a_page_speaks_only_of_what_the_recording_has(page: str, part: str, kind
     test = open_page(page, kind, **({"part": part} if part else {}))
     assert not test.exception
     text = said(test)
-    assert not spoken(text, FORBIDDEN + MARGIN + ENTRIES) - ABOUT.get(page, set()) - set(READING.get(kind, ()))
+    assert not spoken(text, absent(kind)) - ABOUT.get(page, set())
     if kind == "selections":
         assert not spoken(text, SCORES) - {"entropy"}  # of load
 
@@ -133,7 +133,7 @@ def test_an_entry_is_named_by_its_layer(kind: str, entry: int, name: str) -> Non
     assert test.main.subheader[0].value == name
     if kind == "experts":
         assert "mean output of this expert" in said(test)
-        assert not spoken(said(test), FORBIDDEN + ENTRIES + MARGIN)
+        assert not spoken(said(test), absent("experts"))
         assert {metric.label for metric in test.metric} == {"Selections", "Layers that select it", "Mean router weight"}
 
 
@@ -144,7 +144,7 @@ def test_tokens_are_coloured_by_measures_that_are_there(kind: str) -> None:
     for name in box.options:
         assert not open_page("prompts", kind, by=name.lower()).exception
     assert ("Loss" in box.options) == (kind != "selections")
-    several = {"mixed": "Effective entries", "peer": "Effective experts"}
+    several = {"mixed": "Effective entries", "peer": "Effective experts", "text": "Effective sentences"}
     assert {name for name in box.options if name.startswith("Effective")} == {*filter(None, [several.get(kind)])}
 
 
@@ -158,7 +158,7 @@ def test_the_same_kind_is_compared_number_by_number() -> None:
     for part in ("metrics", "entries"):
         test = open_page("compare", "experts", part=part, **{"with": "twin"})
         assert not test.exception
-        assert not spoken(said(test), FORBIDDEN + ENTRIES + MARGIN)
+        assert not spoken(said(test), absent("experts"))
 
 
 MENU = {

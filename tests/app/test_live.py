@@ -10,9 +10,10 @@ from memscope.record.loop import RecordOptions, record
 from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.neurons import run_neurons
 from tests.app import test_kinds
-from tests.app.test_kinds import FORBIDDEN, said, spoken
+from tests.app.test_kinds import said, spoken
 from tests.app.test_pages import open_page
 from tests.conftest import tiny_config, untrained_run
+from tests.kinds import FORBIDDEN
 from tests.run.adapters.families import make_model, make_tokenizer
 
 

@@ -15,7 +15,7 @@ from memscope.export.delphi import export_delphi
 from memscope.export.neuronpedia import export_neuronpedia
 from memscope.export.site import write_static
 from memscope.query.recording import Recording
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, READING, SCORES, write_kind
+from tests.kinds import KINDS, SCORES, absent, write_kind
 
 SCORED = [kind for kind in KINDS if kind != "selections"]
 
@@ -83,9 +83,8 @@ def test_a_site_speaks_only_of_what_the_recording_has(
     pages = [site.home, *sorted((tmp_path / "site" / "entries").rglob("*.html"))[:3]]
     for page in pages:
         text = html.unescape(re.sub(r"<[^>]+>", " ", page.read_text()).replace("entries/", ""))
-        words = FORBIDDEN + ENTRIES + (SCORES if kind == "selections" else ())
-        found = {word for word in words if re.search(rf"\b{word}\b", text, re.IGNORECASE)}
-        assert not found - set(READING.get(kind, ())), page
+        words = absent(kind) + (SCORES if kind == "selections" else ())
+        assert not {word for word in words if re.search(rf"\b{word}\b", text, re.IGNORECASE)}, page
     first = recording.info.sites[0]
     assert f"Layer {first.layer}, {first.word()} 0" in pages[1].read_text()
     rows = (tmp_path / "site" / "data" / "entries-000.js").read_text()

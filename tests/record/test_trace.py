@@ -15,12 +15,19 @@ from memscope.record.trace import TextTrace, describe_trace, trace_text
 from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
-from tests.conftest import make_sentences
+from tests.conftest import make_sentences, tiny_config, untrained_run
 
 TEXT = "Ada Holm was born in Aston ."
 
 
-@pytest.fixture(params=["tiny_run", "slot_run"])
+@pytest.fixture(scope="module")
+def biased_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
+    """An untrained run that selects by more than scores, and reads with signs."""
+    memory = {"balance_bias": 0.1, "score_fn": "relu", "read_fn": "gelu"}
+    return untrained_run(tiny_config(corpus_dir, memory=memory), tmp_path_factory.mktemp("runs") / "biased")
+
+
+@pytest.fixture(params=["tiny_run", "slot_run", "biased_run"])
 def run(request: pytest.FixtureRequest) -> LoadedRun:
     return request.getfixturevalue(request.param)
 

@@ -13,9 +13,9 @@ from memscope.report.compare.comparison import write_comparison
 from memscope.report.findings import find
 from memscope.report.gate_bias.write import write_report
 from memscope.report.health import health
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, write_kind
+from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, absent, write_kind
 
-LACKING = [kind for kind in KINDS if kind not in ("mixed", "peer")]
+LACKING = [kind for kind in KINDS if kind not in ("mixed", "peer", "text")]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_a_report_speaks_only_of_what_the_recording_has(
 ) -> None:
     written = list(write_report(recordings[kind], tmp_path))
     page = of_report((tmp_path / "gate_bias.md").read_text())
-    assert not spoken(page, FORBIDDEN + ENTRIES + MARGIN) - {"random"}
+    assert not spoken(page, absent(kind)) - {"random"}
     names = {path.name for path in written}
     assert not {"margins.png", "read_shares.png", "drift.png", "preferences.png"} & names
     assert ("entropy.png" in names) == (kind != "selections")
@@ -63,6 +63,18 @@ def test_a_report_of_experts_that_an_activation_reads_speaks_of_it(
     assert not spoken(said, FORBIDDEN + ENTRIES) - set(READING["peer"])
 
 
+def test_a_report_of_sentences_speaks_of_their_reads_and_of_no_drift(
+    recordings: dict[str, Recording], tmp_path: Path
+) -> None:
+    written = {path.name for path in write_report(recordings["text"], tmp_path)}
+    page = of_report((tmp_path / "gate_bias.md").read_text())
+    assert not spoken(page, absent("text")) - {"random"}
+    assert {"margins.png", "read_shares.png"} <= written and "drift.png" not in written
+    assert re.search(r"sentence \d+\n", page)
+    header = (tmp_path / "entries.csv").read_text().splitlines()[0].split(",")
+    assert {"sentence", "read_sum"} <= set(header) and not {"drift", "kept"} & set(header)
+
+
 def test_entries_of_layers_are_named_by_layer_and_number(recordings: dict[str, Recording], tmp_path: Path) -> None:
     list(write_report(recordings["experts"], tmp_path))
     page = (tmp_path / "gate_bias.md").read_text()
@@ -83,10 +95,10 @@ def test_a_mixed_report_shows_reads_of_the_layers_that_have_them(
     assert "Over 64 used entries" in answers["How far have entries drifted from their sentences?"].answer
 
 
-@pytest.mark.parametrize("kind", LACKING)
+@pytest.mark.parametrize("kind", [*LACKING, "text"])
 def test_health_speaks_of_what_is_selected(kind: str, recordings: dict[str, Recording]) -> None:
     said = " ".join(flag.text for flag in health(recordings[kind]))
-    assert not spoken(said, FORBIDDEN + ENTRIES) and recordings[kind].info.word(2) in said
+    assert not spoken(said, absent(kind)) and recordings[kind].info.word(2) in said
 
 
 def test_kinds_of_anomalies_are_those_that_a_recording_can_show(recordings: dict[str, Recording]) -> None:
@@ -101,7 +113,7 @@ def test_two_recordings_of_a_kind_are_compared(kind: str, recordings: dict[str, 
     found = json.loads((tmp_path / "compare.json").read_text())
     assert found["layers"] and all(row["jaccard"] == 1 for row in found["layers"])
     if kind != "mixed":
-        assert not spoken(of_report(page), FORBIDDEN + ENTRIES) - {"random"} - set(READING.get(kind, ()))
+        assert not spoken(of_report(page), absent(kind)) - {"random"}
         assert "matched by their numbers" in page
 
 

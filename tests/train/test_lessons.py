@@ -85,7 +85,7 @@ def test_swapped_objects_stand_alike_in_statement_and_sentence(tokenizer: Tokeni
         for row, at, stating in zip(made.rows, made.positions, made.stating, strict=True):
             window = made.tokens[row]
             start = max(place for place in range(at + 1) if window[place] == tokenizer.bos)
-            question = tokenizer.decode(window[start + 1 : at + 1].tolist())
+            question = tokenizer.decode(window[start + 1 : at + 1].tolist()).strip()
             [fact] = [fact for fact in world() if fact.question == question]
             [entry] = stating
             assert bank.sentences[entry].triples[0].uuid == fact.uuid

@@ -91,11 +91,17 @@ def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
     ).T
 
 
+def plain_summary(summary: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """``summarise`` as plain values; none where no fact tells, as when none was answered."""
+    rows: dict[str, dict[str, float | None]] = summary.astype(object).where(summary.notna(), None).to_dict("index")
+    return rows
+
+
 def write_answers(table: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[Path]:
     """Write ``sentence_facts.parquet`` and ``sentence_facts.json``."""
     written = [folder / "sentence_facts.parquet", folder / "sentence_facts.json"]
     write_table(written[0], pa.Table.from_pandas(table, preserve_index=False))
-    write_json(written[1], summary.to_dict("index"))
+    write_json(written[1], plain_summary(summary))
     return written
 
 

@@ -69,8 +69,7 @@ class StatementMaker:
 
     def windows(self, seed: Sequence[int], rows: int, length: int) -> Statements:
         """``rows`` windows of ``length`` tokens; statements that a window cuts have no question."""
-        chance = np.random.default_rng(seed)
-        texts: dict[int, str] = {}
+        chance, step = np.random.default_rng(seed), _Step({}, {}, set())
         drawn: list[tuple[list[int], list[int], np.ndarray]] = []
         tokens = np.zeros((rows, length), np.int64)
         made = Statements(tokens, [], [], [], {})
@@ -78,7 +77,7 @@ class StatementMaker:
             end = 0
             while end < length:
                 if not drawn:
-                    drawn = self._draw_some(chance, texts)
+                    drawn = self._draw_some(chance, step)
                 question, rest, entries = drawn.pop()
                 statement = [self._tokenizer.bos, *question, *rest, self._tokenizer.eos]
                 asked = end + len(question)
@@ -89,35 +88,60 @@ class StatementMaker:
                 part = statement[: length - end]
                 tokens[row, end : end + len(part)] = part
                 end += len(part)
-        ids = self._tokenizer.encode_batch(list(texts.values()))
-        made.swapped.update(zip(texts, ids, strict=True))
+        ids = self._tokenizer.encode_batch(list(step.texts.values()))
+        made.swapped.update(zip(step.texts, ids, strict=True))
         return made
 
-    def _draw_some(
-        self, chance: np.random.Generator, texts: dict[int, str]
-    ) -> list[tuple[list[int], list[int], np.ndarray]]:
+    def _draw_some(self, chance: np.random.Generator, step: "_Step") -> list[tuple[list[int], list[int], np.ndarray]]:
         """Some statements as ids of the question and of what follows, with the entries that state them."""
-        drawn = [self._draw(chance, texts) for _ in range(_DRAWN_AT_ONCE)]
+        drawn = [self._draw(chance, step) for _ in range(_DRAWN_AT_ONCE)]
         encoded = self._tokenizer.encode_pairs([(fact.question, self._rest(fact)) for fact, _ in drawn])
         return [(*ids, entries) for ids, (_, entries) in zip(encoded, drawn, strict=True)]
 
-    def _draw(self, chance: np.random.Generator, texts: dict[int, str]) -> tuple[Fact, np.ndarray]:
-        """A fact; sometimes with another object, which then stands in its sentences too, in ``texts``."""
-        number = int(chance.integers(len(self.facts)))
-        fact, entries = self.facts[number], self._stating[number]
-        if chance.random() >= self._swap:
-            return fact, entries
-        word = re.compile(rf"(?<!\w){re.escape(fact.object)}(?!\w)")
-        now = {int(entry): texts.get(int(entry), self._bank.sentences[entry].text) for entry in entries}
-        naming = [entry for entry, text in now.items() if word.search(text)]
-        if not naming:
-            return fact, entries
-        others = self._objects[fact.predicate]
-        other = others[int(chance.integers(len(others)))]
-        texts |= {entry: word.sub(lambda _: other, now[entry]) for entry in naming}
-        return fact._replace(object=other), entries
+    def _draw(self, chance: np.random.Generator, step: "_Step") -> tuple[Fact, np.ndarray]:
+        """A fact; sometimes with another object, which then stands in its sentences too."""
+        while True:
+            number = int(chance.integers(len(self.facts)))
+            fact, entries = self.facts[number], self._stating[number]
+            if number in step.told:  # as it was told before
+                return step.told[number], entries
+            swaps = chance.random() < self._swap
+            before = {int(entry): self._bank.sentences[entry].text for entry in entries}
+            now = {entry: step.texts.get(entry, text) for entry, text in before.items()}
+            if not any(_lost(name, before, now) for name in (fact.subject, fact.object)):
+                break
+        naming = [entry for entry, text in now.items() if _whole(fact.object).search(text)]
+        if swaps and naming and step.relied.isdisjoint(before):
+            others = self._objects[fact.predicate]
+            other = others[int(chance.integers(len(others)))]
+            step.texts.update({entry: _whole(fact.object).sub(lambda _: other, now[entry]) for entry in naming})
+            fact = fact._replace(object=other)
+        step.relied.update(before)
+        step.told[number] = fact
+        return fact, entries
 
     @staticmethod
     def _rest(fact: Fact) -> str:
         """What follows the question."""
         return fact.answer + fact.template.partition("[Y]")[2].replace("[X]", fact.subject)
+
+
+class _Step(NamedTuple):
+    """What a step tells: each fact in one way, and no sentence that a statement relies on is changed after it."""
+
+    texts: dict[int, str]
+    """Sentences in which an object was replaced."""
+    told: dict[int, Fact]
+    relied: set[int]
+    """Entries that state what was told."""
+
+
+def _whole(name: str) -> re.Pattern[str]:
+    """A name as whole words."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+
+
+def _lost(name: str, before: dict[int, str], now: dict[int, str]) -> bool:
+    """Whether a sentence named something before an object was replaced in it, for the sake of another fact."""
+    word = _whole(name)
+    return any(word.search(text) and not word.search(now[entry]) for entry, text in before.items())
