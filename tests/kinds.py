@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from memscope.base.files import write_text
 from memscope.base.parquet import write_table
 from memscope.census.aggregate import write_aggregates
+from memscope.config.load import Config, dump_config
+from memscope.config.model import ModelConfig
 from memscope.record.decode import no_starts
 from memscope.recording.info import STARTS, RecordingInfo
 from memscope.recording.sites import Site
@@ -176,14 +179,15 @@ SENTENCE = "w5 w6 w7 <b>w8</b>"
 
 def absent(kind: str) -> tuple[str, ...]:
     """Whole words that nothing says of a recording of a kind."""
-    if kind == "text":  # it is read, has margins, and its entries are sentences; they are no weights
-        return ("nan", "drift", "random", "memory", "kept", "init", *ENTRIES)
+    if kind == "text":  # it has reads, starts and margins; its entries are no weights, and do not move
+        return ("nan", "drift", "memory", "kept", "init")
     return tuple(word for word in FORBIDDEN + ENTRIES + MARGIN if word not in READING.get(kind, ()))
 
 
 def write_kind(name: str, folder: Path) -> Path:
     """Write a finished recording of a kind; returns its folder."""
     info = KINDS[name](folder)
+    write_text(folder / "config.yaml", dump_config(Config(model=ModelConfig(n_layers=1))))
     write_table(folder / STARTS, _sentences(info.knowledge_num) if name == "text" else no_starts(info.knowledge_num))
     _write_decodings(folder / "decodings.parquet", info)
     write_aggregates(folder, info)

@@ -7,7 +7,7 @@ from app.components.component import make_component
 from memscope.query.fired import FiredEntry, FiredLayer
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import SCORES, Site
-from memscope.report.words import has_start, own_number
+from memscope.report.words import has_start, own_number, start_name
 
 _FIRED = make_component("fired", "\n<div class='box'></div>\n<!-- layers -->\n")
 FEW = 4
@@ -64,7 +64,7 @@ def _note(layer: FiredLayer, site: Site) -> str:
 
 def _heads(site: Site) -> list[str]:
     """Heads of the columns; empty where a layer has no such numbers."""
-    named = "init sentence" if "starts" in site.has else "fires on"
+    named = start_name(site) if "starts" in site.has else "fires on"
     return [
         site.word(),
         SCORES[site.kind] if "scores" in site.has else "",

@@ -200,7 +200,7 @@ def fired_note(info: RecordingInfo, token: int) -> str:
         )
     elif info.has("scores"):
         said += f" Orange bars compare {info.score}s with the largest of the layer."
-    if info.has("starts"):
+    if info.has("drift"):
         said += " Filled tokens are in the init sentence, outlined ones are new."
     return said
 

@@ -12,7 +12,7 @@ from memscope.base.errors import InputError
 from memscope.base.words import first_upper
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import read_entries
-from memscope.report.words import entry_name, reworded
+from memscope.report.words import entry_name, reworded, start_names
 
 _NUMBER, _PLAIN = st.column_config.NumberColumn, "localized"
 
@@ -106,7 +106,8 @@ def entry_columns(info: RecordingInfo) -> dict[str, Any]:
     score, name = info.score, st.column_config.TextColumn(info.word(), width=150)
     there = {"entry": name, "other": name} if info.private else {"entry": _NUMBER(info.word(), format="%d", width=70)}
     scores = {"gate_sum": _NUMBER(f"{score}, sum", format="compact", help=f"Sum of {score}s.")}
-    return ENTRY if info.kind == "memory" else columns_of(info, ENTRY) | scores | there
+    text = {"sentence": st.column_config.TextColumn(start_names(info), width=330)}
+    return ENTRY if info.kind == "memory" else columns_of(info, ENTRY) | scores | text | there
 
 
 def reading_columns(info: RecordingInfo) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.base.words import first_upper
 from memscope.export.interchange import latents, read_activations
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import SelectionReader
 from memscope.recording.sites import Site
+from memscope.report.words import start_name
 
 CREATOR = "clkht01d40000jv08hvalcvly"
 """Account that Neuronpedia's database seed creates and its exports name as creator."""
@@ -165,8 +167,11 @@ def _activations(
 def _explanations(source: Source, entry: int, decoding: pd.Series) -> list[dict[str, Any]]:
     """The init sentence, tokens and words of an entry, as far as it has them; no model wrote these explanations."""
     sentence, fires_on, words = decoding["sentence"], decoding["fires_on"], decoding["words"]
+    said = "What the entry started from, not a description of what it does now."
+    if "drift" not in source.site.has:
+        said = "What is read of it, word by word."
     known = [
-        (sentence, f"Init sentence: {sentence}", "What the entry started from, not a description of what it does now."),
+        (sentence, f"{first_upper(start_name(source.site))}: {sentence}", said),
         (fires_on, f"Fires on: {fires_on}", "Its most frequent tokens in this layer, with their shares."),
         (words, f"Words that set it apart: {words}", "Of highest TF-IDF among the words it fires in."),
     ]

@@ -28,7 +28,7 @@ from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import SCORES, is_private
 from memscope.report.document import shown
-from memscope.report.words import entry_name, model_name, selections
+from memscope.report.words import entry_name, model_name, selections, start_names
 
 TOP_CONTEXTS = 8
 """Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
@@ -117,15 +117,15 @@ def _per_token(info: RecordingInfo) -> str:
 
 def _words(info: RecordingInfo) -> dict[str, Any]:
     """Names for the templates, and which columns there are."""
-    memory = info.kind == "memory"
+    memory = any(site.kind == "memory" for site in info.sites)
     return {
         "word": info.word(),
         "words": info.word(2),
         "what": "Memory" if memory else first_upper(info.word(2)),
         "of_a_bank": f"{first_upper(info.word(2))} of a memory bank" if memory else first_upper(info.word(2)),
         "selector": info.selector,
-        "gate": "gate" if memory else info.score,
-        "starts": info.has("starts"),
+        "gate": "gate" if info.has("reads") else info.score,
+        "starts": start_names(info) if info.has("starts") else "",
         "drifts": info.has("drift"),
     }
 

@@ -106,9 +106,7 @@ def entry_colors(
         codes, names = predicates
         colors = [*OKABE_ITO[: len(names)], grey]
         shown = np.where(codes > len(names), -1, codes).astype(int)
-        return _categories(
-            shown, colors, [*names, "another relation"], "first relation of the init sentence", pale, "none"
-        )
+        return _categories(shown, colors, [*names, "another relation"], "first relation of the sentence", pale, "none")
     clusters = recording.map_info.get("clusters", [])
     if clusters and clusters[-1]["name"] == NEVER_SELECTED:  # no cluster like the others: they have nothing in common
         cluster, clusters = np.where(cluster == len(clusters) - 1, -1, cluster), clusters[:-1]

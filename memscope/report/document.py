@@ -93,8 +93,10 @@ class EntryNote(NamedTuple):
     """The tokens it fires on most often, with their shares; none for an entry never selected."""
     words: str | None
     """Words that set it apart, by TF-IDF."""
+    start: str
+    """What its sentence is called."""
     sentence: str | None
-    """Init sentence; none without one."""
+    """Its init sentence, or the sentence that it is; none without one."""
     random: bool
     """Whether it is known to have started from random numbers."""
     nearest: list[tuple[str, bool]]

@@ -88,7 +88,7 @@ def preferences(recording: Recording) -> Reply:
     shown = significant if len(significant) else preferences
     strongest = shown.loc[shown[["p", "rank_p"]].min(axis=1).sort_values(kind="stable").index[:_NAMED]]
     short = (
-        f"Not shown: none of {2 * len(preferences):,} tests finds usage and a label of the init sentence to go "
+        f"Not shown: none of {2 * len(preferences):,} tests finds usage and a label of the sentence to go "
         "together more than chance would have it."
     )
     if len(significant):

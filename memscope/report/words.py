@@ -9,7 +9,7 @@ import pandas as pd
 from memscope.base.words import first_upper, plural, span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
-from memscope.recording.sites import Has, is_private
+from memscope.recording.sites import Has, Site, is_private
 from memscope.stats.jackknife import DOMINANT, FEW_DOCUMENTS
 
 
@@ -98,6 +98,16 @@ def listed(parts: list[str]) -> str:
 def has_start(info: RecordingInfo, entry: int) -> bool:
     """Whether it is known what an entry started from."""
     return any("starts" in site.has for site in info.sites if site.own.start <= entry < site.own.stop)
+
+
+def start_name(site: Site) -> str:
+    """What the text of an entry is: a sentence that it started from, or the sentence that it is."""
+    return "init sentence" if "drift" in site.has else "sentence"
+
+
+def start_names(info: RecordingInfo) -> str:
+    """``start_name`` of all layers that have texts."""
+    return "init sentence" if info.has("drift") else "sentence"
 
 
 def entry_name(info: RecordingInfo, entry: int) -> str:

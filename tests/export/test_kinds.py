@@ -70,7 +70,8 @@ def test_neuronpedia_gets_features_by_their_number_in_the_layer(
     assert {int(feature["index"]) for feature in features} <= set(range(site.entries))
     assert all(feature["maxActApprox"] >= 0 for feature in features)
     texts = [path.read_text() for path in source.glob("*.jsonl")]
-    said = {"experts": "router weights", "mixed": "router weights", "peer": "scores"}.get(kind, "activations")
+    names = {"experts": "router weights", "mixed": "router weights", "text": "gate scores", "peer": "scores"}
+    said = names.get(kind, "activations")
     assert any(f"Activations are {said}." in text for text in texts)
 
 

@@ -75,7 +75,7 @@ _SWITCHED = {
     "layer": Column("Layer"),
     "name": Column("Entry"),
     "selections": Column("Selections", ",d"),
-    "sentence": Column("Init sentence", prose=True),
+    "sentence": Column("Sentence", prose=True),
 }
 _PREDICATES = {
     "predicate": Column("Relation"),
@@ -238,7 +238,7 @@ def _figures(a: Recording, b: Recording, changes: Changes) -> Iterator[ReportFig
         yield ReportFigure(
             "predicates",
             "Relations",
-            "Share of selections per relation of the init sentence in A and B, all layers, among entries with "
+            "Share of selections per relation of the sentence in A and B, all layers, among entries with "
             "triples, largest changes first; the bar is the relation's share of the bank. "
             f"D = {selections(a, all_layers=True)} and {selections(b, all_layers=True)}.",
             compare_plots.predicate_changes(pd.DataFrame([row.model_dump() for row in changes.predicates])),

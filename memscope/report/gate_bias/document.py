@@ -16,7 +16,7 @@ from memscope.report.gate_bias.method import method
 from memscope.report.gate_bias.tables import tables
 from memscope.report.gate_findings import choice
 from memscope.report.routing import routing_figures, routing_tables
-from memscope.report.words import has_start, listed, selections, shared_by
+from memscope.report.words import has_start, listed, selections, shared_by, start_name, start_names
 
 _SHOWN_ENTRIES, _SHOWN_CONTEXTS = 20, 3
 
@@ -53,7 +53,7 @@ def _files(recording: Recording) -> dict[str, str]:
     """Files beside the report, with what they hold."""
     info, weightings = recording.info, len(recording.weightings)
     counted = ["selections", *[f"summed {info.score}s"] * info.has("scores"), *["read weights"] * info.has("reads")]
-    known = [*["init sentence", "triples"] * info.has("starts"), *["drift"] * info.has("drift"), "usage"]
+    known = [*[start_names(info), "triples"] * info.has("starts"), *["drift"] * info.has("drift"), "usage"]
     layers = "the evenness and reading metrics of each layer" if info.has("reads") else "the evenness of each layer"
     by = {1: "", 2: ", for two weightings of usage", 3: ", for three weightings of usage"}[weightings]
     preferences = {"preferences.csv, .parquet": "lift of every label in every layer, with intervals, chance and tests"}
@@ -141,6 +141,9 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
                 + ("" if card.drift is None else f"; drift {max(0.0, card.drift):.3f}"),
                 fires_on=card.title,
                 words=card.words,
+                start=first_upper(
+                    start_name(next(site for site in info.sites if site.own.start <= card.entry < site.own.stop))
+                ),
                 sentence=card.sentence,
                 random=card.sentence is None and has_start(info, card.entry),
                 nearest=list(zip(card.nearest["token"], card.nearest["in_sentence"], strict=True)),

@@ -145,7 +145,7 @@ PLANS = (
     Plan(
         "preferences",
         "Preferences",
-        "Lift of labels of the init sentence, significant ones and those with the smallest p-values; lifts beyond "
+        "Lift of labels of sentences, significant ones and those with the smallest p-values; lifts beyond "
         "1/32 and 32 lie at the edge. A dot outside its grey bar is more than which entries happen to be hot; it is "
         "filled when that holds after correction for all {tests} tests. {d}.",
         lambda numbers: bias.preference_forest(numbers.preferences),

@@ -62,7 +62,7 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
     axes.set_yticks(place, names)
     axes.set(xscale="log", xlim=(2.0**-widest / 1.1, 2.0**widest * 1.1), ylim=(len(shown) - 0.4, -0.6))
     axes.set_xlabel("lift: share of selections / share of entries (1 = as its entries)")
-    axes.set_ylabel("label of the init sentence")
+    axes.set_ylabel("label of the sentence")
     axes.set_xticks(2.0 ** np.arange(-widest, widest + 1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}" if x >= 1 else f"1/{1 / x:.0f}"))
     axes.xaxis.set_minor_locator(NullLocator())
