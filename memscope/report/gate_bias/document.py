@@ -133,6 +133,7 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
             )
             for c in recording.contexts(card.entry).head(_SHOWN_CONTEXTS).to_dict("records")
         ]
+        owner = next(site for site in info.sites if site.own.start <= card.entry < site.own.stop)
         notes.append(
             EntryNote(
                 title=first_upper(recording.info.label(card.entry)),
@@ -141,9 +142,7 @@ def _entry_notes(recording: Recording) -> list[EntryNote]:
                 + ("" if card.drift is None else f"; drift {max(0.0, card.drift):.3f}"),
                 fires_on=card.title,
                 words=card.words,
-                start=first_upper(
-                    start_name(next(site for site in info.sites if site.own.start <= card.entry < site.own.stop))
-                ),
+                start=first_upper(start_name(owner)),
                 sentence=card.sentence,
                 random=card.sentence is None and has_start(info, card.entry),
                 nearest=list(zip(card.nearest["token"], card.nearest["in_sentence"], strict=True)),
