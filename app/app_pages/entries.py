@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.parts import entry_view, tables
+from app.parts import causal, entry_view, tables
 from memscope.base.words import first_upper
 from memscope.query.bank_table import STATES, entry_rows, known_fields, known_sorts
 from memscope.report.words import reworded
@@ -124,6 +124,9 @@ with left:
         entry_view.contexts(recording, entry, layer if layer in used else None)
 with right:
     entry_view.decodings(recording, card)
+if card.sentence is not None and causal.can_retype(info, entry):
+    st.subheader("Read it otherwise")
+    causal.retype(entry, card.sentence)
 st.subheader("Usage")
 entry_view.usage(recording, card)
 entry_view.firing(recording, entry)

@@ -15,6 +15,21 @@ recording = state.recording()
 info = recording.info
 
 st.title("Facts")
+if any(site.kind == "text" for site in info.sites):
+    st.write(
+        "Facts of a model that reads sentences are asked on the command line: is a sentence that states the fact "
+        "selected, are the words of the answer read, and does the answer need them?"
+    )
+    outside.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
+    asked = fact_report.load_sentence_facts(recording.path)
+    if asked is not None:
+        outside.table(asked, alt="Facts that were asked, with 95% intervals")
+        st.caption(
+            "Shares and means over facts, with 95% intervals. Selected: a stating sentence was. Answered: the answer "
+            "is the likeliest next token. On object: share of the read on words of the answer, of answered facts. "
+            "Fall: of the answer's logit without the stating sentences; control: without as many others."
+        )
+    st.stop()
 if info.kind != "memory" or not info.has("starts"):
     st.info(
         f"An audit of facts asks a run that memscope trained about what its entries started from. These {info.word(2)} "

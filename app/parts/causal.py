@@ -7,7 +7,7 @@ import streamlit as st
 
 from app import outside
 from app.address import View
-from app.live import can_type
+from app.live import can_type, compare_typed, expect_text
 from memscope.base.errors import InputError
 from memscope.base.words import first_upper, visible
 from memscope.recording.info import RecordingInfo
@@ -38,6 +38,20 @@ _WAYS: dict[Kind, dict[str, Way]] = {
         "scale": Way(
             "scale the memory", "The outputs of the memory layers are multiplied by this factor; 0 switches them off."
         ),
+    },
+    "text": {
+        "ablate": Way(
+            "ablate", "The sentences are not selected; the token's others take over their gate scores in proportion."
+        ),
+        "zero": Way("zero its score", "The gate score of the sentences is 0, and all other gate scores stay."),
+        "force": Way(
+            "force", "Every token selects the sentence at this gate score, in place of its weakest selection."
+        ),
+        "swap": Way("swap two", "Each of two sentences is read where the other is selected."),
+        "rewrite": Way(
+            "retype", "The sentence reads so: it is found by its new words and read word by word. No weight changes."
+        ),
+        "scale": Way("scale the layers", "What the layers add is multiplied by this factor; 0 switches them off."),
     },
     "experts": {
         "ablate": Way(
@@ -88,7 +102,15 @@ _TOKENS = {
 
 def changes(info: RecordingInfo) -> dict[str, Way]:
     """What can be changed in the recorded model; nothing where it cannot be opened or written."""
-    return _WAYS.get(info.kind, {}) if can_type(info) else {}
+    if not can_type(info):
+        return {}
+    if {site.kind for site in info.sites} != {"memory", "text"}:
+        return _WAYS.get(info.kind, {})
+    meanings = {
+        name: f"Entries: {way.meaning} Sentences: {_WAYS['text'][name].meaning}"
+        for name, way in _WAYS["memory"].items()
+    }
+    return {name: Way(_WAYS["memory"][name].name, meaning) for name, meaning in meanings.items()}
 
 
 def refusal(info: RecordingInfo) -> str:
@@ -144,6 +166,35 @@ def read_change(view: View, kind: str, info: RecordingInfo) -> "Change":
         raise InputError(f"expected a number ({error})") from error
     chosen = None if list(values["layers"]) == list(info.layers) else tuple(values["layers"])
     return Change(kind, entries, chosen, amount, values["sentence"] if kind == "rewrite" else "")  # type: ignore[arg-type]
+
+
+def can_retype(info: RecordingInfo, entry: int) -> bool:
+    """Whether an entry is a sentence of a model that can be opened again."""
+    site = next(site for site in info.sites if site.own.start <= entry < site.own.stop)
+    return site.kind == "text" and can_type(info)
+
+
+def retype(entry: int, sentence: str) -> None:
+    """A form in which a sentence can read otherwise, and what a typed text then makes of it."""
+    from memscope.causal.what_if import Change
+
+    expect_text()
+    with st.form("retype", border=False):
+        left, right = st.columns(2)
+        new = left.text_area("The sentence reads", sentence, key=f"retype.{entry}", height=100)
+        text = right.text_area("Text to read", key="retype.text", placeholder="Ada Lovelace was born in", height=100)
+        st.form_submit_button("Read the text with it", type="primary")
+    st.caption("Nothing is trained: the sentence is found by its new words and read word by word, in this text alone.")
+    if not text.strip():
+        return
+    try:
+        compared = compare_typed(text, Change("rewrite", (entry,), sentence=new))
+    except InputError as error:
+        st.warning("This cannot be done.", icon=":material/warning:")
+        outside.code(str(error), language=None, wrap_lines=True)
+        return
+    token_change(compared, len(compared) - 1)
+    token_table(compared)
 
 
 def token_change(compared: pd.DataFrame, token: int) -> None:

@@ -43,7 +43,7 @@ def example(recording: Recording) -> None:
         with right:
             name = first_upper(info.label(entry))
             if "starts" in info.site(layer).has:
-                st.markdown(f"**{name}**, for example, started as")
+                st.markdown(f"**{name}**, for example, {'started as' if 'drift' in info.site(layer).has else 'reads'}")
                 outside.text(sentence or "random numbers: this bank has no sentences")
             else:
                 st.markdown(f"**{name}**, for example,")
@@ -56,7 +56,7 @@ def example(recording: Recording) -> None:
 
             scored = "scores" in info.site(layer).has
             title = "and now fires most strongly on the marked tokens" if scored else "is selected at the marked tokens"
-            if "starts" not in info.site(layer).has and scored:
+            if "drift" not in info.site(layer).has and scored:
                 title = "fires most strongly on the marked tokens"
             context_view({title: contexts}, key="example", on_click=open_token, score=score_name(info))
             with st.container(horizontal=True):
@@ -77,6 +77,8 @@ _LAYERS = {
     "{selected} with the largest **activations** for every token.",
     "features": "In each of {layers} layers a sparse autoencoder writes every token as a sum of {selected} of "
     "{entries} **features**.",
+    "text": "In each of {layers} layers a **gate** finds {selected} of {entries} **sentences** for every token, first "
+    "by the words that they share. An **attention** reads their words.",
     "selection": "Each of {layers} layers selects {selected} of {entries} **entries** for every token.",
 }
 

@@ -176,10 +176,10 @@ def two_texts(
     st.caption(f"Entries that both tokens select, of {info.selected} selections a layer and token.")
     sentences = recording.sentences(shared["entry"])
     outside.table(
-        shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
+        tables.named(info, shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])),
         hide_index=True,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
-        column_config=tables.ENTRY | tables.SIDES,
+        column_config=tables.entry_columns(info) | tables.sides(info),
         alt="Entries that either token selects",
     )
     st.caption(

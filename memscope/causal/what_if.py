@@ -25,6 +25,7 @@ from memscope.query.recording import Recording
 from memscope.record.trace import text_window
 from memscope.run.adapters.own import OwnRun
 from memscope.run.subject import Subject
+from memscope.run.text_bank import typed_sentences
 from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows
 
@@ -44,7 +45,7 @@ class Change(NamedTuple):
     amount: float = 0.0
     """Score of ``force``, factor of ``scale``."""
     sentence: str = ""
-    """Sentence of ``rewrite``, which needs a run of memscope."""
+    """Sentence of ``rewrite``, which needs a run of memscope: what an entry starts from, or what a sentence reads."""
 
 
 class Changed(NamedTuple):
@@ -81,10 +82,21 @@ def open_change(subject: Subject, change: Change) -> AbstractContextManager[None
         case "rewrite":
             if not isinstance(subject, OwnRun):
                 raise InputError(f"{subject.name}: only entries of a run of memscope can be rewritten by a sentence")
+            first = subject.run.config.first_sentence
+            if subject.model.text_bank is not None and entries[0] >= first:
+                return _typed(subject, entries[0] - first, change)
             slots = encode_sentence(subject.run, change.sentence)
             return rewrite(subject.model, entries[0], slots, layers=layers)
         case "scale":
             return scale(subject, change.amount, layers=layers)
+
+
+def _typed(subject: OwnRun, sentence: int, change: Change) -> AbstractContextManager[None]:
+    """The block in which a sentence reads otherwise, for all layers: they share their sentences."""
+    texts = subject.model.cfg.model.text_layers
+    if change.layers is not None and not set(texts) <= set(change.layers):
+        raise InputError(f"a sentence reads alike for all text layers; choose layers {', '.join(map(str, texts))}")
+    return typed_sentences(subject.model, subject.tokenizer, {sentence: change.sentence})
 
 
 def compare_text(subject: Subject, text: str, change: Change) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from memscope.query.needs import known_columns
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_rows
 from memscope.recording.parts import ROW_GROUP
-from memscope.recording.token_rows import TokenRows
+from memscope.recording.token_rows import NONE, TokenRows
 from memscope.stats.usage import UNREAD_SHARE
 
 _GROUPS = 4
@@ -28,7 +28,7 @@ class ReadSample(NamedTuple):
 
     tokens: int
     entries: np.ndarray
-    """Selected entries, uint32 ``[token, K]``."""
+    """Selected entries, uint32 ``[token, K]``; ``[selection]`` where their number varies, as in all arrays."""
     gate: np.ndarray
     """Gate shares: gate scores over their token's sum, float32 ``[token, K]``."""
     read: np.ndarray
@@ -43,7 +43,12 @@ def read_sample(recording: Recording, layer: int) -> ReadSample:
     rows, own = list(_sampled(recording)), slice(site.selected)
     names = ("gate", "read", "read_norm" if site.signed_reads else "read")
     shares = [np.concatenate([_shares(getattr(part, name)[:, axis, own]) for part in rows]) for name in names]
-    return ReadSample(len(shares[0]), np.concatenate([part.indices[:, axis, own] for part in rows]), *shares)
+    entries = np.concatenate([part.indices[:, axis, own] for part in rows])
+    tokens = len(entries)
+    if site.varies:
+        there = entries != NONE
+        entries, *shares = (values[there] for values in (entries, *shares))
+    return ReadSample(tokens, entries, *shares)
 
 
 def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) -> pd.DataFrame:
@@ -86,7 +91,8 @@ def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray 
     histogram = np.zeros((heads, bins), np.int64)
     for rows in _sampled(recording):
         assert rows.head_read is not None
-        share = _shares(rows.head_read[:, axis].reshape(len(rows.doc), heads, -1))
+        own = rows.head_read[:, axis, : heads * info.site(layer).selected]
+        share = _shares(own.reshape(len(rows.doc), heads, -1))
         number = np.minimum((share * bins).astype(int), bins - 1)
         for head in range(heads):
             histogram[head] += np.bincount(number[:, head].ravel(), minlength=bins)

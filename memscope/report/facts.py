@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from memscope.base.files import read_json
 from memscope.causal.fact_tables import ANY, FactAudit, load_audit
 from memscope.report.document import Column, ReportFigure, ReportTable, make_table
 from memscope.report.findings import Finding
@@ -149,3 +150,13 @@ def fact_tables(folder: Path) -> Iterator[ReportTable]:
         audit.predicates,
         PREDICATES,
     )
+
+
+def load_sentence_facts(folder: Path) -> pd.DataFrame | None:
+    """The summary that ``memscope facts`` wrote of a model that reads sentences; none if it did not.
+
+    Columns ``mean low high facts``, one row per measure (``causal/sentences/facts.py``).
+    """
+    if not (folder / "sentence_facts.json").is_file():
+        return None
+    return pd.DataFrame(read_json(folder / "sentence_facts.json")).T.astype(float)

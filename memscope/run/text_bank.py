@@ -1,5 +1,7 @@
 """Give a model with text layers the sentences of its run."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from memscope.base.seals import check_listed
@@ -16,6 +18,23 @@ def fill_text_bank(model: MemoryTransformer, bank: SentenceBank, tokenizer: Toke
     reader = WordReader(tokenizer)
     index = LexicalIndex.build(bank.ids, bank.lengths, reader, tokenizer.bos, model.cfg.text.query_words)
     model.text_bank.fill(bank, index)
+
+
+@contextmanager
+def typed_sentences(model: MemoryTransformer, tokenizer: Tokenizer, changes: Mapping[int, str]) -> Iterator[None]:
+    """Let sentences of a model's bank, counted from 0, read otherwise while a block runs; words are indexed anew.
+
+    Raises:
+        InputError: the bank has no such sentence, or a text is empty.
+    """
+    bank = model.text_bank
+    assert bank is not None and bank.index is not None, "the model has no text layer"
+    before, index = bank.sentences, bank.index
+    fill_text_bank(model, before.edited(changes, tokenizer), tokenizer)
+    try:
+        yield
+    finally:
+        bank.fill(before, index)
 
 
 def run_bank(run: Path) -> SentenceBank:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from memscope.base.errors import InputError
 from memscope.causal.edit import Edit, EditResult, edit_rows, plan_edits, probabilities, summarise
 from memscope.run.checkpoint import LoadedRun
-from memscope.run.text_bank import fill_text_bank
+from memscope.run.text_bank import typed_sentences
 from memscope.text.fact_files import Fact
 from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.stating import stating_entries
@@ -30,16 +30,10 @@ def typed(run: LoadedRun, changes: Mapping[int, str]) -> Iterator[None]:
     Raises:
         InputError: the model has no text layer, the bank has no such sentence, or a text is empty.
     """
-    bank = run.model.text_bank
-    if bank is None:
+    if run.model.text_bank is None:
         raise InputError(f"{run.path}: no layer reads sentences; train with block: text")
-    before, index = bank.sentences, bank.index
-    assert index is not None
-    fill_text_bank(run.model, before.edited(changes, run.tokenizer), run.tokenizer)
-    try:
+    with typed_sentences(run.model, run.tokenizer, changes):
         yield
-    finally:
-        bank.fill(before, index)
 
 
 def edit_sentences(run: LoadedRun, facts: Sequence[Fact], count: int = 100, seed: int = 0) -> EditResult:
