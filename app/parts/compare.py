@@ -220,11 +220,11 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
         fired = fired[(fired["pos"] == pos) & (fired["rank"] < _MOST_READ)]
         sentences = r.sentences(fired["entry"])
         column.dataframe(
-            fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]]),
+            tables.named(r.info, fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]])),
             hide_index=True,
             height=320,
             column_order=["layer", "entry", "gate", "read", "sentence"],
-            column_config=tables.ENTRY
+            column_config=tables.entry_columns(r.info)
             | {kind: st.column_config.NumberColumn(format="%.3g", width=60) for kind in ("gate", "read")},
             alt="Most read entries of this token",
         )
@@ -241,11 +241,11 @@ def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
     )
     sentences = a.sentences(shared["entry"])
     outside.table(
-        shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]]),
+        tables.named(a.info, shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])),
         hide_index=True,
         height=320,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
-        column_config=tables.ENTRY | tables.SIDES,
+        column_config=tables.entry_columns(a.info) | tables.sides(a.info),
         alt="Entries that either model selects on this token",
     )
     st.caption(

@@ -25,6 +25,7 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.causal import intervene
 from memscope.causal.intervene import Entries, Mode, Positions, mark_positions
+from memscope.config.load import Config
 from memscope.recording.sites import Kind, Site, entry_label
 from memscope.run.adapters.own import OwnModel
 from memscope.run.subject import Selected, Subject
@@ -62,7 +63,7 @@ def ablate(
         return intervene.ablate(subject.model, entries, mode, layers=layers, positions=positions)
     wanted = torch.as_tensor(entries).long().flatten()
     if isinstance(subject, OwnModel) and not bool((wanted >= subject.model.cfg.first_sentence).all()):
-        return _ablate_both(subject, wanted, mode, layers, positions)
+        return _ablate_both(subject, subject.model.cfg, wanted, mode, layers, positions)
     owners = {site.layer for entry in wanted.tolist() for site in _owners(subject, layers, entry)}
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,10 +190,15 @@ def _has_sentence(subject: OwnModel, entries: Entries) -> bool:
 
 @contextmanager
 def _ablate_both(
-    subject: OwnModel, wanted: Tensor, mode: Mode, layers: Sequence[int] | None, positions: Positions
+    subject: Subject,
+    config: Config,
+    wanted: Tensor,
+    mode: Mode,
+    layers: Sequence[int] | None,
+    positions: Positions,
 ) -> Iterator[None]:
     """Ablate entries of the memory and sentences, each in layers of their own."""
-    model, of_text = subject.model.cfg.model, wanted >= subject.model.cfg.first_sentence
+    model, of_text = config.model, wanted >= config.first_sentence
     with ExitStack() as stack:
         for entries, own in ((wanted[~of_text], model.memory_layers), (wanted[of_text], model.text_layers)):
             chosen = None if layers is None else [layer for layer in layers if layer in own]

@@ -56,7 +56,7 @@ class SentenceBank:
         for (entry, text), tokens in zip(changes.items(), encoded, strict=True):
             if not 0 <= entry < len(sentences):
                 raise InputError(f"sentence {entry}: the bank has {len(sentences):,} sentences, counted from 0")
-            if not tokens:
+            if not tokens or not text.strip():
                 raise InputError(f"sentence {entry}: the new text is empty; to remove a sentence, use --remove")
             sentences[entry], ids[entry] = Sentence(text, ()), tokens
         return SentenceBank.of(sentences, ids)
