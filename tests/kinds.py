@@ -187,7 +187,8 @@ def absent(kind: str) -> tuple[str, ...]:
 def write_kind(name: str, folder: Path) -> Path:
     """Write a finished recording of a kind; returns its folder."""
     info = KINDS[name](folder)
-    write_text(folder / "config.yaml", dump_config(Config(model=ModelConfig(n_layers=1))))
+    if name == "text":
+        write_text(folder / "config.yaml", dump_config(Config(model=ModelConfig(n_layers=1))))
     write_table(folder / STARTS, _sentences(info.knowledge_num) if name == "text" else no_starts(info.knowledge_num))
     _write_decodings(folder / "decodings.parquet", info)
     write_aggregates(folder, info)

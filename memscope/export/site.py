@@ -117,14 +117,14 @@ def _per_token(info: RecordingInfo) -> str:
 
 def _words(info: RecordingInfo) -> dict[str, Any]:
     """Names for the templates, and which columns there are."""
-    memory = any(site.kind == "memory" for site in info.sites)
+    memory = info.kind == "memory"
     return {
         "word": info.word(),
         "words": info.word(2),
         "what": "Memory" if memory else first_upper(info.word(2)),
         "of_a_bank": f"{first_upper(info.word(2))} of a memory bank" if memory else first_upper(info.word(2)),
         "selector": info.selector,
-        "gate": "gate" if info.has("reads") else info.score,
+        "gate": "gate" if memory else info.score,
         "starts": start_names(info) if info.has("starts") else "",
         "drifts": info.has("drift"),
     }

@@ -84,7 +84,7 @@ def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
         (b"\xff\xfe\x00\x01", "not a text file; a YAML config was expected"),
         (b"a\x00b", "not valid YAML"),
         (b"model: {dim: 64\ntrain: [", "config.yaml:2: not valid YAML"),
-        (b"- model\n- memory\n", "a config has the sections model, memory, data, train"),
+        (b"- model\n- memory\n", "a config has the sections model, memory, text, data, train"),
         (b"just words", "a config has the sections"),
         (b"model: 5", "a config has the sections"),
     ],
