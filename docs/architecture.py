@@ -22,7 +22,15 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("text", "corpus, sentences, config", (("text/", "corpora, tokenizer"), ("config/", "sections of the YAML"))),
+    Column(
+        "text",
+        "corpus, sentences, config",
+        (
+            ("text/", "corpora, tokenizer"),
+            ("text_bank/", "sentences as entries"),
+            ("config/", "sections of the YAML"),
+        ),
+    ),
     Column(
         "run/",
         "weights, metrics, starts",
@@ -31,6 +39,7 @@ COLUMNS = (
             ("model/text/", "reads sentences"),
             ("model/ops/", "fast loops"),
             ("train/", "loop, processes"),
+            ("train/lessons/", "statements, batches"),
             ("run/", "load a run, its starts"),
             ("run/adapters/", "hooks of any model"),
         ),
@@ -54,6 +63,7 @@ COLUMNS = (
             ("bank_map/", "places of entries"),
             ("routing/", "load, domains, paths"),
             ("causal/", "change, then measure"),
+            ("causal/sentences/", "facts, typed edits"),
         ),
     ),
     Column(
