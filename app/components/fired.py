@@ -43,7 +43,7 @@ def fired_view(
             "layer": layer.layer,
             "note": _note(layer, info.site(layer.layer)),
             "heads": _heads(info.site(layer.layer)),
-            "entries": [_fired(entry, info) for entry in layer.entries],
+            "entries": [_fired(entry, info, _most_read(layer)) for entry in layer.entries],
         }
         for layer in layers
     ]
@@ -52,6 +52,11 @@ def fired_view(
         key=key,
         on_acted_change=on_act,
     )
+
+
+def _most_read(layer: FiredLayer) -> float:
+    """The largest read weight of a word of an entry."""
+    return max((float(entry.slots.max(initial=0)) for entry in layer.entries if entry.slots is not None), default=0.0)
 
 
 def _note(layer: FiredLayer, site: Site) -> str:
@@ -73,12 +78,13 @@ def _heads(site: Site) -> list[str]:
     ]
 
 
-def _fired(fired: FiredEntry, info: RecordingInfo) -> dict[str, Any]:
+def _fired(fired: FiredEntry, info: RecordingInfo, most: float) -> dict[str, Any]:
+    """An entry as the script has it; ``most`` is the largest read weight of a word in its layer."""
     words, reads = fired.words, fired.slots
     slots = None
     if reads is not None:
         # an even read has half the colour, so that it does not look like a strong read of all entries
-        levels = reads / max(float(reads.max(initial=0)), 2 * float(reads.mean()), 1e-30)
+        levels = reads / max(most, 2 * float(reads.mean()), 1e-30)
         texts = zip(words.sentence, levels.tolist(), reads.tolist(), strict=False)
         slots = [(text, level, f"{read:.3g}") for text, level, read in texts]
     return {

@@ -211,4 +211,7 @@ def slots_note(info: RecordingInfo, slots: Mapping[int, np.ndarray] | None) -> s
         return ""
     if slots is None:
         return " Record with --per-slot to see which words of a sentence were read; typed texts always show it."
-    return " The deeper the shade of a word, the more it was read; an even read shades all words alike."
+    return (
+        " The deeper the shade of a word, the more it was read, among all words of its layer; an even read shades all "
+        "words alike."
+    )

@@ -142,13 +142,15 @@ class RecordingInfo(BaseModel):
 
     @property
     def score(self) -> str:
-        """What the score of a selection is called."""
-        return SCORES[self.kind]
+        """What the score of a selection is called, where all layers have one word for it."""
+        words = {SCORES[site.kind] for site in self.sites}
+        return words.pop() if len(words) == 1 else SCORES[self.kind]
 
     @property
     def selector(self) -> str:
-        """What selects is called: the gate of a memory, the router of experts."""
-        return SELECTORS[self.kind]
+        """What selects is called, where all layers have one word for it: the gate of a memory, the router of experts."""
+        words = {SELECTORS[site.kind] for site in self.sites}
+        return words.pop() if len(words) == 1 else SELECTORS[self.kind]
 
     @property
     def reader(self) -> str:

@@ -67,7 +67,7 @@ def test_a_sentence_has_contexts_and_triples_and_neither_drift_nor_nearest_token
     test = open_page("entries", name, entry=entry)
     assert not test.exception
     words = said(test)
-    assert not spoken(words, ("nearest", "random", "nan", "init"))
+    assert not spoken(words, ("nearest", "random", "nan"))
     assert {metric.label for metric in test.metric} == {"Selections", "Layers that select it", "Read per selection"}
     assert "People knew Eva Lind as a" in words and "occupation" in words
     if name == "beside":
@@ -76,7 +76,8 @@ def test_a_sentence_has_contexts_and_triples_and_neither_drift_nor_nearest_token
 
 def test_a_hostile_sentence_is_shown_as_text(folder: Path) -> None:
     recording = Recording(folder / "recordings" / "beside")
-    [entry] = [int(row.entry) for row in recording.entries(search="onerror", limit=9).itertuples() if row.entry >= 64]
+    found = recording.entries(search="onerror", limit=99)
+    [entry] = found["entry"][found["sentence"].str.contains("<script>", na=False) & (found["entry"] >= 64)].tolist()
     test = open_page("entries", "beside", entry=entry)
     assert not test.exception
     assert any("<script>" in text.value for text in test.main.text)

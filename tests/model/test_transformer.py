@@ -1,5 +1,6 @@
 """The decoder: parameters, gradients, causality, positions, cache and hooks."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -239,3 +240,28 @@ def test_loss_counts_ignored_targets_as_zero() -> None:
     logits = torch.tensor([[[0.0, 0.0], [9.0, 9.0]]])  # two even choices: ln 2 nats
     losses = next_token_loss(logits, torch.tensor([[1, -100]]))
     torch.testing.assert_close(losses, torch.tensor([[0.6931, 0.0]]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("block", "memory", "names", "logits"),
+    [
+        ("memory", {}, "0e2c78446c83d1a8", [-0.176393, -0.000288, -0.063606, -0.122851]),
+        (
+            "memory",
+            {"read_fn": "gelu", "token_shift": True, "gate_heads": 2},
+            "942d9643d2ef0a5c",
+            [0.078175, -0.093105, -0.053348, 0.16918],
+        ),
+        ("ffn", {}, "938435c2be5b72f8", [-0.167994, 0.134842, -0.09663, 0.010681]),
+        (["both", "ffn"], {}, "4b6f88e0c69a6c21", [0.000798, -0.094685, 0.123786, -0.136542]),
+    ],
+)
+def test_models_without_sentences_are_those_of_before(
+    block: object, memory: dict[str, object], names: str, logits: list[float]
+) -> None:
+    """Names and shapes of all weights, and what they say, as they were before there were text layers."""
+    model = MemoryTransformer(make_config({"block": block}, **memory), seed=3).eval()
+    said = "\n".join(f"{name} {tuple(value.shape)}" for name, value in model.state_dict().items())
+    assert hashlib.sha256(said.encode()).hexdigest()[:16] == names
+    with torch.no_grad():
+        torch.testing.assert_close(model(make_tokens())[1, -1, :4], torch.tensor(logits), atol=1e-4, rtol=0)

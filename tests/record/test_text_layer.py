@@ -1,5 +1,8 @@
 """A recording of text layers, alone and beside a memory: sentences are entries, and words are slots."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +17,13 @@ from memscope.record.trace import describe_trace, trace_text
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import document_windows, pack_corpus
-from tests.conftest import untrained_run
+from tests.conftest import CliResult, untrained_run
 from tests.synthetic import all_rows
 from tests.text_runs import text_config, write_world
 
 pytestmark = pytest.mark.slow
 
+Cli = Callable[..., CliResult]
 QUESTION = "Eva Lind works as a"
 
 
@@ -125,3 +129,29 @@ def test_a_typed_text_shows_the_words_of_the_sentences_that_it_reads(run: Loaded
     assert entries[0]["sentence"].startswith("People knew Eva Lind as a")  # what shares most words stands first
     assert len(entries[0]["slots"]) == traced.slots[1].shape[2]
     assert sum(entries[0]["slots"]) == pytest.approx(entries[0]["read"], rel=1e-3)
+
+
+def test_a_map_of_sentences_compares_them_by_usage(
+    run: LoadedRun, recording: Recording, cli: Cli, tmp_path: Path
+) -> None:
+    """Beside a memory too, whose entries alone have vectors."""
+    copy = shutil.copytree(recording.path, tmp_path / "copy")
+    done = cli("map", run.path, copy, "--feature", "usage")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["entries"] == recording.info.knowledge_num
+    refused = cli("map", run.path, copy, "--feature", "values")
+    assert refused.code == 2 and "compares entries of a memory; map usage, contexts, coselection" in refused.err
+
+
+def test_sentences_are_ablated_by_their_label(run: LoadedRun, recording: Recording, cli: Cli, tmp_path: Path) -> None:
+    used = recording.sql("SELECT entry FROM usage WHERE layer = 1 ORDER BY count DESC LIMIT 2")["entry"].tolist()
+    words = ["--entries", ",".join(map(str, used)), "--layers", "1", "--controls", "2", "--tokens", "400"]
+    done = cli("ablate", run.path, recording.path, *words, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    effects = (
+        read_parquet(tmp_path / "out" / "effects.parquet").to_pandas()
+        if (tmp_path / "out" / "effects.parquet").is_file()
+        else None
+    )
+    assert effects is None or effects["kl"].max() > 0
+    assert json.loads(done.out)
