@@ -148,7 +148,7 @@ class RecordingInfo(BaseModel):
 
     @property
     def selector(self) -> str:
-        """What selects is called, where all layers have one word for it: the gate of a memory, the router of experts."""
+        """What selects is called, where all layers have one word for it: a gate, a router."""
         words = {SELECTORS[site.kind] for site in self.sites}
         return words.pop() if len(words) == 1 else SELECTORS[self.kind]
 
