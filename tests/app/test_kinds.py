@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Dataframe
 
 import app
-from tests.kinds import ENTRIES, FORBIDDEN, KINDS, MARGIN, READING, SCORES, absent, write_kind
+from tests.kinds import ENTRIES, KINDS, SCORES, absent, write_kind
 
 FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
@@ -169,6 +169,7 @@ MENU = {
     "neurons": ["Neurons", "Selection bias"],
     "peer": ["Experts", "Gate bias"],
     "mixed": ["Entries", "Selection bias"],
+    "text": ["Sentences", "Gate bias"],
 }
 
 
@@ -187,8 +188,8 @@ def test_the_menu_speaks_of_what_the_recording_has(kind: str, monkeypatch: pytes
     assert [title for title in titles if title in MENU[kind]] == MENU[kind]
     assert test.title[0].value in titles
     said = "\n".join(f"{title} {help_}" for title, help_ in made if title != "Facts")
-    allowed = set(READING.get(kind, ())) | (set(ENTRIES) | {"reads", "attention"} if kind == "mixed" else set())
-    assert not spoken(said, FORBIDDEN + ENTRIES + MARGIN) - allowed
+    allowed = set(ENTRIES) | {"reads", "attention"} if kind == "mixed" else set()
+    assert not spoken(said, absent(kind)) - allowed
 
 
 @pytest.mark.parametrize(
