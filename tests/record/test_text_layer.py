@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
 from memscope.query.fired import fired_entries, recorded_slots
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import describe_trace, trace_text
+from memscope.run.adapters.neurons import run_neurons
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.corpus import document_windows, pack_corpus
@@ -155,3 +157,12 @@ def test_sentences_are_ablated_by_their_label(run: LoadedRun, recording: Recordi
     )
     assert effects is None or effects["kl"].max() > 0
     assert json.loads(done.out)
+
+
+def test_neurons_are_those_of_blocks_that_have_feed_forward_layers(run: LoadedRun) -> None:
+    if run.config.model.blocks[0] == "memory":
+        with pytest.raises(InputError, match="no feed-forward layer"):
+            run_neurons(run, 4)
+        return
+    modules = [site.module for site in run_neurons(run, 4).sites if site.kind == "neurons"]
+    assert modules == ["blocks.0.ffn.w2"]

@@ -38,7 +38,11 @@ def run_neurons(run: LoadedRun, top: int = TOP) -> ModuleSubject:
         InputError: the run has no feed-forward layer, or fewer neurons than are asked for.
     """
     kinds = run.config.model.blocks
-    sites = [neuron_site(run.model, f"blocks.{n}.ffn.w2", top) for n, kind in enumerate(kinds) if kind != "memory"]
+    sites = [
+        neuron_site(run.model, f"blocks.{n}.ffn.w2", top)
+        for n, kind in enumerate(kinds)
+        if kind not in ("memory", "text")
+    ]
     if not sites:
         raise InputError(f"{run.path}: has no feed-forward layer, so no neurons to record")
     return beside(OwnRun(run), sites)
