@@ -192,11 +192,11 @@ def test_a_replayed_pass_is_the_same_bit_for_bit(kind: str) -> None:
 def test_what_cannot_be_is_refused(subject: HuggingFaceExperts) -> None:
     _, selected = run(subject)
     cases: list[tuple[Callable[[], AbstractContextManager[None]], str]] = [
-        (lambda: ablate(subject, [2 * EXPERTS]), "entry 16 is not in the bank; its 16 entries count from 0"),
-        (lambda: ablate(subject, [3], layers=[1]), "layer 1 cannot select entry 3; it has 8 to 15"),
+        (lambda: ablate(subject, [2 * EXPERTS]), "there is no expert 16; the 16 experts of all layers count from 0"),
+        (lambda: ablate(subject, [3], layers=[1]), "layer 1 cannot select layer 0, expert 3; it has 8 to 15"),
         (lambda: ablate(subject, [3], layers=[4]), "layer 4 selects nothing; layers that select are 0, 1"),
-        (lambda: force(subject, 3, 1.0, layers=[0, 1]), "not every layer named can select entry 3"),
-        (lambda: swap(subject, 3, 9), "no layer can select entry 3 and entry 9"),
+        (lambda: force(subject, 3, 1.0, layers=[0, 1]), "not every layer named can select layer 0, expert 3"),
+        (lambda: swap(subject, 3, 9), "no layer can select layer 0, expert 3 and layer 1, expert 1"),
         (lambda: replay(subject, {0: selected[0]}, layers=[0, 1]), "layer 1 was not captured"),
     ]
     for make, message in cases:
