@@ -330,7 +330,7 @@ def test_the_figures_of_gate_bias_follow_the_choice(page, address: str) -> None:
 def test_a_report_can_be_stopped_while_it_is_made(page, address: str) -> None:
     visit(page, f"{address}/gate_bias?recording=deeper%2Ftwin&part=report", "Gate bias")
     page.get_by_role("button", name="Make the report").click()
-    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_test_id("stMain").get_by_role("button", name="Stop", exact=True).click()
     settle(page)
     expect(page.get_by_role("button", name="Make the report")).to_be_visible()
     expect(page.get_by_role("button", name="Download the report")).to_have_count(0)

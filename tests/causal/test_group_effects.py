@@ -207,7 +207,7 @@ def test_the_commands(cli, known: Known, tiny_run_path: Path, tmp_path: Path) ->
         (("--entries", "1:6"), "layer 1 has 6 experts, counted from 0"),
         (("--entries", "2:0"), "--entries 2:0: layers that select are 0, 1"),
         (("--entries", "1:x"), "expected numbers"),
-        (("--entries", "12"), "entry 12 is not in the bank"),
+        (("--entries", "12"), "there is no expert 12"),
     ):
         done = cli("ablate", *where, *words)
         assert done.code == 2 and message in done.err.splitlines()[-1], done.err
