@@ -45,9 +45,7 @@ class TextBank(nn.Module):
     """Sentences as the model reads them. They are no weights: a run keeps them beside its model and can replace them.
 
     Args:
-        config: the text section.
-        sentences: token ids.
-        index: of the same sentences.
+        config: the text section; ``fill`` gives the sentences.
     """
 
     ids: Tensor
