@@ -32,7 +32,9 @@ from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import start_table
 from memscope.run.subject import Selected
 from memscope.text.fact_files import Fact
+from memscope.text.sentences import Triple
 from memscope.text.tokenizer import Tokenizer
+from memscope.text_bank.stating import match_triples
 
 _BATCH_TOKENS = 4096
 
@@ -57,14 +59,11 @@ class _Answer(NamedTuple):
 
 def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
     """For every fact the entries whose init sentence states it: the same uuid, or the same triple if one has none."""
-    columns = ["entry", "uuid", "subject", "predicate", "object"]
-    bank = start_table(run, columns).to_pandas().explode(columns[1:]).dropna(subset="subject")
-    by_uuid = bank[bank["uuid"] != ""].groupby("uuid")["entry"].unique().to_dict()
-    by_triple = bank.groupby(["subject", "predicate", "object"])["entry"].unique().to_dict()
-    none = np.empty(0, np.int64)
-    return [
-        by_uuid.get(f.uuid, by_triple.get((f.subject, f.predicate, f.object), none)).astype(np.int64) for f in facts
-    ]
+    bank = start_table(run, list(Triple._fields))
+    parts = zip(*(bank[name].to_pylist() for name in Triple._fields), strict=True)
+    return match_triples(
+        facts, ([Triple(*one) for one in zip(*(part or () for part in row), strict=True)] for row in parts)
+    )
 
 
 def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from memscope.text.fact_files import Fact
+from memscope.text.sentences import Triple
 from memscope.text_bank.bank import SentenceBank
 
 
@@ -16,11 +17,21 @@ def is_held_out(subject: str, share: float) -> bool:
 
 
 def stating_entries(facts: Sequence[Fact], bank: SentenceBank) -> list[np.ndarray]:
-    """For every fact the entries whose sentence states it: the same uuid, or the same triple if one has none."""
+    """For every fact the entries of a bank whose sentence states it, rising; see ``match_triples``."""
+    return match_triples(facts, (sentence.triples for sentence in bank.sentences))
+
+
+def match_triples(facts: Sequence[Fact], stated: Iterable[Iterable[Triple]]) -> list[np.ndarray]:
+    """For every fact the entries that state it, rising: the same uuid, or the same triple if one has none.
+
+    Args:
+        facts: the facts.
+        stated: the triples of every entry.
+    """
     by_uuid: dict[str, set[int]] = defaultdict(set)
     by_triple: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    for entry, sentence in enumerate(bank.sentences):
-        for triple in sentence.triples:
+    for entry, triples in enumerate(stated):
+        for triple in triples:
             by_triple[triple.subject, triple.predicate, triple.object].add(entry)
             if triple.uuid:
                 by_uuid[triple.uuid].add(entry)
