@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 # Bytecode of packages is written when they are first imported: most of what is installed never is.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test quick check format docs setup-browser clean-demo
+.PHONY: demo test quick check format docs dist setup-browser clean-demo
 
-demo: reports/demo/gate_bias.html recordings/demo/map.parquet  ## train a memory model here, record it, write its report and map, open the app
-	$(BIN)/memscope app recordings/demo --port $(PORT)
+demo: .venv/installed  ## train a memory model here, record it, write its report and map, open the app
+	$(BIN)/memscope demo --port $(PORT)
 
 test: .venv/installed-dev setup-browser  ## run all tests
 	$(PYTEST)
@@ -35,6 +35,9 @@ docs: .venv/installed-dev  ## write the pages, the index and the pictures that a
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/memory_figure.py
 
+dist: .venv/installed-dev  ## build the sdist, and the wheel from it
+	$(BIN)/python -m build --no-isolation
+
 clean-demo:  ## forget the demo's run, recording and report
 	rm -rf runs/demo recordings/demo reports/demo
 
@@ -49,8 +52,8 @@ clean-demo:  ## forget the demo's run, recording and report
 	$(PIP) torch
 	touch $@
 
-.venv/installed-demo: pyproject.toml .venv/installed-torch
-	$(PIP) -e '.[demo]'
+.venv/installed: pyproject.toml .venv/installed-torch
+	$(PIP) -e .
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed-torch
@@ -60,21 +63,3 @@ clean-demo:  ## forget the demo's run, recording and report
 setup-browser:
 	@command -v chromium > /dev/null || $$([ "$$(id -u)" = 0 ] || echo sudo -n) sh -c 'apt-get -qq update && apt-get -qq install -y chromium' > /dev/null 2>&1 \
 	  || echo "Chromium is missing and cannot be installed here: browser tests will be skipped" >&2
-
-# --- the demo, one stage a file: each is made once and picked up where it stopped -------------------------------------
-
-data/wiki/train.jsonl: | .venv/installed-demo
-	$(BIN)/memscope corpus --out data/wiki
-
-runs/demo/run.json: | data/wiki/train.jsonl
-	$(BIN)/memscope train configs/demo.yaml --out runs/demo --resume
-
-recordings/demo/.done: | runs/demo/run.json
-	$(BIN)/memscope record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo
-	touch $@
-
-reports/demo/gate_bias.html: | recordings/demo/.done
-	$(BIN)/memscope report recordings/demo --out reports/demo
-
-recordings/demo/map.parquet: | recordings/demo/.done
-	$(BIN)/memscope map runs/demo recordings/demo > /dev/null

@@ -73,7 +73,7 @@ elif part == "training":
     curve = recording.training_curve()
     if curve.empty:
         st.info("This run has no training log (metrics.jsonl). Runs trained with memscope have one:")
-        outside.code("memscope train configs/demo.yaml --out runs/NAME", language="bash")
+        outside.code("memscope train demo --out runs/NAME", language="bash")
         st.stop()
     state.show_figure(plots.training_curve, lambda: (curve,), alt="Loss and entries used over training steps")
     st.caption(

@@ -1,9 +1,13 @@
 """Numbers and tokens in words for readers."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
 from memscope.base.printable import printable
+
+_LISTED = 30
+"""Known names that a message lists at most."""
 
 
 def span(values: Iterable[Any], form: str) -> str:
@@ -30,3 +34,12 @@ def visible(text: str) -> str:
         return "␣" * len(text) or "∅"
     start, end = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return "␣" * start + printable(inner.replace("\n", "↵").replace("\t", "⇥")) + "␣" * end
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """The end of a message about a name that there is not: the known name that is most like it, or else all of them."""
+    names = [str(each) for each in known]
+    nearest = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean '{nearest[0]}'?"
+    return f"; known are {', '.join(names[:_LISTED])}{' ...' if len(names) > _LISTED else ''}" if names else ""

@@ -15,6 +15,7 @@ from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.printable import one_line
 from memscope.cli import causal as cli_causal
+from memscope.cli import demo as cli_demo
 from memscope.cli import imports as cli_imports
 from memscope.cli import share as cli_share
 from memscope.cli import text as cli_text
@@ -80,19 +81,10 @@ def _common(
 
 
 @app.command()
-def corpus(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")] = Path("data/wiki"),
-) -> None:
-    """Write the default corpus: Wikipedia articles from the gensim package, and their sentences."""
-    from memscope.text.wiki import write_wiki
-
-    with one_writer(out):
-        show(*write_wiki(out))
-
-
-@app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config; presets are in configs/.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A preset, as 'memscope presets' lists them, or a YAML file.")
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config value; may be repeated.")
     ] = None,
@@ -318,6 +310,7 @@ def map_entries(
         print_json(write_map(loaded, recording, feature, seed, layer=layer))
 
 
+cli_demo.register(app)
 cli_share.register(app)
 cli_imports.register(app)
 cli_causal.register(app)

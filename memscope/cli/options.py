@@ -32,6 +32,7 @@ TokensOption = Annotated[int | None, typer.Option("--tokens", min=1, help="Stop 
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of everything random in this command.")
 ]
+PortOption = Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

@@ -8,7 +8,7 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
-from memscope.cli.options import RecordingArgument, show
+from memscope.cli.options import PortOption, RecordingArgument, show
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +83,7 @@ def run_app(
     recording: Annotated[
         Path | None, typer.Argument(metavar="[REC]", help="Recording to open; default: all under recordings/.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
+    port: PortOption = 8501,
     host: Annotated[str, typer.Option(help="Address to listen on; everyone who reaches it can read.")] = "127.0.0.1",
 ) -> None:
     """Browse recordings in a web page on this machine."""

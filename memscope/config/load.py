@@ -1,14 +1,13 @@
 """One configuration for a whole run: a YAML file with the sections ``model``, ``memory``, ``text``, ``data`` and
 ``train``.
 
-    config = load_config(Path("configs/demo.yaml"), overrides=["knowledge_num=1024"])
+    config = load_config("demo", overrides=["knowledge_num=1024"])      # a preset, or the path of a file
 
 Keys keep the names of the founding experiment (``dim``, ``knowledge_num``, ``num_selected`` ...). They are unique
 over the sections, so ``--set dim=256`` and ``--set model.dim=256`` say the same. Every model is frozen; what can be
 derived is a property, not a key.
 """
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from memscope.base.errors import InputError
+from memscope.base.words import did_you_mean
 from memscope.config.data import DataConfig
 from memscope.config.memory import MemoryConfig, reachable_entries
 from memscope.config.model import ModelConfig
+from memscope.config.presets import find_config
 from memscope.config.removed import REMOVED, without_removed
 from memscope.config.section import Section
 from memscope.config.text import TextConfig
@@ -88,16 +89,15 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read a YAML config and apply ``key=value`` overrides.
+def load_config(config: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a YAML config, the file at a path or the preset of a name, and apply ``key=value`` overrides.
 
     Raises:
         InputError: the file is missing or not YAML, a key is unknown or was removed, or values are wrong or clash.
     """
+    path = find_config(config)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such config file; presets are in configs/") from error
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a text file; a YAML config was expected") from error
     except yaml.YAMLError as error:
@@ -110,11 +110,11 @@ def load_config(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         raise InputError(f"{path}: a config has the sections {', '.join(SECTIONS)}, each with key: value lines")
     for section, values in raw.items():
         if section not in SECTIONS:
-            raise InputError(f"{path}: unknown section '{section}'{_nearest(section, SECTIONS)}")
+            raise InputError(f"{path}: unknown section '{section}'{did_you_mean(section, SECTIONS)}")
         for key in values:
             if key not in SECTIONS[section].model_fields and f"{section}.{key}" not in REMOVED:
                 raise InputError(
-                    f"{path}: unknown key '{section}.{key}'{_nearest(key, SECTIONS[section].model_fields)}"
+                    f"{path}: unknown key '{section}.{key}'{did_you_mean(key, SECTIONS[section].model_fields)}"
                 )
     for override in overrides:
         section, key, value = _parse_override(override)
@@ -148,7 +148,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     known = _by_name(f"{section}.{key}" for section, cls in SECTIONS.items() for key in cls.model_fields)
     readable = known | _by_name(REMOVED)  # of those, only defaults pass
     if name not in readable:
-        raise InputError(f"--set {override}: unknown key '{name}'{_nearest(name, known)}")
+        raise InputError(f"--set {override}: unknown key '{name}'{did_you_mean(name, known)}")
     section, _, key = readable[name].partition(".")
     try:
         return section, key, yaml.safe_load(text)
@@ -159,8 +159,3 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 def _by_name(keys: Iterable[str]) -> dict[str, str]:
     """Keys ``section.key`` by that name and by the short one."""
     return {name: full for full in keys for name in (full, full.partition(".")[2])}
-
-
-def _nearest(name: object, known: Any) -> str:
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else f"; known are {', '.join(list(known))}"

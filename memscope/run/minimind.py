@@ -1,6 +1,6 @@
 """Make a run of a checkpoint of the founding experiment (1.4.1): a MiniMind whose feed-forward layers are a memory.
 
-    memscope import minimind out/experiment_1_4_1/pretrain_512.pth --config configs/experiment_1_4_1.yaml \\
+    memscope import minimind out/experiment_1_4_1/pretrain_512.pth --config experiment_1_4_1 \\
         --tokenizer tokenizer.json --read-scores multiply --out runs/experiment_1_4_1
 
 Its parameters are those of ``MemoryTransformer`` one by one, under other names. What weights cannot say, the config

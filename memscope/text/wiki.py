@@ -76,7 +76,7 @@ def read_articles() -> Iterator[Article]:
     """Stream the articles of the dump, in its order; redirects and disambiguation pages are left out."""
     spec = find_spec("gensim")
     if spec is None or spec.origin is None or find_spec("mwparserfromhell") is None:
-        raise InputError("the default corpus needs gensim and mwparserfromhell: pip install 'memscope[demo]'")
+        raise InputError("the default corpus needs gensim and mwparserfromhell: pip install gensim mwparserfromhell")
     dump = Path(spec.origin).parent / _DUMP
     if not dump.is_file():
         raise InputError(f"{dump}: this gensim wheel has no Wikipedia extract; install gensim 4.4")

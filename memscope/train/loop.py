@@ -1,6 +1,6 @@
 """The training loop, readable top to bottom: evaluate -> save -> one step -> log, and samples at the end.
 
-    memscope train configs/demo.yaml --out runs/demo
+    memscope train demo --out runs/demo
 
 Everything a step needs is a function of the config and the step number (data order, learning rates), so a run that
 was killed resumes from its newest checkpoint to the same losses. Runs on one process or many

@@ -1,7 +1,8 @@
 """How processes train one model together: each with a copy of it (DDP), or each with a shard of it (FSDP2).
 
     torchrun --nproc_per_node 4 -m memscope train ...                                        # DDP
-    accelerate launch --config_file configs/accelerate/fsdp2.yaml -m memscope train ...      # FSDP2; deepspeed.yaml
+    memscope presets accelerate/fsdp2 > fsdp2.yaml                                           # or accelerate/deepspeed
+    accelerate launch --config_file fsdp2.yaml -m memscope train ...
 
 Processes, devices and trackers are Hugging Face Accelerate's, and so are the variables that say which of them it is.
 FSDP2 is PyTorch's ``fully_shard`` itself: Accelerate has it on accelerators only, and on CPUs would copy in silence.

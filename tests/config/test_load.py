@@ -8,7 +8,7 @@ import yaml
 from memscope.base.errors import InputError
 from memscope.config.load import SECTIONS, Config, dump_config, load_config, validate_config
 
-PRESETS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).parents[2] / "memscope" / "presets").glob("*.yaml"))
 
 
 def write(tmp_path: Path, text: str) -> Path:

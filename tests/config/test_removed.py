@@ -12,7 +12,7 @@ from memscope.config.load import SECTIONS, Config, dump_config, load_config, val
 from memscope.config.removed import REMOVED, REMOVED_VALUES
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "configs" / "demo.yaml"
+DEMO = ROOT / "memscope" / "presets" / "demo.yaml"
 LOG = ROOT / "docs" / "log" / "removed-options.md"
 CHANGED = {
     "model.rope_theta": 1e4,

@@ -29,7 +29,7 @@ KEPT = {
 KEYS = {f"{section}.{key}" for section, cls in SECTIONS.items() for key in cls.model_fields}
 PRESETS = {
     f"{section}.{key}"
-    for path in (ROOT / "configs").glob("*.yaml")
+    for path in (ROOT / "memscope" / "presets").glob("*.yaml")
     for section, values in yaml.safe_load(path.read_text()).items()
     for key in values
 }

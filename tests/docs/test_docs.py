@@ -202,7 +202,7 @@ def test_every_picture_is_shown() -> None:
 
 
 def test_pages_that_code_and_messages_name_exist() -> None:
-    files = [ROOT / "Makefile", *ROOT.glob("*.md"), *(ROOT / "configs").rglob("*.yaml")]
+    files = [ROOT / "Makefile", *ROOT.glob("*.md"), *(ROOT / "memscope" / "presets").rglob("*.yaml")]
     for folder in ("memscope", "app", "analyses", "benchmarks", "tests", "docs"):
         files += [
             path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".cpp", ".h", ".j2", ".js")

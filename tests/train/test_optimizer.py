@@ -86,7 +86,9 @@ def test_clipping_counts_sparse_gradients_once_summed(max_norm: float) -> None:
 def test_a_lazy_bank_takes_the_same_first_step_and_leaves_unread_entries_alone(demo_sized: list[str]) -> None:
     steps = []
     for lazy in ("false", "true"):
-        config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml", [*demo_sized, f"lazy_bank={lazy}"])
+        config = load_config(
+            Path(__file__).parents[2] / "memscope" / "presets" / "demo.yaml", [*demo_sized, f"lazy_bank={lazy}"]
+        )
         model = MemoryTransformer(config, seed=0)
         assert model.bank is not None
         before = model.bank.entries.detach().clone()

@@ -28,7 +28,7 @@ from tests.conftest import tiny_config
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"
+FOLDER = Path(__file__).parents[2] / "memscope" / "presets" / "accelerate"
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 """What ``accelerate launch`` says to the processes that it starts with the files of that folder."""
@@ -48,7 +48,7 @@ def short(corpus_dir: Path, memory: dict[str, object] | None = None, **train_val
 
 
 def launch_variables(how: str) -> dict[str, str]:
-    """What ``accelerate launch`` says to its processes with a file of ``configs/accelerate``."""
+    """What ``accelerate launch`` says to its processes with a file of ``presets/accelerate``."""
     words = ["--config_file", str(FOLDER / f"{how}.yaml"), "-m", "memscope"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     return dict(prepare_multi_gpu_env(arguments))
@@ -56,7 +56,7 @@ def launch_variables(how: str) -> dict[str, str]:
 
 @pytest.fixture
 def launch(tmp_path: Path, group: Launch) -> Launch:
-    """Train with two processes as a file of ``configs/accelerate`` says, ``really`` launched; returns the summary."""
+    """Train with two processes as a file of ``presets/accelerate`` says, ``really`` launched; returns the summary."""
 
     def call(how: str, config: Config, run: Path, *words: str, really: bool = False) -> dict[str, Any]:
         done: Any

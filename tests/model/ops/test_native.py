@@ -22,7 +22,7 @@ from memscope.train.optimizer import make_optimizer
 pytestmark = pytest.mark.compiler
 
 ROOT = Path(__file__).parents[3]
-CONFIG = ROOT / "configs" / "memory_small.yaml"
+CONFIG = ROOT / "memscope" / "presets" / "memory_small.yaml"
 SIZES = ["dim=64", "n_layers=2", "n_heads=4", "n_kv_heads=2", "knowledge_num=1024", "knowledge_dim=48"]
 
 
