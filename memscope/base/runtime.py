@@ -38,6 +38,22 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+_BFLOAT16_LOOPS = ("avx512_bf16", "amx_bf16", "bf16")
+"""What CPUs call their instructions for it; without them float32 is faster."""
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """The autocast type of a name: ``auto`` takes bfloat16 where the device multiplies it faster, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = any(has.get(instructions) for instructions in _BFLOAT16_LOOPS)
+    return "bfloat16" if fast else "float32"
+
+
 class Processes(NamedTuple):
     """The processes that ``torchrun`` started together, seen from one of them."""
 
@@ -95,7 +111,7 @@ def _gathered(part: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     """Mixed-precision context for a config's ``dtype``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=pick_dtype(dtype, device) == "bfloat16")
 
 
 def peak_rss_bytes() -> int:

@@ -38,8 +38,9 @@ class TrainConfig(Section):
     moves to where a query is, product keys stay (``balance_bias`` makes them selected). 0 = never."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Autocast type of forward and backward; parameters stay float32, but for what ``entry_dtype`` says."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Autocast type of forward and backward; parameters stay float32, but for what ``entry_dtype`` says. ``auto`` =
+    bfloat16 where the device has instructions for it, else float32; a run notes what it took and goes on with it."""
     seed: int = 1337
     """Seed of initialisation, sampling of sentences and data order."""
     log_interval: int = Field(10, gt=0)

@@ -145,7 +145,8 @@ def _check_same(old: Config, new: Config, run: Path) -> None:
         for key in values
         if _value(old, f"{section}.{key}") != _value(new, f"{section}.{key}")
     ]
-    refused = [key for key in changed if key not in MAY_CHANGE and not _is_moved(old, new, key, known)]
+    may_change = MAY_CHANGE | {"train.dtype"} if new.train.dtype == "auto" else MAY_CHANGE  # it takes the run's
+    refused = [key for key in changed if key not in may_change and not _is_moved(old, new, key, known)]
     if set(refused) <= _BATCH and _sequences(new) == start.get("sequences_per_step"):
         refused = []  # on another number of processes
     if refused:

@@ -23,7 +23,7 @@ from memscope.run.checkpoint import save_checkpoint
 from memscope.run.folder import check_run_folder
 from memscope.train.lessons.batches import alignment, teaching
 from memscope.train.measures import check_finite, samples, step_values, summary, validation_line, validation_values
-from memscope.train.setup import check_set_up, set_up
+from memscope.train.setup import check_set_up, set_up, settle_dtype
 from memscope.train.timing import StepClock
 
 _FINAL_RATE = 0.1
@@ -38,6 +38,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
             written by another process.
     """
     check_set_up(config, device)
+    config = settle_dtype(config, run, device)
     with one_writer(run):
         check_run_folder(config, run, resume)
         training = set_up(config, run, device)

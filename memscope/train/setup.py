@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_text
-from memscope.base.runtime import pick_device
+from memscope.base.runtime import pick_device, pick_dtype
 from memscope.base.seals import LIST
-from memscope.config.load import Config, dump_config
+from memscope.config.load import Config, dump_config, load_config
 from memscope.config.training import TrainConfig
 from memscope.model.ops.native import native
 from memscope.model.transformer import MemoryTransformer
@@ -27,7 +27,7 @@ from memscope.run.checkpoint import (
     read_checkpoint,
     set_aside_damaged,
 )
-from memscope.run.folder import check_steps, write_start
+from memscope.run.folder import CONFIG, check_steps, write_start
 from memscope.run.metrics_log import MetricsLog
 from memscope.run.text_bank import run_bank
 from memscope.text.corpus import PackedCorpus, TrainingOrder
@@ -74,6 +74,15 @@ def check_set_up(config: Config, device: str) -> None:
         raise InputError("train.compile=true needs a C++ compiler: install g++, or set compile=false")
 
 
+def settle_dtype(config: Config, run: Path, device: str) -> Config:
+    """The config with ``dtype: auto`` settled: what the run was started with, else what is faster on this device."""
+    if config.train.dtype != "auto":
+        return config
+    started = (run / CONFIG).is_file()
+    dtype = load_config(run / CONFIG).train.dtype if started else pick_dtype("auto", pick_device(device))
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
+
+
 def set_up(config: Config, run: Path, device: str) -> Training:
     """Make everything that the loop works with, and note in the run's folder what the run started with.
 
@@ -103,14 +112,14 @@ def set_up(config: Config, run: Path, device: str) -> Training:
     if accelerator.is_main_process:
         write_start(config, run, batches.step_samples)
         (run / LIST).unlink(missing_ok=True)
-        write_text(run / "config.yaml", dump_config(config))
+        write_text(run / CONFIG, dump_config(config))
         list_files(run)
     speed = Throughput(batches.step_samples * config.model.max_seq_len)
     log = MetricsLog(run / "metrics.jsonl", first_step, accelerator)
     progress = Progress(first_step, n_steps, accelerator.is_main_process)
     progress.say(
         f"{net.count_parameters():,} parameters, {len(train_corpus.tokens):,} training tokens, "
-        f"{n_steps} steps of {speed.tokens_per_step:,} tokens on {accelerator.device}"
+        f"{n_steps} steps of {speed.tokens_per_step:,} tokens on {accelerator.device} in {settings.dtype}"
     )
     return Training(
         config=config,

@@ -104,7 +104,7 @@ def test_an_unusable_file_of_a_training_is_refused(
         ("knowlege_num=64", ["did you mean 'knowledge_num'?"]),
         ("knowledge_num=65", ["product gate needs a square", "64"]),
         ("num_selected=65", ["num_selected=65 exceeds knowledge_num=64", "lower num_selected"]),
-        ("dtype=float16", ["train.dtype", "'bfloat16' or 'float32'"]),
+        ("dtype=float16", ["train.dtype", "'auto', 'bfloat16' or 'float32'"]),
         ("vocab_size=9999", ["too small for a vocabulary of 9999", "lower vocab_size"]),
     ],
 )

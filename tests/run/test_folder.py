@@ -7,20 +7,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
+from memscope.base.runtime import pick_dtype
 from memscope.config.load import Config, dump_config
 from memscope.config.training import TrainConfig
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.folder import MAY_CHANGE, START, check_run_folder
 from memscope.run.metrics_log import read_metrics
+from memscope.train import setup
 from memscope.train.loop import train
 from tests.conftest import CliResult, tiny_config
 
 pytestmark = pytest.mark.slow
 
 Cli = Callable[..., CliResult]
+
+FAST = pick_dtype("auto", torch.device("cpu"))
+"""What this machine computes fast."""
 
 
 def short(corpus_dir: Path, data: dict[str, object] | None = None, **settings: object) -> Config:
@@ -60,7 +66,18 @@ def test_a_run_goes_on_with_more_steps_and_other_intervals(corpus_dir: Path, run
         *[("eval", 3), ("train", 4), ("eval", 5)],  # as it goes on
     ]
     assert [folder.name for folder in list_checkpoints(run)] == [f"step-0000000{step}" for step in (2, 4, 5)]
-    assert load_run(run).config == config
+    settings = config.train.model_dump() | {"dtype": FAST}
+    assert load_run(run).config.model_dump() == config.model_dump() | {"train": settings}
+
+
+def test_a_run_goes_on_in_the_type_that_it_took(corpus_dir: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[FAST]
+    assert load_run(run).config.train.dtype == FAST
+    monkeypatch.setattr(setup, "pick_dtype", lambda *_: other)  # as on another machine
+    train(short(corpus_dir, steps=3), run, resume=True, device="cpu")
+    assert load_run(run).config.train.dtype == FAST
+    with pytest.raises(InputError, match=rf"train\.dtype was '{FAST}', is '{other}'"):
+        check_run_folder(short(corpus_dir, steps=3, dtype=other), run, resume=True)
 
 
 def test_a_run_goes_on_with_moved_files_of_the_same_bytes(
@@ -145,7 +162,7 @@ def test_the_docs_list_what_may_change() -> None:
     table = text[text.index("## Going on") : text.index("## What was tried")]
     assert all(f"`{key.partition('.')[2]}`" in table for key in MAY_CHANGE)
     listed = {key for key in TrainConfig.model_fields if f"`{key}`" in table and f"train.{key}" not in MAY_CHANGE}
-    assert listed == {"batch_size", "accumulation_steps"}
+    assert listed == {"batch_size", "accumulation_steps", "dtype"}
 
 
 WITHOUT_TORCH = """
