@@ -35,6 +35,7 @@ from memscope.bank_map.spaces import OF_USAGE, SPACES, Space, make_space
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
+from memscope.base.work import watched
 from memscope.recording.info import RecordingInfo, read_info
 from memscope.run.checkpoint import LoadedRun
 
@@ -183,9 +184,8 @@ def _choose(
     best: _Choice | None = None
     best_rank = -np.inf
     tried: list[dict[str, Any]] = []
-    for name in SPACES:
-        if (name == "values" and not all_layers) or (run is None and name not in OF_USAGE):
-            continue
+    usable = [name for name in SPACES if (name != "values" or all_layers) and (run is not None or name in OF_USAGE)]
+    for name in watched(usable, "comparing", "spaces"):
         try:
             space = make_space(run, recording, info, name, layers, settings.seed)
         except InputError as error:  # too few entries in use

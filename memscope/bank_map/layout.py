@@ -30,6 +30,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from memscope.base.errors import InputError
+from memscope.base.work import bar_options
 
 MIN_ENTRIES = 10
 """Least number of entries of a map."""
@@ -182,7 +183,7 @@ def make_map(vectors: np.ndarray, settings: MapSettings, tried: np.ndarray | Non
     chance = np.random.default_rng(settings.seed)
     fitted = np.arange(n) if n <= settings.fit_on else np.sort(chance.choice(n, settings.fit_on, replace=False))
     plane = _plane(unit[fitted])
-    places = _draw_in(_place(unit, fitted, plane, settings))
+    places = _draw_in(_place(unit, fitted, plane, settings, shown=True))
     untried = np.setdiff1d(np.arange(n), [] if tried is None else tried, assume_unique=True)
     apart = tried is not None and len(untried) >= len(tried)
     quality = _judge(unit, places, plane, settings.seed, untried if apart else np.arange(n))
@@ -227,7 +228,7 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
     return unit if unit.shape[1] > 1 else np.pad(unit, ((0, 0), (0, 1)))  # a plane takes two columns
 
 
-def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettings) -> np.ndarray:
+def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettings, shown: bool = False) -> np.ndarray:
     """Places of all entries ``[N, 2]``: UMAP on the ``fitted`` ones, its transform for the rest."""
     import umap  # compiles for seconds when imported, so bad input is reported first
 
@@ -249,6 +250,7 @@ def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettin
         random_state=settings.seed,
         transform_seed=settings.seed,
         n_jobs=1,  # implied by a seed: parallel layout is not repeatable
+        tqdm_kwds=bar_options("laying out", "epochs", shown),
     )
     with warnings.catch_warnings():
         warnings.filterwarnings(

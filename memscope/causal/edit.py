@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
+from memscope.base.work import watched
 from memscope.causal.attribution import gradient_attribution
 from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
 from memscope.causal.intervene import rewrite
@@ -98,7 +98,7 @@ def edit_facts(
     if not run.config.model.memory_layers:
         raise InputError(f"{run.path}: an FFN baseline has no entries to edit; choose a run with a memory")
     frames = []
-    for number, edit in enumerate(tqdm(plan_edits(run, facts, count, seed), unit="edit", disable=None)):
+    for number, edit in enumerate(watched(plan_edits(run, facts, count, seed), "editing", "facts")):
         question = torch.tensor([edit.prompts[0][1]], device=run.model.embed.weight.device)
         entry = locate_entry(run.model, question, edit.true_token)
         if method == "sentence":

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
+from memscope.base.work import progress
 from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.recording.info import read_info
@@ -77,12 +78,15 @@ def effects_by_batch(
     batch_size: int = 8,
 ) -> Iterator[tuple[list[int], str, list[pd.DataFrame]]]:
     """``measure_effects`` batch by batch: numbers of its windows, a trial, and a table of each window."""
-    by_length = sorted(range(len(windows)), key=lambda number: windows[number].end - windows[number].start)
-    for start in range(0, len(windows), batch_size):  # shortest first: little padding
-        numbers = by_length[start : start + batch_size]
-        before = run_once(subject, corpus, [windows[number] for number in numbers])
-        for name, trial in trials.items():
-            yield numbers, name, _compare(subject, corpus, before, trial)
+    length = [window.end - window.start for window in windows]
+    by_length = sorted(range(len(windows)), key=length.__getitem__)
+    with progress("intervening", sum(length) * len(trials), "tokens") as bar:
+        for start in range(0, len(windows), batch_size):  # shortest first: little padding
+            numbers = by_length[start : start + batch_size]
+            before = run_once(subject, corpus, [windows[number] for number in numbers])
+            for name, trial in trials.items():
+                yield numbers, name, _compare(subject, corpus, before, trial)
+                bar.update(sum(length[number] for number in numbers))
 
 
 def entry_usage(recording: Path, layers: Sequence[int] | None = None) -> np.ndarray:

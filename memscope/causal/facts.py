@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from memscope.base.errors import InputError
+from memscope.base.work import watched
 from memscope.causal.fact_tables import FactAudit, Questions, summarise
 from memscope.causal.intervene import ablate
 from memscope.model.transformer import MemoryTransformer
@@ -197,7 +198,8 @@ def _ask_all(run: LoadedRun, tokenized: Asked, entries: list[np.ndarray]) -> tup
     memory = run.config.memory
     questions = Questions(layers, len(tokenized.questions), memory.knowledge_num, entries, memory.bank_groups)
     columns = {name: np.zeros(len(tokenized.questions)) for name in ("logit", "logprob", "rank")}
-    for answer in _answers(run, tokenized, range(len(tokenized.questions))):
+    rows = range(len(tokenized.questions))
+    for answer in watched(_answers(run, tokenized, rows), "asking", "questions", len(rows), _size):
         for name, values in _judge(answer, tokenized).items():
             columns[name][answer.rows] = values
         for layer in layers:
@@ -212,11 +214,15 @@ def _ablate_all(
 ) -> dict[str, np.ndarray]:
     """The answer's logit and log-probability without the entries; NaN for questions that were not asked again."""
     columns = {name: np.full(len(tokenized.questions), np.nan) for name in ("logit", "logprob")}
-    for answer in _answers(run, tokenized, rows, entries):
+    for answer in watched(_answers(run, tokenized, rows, entries), "ablating", "questions", len(rows), _size):
         judged = _judge(answer, tokenized)
         for name, values in columns.items():
             values[answer.rows] = judged[name]
     return columns
+
+
+def _size(answer: _Answer) -> int:
+    return len(answer.rows)
 
 
 def _judge(answer: _Answer, tokenized: Asked) -> dict[str, np.ndarray]:

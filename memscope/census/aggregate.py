@@ -18,7 +18,7 @@ import pyarrow as pa
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.census.anomalies.entries import layer_anomalies
 from memscope.census.anomalies.looks import row_text
 from memscope.census.counts import count_layer

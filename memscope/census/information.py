@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from memscope.base.parquet import read_parquet
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.census.strata import Strata
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns

@@ -17,7 +17,7 @@ from numba import njit
 
 from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, matrix
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.census.anomalies.looks import first_indices, row_text, stretch_length
 from memscope.census.anomalies.pairs import N_APART, CoSelection, most_frequent_apart, pair_anomalies
 from memscope.recording.info import RecordingInfo

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from memscope.base.parquet import matrix, write_table
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.census.anomalies.looks import RowText, row_text
 from memscope.census.strata import Strata
 from memscope.recording.info import RecordingInfo

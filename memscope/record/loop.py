@@ -11,20 +11,20 @@ aggregates are made from the parts afterwards, so they do not depend on which pr
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
+from memscope.base.work import progress
 from memscope.census.aggregate import write_aggregates
 from memscope.record.decode import no_starts, write_decodings
 from memscope.record.rows import RowCollector
@@ -32,7 +32,7 @@ from memscope.recording.aggregates import check_files, list_files
 from memscope.recording.info import AGGREGATES, INFO, STARTS, Part, RecordingInfo, read_info, write_info
 from memscope.recording.parts import drop_progress, finished_parts, write_part, write_progress
 from memscope.run.folder import check_no_run
-from memscope.run.subject import Batches, Capture, Subject, run_windows
+from memscope.run.subject import Batches, Capture, Subject, WindowPass, run_windows
 from memscope.text.corpus import DocumentWindow, PackedCorpus, document_windows, pack_corpus, window_batch
 
 BATCH = 16
@@ -210,16 +210,21 @@ def record_parts(
     collector = RowCollector(corpus, info.sites, info.score_bits, columns)
     with (
         ThreadPoolExecutor(1) as writer,
-        tqdm(total=_tokens(todo), unit="token", unit_scale=True, file=sys.stderr, disable=None) as bar,
+        progress("recording", _tokens(todo), "tokens") as bar,
     ):
         for part in todo:
             passes = run_windows(subject, corpus, part.windows, pad, batch_size, info.head_weights, detail=True)
-            rows = collector.collect(part.windows, passes)
+            rows = collector.collect(part.windows, _counted(passes, bar.update))
             list_pending()
             pending = writer.submit(write_part, recording, part.number, part.first_row, rows, info)
-            bar.update(len(rows.doc))
         list_pending()
     return done
+
+
+def _counted(passes: Iterable[WindowPass], count: Callable[[int], object]) -> Iterator[WindowPass]:
+    for done in passes:
+        yield done
+        count(sum(window.end - window.start for window in done.windows))
 
 
 def _open_recording(recording: Path, info: RecordingInfo) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.text_bank.words import WordReader
 
 _K1, _B = 1.2, 0.75

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
+
+from memscope.base.work import progress
 
 
 class Throughput:
@@ -70,8 +71,7 @@ class Progress:
 
     def __init__(self, first_step: int, n_steps: int, is_main: bool):
         self._is_main = is_main
-        hidden = not is_main or not sys.stderr.isatty()
-        self._bar = tqdm(total=n_steps, initial=first_step, unit="step", file=sys.stderr, disable=hidden)
+        self._bar = progress("training", n_steps, "steps", first_step, shown=is_main)
 
     def say(self, line: str) -> None:
         """Write a line above the bar."""

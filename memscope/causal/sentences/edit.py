@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from memscope.base.errors import InputError
+from memscope.base.work import watched
 from memscope.causal.edit import Edit, EditResult, edit_rows, plan_edits, probabilities, summarise
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.text_bank import typed_sentences
@@ -49,7 +49,7 @@ def edit_sentences(run: LoadedRun, facts: Sequence[Fact], count: int = 100, seed
     if not stated:
         raise InputError(f"{run.path}: no sentence of the bank states one of these facts")
     frames = []
-    for number, edit in enumerate(tqdm(plan_edits(run, stated, count, seed), unit="edit", disable=None)):
+    for number, edit in enumerate(watched(plan_edits(run, stated, count, seed), "editing", "facts")):
         changes = _typing(edit, bank)
         before = probabilities(run, edit)
         with typed(run, changes):

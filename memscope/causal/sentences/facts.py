@@ -27,6 +27,7 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
+from memscope.base.work import watched
 from memscope.causal.facts import Asked, answerable, ask, pad_rows, tokenize_facts
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
@@ -63,7 +64,8 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
     facts, stating = [fact for fact, _ in chosen], [entries for _, entries in chosen]
     asked = tokenize_facts(facts, run.tokenizer)
     order = sorted(range(len(facts)), key=lambda row: len(asked.questions[row]))
-    found = [_ask(run, asked, order[start : start + _BATCH], facts, stating) for start in range(0, len(order), _BATCH)]
+    batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+    found = [_ask(run, asked, batch, facts, stating) for batch in watched(batches, "asking", "questions", size=len)]
     table = pd.DataFrame(facts, index=pd.RangeIndex(len(facts))).drop(columns="evidence")
     return table.join(pd.concat(found).sort_index())
 

@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads
 from memscope.census.firing.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.census.firing.kernels import best_of_rows, describe_entries, sort_keys
 from memscope.census.firing.row_words import RowWords, words_of_rows

@@ -1,12 +1,13 @@
-"""Results of threads come in order, few at a time, and errors come out."""
+"""Results of threads come in order, few at a time, and errors come out; bars count what was done."""
 
+import io
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from memscope.base.threads import in_threads
+from memscope.base.work import in_threads, watched
 
 
 @pytest.mark.parametrize("cores", [1, 3])
@@ -56,3 +57,17 @@ def test_an_error_in_a_thread_is_raised_where_its_result_would_be() -> None:
     assert [next(found), next(found)] == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(found)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_terminal_alone_shows_how_far_work_is(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO) -> None:
+    monkeypatch.setattr("sys.stderr", stream)
+    batches = [[1, 2], [3], []]
+    assert list(watched(batches, "asking", "questions", size=len)) == batches
+    shown = stream.getvalue()
+    assert ("asking" in shown, "3/3" in shown, "questions/s" in shown) == (stream.isatty(),) * 3
