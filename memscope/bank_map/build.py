@@ -35,6 +35,7 @@ from memscope.bank_map.spaces import OF_USAGE, SPACES, Space, make_space
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
 from memscope.base.seals import hashes, write_sealed
+from memscope.base.words import did_you_mean
 from memscope.base.work import watched
 from memscope.recording.info import RecordingInfo, read_info
 from memscope.run.checkpoint import LoadedRun
@@ -211,11 +212,10 @@ def _check(run: LoadedRun | None, recording: Path, info: RecordingInfo, feature:
     if not info.complete:
         raise InputError(f"{recording}: this recording is unfinished; run the same 'memscope record' command again")
     if feature not in FEATURES:
-        raise InputError(f"unknown feature '{feature}'; known are {', '.join(FEATURES)}")
+        raise InputError(f"unknown feature '{feature}'{did_you_mean(feature, FEATURES)}")
     if layer is None:
         return list(info.layers)
     if feature == "values":
         raise InputError("the values of entries belong to no layer: leave the layer out, or map another feature")
-    if layer not in info.layers:
-        raise InputError(f"layer {layer} has no memory; memory layers are {', '.join(map(str, info.layers))}")
+    info.expect_layers([layer])
     return [layer]

@@ -1,11 +1,13 @@
 """Numbers and tokens in words for readers."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
+from memscope.base.errors import InputError
 from memscope.base.printable import printable
 
+T = TypeVar("T")
 _LISTED = 30
 """Known names that a message lists at most."""
 
@@ -34,6 +36,17 @@ def visible(text: str) -> str:
         return "␣" * len(text) or "∅"
     start, end = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return "␣" * start + printable(inner.replace("\n", "↵").replace("\t", "⇥")) + "␣" * end
+
+
+class Named(dict[str, T]):
+    """Values by name; a name that there is not is an ``InputError`` that says which was meant."""
+
+    def __init__(self, values: Mapping[str, T], kind: str):
+        super().__init__(values)
+        self._kind = kind
+
+    def __missing__(self, name: str) -> T:
+        raise InputError(f"there is no {self._kind} '{name}'{did_you_mean(name, self)}")
 
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:

@@ -265,8 +265,9 @@ def _paraphrases(run: LoadedRun, fact: Fact, true: int) -> list[list[int]]:
     starts = dict.fromkeys(text.partition("[MASK]")[0] for text in fact.evidence if "[MASK]" in text)
     texts = [text for text in starts if fact.subject in text]
     pairs = run.tokenizer.encode_pairs([(t.rstrip(), t[len(t.rstrip()) :] + fact.object) for t in texts])
-    room = run.config.model.max_seq_len - 1
-    prompts = [[run.tokenizer.bos, *ids[-room:]] for ids, answer in pairs if answer[:1] == [true]]
+    opening = run.tokenizer.opening
+    room = run.config.model.max_seq_len - len(opening)
+    prompts = [[*opening, *ids[-room:]] for ids, answer in pairs if answer[:1] == [true]]
     return prompts[:_PARAPHRASES]
 
 

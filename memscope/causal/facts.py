@@ -68,13 +68,13 @@ def match_entries(facts: Sequence[Fact], run: LoadedRun) -> list[np.ndarray]:
 
 
 def tokenize_facts(facts: Sequence[Fact], tokenizer: Tokenizer) -> Asked:
-    """Questions after a begin-of-text token, and the first token of every object as their continuation.
+    """Questions as documents begin (``Tokenizer.prompt``), and the first token of every object as their continuation.
 
     The two are encoded together (``encode_pairs``), as the model read such text in training.
     """
     pairs = tokenizer.encode_pairs([(fact.question, fact.answer) for fact in facts])
     answers = [ids[0] if ids and ids[0] != tokenizer.unk else -1 for _, ids in pairs]
-    return Asked([[tokenizer.bos, *ids] for ids, _ in pairs], np.array(answers, np.int64))
+    return Asked([[*tokenizer.opening, *ids] for ids, _ in pairs], np.array(answers, np.int64))
 
 
 def answerable(facts: Sequence[Fact], tokenizer: Tokenizer) -> list[Fact]:

@@ -101,12 +101,14 @@ def ablate(
     if (entries is None) == (top_usage is None):
         raise InputError("ablate: give the entries, either by --entries 1,2,3 or by --top-usage 1%")
     chosen_layers = None if layers is None else _numbers("--layers", layers)
+    share = None if top_usage is None else _share(top_usage)
 
     from memscope.recording.info import read_info
 
     info = read_info(recording)
     check_model(run, corpus, _neurons(info), recording)
-    named = None if entries is None else _entries(info, entries)
+    info.expect_layers(chosen_layers or [])
+    named = _entries(info, entries or "")
 
     from memscope.causal.ablation import recorded_corpus, study_ablation, write_study
     from memscope.causal.effects import entry_usage, top_entries
@@ -119,7 +121,7 @@ def ablate(
         text = recorded_corpus(Recording(recording))
     else:
         text = pack_corpus(corpus, subject.tokenizer, subject.cache_dir)
-    ablated = top_entries(usage, _share(str(top_usage))) if named is None else named
+    ablated = named if share is None else top_entries(usage, share)
     with one_writer(out):
         study = study_ablation(subject, text, ablated, usage, mode, chosen_layers, tokens, controls, control, seed)
         write_study(study, out)
@@ -143,8 +145,7 @@ def _ablate_by_group(
 
     info = read_info(recording)
     check_model(run, None, _neurons(info), recording)
-    if layer not in (known := info.layers):
-        raise InputError(f"--layer {layer}: layers that select are {', '.join(map(str, known))}")
+    info.expect_layers([layer])
 
     from memscope.causal.group_effects import domain_effects, write_domain_effects
     from memscope.query.recording import Recording
@@ -189,12 +190,15 @@ def facts(
         ask_sentences(run, facts, folder, limit, as_json, seed, device)
         return
 
+    from memscope.text.fact_files import read_facts
+
+    known = read_facts(facts)
+
     from memscope.causal.effects import entry_usage
     from memscope.causal.fact_tables import write_audit
     from memscope.causal.facts import audit_facts
-    from memscope.text.fact_files import read_facts
 
-    known, loaded = read_facts(facts), load(run, device)
+    loaded = load(run, device)
     usage = None if recording is None else entry_usage(recording)
     with one_writer(folder):
         audit = audit_facts(loaded, known, usage, limit, seed)
@@ -230,11 +234,14 @@ def edit(
     _expect_memory(run, "edit")
     check(run, facts=facts)
 
-    from memscope.causal.edit import edit_facts, write_edits
-    from memscope.causal.sentences.edit import edit_sentences
     from memscope.text.fact_files import read_facts
 
-    known, loaded = read_facts(facts), load(run, device)
+    known = read_facts(facts)
+
+    from memscope.causal.edit import edit_facts, write_edits
+    from memscope.causal.sentences.edit import edit_sentences
+
+    loaded = load(run, device)
     with one_writer(out):
         if method == "text":
             result = edit_sentences(loaded, known, count, seed)
@@ -256,21 +263,19 @@ def _entries(info: "RecordingInfo", text: str) -> list[int]:
     from memscope.recording.sites import is_private
 
     found = []
-    for part in text.split(","):
+    for part in filter(None, text.split(",")):
         layer, colon, number = part.rpartition(":")
         if not colon:
             found += _numbers("--entries", part)
+            info.expect_entries(found)
             continue
         [layer_number], [entry] = _numbers("--entries", layer), _numbers("--entries", number)
-        if layer_number not in info.layers:
-            raise InputError(f"--entries {part}: layers that select are {', '.join(map(str, info.layers))}")
         site = info.site(layer_number)
         if not is_private(info.sites, site):
             raise InputError(f"--entries {part}: layers share their entries; give {number} and --layers {layer}")
         if not 0 <= entry < site.entries:
-            raise InputError(
-                f"--entries {part}: layer {layer} has {site.entries:,} {site.word(site.entries)}, counted from 0"
-            )
+            known = f"{site.entries:,} {site.word(site.entries)}"
+            raise InputError(f"--entries {part}: layer {layer} has {known}, counted from 0")
         found.append(site.first_entry + entry)
     return found
 
@@ -307,9 +312,12 @@ def _open_recorded(model: Path, recording: Path, device: str) -> Any:
 
 def _share(text: str) -> float:
     try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as error:
         raise InputError(f"--top-usage {text}: expected a share such as 1% or 0.01") from error
+    if not 0 < share <= 1:
+        raise InputError(f"--top-usage {text}: give a share above 0% and up to 100%")
+    return share
 
 
 def _show_study(study: "AblationStudy", out: Path) -> None:

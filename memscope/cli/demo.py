@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from memscope.base.lock import one_writer
-from memscope.cli.options import PortOption, show
+from memscope.cli.options import PortOption, complete_preset, show
 from memscope.config.presets import preset_names, preset_text
 
 
@@ -61,7 +61,10 @@ def corpus(
 
 
 def presets(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Preset to print; default: list them.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Preset to print; default: list them.", autocompletion=complete_preset),
+    ] = None,
 ) -> None:
     """List the presets, or print one, to be changed: memscope presets demo > mine.yaml."""
     if name is not None:

@@ -13,16 +13,16 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
-from memscope.base.printable import one_line
 from memscope.cli import causal as cli_causal
 from memscope.cli import demo as cli_demo
+from memscope.cli import doctor as cli_doctor
 from memscope.cli import imports as cli_imports
+from memscope.cli import prompt as cli_prompt
 from memscope.cli import share as cli_share
 from memscope.cli import text as cli_text
 from memscope.cli.options import (
     CorpusOption,
     DeviceOption,
-    JsonOption,
     ModelArgument,
     RecordingArgument,
     RunArgument,
@@ -31,6 +31,8 @@ from memscope.cli.options import (
     check,
     check_model,
     check_streams,
+    complete_key,
+    complete_preset,
     fail,
     fail_without_memory,
     hint,
@@ -57,7 +59,6 @@ app = typer.Typer(
     cls=_Commands,
     help="See inside a language model's memory: train, record, measure and browse trainable memory banks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -83,10 +84,21 @@ def _common(
 @app.command()
 def train(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A preset, as 'memscope presets' lists them, or a YAML file.")
+        Path,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A preset, as 'memscope presets' lists them, or a YAML file.",
+            autocompletion=complete_preset,
+        ),
     ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a config value; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a config value; may be repeated.",
+            autocompletion=complete_key,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Run folder; default runs/<name of the config>.")
@@ -101,10 +113,12 @@ def train(
     overrides = [*(set_ or []), *([f"seed={seed}"] if seed is not None else [])]
     settings = load_config(config, overrides)
 
-    run = out or Path("runs") / config.stem
-    with one_writer(run):
-        from memscope.run.folder import check_run_folder
+    from memscope.run.folder import check_run_folder
 
+    run = out or Path("runs") / config.stem
+    if not run.exists():  # a refusal leaves no folder behind
+        check_run_folder(settings, run, resume)
+    with one_writer(run):
         check_run_folder(settings, run, resume)
 
         from memscope.base.runtime import keep_freed_memory
@@ -146,29 +160,6 @@ def evaluate(
         report["generation"] = continued.as_dict()
         report["samples"] = [{"prompt": prompt, "text": text} for prompt, text in texts]
     print_json(report)
-
-
-@app.command()
-def generate(
-    run: RunArgument,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to continue.")],
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.8,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-) -> None:
-    """Continue a text."""
-    check(run)
-
-    from memscope.base.runtime import autocast
-    from memscope.run.generate import generate as sample
-
-    loaded = load(run, device)
-    tokenizer, model = loaded.tokenizer, loaded.model
-    prompt = [tokenizer.bos, *tokenizer.encode(text)]
-    with autocast(model.embed.weight.device, loaded.config.train.dtype):
-        new = sample(model, prompt, tokens, eos=tokenizer.eos, temperature=temperature, seed=seed)
-    show(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new, after=prompt))
 
 
 @app.command()
@@ -246,44 +237,17 @@ def record(
 @app.command()
 def census(recording: RecordingArgument) -> None:
     """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
-    from memscope.census.aggregate import write_aggregates
     from memscope.recording.info import read_info
 
     info = read_info(recording)
     if not info.parts:
         raise InputError(f"{recording}: holds no finished part; record first")
+
+    from memscope.census.aggregate import write_aggregates
+
     with one_writer(recording):
         write_aggregates(recording, info)
     show(recording / "census.json")
-
-
-@app.command()
-def trace(
-    run: ModelArgument,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to read.")],
-    top: Annotated[int, typer.Option("--top", min=1, help="Entries per token and layer, most read first.")] = 3,
-    as_json: JsonOption = False,
-    device: DeviceOption = "auto",
-) -> None:
-    """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
-    check_model(run)
-
-    from memscope.record.trace import describe_trace, trace_text
-
-    subject = open_model(run, device)
-    rows = describe_trace(subject, trace_text(subject, text))
-    if as_json:
-        print_json(rows)
-        return
-    for token in rows:
-        loss = "" if token["loss"] is None else f"  loss {token['loss']:.2f}"
-        show(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
-        for layer in token["layers"]:
-            for fired in layer["entries"][:top]:
-                weights = "".join(f"  {name} {fired[name]:+.4f}" for name in ("gate", "read") if name in fired)
-                said = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
-                label = fired["label"] if "layer" in fired["label"] else f"layer {layer['layer']}  {fired['label']}"
-                show(f"      {label}{weights}  {said}".rstrip())
 
 
 @app.command("map")
@@ -300,7 +264,12 @@ def map_entries(
     """Map the bank by UMAP, with clusters; minutes for large banks. Prints how far to trust it as JSON."""
     from memscope.recording.info import read_info
 
-    of_memory = all(site.kind == "memory" for site in read_info(recording).sites)
+    info = read_info(recording)
+    if layer is not None:
+        info.expect_layers([layer])
+    if layer is not None and feature == "values":
+        raise InputError("the values of entries belong to no layer: leave --layer out, or map another feature")
+    of_memory = all(site.kind == "memory" for site in info.sites)
     if of_memory:  # of other models usage alone is compared, which the recording has
         check(run, recording=recording)
     with one_writer(recording):
@@ -311,8 +280,10 @@ def map_entries(
 
 
 cli_demo.register(app)
+cli_doctor.register(app)
 cli_share.register(app)
 cli_imports.register(app)
+cli_prompt.register(app)
 cli_causal.register(app)
 cli_text.register(app)
 

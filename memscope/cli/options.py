@@ -4,6 +4,7 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -18,11 +19,46 @@ _LONGEST = 2000
 if TYPE_CHECKING:
     from memscope.config.load import Config
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.")]
-ModelArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run folder, or folder of a Hugging Face mixture of experts.")
+
+def _folders(parent: str, file: str) -> Callable[[str], list[str]]:
+    """Completes a folder of ``parent`` that holds ``file``; any other path is completed by the shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [str(path.parent) for path in sorted(Path(parent).glob(f"*/{file}")) if str(path).startswith(incomplete)]
+
+    return complete
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of presets that begin so."""
+    from memscope.config.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Config keys that begin so, with the sign that a value follows."""
+    from memscope.config.load import SECTIONS
+
+    return [f"{key}=" for section in SECTIONS.values() for key in section.model_fields if key.startswith(incomplete)]
+
+
+_complete_run = _folders("runs", "config.yaml")
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder of a trained model.", autocompletion=_complete_run)
 ]
-RecordingArgument = Annotated[Path, typer.Argument(metavar="REC", help="Folder of a recording.")]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Run folder, or folder of a Hugging Face mixture of experts.", autocompletion=_complete_run
+    ),
+]
+RecordingArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="REC", help="Folder of a recording.", autocompletion=_folders("recordings", "recording.json")
+    ),
+]
 CorpusOption = Annotated[
     Path,
     typer.Option("--corpus", metavar="FILE", help='JSON lines, a list or Parquet with "text".'),

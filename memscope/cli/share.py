@@ -29,10 +29,16 @@ def report(
     ] = None,
 ) -> None:
     """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
-    from memscope.query.recording import Recording
-
     if out is None and (static is None or against is not None):
         raise InputError("report: give the folder to write, by --out DIR, or by --static DIR for the site alone")
+    from memscope.recording.info import read_info
+
+    for folder in (recording, against):
+        if folder is not None:
+            read_info(folder)
+
+    from memscope.query.recording import Recording
+
     opened = Recording(recording)
     if out is not None:
         second = None if against is None else Recording(against)
@@ -65,6 +71,10 @@ def export(
     limit: Annotated[int, typer.Option(min=1, help="neuronpedia: at most this many entries, most used first.")] = 1000,
 ) -> None:
     """Export a recording for other tools."""
+    from memscope.recording.info import read_info
+
+    read_info(recording)
+
     from memscope.query.recording import Recording
 
     match to:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from memscope.base.errors import InputError
 from memscope.config.section import Section
 
 BlockKind = Literal["memory", "ffn", "both", "text", "text_ffn"]
@@ -45,6 +46,15 @@ class ModelConfig(Section):
         if not isinstance(self.block, str) and len(self.block) != self.n_layers:
             raise ValueError(f"block lists {len(self.block)} kinds for n_layers={self.n_layers}")
         return self
+
+    def expect_room(self, prompt: int, new: int) -> None:
+        """Check that a prompt and its continuation fit into the model's window.
+
+        Raises:
+            InputError: together they have more tokens than the model reads.
+        """
+        if prompt + new > self.max_seq_len:
+            raise InputError(f"{prompt} prompt + {new} new tokens exceed max_seq_len={self.max_seq_len}; ask for fewer")
 
     @property
     def head_dim(self) -> int:

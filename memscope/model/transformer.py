@@ -11,6 +11,7 @@ block, rotary positions, grouped-query attention, SwiGLU, tied embeddings, no bi
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
+from memscope.base.words import Named
 from memscope.config.load import Config
 from memscope.config.model import ModelConfig
 from memscope.model.attention import attention_pattern, causal_attention, repeat_heads
@@ -213,6 +215,15 @@ class MemoryTransformer(HookedRootModule):
         self.register_buffer("rope_cos", angles.cos(), persistent=False)
         self.register_buffer("rope_sin", angles.sin(), persistent=False)
         self.setup()  # names the hook points; must come last
+        for table in ("mod_dict", "hook_dict"):
+            setattr(self, table, Named(getattr(self, table), "hook"))
+
+    def get_caching_hooks(self, names_filter: Any = None, *args: Any, **options: Any) -> tuple[Any, ...]:
+        """The hooks of ``run_with_cache``; a name that there is not is an ``InputError``, not an empty cache."""
+        listed = [names_filter] if isinstance(names_filter, str) else names_filter
+        for name in listed if isinstance(listed, list) else ():
+            self.hook_dict[name]
+        return super().get_caching_hooks(names_filter, *args, **options)
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], cache: KVCache | None = None

@@ -18,6 +18,7 @@ import pandas as pd
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
+from memscope.base.words import did_you_mean
 from memscope.config.load import load_config
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
@@ -148,7 +149,7 @@ class Recording(RecordingTables):
         """
         known = [column for column in SORT_COLUMNS if is_known(self.info, column)]
         if sort not in known:
-            raise InputError(f"cannot sort by '{sort}'; known are {', '.join(known)}")
+            raise InputError(f"cannot sort by '{sort}'{did_you_mean(sort, known)}")
         where, values = entry_pages.search_condition(search, self.info)
         order = f"{sort} {'DESC' if descending else 'ASC'} NULLS LAST, entry"
         page = self.sql(f"{_ENTRY_NUMBERS} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*values, limit, offset])

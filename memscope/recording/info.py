@@ -1,5 +1,6 @@
 """``recording.json``: the model, the corpus, the settings and the list of finished parts of a recording."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -186,8 +187,35 @@ class RecordingInfo(BaseModel):
         return entry_label(self.sites, entry)
 
     def site(self, layer: int) -> Site:
-        """What selects in a layer."""
+        """What selects in a layer.
+
+        Raises:
+            InputError: nothing selects there.
+        """
+        self.expect_layers([layer])
         return self.sites[self.layers.index(layer)]
+
+    def expect_layers(self, layers: Iterable[int]) -> None:
+        """Check that something selects in every one of some layers.
+
+        Raises:
+            InputError: nothing selects in one.
+        """
+        known = ", ".join(map(str, self.layers))
+        for layer in layers:
+            if layer not in self.layers:
+                raise InputError(f"layer {layer} selects nothing; layers that select are {known}")
+
+    def expect_entries(self, entries: Iterable[int]) -> None:
+        """Check that entries are among those that the recording numbers.
+
+        Raises:
+            InputError: one is not.
+        """
+        for entry in entries:
+            if not 0 <= entry < self.knowledge_num:
+                words = f"{self.knowledge_num:,} {self.word(self.knowledge_num)}"
+                raise InputError(f"there is no {self.word()} {entry}; the {words} count from 0")
 
     def entries_of(self, layer: int) -> slice:
         """The entries that a layer can select."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -47,6 +48,16 @@ class LoadedRun:
     """SHA-256 of the model file, and of the sentences that it reads (``folder.fingerprint``)."""
     step: int | None = None
     """Training step of the model, where it was read from a checkpoint."""
+
+    def tokens(self, text: str) -> Int[Tensor, "1 pos"]:
+        """The tokens of a text as the model reads it, bos before it, on the model's device.
+
+            logits, cache = run.model.run_with_cache(run.tokens("Apollo was the god of the sun"))
+
+        Raises:
+            InputError: the tokenizer cannot encode it.
+        """
+        return torch.tensor([self.tokenizer.prompt(text)], device=self.model.embed.weight.device)
 
 
 def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Path | None = None) -> LoadedRun:

@@ -14,7 +14,7 @@ from memscope.base.errors import InputError
 from memscope.base.files import expect_file, read_json, sha256_file, write_json
 from memscope.base.seals import check_listed
 from memscope.config.load import Config, load_config
-from memscope.recording.info import INFO
+from memscope.recording.info import INFO, read_info
 from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
@@ -61,7 +61,7 @@ def check_run(run: Path, checkpoint: Path | None = None) -> Config:
         problem = "this is a file; a run is a folder" if run.exists() else "no such folder"
         raise InputError(f"{run}: {problem}; train a run with 'memscope train'")
     if (run / INFO).is_file():
-        raise InputError(f"{run}: this is a recording; give the run that it was made of")
+        raise InputError(f"{run}: this is a recording; give the run that it was made of, {read_info(run).run}")
     if not (run / CONFIG).is_file():
         raise InputError(f"{run}: not a run folder (no {CONFIG}); train one with 'memscope train'")
     weights = (checkpoint or run) / MODEL

@@ -18,11 +18,9 @@ def generate(
     Raises:
         InputError: an empty prompt, or prompt and continuation exceed ``max_seq_len``.
     """
-    limit = model.cfg.model.max_seq_len
     if not prompt:
         raise InputError("the prompt is empty; give at least one token")
-    if len(prompt) + new_tokens > limit:
-        raise InputError(f"{len(prompt)} prompt + {new_tokens} new tokens exceed max_seq_len={limit}; ask for fewer")
+    model.cfg.model.expect_room(len(prompt), new_tokens)
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)
     cache = None if model.cfg.model.selecting_layers else KVCache(model.cfg.model, 1, device)

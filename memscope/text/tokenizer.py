@@ -173,6 +173,10 @@ class Tokenizer:
             ids = self.backend.encode(text, add_special_tokens=False).ids
         return self._as_text(ids)
 
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of the beginning of a document: what opens one, then ``text``. Raises as ``encode``."""
+        return [*self.opening, *self.encode(text)]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of many texts, in parallel threads; raises as ``encode``."""
         with self._named_errors(*texts):

@@ -405,7 +405,7 @@ def test_an_unfinished_recording_is_refused(tiny_run: LoadedRun, recording: Path
             f"unknown feature 'meaning'; known are best, {', '.join(SPACES)}",
         ),
         ("values", 1, "belong to no layer"),
-        ("read", 7, "layer 7 has no memory; memory layers are 0, 1"),
+        ("read", 7, "layer 7 selects nothing; layers that select are 0, 1"),
     ],
 )
 def test_unknown_features_and_layers_are_refused(

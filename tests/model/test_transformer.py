@@ -1,6 +1,7 @@
 """The decoder: parameters, gradients, causality, positions, cache and hooks."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import get_act_name
 
+from memscope.base.errors import InputError
 from memscope.config.load import Config, validate_config
 from memscope.config.model import ModelConfig
 from memscope.model.transformer import Attention, KVCache, MemoryTransformer, next_token_loss
@@ -179,6 +181,19 @@ def test_hook_names_and_shapes_are_those_of_the_design() -> None:
         "memory.hook_pattern": (2, 12, 4, 24),
     }
     assert cache["blocks.1.memory.hook_indices"].dtype == torch.int64
+
+
+def test_a_hook_that_there_is_not_is_named_with_the_one_that_was_meant() -> None:
+    model, name = MemoryTransformer(make_config()), "blocks.0.memory.hook_indces"
+    meant = "there is no hook 'blocks.0.memory.hook_indces'; did you mean 'blocks.0.memory.hook_indices'?"
+    for run in (
+        lambda: model.run_with_hooks(make_tokens(), fwd_hooks=[(name, lambda value, hook: value)]),
+        lambda: model.add_hook(name, lambda value, hook: value),
+        lambda: model.run_with_cache(make_tokens(), names_filter=name),
+        lambda: model.run_with_cache(make_tokens(), names_filter=[name]),
+    ):
+        with pytest.raises(InputError, match=re.escape(meant)):
+            run()
 
 
 def test_transformer_lens_reads_the_cache() -> None:

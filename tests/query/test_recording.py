@@ -102,7 +102,7 @@ def test_pages_are_sorted_complete_and_without_repeats(tiny_recording: Recording
 
 
 def test_an_unknown_sort_column_is_refused(tiny_recording: Recording) -> None:
-    with pytest.raises(InputError, match="cannot sort by 'count; DROP'; known are entry, count"):
+    with pytest.raises(InputError, match="cannot sort by 'count; DROP'; did you mean 'count'"):
         tiny_recording.entries(sort="count; DROP")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
+from memscope.base.words import did_you_mean
 from memscope.recording.sites import Has, Kind, Site
 
 
@@ -105,7 +106,7 @@ def find_module(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         names = [name for name, _ in model.named_modules() if name]
-        raise InputError(f"the model has no module {path!r}; it has {', '.join(names[:20])} ...") from error
+        raise InputError(f"the model has no module {path!r}{did_you_mean(path, names)}") from error
 
 
 def layer_numbers(paths: Sequence[str]) -> list[int]:

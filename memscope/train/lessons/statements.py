@@ -79,8 +79,8 @@ class StatementMaker:
                 if not drawn:
                     drawn = self._draw_some(chance, step)
                 question, rest, entries = drawn.pop()
-                statement = [self._tokenizer.bos, *question, *rest, self._tokenizer.eos]
-                asked = end + len(question)
+                statement = [*self._tokenizer.opening, *question, *rest, *self._tokenizer.closing]
+                asked = end + len(self._tokenizer.opening) + len(question) - 1
                 if asked < length - 1:
                     made.rows.append(row)
                     made.positions.append(asked)

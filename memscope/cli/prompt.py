@@ -1,0 +1,82 @@
+"""Commands that ask a model about a text: ``generate`` and ``trace``."""
+
+from typing import Annotated
+
+import typer
+
+from memscope.base.errors import InputError
+from memscope.base.printable import one_line
+from memscope.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    RunArgument,
+    SeedOption,
+    check,
+    check_model,
+    load,
+    open_model,
+    print_json,
+    show,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(generate)
+    app.command()(trace)
+
+
+def generate(
+    run: RunArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to continue.")],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.8,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+) -> None:
+    """Continue a text."""
+    from memscope.text.tokenizer import Tokenizer
+
+    config, tokenizer = check(run), Tokenizer.load(run / "tokenizer.json")
+    prompt = tokenizer.prompt(text)
+    config.model.expect_room(len(prompt), tokens)
+
+    from memscope.base.runtime import autocast
+    from memscope.run.generate import generate as sample
+
+    loaded = load(run, device)
+    model = loaded.model
+    with autocast(model.embed.weight.device, loaded.config.train.dtype):
+        new = sample(model, prompt, tokens, eos=tokenizer.eos, temperature=temperature, seed=seed)
+    show(text + tokenizer.decode(new[:-1] if new[-1] == tokenizer.eos else new, after=prompt))
+
+
+def trace(
+    run: ModelArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Text to read.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="Entries per token and layer, most read first.")] = 3,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Print, per token and layer, the entries that fired, with gate score, read weight and init sentence."""
+    check_model(run)
+    if not text:
+        raise InputError("the text is empty; give at least one word")
+
+    from memscope.record.trace import describe_trace, trace_text
+
+    subject = open_model(run, device)
+    rows = describe_trace(subject, trace_text(subject, text))
+    if as_json:
+        print_json(rows)
+        return
+    for token in rows:
+        loss = "" if token["loss"] is None else f"  loss {token['loss']:.2f}"
+        show(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
+        for layer in token["layers"]:
+            for fired in layer["entries"][:top]:
+                weights = "".join(f"  {name} {fired[name]:+.4f}" for name in ("gate", "read") if name in fired)
+                said = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
+                label = fired["label"] if "layer" in fired["label"] else f"layer {layer['layer']}  {fired['label']}"
+                show(f"      {label}{weights}  {said}".rstrip())
