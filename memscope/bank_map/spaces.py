@@ -83,7 +83,7 @@ def make_space(
     elif name == "coselection":
         vectors = coselection_profiles(recording, info, layers, seed)[used]
     # A token may be a space or a part of a character, which cannot be part of a name.
-    terms = ["" if "\N{REPLACEMENT CHARACTER}" in text else text.strip() for text in tokenizer.token_texts]
+    terms = ["" if i in tokenizer.partial else text.strip() for i, text in enumerate(tokenizer.token_texts)]
     return Space(used, vectors, weights, terms)
 
 

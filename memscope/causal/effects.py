@@ -28,6 +28,7 @@ from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
 from memscope.recording.info import read_info
 from memscope.recording.sites import Site
+from memscope.recording.token_table import text_around
 from memscope.run.adapters.own import OwnModel
 from memscope.run.subject import Subject, WindowPass, run_windows
 from memscope.stats.jackknife import Interval, ratio_interval
@@ -38,6 +39,8 @@ Intervention = Callable[[], AbstractContextManager[None]]
 """Opens the block in which the altered pass runs: ``partial(ablate, subject, [3, 5])``."""
 
 _ROWS = 256
+_BEHIND = 8
+"""Tokens behind one that are looked at for the rest of its character."""
 
 
 class Trial(NamedTuple):
@@ -56,17 +59,20 @@ def measure_effects(
     windows: list[DocumentWindow],
     trials: Mapping[str, Trial],
     batch_size: int = 8,
+    watch: Callable[[int, int], None] = lambda done, all_: None,
 ) -> dict[str, pd.DataFrame]:
     """Run every window as it is and under each intervention.
 
     Returns, per trial, one row per predicted token in the order of the windows: ``doc pos token target``, and in
     nats or logits ``loss_before loss_after logit_before logit_after`` (of the target) and ``kl`` = KL(before || after)
     of the next-token distribution. ``pos`` counts from the start of the document. ``reached`` is false before the
-    first selection of a trial's ``entries`` in the window: attention is causal, so nothing can change there.
+    first selection of a trial's ``entries`` in the window: attention is causal, so nothing can change there. ``watch``
+    is called with the passes over windows that are done and with all of them.
     """
     parts: dict[str, dict[int, pd.DataFrame]] = {name: {} for name in trials}
     for numbers, name, frames in effects_by_batch(subject, corpus, windows, trials, batch_size):
         parts[name] |= zip(numbers, frames, strict=True)
+        watch(sum(map(len, parts.values())), len(windows) * len(trials))
     return {name: _in_order(frames) for name, frames in parts.items()}
 
 
@@ -193,15 +199,18 @@ def most_changed(
     start = corpus.starts[shown["doc"]] + shown["pos"].to_numpy()
     seen = np.sort([window.start for window in windows])
     left = np.maximum(start - before, seen[np.searchsorted(seen, start, side="right") - 1])
-    texts = [
-        tokenizer.decode(corpus.tokens[a:b].tolist(), after=corpus.tokens[max(a - 1, first) : a].tolist())
-        for first, a, b in zip(corpus.starts[shown["doc"]], left, start, strict=True)
-    ]
+    docs = shown["doc"].to_numpy()
+    places = np.stack([corpus.starts[docs], corpus.starts[docs + 1], left, start], axis=1).tolist()
+
+    def text(first: int, end: int, begin: int, at: int) -> tuple[str, str, str]:
+        ids = corpus.tokens[begin : min(at + _BEHIND, end)].tolist()
+        return text_around(tokenizer, ids, at - begin, corpus.tokens[max(begin - 1, first) : begin].tolist())
+
     return shown.assign(
         title=[corpus.titles[doc] for doc in shown["doc"]],
-        before=texts,
-        token_text=[tokenizer.token_texts[token] for token in shown["token"]],
-        target_text=[tokenizer.token_texts[token] for token in shown["target"]],
+        before=[text(*place)[0] for place in places],
+        token_text=[text(*place)[1] for place in places],
+        target_text=[text(first, end, begin, at + 1)[1] for first, end, begin, at in places],
     )
 
 

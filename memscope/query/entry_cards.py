@@ -4,17 +4,19 @@ Files of a recording are sorted by entry within a layer, so each question opens 
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
+from memscope.base.parquet import matrix
 from memscope.query.needs import known_columns
 from memscope.query.tables import RecordingTables
 from memscope.recording.info import RecordingInfo
+from memscope.recording.part_reader import read_columns
 from memscope.recording.sites import is_private
+from memscope.recording.token_table import text_around
 
 _CHUNK = 1024
 FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"
@@ -75,6 +77,26 @@ def contexts(recording: RecordingTables, entries: Iterable[int], before: int, af
     found = found[["entry", "layer", "kind", "rank", "row", "gate", "read"]].reset_index(drop=True)
     around = _around(recording, found["row"].tolist(), before, after)
     return pd.concat([known_columns(recording.info, found), around], axis=1)
+
+
+def most_read(recording: RecordingTables, entry: int, layers: Iterable[int], limit: int) -> pd.DataFrame:
+    """Selections of an entry with the largest read weights, with the text around them; looks at all selections."""
+    info, found = recording.info, []
+    for layer in layers:
+        names = [f"l{layer}_{name}" for name in ("indices", "gate", "read")]
+        for part, first in zip(info.parts, info.first_rows(), strict=True):
+            table = read_columns(recording.path, info, part, names)
+            indices, gate, read = (matrix(table[name]) for name in names)
+            row, k = np.nonzero(indices == entry)
+            best = np.argsort(-np.abs(read[row, k]), kind="stable")[:limit]
+            row, k = row[best], k[best]
+            values = {"row": first + row, "gate": gate[row, k], "read": read[row, k]}
+            found.append(pd.DataFrame({"entry": entry, "layer": layer, **values}))
+    empty = pd.DataFrame(columns=["entry", "layer", "row", "gate", "read"])
+    table = pd.concat(found, ignore_index=True) if found else empty
+    table = table.astype({"gate": np.float32, "read": np.float32})
+    table = table.sort_values("read", key=np.abs, ascending=False, kind="stable").head(limit).reset_index(drop=True)
+    return pd.concat([table, _around(recording, table["row"].tolist(), 24, 12)], axis=1)
 
 
 def firing(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
@@ -185,15 +207,11 @@ def _around(recording: RecordingTables, rows: list[int], before: int, after: int
     window = recording.info.window
     seen = (starts + (np.asarray(rows, np.int64) - starts) // window * window).tolist()
     ends = (documents["first_row"] + documents["rows"]).to_numpy()[docs].tolist()
-    ids, decode = recording.token_ids, recording.tokenizer.decode
-    stretches = [
-        (start, max(first, row - before), row, row + 1, min(end, row + after + 1))
-        for row, start, first, end in zip(rows, starts.tolist(), seen, ends, strict=True)
-    ]
-    texts = [
-        tuple(decode(ids[a:b].tolist(), after=ids[max(start, a - 1) : a].tolist()) for a, b in pairwise(places))
-        for start, *places in stretches
-    ]
+    ids, texts = recording.token_ids, []
+    for row, start, first, end in zip(rows, starts.tolist(), seen, ends, strict=True):
+        begin, stop = max(first, row - before), min(end, row + after + 1)
+        preceding = ids[max(start, begin - 1) : begin].tolist()
+        texts.append(text_around(recording.tokenizer, ids[begin:stop].tolist(), row - begin, preceding))
     place = pd.DataFrame({"doc": docs, "title": documents["title"].to_numpy()[docs]})
     place["pos"] = np.array(rows, np.int64) - starts
     return pd.concat([place, pd.DataFrame(texts, columns=["before", "token", "after"])], axis=1)

@@ -2,7 +2,8 @@
 (``record/trace.py``)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,22 +12,72 @@ from memscope.recording.sites import Site
 from memscope.recording.token_rows import TokenRows
 from memscope.text.tokenizer import Tokenizer
 
+TOKEN_TEXTS = ("text", "whole", "part", "parts", "bytes", "control")
+"""Columns of ``token_columns``."""
+
 
 class Trace(NamedTuple):
     """Tokens and selections on a stretch of text."""
 
     tokens: pd.DataFrame
-    """One row per token: ``pos token text loss gate_entropy top_share silent_layers``. ``loss`` is that of predicting
-    the next token (nats); ``gate_entropy`` (nats) and ``top_share`` are means over layers of the entropy and the
-    largest of the token's gate shares; ``silent_layers`` counts layers in which nothing was read."""
+    """One row per token: ``pos token loss gate_entropy top_share silent_layers`` and those of ``token_columns``.
+    ``loss`` is that of predicting the next token (nats); ``gate_entropy`` (nats) and ``top_share`` are means over
+    layers of the entropy and the largest of the token's gate shares; ``silent_layers`` counts layers in which nothing
+    was read."""
     selections: pd.DataFrame
     """One row per (token, layer, selected entry): ``pos layer rank k entry gate read``; rank 0 = most read, or of the
     highest score where nothing reads apart from the gate; ``k`` = index along the recorded K axis."""
 
+    def stretch(self, first: int, count: int) -> "Trace":
+        """The tokens from position ``first`` on, at most ``count``, and their selections."""
+        return Trace(*(table[table["pos"].between(first, first + count - 1)].reset_index(drop=True) for table in self))
 
-def make_trace(rows: TokenRows, sites: Sequence[Site], tokenizer: Tokenizer) -> Trace:
+
+def token_columns(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+    """How the tokens of a text are shown, one value per token.
+
+    A character that several tokens spell is drawn across them. ``text`` has it at the first of them and nothing at the
+    others, so that all together are the text; ``whole`` has it at each, ``part`` of ``parts``. ``bytes`` are those of
+    tokens that hold a part of a character, hexadecimal. ``control`` marks tokens that are no text, such as bos.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in TOKEN_TEXTS}
+    for unit in tokenizer.units(ids):
+        for part in range(unit.tokens):
+            token = int(ids[unit.first + part])
+            cut = unit.tokens > 1 or token in tokenizer.partial
+            values = (unit.text if part == 0 else "", unit.text, part, unit.tokens)
+            hexadecimal = tokenizer.pieces[token].hex(" ") if cut else ""
+            for name, value in zip(TOKEN_TEXTS, (*values, hexadecimal, token in tokenizer.control), strict=True):
+                columns[name].append(value)
+    return columns
+
+
+def token_label(whole: str, part: int, parts: int) -> str:
+    """A token of a text in one line: its text, and which part of a character it is."""
+    return whole if parts == 1 else f"{whole} {part + 1}/{parts}"
+
+
+def text_around(tokenizer: Tokenizer, ids: Sequence[int], at: int, after: Sequence[int] = ()) -> tuple[str, str, str]:
+    """Text before, of and behind the token ``ids[at]``; of a character of several tokens, the whole character.
+
+    Characters that the stretch cuts at its ends are left out. ``after`` are the ids before it, as in ``decode``.
+    """
+    units = tokenizer.units(ids)
+    chosen = next(n for n, unit in enumerate(units) if unit.first <= at < unit.first + unit.tokens)
+    cut = [unit.tokens == 1 and int(ids[unit.first]) in tokenizer.partial for unit in units]
+    first = next(n for n in range(chosen + 1) if not cut[n] or n == chosen)
+    last = next(n for n in range(len(units) - 1, chosen - 1, -1) if not cut[n] or n == chosen)
+    edges = (units[first].first, units[chosen].first, *(units[n].first + units[n].tokens for n in (chosen, last)))
+    before, token, behind = (tokenizer.decode(ids[a:b], after=ids[:a][-1:] or after) for a, b in pairwise(edges))
+    return before, token, behind
+
+
+def make_trace(
+    rows: TokenRows, sites: Sequence[Site], tokenizer: Tokenizer, texts: dict[str, list[Any]] | None = None
+) -> Trace:
     """Recorded rows of one text as the two tables of a ``Trace``.
 
+    ``texts`` are the ``token_columns`` of the rows, for a stretch whose ends may cut a character.
     Where a layer has no scores or nothing reads apart from the gate, the numbers of it are NaN.
     """
     n, n_layers, k = rows.indices.shape
@@ -42,7 +93,7 @@ def make_trace(rows: TokenRows, sites: Sequence[Site], tokenizer: Tokenizer) -> 
         {
             "pos": rows.pos.astype(np.int64),
             "token": rows.token,
-            "text": [tokenizer.token_texts[i] for i in rows.token],
+            **(token_columns(tokenizer, rows.token) if texts is None else texts),
             "loss": rows.loss,
             "gate_entropy": entropy.mean(-1),
             "top_share": np.nan_to_num(share).max(-1).mean(-1),

@@ -24,6 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from memscope.base.errors import InputError
 from memscope.base.files import write_json, write_text
+from memscope.text.characters import ESCAPE, Unit, byte_alphabet, find_units
 from memscope.text.frame import Frame, find_frame, read_frame
 from memscope.text.special_tokens import EARLIER, ROLES_FILE, SPECIAL_TOKENS, Roles, described, find_roles, find_unknown
 from memscope.text.tokenizer_file import read_tokenizer, rust_errors
@@ -199,16 +200,21 @@ class Tokenizer:
             split.append((self._as_text(item.ids[:cut]), self._as_text(item.ids[cut:])))
         return split
 
-    def decode(self, ids: Sequence[int], after: Sequence[int] = ()) -> str:
-        """Text of ``ids``; special tokens are shown by name, bytes of incomplete characters as U+FFFD.
+    def decode(self, ids: Sequence[int], after: Sequence[int] = (), partial: str = ESCAPE) -> str:
+        """Text of ``ids``; special tokens are shown by name.
 
         Args:
             ids: token ids.
-            after: the ids before them (the last one is enough). Without it a text begins with ``ids``, and the space
-                that tokenizers put before a text is left out.
+            after: the ids before them (the last one is enough). Without it a text begins with ``ids``, without the
+                space that tokenizers put before a text.
+            partial: what becomes of bytes that are no whole character, as in ``bytes.decode``; by default ``\\xe4``.
         """
         before = list(after[-1:])
-        return self._join([*before, *ids])[len(self._join(before)) :].decode("utf-8", "replace")
+        return self._join([*before, *ids])[len(self._join(before)) :].decode("utf-8", partial)
+
+    def units(self, ids: Sequence[int] | np.ndarray) -> list[Unit]:
+        """The tokens of a text, those that share a character together."""
+        return find_units([self.pieces[int(i)] for i in ids])
 
     def name(self, token: int) -> str:
         """The token as its vocabulary spells it; ``<id 17>`` for an id without a token."""
@@ -225,8 +231,13 @@ class Tokenizer:
 
     @cached_property
     def token_texts(self) -> list[str]:
-        """The text of every id inside a text; bytes of incomplete characters show as U+FFFD."""
-        return [piece.decode("utf-8", "replace") for piece in self.pieces]
+        """The text of every id inside a text; bytes that are no whole character are written out: ``\\xe4``."""
+        return [piece.decode("utf-8", ESCAPE) for piece in self.pieces]
+
+    @cached_property
+    def partial(self) -> frozenset[int]:
+        """Ids that hold a part of a character."""
+        return frozenset(i for i, piece in enumerate(self.pieces) if piece.decode("utf-8", "ignore").encode() != piece)
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -305,7 +316,7 @@ class Tokenizer:
         """Pieces of the ids whose name spells their bytes; none for the others."""
         kinds = self._decoder_kinds
         added = self.backend.get_added_tokens_decoder()
-        alphabet = _byte_alphabet() if "ByteLevel" in kinds else None
+        alphabet = byte_alphabet() if "ByteLevel" in kinds else None
         spelled: list[bytes | None] = []
         for i in range(self.vocab_size):
             name = self._names.get(i)
@@ -337,10 +348,3 @@ class Tokenizer:
     def _decoder_kinds(self) -> frozenset[str]:
         decoder = described(self.backend)["decoder"] or {}
         return frozenset(part["type"] for part in [decoder, *decoder.get("decoders", [])] if "type" in part)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The byte of every character of a byte-level vocabulary: printable ones name themselves, others go from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    unprintable = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(unprintable)}

@@ -127,7 +127,7 @@ def test_contexts_show_the_token_in_its_document(
     for row in frame.itertuples():
         token = int(tiny_corpus.tokens[tiny_corpus.starts[row.doc] + row.pos])
         assert row.row == tiny_corpus.starts[row.doc] + row.pos
-        assert row.token == tokenizer.token_texts[token]
+        assert row.token == tokenizer.token_texts[token] or token in tokenizer.partial
         around = f"{row.before}{row.token}{row.after}"
         assert around in f"<|im_start|>{documents[row.doc]}<|im_end|>"
         assert row.title == ("<b>Hostile</b>" if row.doc == 0 else f"Article {row.doc}")
@@ -141,12 +141,12 @@ def test_contexts_begin_with_a_window_and_end_with_a_document(
 ) -> None:
     frame = tiny_recording.contexts_of(range(64), before=3, after=2)
     ids = [tiny_recording.tokenizer.token_texts[token] for token in tiny_corpus.tokens]
-    lengths = np.diff(tiny_corpus.starts)
+    lengths, partial = np.diff(tiny_corpus.starts), tiny_recording.tokenizer.partial
     window = tiny_recording.info.window
     for row in frame.itertuples():
         start, end = int(tiny_corpus.starts[row.doc]), int(tiny_corpus.starts[row.doc + 1])
         start += row.pos // window * window  # what the model saw begins with its window
-        if not any("\ufffd" in text for text in ids[max(start, row.row - 3) : row.row + 3]):
+        if partial.isdisjoint(tiny_corpus.tokens[max(start, row.row - 3) : row.row + 3].tolist()):
             assert row.before == "".join(ids[max(start, row.row - 3) : row.row])
             assert row.after == "".join(ids[row.row + 1 : min(end, row.row + 3)])
     assert (frame["pos"] == 0).any()  # nothing before
@@ -235,3 +235,18 @@ def test_selections_of_an_entry_are_all_of_them(tiny_recording: Recording, rows:
 
 def test_token_ids_are_those_of_the_corpus(tiny_recording: Recording, tiny_corpus: PackedCorpus) -> None:
     np.testing.assert_array_equal(tiny_recording.token_ids, tiny_corpus.tokens)
+
+
+def test_the_most_read_selections_are_those_of_all(tiny_recording: Recording, most_used: int) -> None:
+    layers = tiny_recording.info.layers
+    naive = []
+    for doc in range(len(tiny_recording.documents)):
+        rows = tiny_recording.trace(doc, 0, 100_000).selections
+        naive += [(doc, *one) for one in rows.loc[rows["entry"] == most_used, ["pos", "layer", "read"]].values.tolist()]
+    for layer in (None, layers[0]):
+        expected = sorted((abs(read) for *_, at, read in naive if layer in (None, at)), reverse=True)[:20]
+        found = tiny_recording.most_read(most_used, layer)
+        assert found["read"].abs().tolist() == expected
+        known = {(doc, pos, at, np.float32(read)) for doc, pos, at, read in naive}
+        assert set(zip(found["doc"], found["pos"], found["layer"], found["read"], strict=True)) <= known
+    assert tiny_recording.most_read(most_used)["token"].str.len().gt(0).all()

@@ -72,10 +72,11 @@ def test_special_tokens_stand_for_no_bytes(tokenizer: Tokenizer) -> None:
     assert (tokenizer.token_bytes[3:] > 0).all()
 
 
-def test_token_texts_show_parts_of_characters_as_replacement(tokenizer: Tokenizer) -> None:
+def test_token_texts_write_out_the_bytes_of_parts_of_characters(tokenizer: Tokenizer) -> None:
     texts = tokenizer.token_texts
     assert len(texts) == 320
-    assert all(texts[i] == "\ufffd" for i in tokenizer.encode("漢"))
+    assert [texts[i] for i in tokenizer.encode("漢")] == ["\\xe6", "\\xbc", "\\xa2"]
+    assert tokenizer.partial >= set(tokenizer.encode("漢")) and tokenizer.partial.isdisjoint(tokenizer.encode("{"))
     assert [texts[i] for i in tokenizer.encode("{")] == ["{"]
 
 

@@ -163,7 +163,7 @@ def test_texts_come_back_with_their_spaces(kind: str, tokenizer: Tokenizer) -> N
         )
         for cut in range(1, len(ids)):  # what is generated goes on with what was read
             whole = tokenizer.decode(ids[:cut]) + tokenizer.decode(ids[cut:], after=ids[:cut])
-            assert whole == back or "\ufffd" in whole
+            assert whole == back or not {ids[cut - 1], ids[cut]}.isdisjoint(tokenizer.partial)
         assert tokenizer.decode([tokenizer.bos, *ids]) == tokenizer.name(tokenizer.bos) + back
 
 
@@ -279,7 +279,7 @@ def test_a_trace_and_a_generation_go_on_with_the_text(world: World, cli: Callabl
     assert done.code == 0 and done.out.startswith(text)
     new = run.model(torch.tensor([prompt]))[0, -1].argmax().item()
     if new not in run.tokenizer.control:
-        assert done.out.startswith(text + run.tokenizer.decode([new], after=prompt).rstrip("\ufffd"))
+        assert done.out.startswith(text + run.tokenizer.decode([new], after=prompt))
     corpus = pack_corpus(world.valid, run.tokenizer, Path(run.config.data.cache_dir))
     check, _ = check_generation(run.model, corpus, run.tokenizer, "float32", samples=1, new_tokens=3)
     assert check.samples == 1

@@ -47,7 +47,7 @@ def words_of_rows(
         hashes, first, inverse = np.unique(_hash_groups(chunk, begin), return_index=True, return_inverse=True)
         for value, group in zip(hashes.tolist(), first.tolist(), strict=True):
             if value not in by_hash:
-                word = _clean(tokenizer.decode(chunk[begin[group] : stop[group]].tolist()))
+                word = _clean(tokenizer.decode(chunk[begin[group] : stop[group]].tolist(), partial="ignore"))
                 by_hash[value] = vocabulary.setdefault(word, len(vocabulary)) if word else -1
         number = np.array([by_hash[value] for value in hashes.tolist()], np.int32)
         words = np.repeat(number[inverse], stop - begin)
@@ -60,8 +60,9 @@ def words_of_rows(
 def _openings(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Which tokens open a word, and behind which ones a word opens, bool ``[vocab]``."""
     texts = tokenizer.token_texts
-    # " word", "." and "<s>" open a word; a lone byte of a longer character (shown as U+FFFD) goes on with one.
-    opens = np.array([not (text[:1].isalnum() or text[:1] == "\ufffd") for text in texts])
+    # " word", "." and "<s>" open a word; a token that begins inside a character goes on with one.
+    inside = [number in tokenizer.partial and text[:1] == "\\" for number, text in enumerate(texts)]
+    opens = np.array([not (text[:1].isalnum() or cut) for text, cut in zip(texts, inside, strict=True)])
     spaced = np.array([text[:1].isspace() for text in texts])
     closes = (opens & ~spaced) | np.array([text[:1].isalnum() and text[-1:].isspace() for text in texts])
     return opens, closes
