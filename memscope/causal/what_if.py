@@ -7,9 +7,10 @@
 The app shows these tables; ``causal/selections.py`` makes the changes.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,10 @@ from memscope.causal.effects import Trial, mean_change, measure_effects, most_ch
 from memscope.causal.intervene import rewrite
 from memscope.causal.selections import ablate, force, scale, swap
 from memscope.query.recording import Recording
-from memscope.record.trace import text_window
+from memscope.record.trace import one_document, text_ids
+from memscope.recording.token_table import token_columns
 from memscope.run.adapters.own import OwnRun
-from memscope.run.subject import Subject
+from memscope.run.subject import Subject, WindowPass
 from memscope.run.text_bank import typed_sentences
 from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows
@@ -32,7 +34,7 @@ from memscope.text.corpus import DocumentWindow, document_windows
 Kind = Literal["ablate", "zero", "force", "swap", "rewrite", "scale"]
 NEEDS = {"ablate": None, "zero": None, "force": 1, "swap": 2, "rewrite": 1, "scale": 0}
 """Number of entries that each kind of change takes; none = one or more."""
-_WINDOW, _WINDOWS = 128, 32
+_WINDOW, _WINDOWS, _AT_ONCE = 128, 16, 4
 
 
 class Change(NamedTuple):
@@ -102,38 +104,56 @@ def _typed(subject: OwnRun, sentence: int, change: Change) -> AbstractContextMan
 def compare_text(subject: Subject, text: str, change: Change) -> pd.DataFrame:
     """Read a text as it is and under a change.
 
-    Returns one row per token, those that open the text first: ``pos text loss_before loss_after`` (nats, of the next
-    token; NaN at the end), ``kl`` = KL(before || after), and the likeliest next token ``next_before next_after`` with
-    its probability ``p_before p_after``.
+    Returns one row per token, those that open the text first: ``pos``, those of ``token_columns``, ``loss_before
+    loss_after`` (nats, of the next token; NaN at the end), ``kl`` = KL(before || after), and the likeliest next token
+    ``next_before next_after`` with its probability ``p_before p_after``.
 
     Raises:
-        InputError: the text is empty or longer than the model's window, or the change cannot be made.
+        InputError: the text is empty or too long, or the change cannot be made.
     """
-    corpus, window = text_window(subject, text)
-    before = run_once(subject, corpus, [window])
-    with open_change(subject, change):
-        after = run_once(subject, corpus, [window])
+    corpus = one_document(text_ids(subject.tokenizer, text))
     texts, n = subject.tokenizer.token_texts, len(corpus.tokens)
-    frame = pd.DataFrame({"pos": np.arange(n), "text": [texts[i] for i in corpus.tokens.tolist()]})
+    compared = []
+    for window in document_windows(corpus, subject.window):
+        before = run_once(subject, corpus, [window])
+        with open_change(subject, change):
+            after = run_once(subject, corpus, [window])
+        compared.append(_compared(before, after, texts))
+    places = pd.DataFrame({"pos": np.arange(n), **token_columns(subject.tokenizer, corpus.tokens)})
+    return pd.concat([places, pd.concat(compared, ignore_index=True)], axis=1)
+
+
+def _compared(before: WindowPass, after: WindowPass, texts: list[str]) -> pd.DataFrame:
+    """Tokens of one window, whose two passes are batches of one."""
     logprobs = [done.logits[0].float().log_softmax(-1).cpu() for done in (before, after)]
-    frame["kl"] = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).clamp(min=0).numpy()
+    untold = torch.from_numpy(before.batch.targets[0] < 0)
+    kl = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).clamp(min=0)
+    columns: dict[str, Any] = {"kl": kl.numpy()}
     for name, done, values in zip(("before", "after"), (before, after), logprobs, strict=True):
-        frame[f"loss_{name}"] = done.losses[0].float().cpu().masked_fill(torch.arange(n) == n - 1, torch.nan).numpy()
         best = values.max(-1)
-        frame[f"next_{name}"] = [texts[i] for i in best.indices.tolist()]
-        frame[f"p_{name}"] = best.values.exp().numpy()
-    return frame
+        columns[f"loss_{name}"] = done.losses[0].float().cpu().masked_fill(untold, torch.nan).numpy()
+        columns[f"next_{name}"] = [texts[i] for i in best.indices.tolist()]
+        columns[f"p_{name}"] = best.values.exp().numpy()
+    return pd.DataFrame(columns)
 
 
-def changed_contexts(subject: Subject, recording: Recording, change: Change, limit: int = 20) -> Changed:
+def changed_contexts(
+    subject: Subject,
+    recording: Recording,
+    change: Change,
+    limit: int = 20,
+    watch: Callable[[int, int], None] = lambda done, all_: None,
+) -> Changed:
     """Read recorded text where a change acts, in short windows, and find the tokens that changed most.
 
-    Reads the windows that select the entries most often, at most 4,096 tokens. For changes that act everywhere (force,
-    scale), the windows are from all parts of the recording.
+    Reads the windows that select the entries most often, at most 2,048 tokens. For changes that act everywhere (force,
+    scale), the windows are from all parts of the recording. ``watch`` is called with the windows that are done and with
+    all of them.
     """
     windows = _windows(recording, change)
     corpus = recorded_corpus(recording)
-    effects = measure_effects(subject, corpus, windows, {"": Trial(partial(open_change, subject, change))})[""]
+    trials = {"": Trial(partial(open_change, subject, change))}
+    effects = measure_effects(subject, corpus, windows, trials, _AT_ONCE, watch)[""]
     contexts = most_changed(effects, corpus, windows, subject.tokenizer, limit)
     return Changed(mean_change(effects), len(effects), contexts)
 

@@ -1,11 +1,12 @@
 """Commands that ask a model about a text: ``generate`` and ``trace``."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from memscope.base.errors import InputError
 from memscope.base.printable import one_line
+from memscope.base.words import visible
 from memscope.cli.options import (
     DeviceOption,
     JsonOption,
@@ -33,9 +34,17 @@ def generate(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens to generate at most.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.8,
     seed: SeedOption = 0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Also print the entries that fired for every new token, as trace does.")
+    ] = False,
+    top: Annotated[int, typer.Option("--top", min=1, help="With --watch: entries per token and layer.")] = 3,
     device: DeviceOption = "auto",
 ) -> None:
     """Continue a text."""
+    if watch:
+        check_model(run)
+        _watch(open_model(run, device), text, (tokens, temperature, seed), top)
+        return
     from memscope.text.tokenizer import Tokenizer
 
     config, tokenizer = check(run), Tokenizer.load(run / "tokenizer.json")
@@ -71,12 +80,30 @@ def trace(
     if as_json:
         print_json(rows)
         return
+    _show_trace(rows, top)
+
+
+def _watch(subject: Any, text: str, sampling: tuple[int, float, int], top: int) -> None:
+    """Print a continued text, and the entries that fired from the last token of the text on."""
+    from memscope.record.continuation import Sampling, continue_text
+    from memscope.record.trace import describe_trace
+
+    continued = continue_text(subject, text, Sampling(*sampling))
+    new = continued.traced.trace.tokens[continued.prompt :]
+    show(text + "".join(new.loc[~new["control"], "text"]))
+    _show_trace(describe_trace(subject, continued.traced)[continued.prompt - 1 :], top)
+
+
+def _show_trace(rows: list[dict[str, Any]], top: int) -> None:
+    """Print tokens as ``record.trace.describe_trace`` describes them, with ``top`` entries of every layer."""
     for token in rows:
+        said = f"{token['label']} = {token['bytes']}" if "bytes" in token else repr(token["text"])
         loss = "" if token["loss"] is None else f"  loss {token['loss']:.2f}"
-        show(f"{token['pos']:>4}  {token['text']!r}{loss}  next: {token['next'][0]['text']!r}")
+        likely = ", ".join(f"{visible(one['text'])} {one['probability']:.1%}" for one in token["next"][:3])
+        show(f"{token['pos']:>4}  {said}{loss}  next: {likely}")
         for layer in token["layers"]:
             for fired in layer["entries"][:top]:
                 weights = "".join(f"  {name} {fired[name]:+.4f}" for name in ("gate", "read") if name in fired)
-                said = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
+                sentence = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
                 label = fired["label"] if "layer" in fired["label"] else f"layer {layer['layer']}  {fired['label']}"
-                show(f"      {label}{weights}  {said}".rstrip())
+                show(f"      {label}{weights}  {sentence}".rstrip())

@@ -1,10 +1,17 @@
 """Sampling text from a model: with a KV cache where the model has one, on the whole sequence where it has not."""
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.runtime import agreed
 from memscope.model.transformer import KVCache, MemoryTransformer
+
+NextLogits = Callable[[list[int]], Float[Tensor, " vocab"]]
+"""Logits of the token after some ids, which grow by one from call to call."""
 
 
 @torch.no_grad()
@@ -22,18 +29,30 @@ def generate(
         raise InputError("the prompt is empty; give at least one token")
     model.cfg.model.expect_room(len(prompt), new_tokens)
     device = model.embed.weight.device
-    generator = torch.Generator().manual_seed(seed)
     cache = None if model.cfg.model.selecting_layers else KVCache(model.cfg.model, 1, device)
-    tokens = list(prompt)
-    while len(tokens) < len(prompt) + new_tokens:
+
+    def logits(tokens: list[int]) -> Tensor:
         unseen = tokens[cache.length :] if cache is not None else tokens
-        logits = model(torch.tensor([unseen], device=device), cache)[0, -1].float().cpu()
+        last: Tensor = model(torch.tensor([unseen], device=device), cache)[0, -1]
+        return last
+
+    return list(sample(logits, prompt, new_tokens, eos, temperature, seed))
+
+
+def sample(
+    logits: NextLogits, prompt: Sequence[int], new_tokens: int, eos: int, temperature: float, seed: int
+) -> Iterator[int]:
+    """The tokens that continue a prompt, one after the other; the end token is the last."""
+    generator, tokens = torch.Generator().manual_seed(seed), list(prompt)
+    for _ in range(new_tokens):
+        last = logits(tokens)
+        values = last.float().cpu()
         if temperature == 0:
-            token = int(logits.argmax())
+            token = int(values.argmax())
         else:
-            token = int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
-        token = agreed(token, device)  # a model in shards needs all processes for the next one
+            token = int(torch.multinomial((values / temperature).softmax(-1), 1, generator=generator))
+        token = agreed(token, last.device)  # a model in shards needs all processes for the next one
         tokens.append(token)
+        yield token
         if token == eos:
-            break
-    return tokens[len(prompt) :]
+            return

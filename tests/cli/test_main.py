@@ -107,6 +107,9 @@ def test_generate_continues_the_text_the_same_way_for_a_seed(cli: Cli, tiny_run_
     assert one.out.startswith("Ada Holm was")
     assert one == again
     assert one.out != other.out
+    watched = cli(*words, "--temperature", 0, "--tokens", 2, "--watch", "--top", 1).out.splitlines()
+    assert watched[0].startswith("Ada Holm was")
+    assert [" next: " in line for line in watched[1:]] == [True, False, False] * 3  # the last given token and two new
 
 
 def test_record_prints_a_summary_and_is_complete(

@@ -11,7 +11,7 @@ from memscope.base.errors import InputError
 from memscope.model.transformer import next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.record.trace import TextTrace, describe_trace, trace_text
+from memscope.record.trace import TextTrace, describe_trace, text_ids, trace_ids, trace_text
 from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
@@ -130,5 +130,35 @@ def test_what_cannot_be_traced_is_refused(tiny_run: LoadedRun, ffn_run: LoadedRu
         open_subject(ffn_run.path)
     with pytest.raises(InputError, match="the text is empty"):
         trace_text(OwnRun(tiny_run), "")
-    with pytest.raises(InputError, match=r"the text has \d+ tokens, the model reads 63 at once; shorten it"):
-        trace_text(OwnRun(tiny_run), TEXT * 10)
+    with pytest.raises(InputError, match=r"the text has [\d,]+ tokens, more than 65,536; record it as a corpus"):
+        trace_text(OwnRun(tiny_run), TEXT * 7000)
+
+
+def test_a_long_text_is_read_in_windows_as_when_it_is_recorded(slot_run: LoadedRun) -> None:
+    subject = OwnRun(slot_run)
+    ids = text_ids(subject.tokenizer, TEXT * 20)
+    traced, window = trace_ids(subject, ids), subject.window
+    assert len(ids) > 2 * window and len(traced.trace.tokens) == len(ids) == len(traced.predictions) // 5
+    second = trace_ids(subject, ids[window : 2 * window])
+    here = traced.trace.selections["pos"].between(window, 2 * window - 1)
+    np.testing.assert_array_equal(traced.trace.selections.loc[here, "entry"], second.trace.selections["entry"])
+    np.testing.assert_allclose(traced.slots[1][window : 2 * window], second.slots[1], atol=1e-6)
+    assert traced.predictions["text"].tolist()[5 * window : 10 * window] == second.predictions["text"].tolist()
+    assert np.isnan(traced.trace.tokens["loss"]).tolist() == [False] * (len(ids) - 1) + [True]
+
+
+def test_a_character_of_several_tokens_is_one_character(tiny_run: LoadedRun) -> None:
+    text = "Ada 漢 was"
+    traced = trace_text(OwnRun(tiny_run), text)
+    tokens = traced.trace.tokens[1:]
+    assert "".join(tokens["text"]) == text
+    parts = tokens[tokens["bytes"] != ""]
+    assert parts["bytes"].tolist() == ["e6", "bc", "a2"]
+    assert parts[["part", "parts", "whole"]].values.tolist() == [[n, 3, "漢"] for n in range(3)]
+    assert traced.trace.tokens["control"].tolist() == [True] + [False] * len(tokens)
+    described = [token for token in describe_trace(OwnRun(tiny_run), traced) if "bytes" in token]
+    assert [(token["label"], token["text"]) for token in described] == [
+        ("漢 1/3", "漢"),
+        ("漢 2/3", ""),
+        ("漢 3/3", ""),
+    ]

@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from memscope.base.errors import InputError
+from memscope.causal.intervene import scale
 from memscope.model.transformer import MemoryTransformer
+from memscope.record.continuation import Sampling, continue_ids, continue_text
+from memscope.record.trace import text_ids
 from memscope.run import generate as generate_module
+from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.run.generate import generate
 from tests.processes import FRESH, wait_for
@@ -36,6 +40,22 @@ def test_a_sample_is_a_function_of_its_seed(model: MemoryTransformer) -> None:
     assert one != other
     assert len(one) == 20
     assert all(0 <= token < 320 for token in one)
+
+
+def test_a_subject_continues_as_its_model_does_and_a_change_holds_while_it_writes(tiny_run: LoadedRun) -> None:
+    subject, sampling = OwnRun(tiny_run, "float32"), Sampling(12, 0.8, seed=3)
+    prompt = text_ids(subject.tokenizer, "Ada Holm was")
+    expected = generate(tiny_run.model, prompt, 12, eos=subject.tokenizer.eos, seed=3)
+    assert list(continue_ids(subject, prompt, sampling)) == expected
+    continued = continue_text(subject, "Ada Holm was", sampling)
+    assert continued.prompt == len(prompt)
+    assert continued.traced.trace.tokens["token"].tolist() == [*prompt, *expected]
+    with scale(tiny_run.model, 50.0):
+        assert list(continue_ids(subject, prompt, sampling)) != expected
+    with pytest.raises(InputError, match="12 new tokens exceed"):
+        continue_text(subject, "Ada " * 60, sampling)
+    with pytest.raises(InputError, match="temperature of -1"):
+        continue_text(subject, "Ada", Sampling(temperature=-1))
 
 
 def test_sampling_leaves_the_global_generator_alone(model: MemoryTransformer) -> None:
