@@ -9,6 +9,7 @@ A ``flock`` ends with its process, however the process ends, so a killed command
 import errno
 import fcntl
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from memscope.base.files import make_folder, remove_unfinished
 LOCK = ".lock"
 _PLACES = ("", "tokens", "selections", "checkpoints", "figures")
 """Parts of a folder in which files are written, and in which a killed writer may have left unfinished ones."""
+_HOLDER = re.compile(r"process (?P<pid>\d{1,9}) on (?P<host>\S+) since ")
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 _held: set[Path] = set()
 """Locks of this process."""
@@ -51,6 +53,22 @@ def one_writer(folder: Path) -> Iterator[None]:
         if made:
             with suppress(OSError):  # nothing was written
                 folder.rmdir()
+
+
+def has_writer(folder: Path) -> bool:
+    """Whether a process writes ``folder`` now, as its lock file tells; one of another machine counts as alive."""
+    match = _HOLDER.match(_holder(folder / LOCK))
+    if match is None or not (folder / LOCK).is_file():
+        return False
+    if match["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(match["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # a process of another user
+        pass
+    return True
 
 
 @contextmanager

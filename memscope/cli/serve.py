@@ -48,7 +48,7 @@ def serve_app(recording: Path | None, host: str, port: int) -> None:
 
 
 def check_recordings(path: Path) -> None:
-    """Check that ``path`` is a recording or a folder with at least one.
+    """Check that ``path`` is a recording, a run, or a folder with at least one of them.
 
     Raises:
         InputError: the path is neither, or the recording cannot be read or is unfinished.
@@ -57,6 +57,8 @@ def check_recordings(path: Path) -> None:
         raise InputError(f"{path}: no such folder; make a recording with 'memscope record'")
     if not (path / INFO).is_file() and any(path.glob(f"*/{INFO}")):
         return  # the app says which of several cannot be opened
+    if not (path / INFO).is_file() and [*path.glob("metrics.jsonl"), *path.glob("*/metrics.jsonl")]:
+        return  # the app follows runs without a recording
     info = read_info(path)
     if not info.complete:
         raise InputError(

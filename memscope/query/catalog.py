@@ -7,15 +7,17 @@ recordings_table(find_recordings(root), root)
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
+from memscope.base.lock import has_writer
 from memscope.query.recording import Recording
 from memscope.recording.census_file import read_census
 from memscope.recording.info import AGGREGATES, INFO, read_info
+from memscope.run.metrics_log import read_metrics
 
 DEPTH = 3
 """Folders below the given one in which recordings are found."""
@@ -79,7 +81,7 @@ def recordings_table(found: dict[str, Path], root: Path) -> pd.DataFrame:
 
 
 def runs_without_recording(folder: Path, found: dict[str, Path]) -> list[Path]:
-    """Runs in a folder of recordings, or in the folder ``runs`` beside it, that none of the recordings is of."""
+    """Runs that none of the recordings is of: the folder itself, in it, or in the folder ``runs`` beside it."""
     recorded = set()
     for path in found.values():
         try:
@@ -87,8 +89,62 @@ def runs_without_recording(folder: Path, found: dict[str, Path]) -> list[Path]:
         except (InputError, OSError):
             continue  # the table of recordings says what is wrong with it
     configs = [config for place in (folder, folder.parent / "runs") for config in place.glob("*/config.yaml")]
+    configs.append(folder / "config.yaml")
     runs = {path.parent for path in configs if (path.parent / "metrics.jsonl").is_file()}
     return sorted(run for run in runs if not (run / INFO).is_file() and run.resolve() not in recorded)
+
+
+class RunProgress(NamedTuple):
+    """How far a training run is, from what it logs."""
+
+    path: Path
+    running: bool
+    """Whether a process trains it now."""
+    step: int
+    steps: int | None
+    """Steps in all, none where the run's log does not say."""
+    left_seconds: float | None
+    """Seconds of training that are left, validations apart; none where the run's log does not say."""
+    tokens_per_second: float | None
+    curve: pd.DataFrame
+    """Lines of ``metrics.jsonl``, as ``Recording.training_curve``."""
+    samples: pd.DataFrame
+    """``step prompt text``, newest first: how the model continued validation documents."""
+
+
+def run_progress(path: Path) -> RunProgress:
+    """How far the run in a folder is.
+
+    Raises:
+        InputError: its log is damaged.
+    """
+    lines = read_metrics(path / "metrics.jsonl")
+    last: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "train"), {})
+    samples = [{key: line[key] for key in ("step", "prompt", "text")} for line in lines if line["kind"] == "sample"]
+    return RunProgress(
+        path,
+        has_writer(path),
+        max((line["step"] for line in lines), default=0),
+        last.get("of_steps"),
+        last.get("left_seconds"),
+        last.get("tokens_per_second"),
+        pd.DataFrame([line for line in lines if line["kind"] != "sample"], columns=None if lines else ["kind", "step"]),
+        pd.DataFrame(samples[::-1], columns=["step", "prompt", "text"]),
+    )
+
+
+def usage_now(progress: RunProgress) -> pd.DataFrame:
+    """Evenness of every layer at the newest validation: ``layer coverage kl_to_uniform gini top50 dead``."""
+    names = ["coverage", "kl_to_uniform", "gini", "top50", "dead"]
+    curve = progress.curve
+    evaluations = curve[curve["kind"] == "eval"]
+    if evaluations.empty:
+        return pd.DataFrame(columns=["layer", *names])
+    newest = evaluations.iloc[-1]
+    layers = sorted(
+        int(name.split("/")[0].removeprefix("layer_")) for name in curve.columns if name.endswith("/coverage")
+    )
+    return pd.DataFrame([{"layer": one, **{name: newest[f"layer_{one}/{name}"] for name in names}} for one in layers])
 
 
 def find_documents(titles: pd.Series, search: str, limit: int) -> list[int]:

@@ -28,6 +28,8 @@ from memscope.train.timing import StepClock
 
 _FINAL_RATE = 0.1
 """Final learning rate as a share of the peak."""
+_SAMPLES = 3
+"""Documents that are continued at the end."""
 
 
 def train(config: Config, run: Path, resume: bool = False, device: str = "auto") -> dict[str, Any]:
@@ -55,11 +57,9 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                 check_finite("validation loss", validation["loss"], step)
                 log.write("eval", step, validation)
                 progress.say(validation_line(step, validation))
-
-            # at the end: continue the first validation documents
-            if last:
+                # continue the first validation document, at the end some more
                 with speed.paused():
-                    for sample in samples(training):
+                    for sample in samples(training, _SAMPLES if last else 1) if step else ():
                         log.write("sample", step, sample)
 
             # once in a while: save; a checkpoint is the state before this step
@@ -99,7 +99,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
 
             # once in a while: log the step that was just made
             if clock.on or (step + 1) % settings.log_interval == 0:
-                values = step_values(training, loss_sum, grad_norm, clock.seconds)
+                values = step_values(training, step + 1, loss_sum, grad_norm, clock.seconds)
                 check_finite("training loss", values["loss"], step + 1)
                 log.write("train", step + 1, values)
                 progress.show_loss(values["loss"])

@@ -17,7 +17,7 @@ from memscope.train.evaluate import evaluate
 from memscope.train.parallel import strategy
 from memscope.train.setup import Training
 
-_SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 24, 48
+_PROMPT_TOKENS, _NEW_TOKENS = 24, 48
 
 
 def validation_values(training: Training) -> dict[str, Any]:
@@ -45,13 +45,13 @@ def validation_line(step: int, values: dict[str, Any]) -> str:
     )
 
 
-def samples(training: Training) -> list[dict[str, str]]:
-    """Continuations of the first validation documents."""
+def samples(training: Training, count: int) -> list[dict[str, str]]:
+    """Continuations of the first ``count`` validation documents."""
     net, corpus, tokenizer, config = training.net, training.valid_corpus, training.tokenizer, training.config
     texts = []
     net.eval()
     new_tokens = min(_NEW_TOKENS, config.model.max_seq_len - _PROMPT_TOKENS)
-    for start, stop in list(zip(corpus.starts[:-1], corpus.starts[1:], strict=True))[:_SAMPLES]:
+    for start, stop in list(zip(corpus.starts[:-1], corpus.starts[1:], strict=True))[:count]:
         prompt = corpus.tokens[start : min(start + _PROMPT_TOKENS, stop - 1)].tolist()
         with autocast(net.embed.weight.device, config.train.dtype):
             new = generate(net, prompt, new_tokens, eos=tokenizer.eos, seed=config.train.seed)
@@ -61,21 +61,26 @@ def samples(training: Training) -> list[dict[str, str]]:
 
 
 def step_values(
-    training: Training, loss_sum: Tensor, grad_norm: Tensor, clock_seconds: dict[str, float]
+    training: Training, step: int, loss_sum: Tensor, grad_norm: Tensor, clock_seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The line that is logged for the last step; all processes call it.
 
     Args:
         training: the run.
+        step: steps that were made.
         loss_sum: of this process, over its micro-batches.
         grad_norm: before it was clipped.
         clock_seconds: what its parts took, if that was measured.
     """
+    speed = training.speed.recent()
+    left = (training.n_steps - step) * training.speed.tokens_per_step
     return {
         "loss": float(training.accelerator.reduce(loss_sum, "mean")),
         "grad_norm": float(grad_norm),
         "learning_rate": training.parallel.optimizer.param_groups[0]["lr"],
-        "tokens_per_second": training.speed.recent(),
+        "tokens_per_second": speed,
+        "of_steps": training.n_steps,
+        **({"left_seconds": left / speed} if speed else {}),
         **_revived(training.net),
         **_peak_memory(training.accelerator.device),
         **clock_seconds,

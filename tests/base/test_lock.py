@@ -15,7 +15,7 @@ import pytest
 
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
-from memscope.base.lock import LOCK, one_maker, one_writer
+from memscope.base.lock import LOCK, has_writer, one_maker, one_writer
 from memscope.config.load import dump_config
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info
@@ -238,3 +238,21 @@ def test_two_trainings_share_the_packing_of_a_corpus(
     assert packed
     assert f"waiting for {SOMEONE}, which makes it" in capsys.readouterr().err
     assert [one.name for one in cache.iterdir()] == [made.name]
+
+
+def test_a_folder_tells_whether_it_has_a_writer(tmp_path: Path) -> None:
+    assert not has_writer(tmp_path)
+    with one_writer(tmp_path):
+        assert has_writer(tmp_path)
+    assert not has_writer(tmp_path)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    for text, alive in (
+        (SOMEONE, True),  # on another machine
+        (f"process {gone.pid} on {here} since 2026", False),  # killed
+        (f"process 1 on {here} since 2026", True),  # of another user, perhaps
+        ("", False),
+    ):
+        (tmp_path / LOCK).write_text(text)
+        assert has_writer(tmp_path) == alive, text

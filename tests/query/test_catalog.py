@@ -6,7 +6,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from memscope.query.catalog import find_documents, find_recordings, recordings_table, runs_without_recording
+from memscope.base.lock import one_writer
+from memscope.query.catalog import (
+    find_documents,
+    find_recordings,
+    recordings_table,
+    run_progress,
+    runs_without_recording,
+    usage_now,
+)
 from memscope.query.recording import Recording
 from memscope.recording.info import read_info, write_info
 
@@ -61,3 +69,22 @@ def test_runs_without_a_recording_are_found_beside_the_folder(folder: Path, tiny
 def test_documents_are_found_by_title_and_number(search: str, found: list[int]) -> None:
     titles = pd.Series(["", "A river", "World War 1", "River (film)", ""])
     assert find_documents(titles, search, 3) == found
+
+
+def test_a_run_says_how_far_it_is_and_whether_it_goes_on(tiny_run_path: Path, tmp_path: Path) -> None:
+    progress = run_progress(tiny_run_path)
+    assert (progress.step, progress.steps, progress.left_seconds, progress.running) == (20, 20, 0, False)
+    assert progress.curve["kind"].value_counts().to_dict() == {"train": 6, "eval": 3}
+    assert progress.samples["step"].tolist() == [20, 20, 20, 10]
+    usage = usage_now(progress)
+    newest = progress.curve[progress.curve["kind"] == "eval"].iloc[-1]
+    assert usage["layer"].tolist() == [0, 1]
+    assert usage["coverage"].tolist() == [newest["layer_0/coverage"], newest["layer_1/coverage"]]
+    (tmp_path / "config.yaml").touch()
+    with one_writer(tmp_path):
+        assert run_progress(tmp_path).running
+    assert run_progress(tmp_path)[1:5] == (False, 0, None, None)
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "eval", "step": 0, "loss": 5.0}\n{"kind": "tr')
+    begun = run_progress(tmp_path)  # a line is being written
+    assert begun.step == 0 and begun.steps is None and usage_now(begun).empty
+    assert runs_without_recording(tmp_path, {}) == [tmp_path]

@@ -47,6 +47,7 @@ def test_training_lowers_training_and_validation_loss(tiny_run_path: Path) -> No
 def test_metrics_have_their_fields(tiny_run_path: Path) -> None:
     lines = read_metrics(tiny_run_path / "metrics.jsonl")
     logged = {"kind", "step", "loss", "grad_norm", "learning_rate", "tokens_per_second", "peak_rss_bytes"}
+    logged |= {"of_steps", "left_seconds"}
     clocks = {"data_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds"}
     by_step = {line["step"]: line for line in lines if line["kind"] == "train"}
     assert sorted(by_step) == [1, 5, 10, 11, 15, 20]  # every 5, and those whose time is measured
@@ -57,7 +58,9 @@ def test_metrics_have_their_fields(tiny_run_path: Path) -> None:
     for line in evaluations:
         assert {"loss", "perplexity", "bits_per_byte", "layer_0/coverage", "layer_1/kl_to_uniform"} <= set(line)
     samples = [line for line in lines if line["kind"] == "sample"]
-    assert [set(line) for line in samples] == [{"kind", "step", "prompt", "text"}] * 3
+    assert [set(line) for line in samples] == [{"kind", "step", "prompt", "text"}] * 4
+    assert [line["step"] for line in samples] == [10, 20, 20, 20]
+    assert by_step[20]["of_steps"] == 20 and by_step[20]["left_seconds"] == 0 < by_step[10]["left_seconds"]
 
 
 def test_the_summary_is_that_of_the_run(tiny_run_path: Path) -> None:
