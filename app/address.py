@@ -17,7 +17,7 @@ from typing import Any
 import streamlit as st
 
 MAX_TEXT = 8000
-"""Most characters of a text in an address."""
+"""Most characters of a value in an address; a longer text stays in the session alone."""
 _REMEMBERED = 50
 """Number of pages left by links whose view is remembered."""
 
@@ -145,8 +145,8 @@ class View:
         values = {"recording": st.session_state["_recording"]}
         for name, field in self._fields.items():
             value = _kept(self.page)[name]
-            if value != field.default:
-                values[name] = field.text(value)
+            if value != field.default and len(text := field.text(value)) <= MAX_TEXT:
+                values[name] = text
         if values != st.query_params.to_dict():
             st.query_params.from_dict(values)
         st.session_state["_address"] = (self.page, values)

@@ -4,9 +4,10 @@ torch is loaded when the first reader is about to type, in the background.
 """
 
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -17,9 +18,13 @@ from memscope.recording.info import RecordingInfo
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change, Changed
+    from memscope.record.continuation import Continued as Continued
     from memscope.record.trace import TextTrace
     from memscope.run.subject import Subject
 
+_REMEMBERED = 16
+"""Answers of ``_remembered`` that a session keeps."""
+Answer = TypeVar("Answer")
 _TYPED = {"memory", "text", "experts", "neurons"}
 """Kinds of layers whose models a folder gives back; others were recorded from Python or imported."""
 
@@ -86,14 +91,75 @@ def compare_typed(text: str, change: "Change") -> pd.DataFrame:
     return _compare_typed(subject.fingerprint, _how(recording().info), text, change, subject)
 
 
-def changed_contexts(change: "Change") -> "Changed":
+def changed_contexts(change: "Change", watch: Callable[[int, int], None]) -> "Changed":
     """``what_if.changed_contexts`` of the open recording: recorded text that a change alters most.
 
     Raises:
         InputError: see ``recorded_subject``; or the change alters nothing that was recorded.
     """
+    from memscope.causal import what_if
+
     subject = recorded_subject()
-    return _changed_contexts(str(recording().path), subject.fingerprint, change, subject)
+
+    def read() -> "Changed":
+        with model_lock():
+            return what_if.changed_contexts(subject, recording(), change, watch=watch)
+
+    return _remembered(("changed", recording().path, subject.fingerprint, change), read)
+
+
+def continue_typed(
+    text: str,
+    new_tokens: int,
+    temperature: float,
+    seed: int,
+    change: "Change | None" = None,
+    watch: Callable[[str], None] = lambda written: None,
+) -> "Continued":
+    """Let the recorded model go on from a text, under a change if one is given.
+
+    Args:
+        text: what it goes on from.
+        new_tokens: most tokens to write.
+        temperature: 0 takes the likeliest token each time.
+        seed: of what is drawn.
+        change: what holds while it writes and reads.
+        watch: called with what was written so far, after every token.
+
+    Raises:
+        InputError: see ``recorded_subject``; or the text cannot be continued, or the change cannot be made.
+    """
+    from memscope.causal.what_if import open_change
+    from memscope.record.continuation import Continued, Sampling, continue_ids
+    from memscope.record.trace import text_ids, trace_ids
+
+    subject, sampling = recorded_subject(), Sampling(new_tokens, temperature, seed)
+
+    def write() -> Continued:
+        with model_lock(), nullcontext() if change is None else open_change(subject, change):
+            prompt = text_ids(subject.tokenizer, text)
+            ids = list(prompt)
+            for token in continue_ids(subject, prompt, sampling):
+                ids.append(token)
+                watch(subject.tokenizer.decode(ids[len(prompt) :], after=prompt, partial="ignore"))
+            return Continued(trace_ids(subject, ids), len(prompt))
+
+    return _remembered((subject.fingerprint, _how(recording().info), text, sampling, change), write)
+
+
+def document_predictions(doc: int, pos: int) -> pd.DataFrame:
+    """The most likely next tokens after a token of a recorded document, as ``TextTrace.predictions``.
+
+    Raises:
+        InputError: see ``recorded_subject``.
+    """
+    subject, here = recorded_subject(), recording()
+    window = here.info.window
+    start, rows = (int(here.documents[name][doc]) for name in ("first_row", "rows"))
+    begin = pos // window * window
+    ids = tuple(here.token_ids[start + begin : start + min(begin + window, rows)].tolist())
+    found = _trace_ids(subject.fingerprint, _how(here.info), ids, subject).predictions
+    return found.assign(pos=found["pos"] + begin)
 
 
 def expect_text() -> None:
@@ -148,6 +214,14 @@ def _trace_typed(fingerprint: str, how: tuple[int, int | None], text: str, _subj
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
+def _trace_ids(fingerprint: str, how: tuple[int, int | None], ids: tuple[int, ...], _subject: "Subject") -> "TextTrace":
+    from memscope.record.trace import trace_ids
+
+    with model_lock():
+        return trace_ids(_subject, ids)
+
+
+@st.cache_data(max_entries=32, show_spinner="Running the model ...")
 def _compare_typed(
     fingerprint: str, how: tuple[int, int | None], text: str, change: "Change", _subject: "Subject"
 ) -> pd.DataFrame:
@@ -157,9 +231,11 @@ def _compare_typed(
         return compare_text(_subject, text, change)
 
 
-@st.cache_data(max_entries=16, show_spinner="Reading recorded text ...")
-def _changed_contexts(path: str, fingerprint: str, change: "Change", _subject: "Subject") -> "Changed":
-    from memscope.causal.what_if import changed_contexts
-
-    with model_lock():
-        return changed_contexts(_subject, recording(), change)
+def _remembered(asked: tuple[Any, ...], answer: Callable[[], Answer]) -> Answer:
+    """An answer that this session remembers. Streamlit's caches cannot show how far a function is."""
+    known: dict[Any, Answer] = st.session_state.setdefault("_answers", {})
+    if asked not in known:
+        known[asked] = answer()
+        while len(known) > _REMEMBERED:
+            known.pop(next(iter(known)))
+    return known[asked]

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import streamlit as st
 
 from app import address, outside, state
+from app.parts import training
 from memscope.base.errors import InputError
 from memscope.base.printable import printable
 from memscope.base.words import first_upper
-from memscope.query.catalog import DEPTH, recordings_table, runs_without_recording
+from memscope.query.catalog import DEPTH, recordings_table
 from memscope.recording.info import INFO, RecordingInfo
 from memscope.report.words import bias_name
 
@@ -77,6 +78,9 @@ def choose_recording() -> None:
     recordings = state.find_recordings(state.root())
     if not recordings:
         st.title("No recording yet")
+        if waiting := training.runs():
+            training.follow(waiting)
+            st.stop()
         st.write(
             "A recording holds the entries that a model's gate selected on a corpus. Make one, then reload this page:"
         )
@@ -97,6 +101,13 @@ def choose_recording() -> None:
         )
     with say_what_is_wrong():
         state.open_by_name(name)
+
+
+def place() -> list[str]:
+    """What stands on every page: the product, the model and the corpus of the open recording."""
+    with say_what_is_wrong():
+        info = state.recording().info
+    return ["memscope", f"model {info.run_name}", f"corpus {info.corpus_name}", f"{info.rows:,} tokens"]
 
 
 @contextmanager
@@ -142,8 +153,3 @@ def all_recordings() -> None:
         alt="Recordings in this folder",
     )
     st.caption(f"Every {INFO} in {state.root().name}/ and up to {DEPTH} folders below it. Select a row to open it.")
-    waiting = runs_without_recording(state.root(), recordings)
-    if waiting:
-        st.subheader("Runs without a recording here")
-        for path in waiting:
-            outside.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")

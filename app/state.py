@@ -221,7 +221,21 @@ def show_figure(
         alt: a description of the figure, for readers who do not see it.
         of: name of a second recording that the arguments depend on.
     """
-    versions = _version(), None if of is None else _version(of)
+    _show((_version(), None if of is None else _version(of)), draw, arguments, by, alt)
+
+
+def show_run_figure(draw: Callable[..., Figure], arguments: Callable[[], tuple[Any, ...]], *by: Any, alt: str) -> None:
+    """``show_figure`` of a run, which needs no recording; ``by`` names the run and how far it is."""
+    _show((), draw, arguments, by, alt)
+
+
+def _show(
+    versions: tuple[Version | None, ...],
+    draw: Callable[..., Figure],
+    arguments: Callable[[], tuple[Any, ...]],
+    by: tuple[Any, ...],
+    alt: str,
+) -> None:
     dark = st.context.theme.type == "dark"
     image = _draw(versions, f"{draw.__module__}.{draw.__name__}", dark, by, draw, arguments)
     st.image(image, width="stretch", output_format="PNG", alt=alt)

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app import recordings
+from app.components.place import place_line
 
 # An icon of Streamlit's own would be fetched from another site.
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
@@ -41,5 +42,6 @@ page = st.navigation(
     ]
 )
 recordings.choose_recording()
+place_line(recordings.place())
 with recordings.say_what_is_wrong():
     page.run()

@@ -6,7 +6,8 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.parts import causal, entry_view, tables
+from app.parts import tables
+from app.parts.entry import card, page, pins
 from memscope.base.words import first_upper
 from memscope.query.bank_table import STATES, entry_rows, known_fields, known_sorts
 from memscope.report.words import reworded
@@ -14,7 +15,6 @@ from memscope.stats.usage import HOT_FACTOR
 
 PAGE = 50  # rows of one page of the table
 ORDERS = ("largest first", "smallest first")
-ALL = "all"
 
 recording = state.recording()
 info = recording.info
@@ -29,9 +29,13 @@ field = view.field("in", choice(fields, name="field"))
 kind = view.field("show", choice(STATES, name="kind"))
 sort = view.field("sort", choice(sorts, name="column"))
 order = view.field("order", choice(ORDERS, name="order"))
-page = view.field("page", integer(1, 1 + -(-info.knowledge_num // PAGE), 1, "page"))
+leaf = view.field("page", integer(1, 1 + -(-info.knowledge_num // PAGE), 1, "page"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
-layer = view.field("layer", choice([ALL, *info.layers], name="layer"))
+layer = view.field("layer", choice([page.ALL, *info.layers], name="layer"))
+beside = view.field("beside", integer(0, info.knowledge_num, None, "entry"))
+contexts = view.field("contexts", choice([card.BY_SCORE, *[card.BY_READ] * info.has("reads")], name="order"))
+kept = view.field("pins", pins.pins(info.knowledge_num))
+found = state.entry_order(search, field, kind, sort, order == ORDERS[0])
 
 
 def show_table() -> None:
@@ -53,86 +57,53 @@ which.selectbox("Show", STATES, **view.widget("show", show_table))
 tables.entry_box(view, info, f"Open {word}", number)
 
 if entry is None:
-    found = state.entry_order(search, field, kind, sort, order == ORDERS[0])
     pages = max(1, -(-len(found) // PAGE))
-    page = min(page, pages)
+    leaf = min(leaf, pages)
     view.write()
-    bar, note = st.columns([3, 2], vertical_alignment="center")
+    bar, note, save = st.columns([3, 2, 1.2], vertical_alignment="center")
     with bar:
         st.pagination(
-            pages, default=page, key=f"page{page}", on_change=lambda: view.put(page=st.session_state[f"page{page}"])
+            pages, default=leaf, key=f"page{leaf}", on_change=lambda: view.put(page=st.session_state[f"page{leaf}"])
         )
     note.caption(f"{len(found):,} of {info.knowledge_num:,} {many}; select a row to open its {word}.")
+    with save:
+        state.download("All as CSV", lambda: entry_rows(recording, state.numbers(), found.tolist()), many)
     if not len(found):
         st.info(f"No {word} holds all of these words.", icon=":material/search_off:")
         st.stop()
-    table = entry_rows(recording, state.numbers(), found[(page - 1) * PAGE : page * PAGE].tolist())
+    table = entry_rows(recording, state.numbers(), found[(leaf - 1) * PAGE : leaf * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()
     outside.table(
         tables.named(info, table),
         hide_index=True,
-        height=610,
+        height=640,
+        row_height=tables.ROW_HEIGHT,
         key="table",
         on_select=open_row,
         selection_mode="single-row",
-        column_order=[
-            "entry",
-            "count",
-            "layers_used",
-            "top_layer",
-            "read_per_selection",
-            "signed_per_selection",
-            "drift",
-            "kept",
-            "readability",
-            "sentence",
-            "decoded",
-            "title",
-            "words",
-            "predicate",
-        ],
+        column_order=tables.ENTRY_ORDER,
         column_config=tables.entry_columns(info),
         alt=reworded(info, "Entries of the bank"),
     )
     drift = (
-        "Drift is 1 - cosine to the initial entry; kept is the share of its nearest tokens that stand in the init "
-        "sentence. "
+        "Drift is 1 - cosine to the initial entry. Still its sentence is the share of its nearest tokens that stand in "
+        "the init sentence. "
     )
     st.caption(
         f"Selections are sums over all layers, of D = {d:,}. {drift * info.has('drift')}Hot {many} have more than "
         f"{HOT_FACTOR} times the even share, {d / info.knowledge_num:,.1f} selections."
     )
+    pins.pin_list(view, recording, kept)
     st.stop()
 
 view.write()
-card = state.answer(type(recording).entry, entry)
-back, light, _ = st.columns([1.5, 2.2, 6], vertical_alignment="center")
-back.button(f"All {many}", icon=":material/arrow_back:", on_click=lambda: view.put(entry=None))
-if light.button("Light up in a text", icon=":material/lightbulb:", help=f"Colour the last text by this {word}."):
-    address.go("prompts", **{**st.session_state["_views"].get("prompts", {}), "by": "one entry", "entry": entry})
+shown = state.answer(type(recording).entry, entry)
+page.way(view, found, entry, many)
+if beside is not None:
+    page.actions(view, recording, entry, kept)
+    page.beside(view, recording, (shown, state.answer(type(recording).entry, beside)), contexts)
+    st.stop()
 st.subheader(first_upper(info.label(entry)))
-entry_view.header(recording, card)
-
-used = [int(one) for one in card.usage.loc[card.usage["count"] > 0, "layer"]]
-left, right = st.columns([6, 5], gap="large")
-with left:
-    st.markdown("**Where it fires**")
-    options = [ALL, *used] if layer in (ALL, *used) else [ALL, layer, *used]
-    if len(used) > 1 or not info.private:
-        st.segmented_control("Layer", options, required=True, label_visibility="collapsed", **view.widget("layer"))
-    with st.container(height=640, border=False):
-        entry_view.contexts(recording, entry, layer if layer in used else None)
-with right:
-    entry_view.decodings(recording, card)
-if card.sentence is not None and causal.can_retype(info, entry):
-    st.subheader("Read it otherwise")
-    causal.retype(entry, card.sentence)
-st.subheader("Usage")
-entry_view.usage(recording, card)
-entry_view.firing(recording, entry)
-left, right = st.columns([3, 1.2], gap="large")
-with left:
-    st.markdown("**Selected together with**")
-    entry_view.neighbours(recording, entry, layer if layer in used else None)
-with right:
-    entry_view.map_position(recording, entry)
+page.actions(view, recording, entry, kept)
+card.header(recording, shown)
+page.alone(view, recording, shown, layer, contexts)

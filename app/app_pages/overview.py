@@ -4,13 +4,14 @@ import streamlit as st
 
 from app import address, outside, recordings, state
 from app.address import choice
-from app.parts import overview, tables
+from app.parts import overview, tables, training
 from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.report.plots import usage as plots
 from memscope.report.words import selections, shared_by
 
-PARTS = ("health", "model", "training", "recordings")
+RUNS = "runs not recorded"
+PARTS = ("health", "model", "training", "recordings", RUNS)
 LEVELS = {
     "good": (st.success, ":material/check_circle:"),
     "watch": (st.info, ":material/info:"),
@@ -20,7 +21,9 @@ LEVELS = {
 recording = state.recording()
 info, run = recording.info, recording.run_summary
 memory, words = info.kind == "memory", info.word(2)
-parts = [name for name in PARTS if name != "training" or "config.yaml" in recording.info.files]
+waiting = training.runs()
+there = {"training": "config.yaml" in info.files, RUNS: bool(waiting)}
+parts = [name for name in PARTS if there.get(name, True)]
 
 st.title("Overview")
 view = address.View("overview")
@@ -42,7 +45,6 @@ st.segmented_control(
     "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
 )
 if part == "health":
-    overview.example(recording)
     st.subheader("Is the memory healthy?" if memory else f"Are the {words} in use?")
     left, right = st.columns(2, gap="medium")
     for number, flag in enumerate(state.answer(health)):
@@ -54,6 +56,7 @@ if part == "health":
         f"{'the memory' if memory else 'it'} is unused. Each line gives the number of selections behind it; "
         "docs/reference/metrics.md defines every number."
     )
+    overview.example(recording)
     st.subheader("Findings")
     for finding in state.answer(find):
         with st.expander(finding.question):
@@ -82,5 +85,8 @@ elif part == "training":
     )
     overview.gate_over_time(curve)
 
-else:
+elif part == "recordings":
     recordings.all_recordings()
+
+else:
+    training.follow(waiting)

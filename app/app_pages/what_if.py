@@ -1,15 +1,13 @@
 """Ablate, force, swap, rewrite or scale what layers select: typed text before and after, and recorded text."""
 
-from functools import partial
-
 import numpy as np
 import streamlit as st
 
-from app import address, outside, state
-from app.address import choice, integer, several, words
+from app import address, live, state
+from app.address import choice, flag, integer, several, words
 from app.components.tokens import token_view
-from app.live import changed_contexts, compare_typed, expect_text
-from app.parts import causal
+from app.parts import causal, what_if
+from app.parts.texts import generated, typed
 from memscope.base.errors import InputError
 
 recording = state.recording()
@@ -27,64 +25,90 @@ layers = view.field("layers", several(info.layers, name="layer"))
 view.field("amount", words("1"))
 view.field("sentence", words())
 text = view.field("text", words())
-token = view.field("token", integer(0, info.window, 0, "token"))
-view.write()
-expect_text()
+by = view.field("by", choice(list(what_if.MEASURES), name="measure"))
+going = view.field("go", flag())
+asked = generated.fields(view)
+live.expect_text()
 
+typed.text_boxes(view, {"text": "Text to read"})
 st.segmented_control(
     "Change",
     list(kinds),
     required=True,
     format_func=lambda name: kinds[name].name,
-    **view.widget("change"),
+    **view.widget("change", lambda: view.put(token=None)),
 )
+try:
+    trace = live.trace_typed(text).trace if text else None
+except InputError as error:
+    view.write()
+    causal.cannot(error)
+if trace is not None and kind != "scale":
+    what_if.choices(view, recording, trace, layers)
 causal.change_form(view, kind, info)
 st.caption(kinds[kind].meaning)
-if not text:
+if trace is None:
+    view.write()
     st.caption("Type a text and choose a change: the recorded model runs on it without and with the change.")
     st.stop()
+assert trace is not None
 try:
     change = causal.read_change(view, kind, info)
-    compared = compare_typed(text, change)
+    compared = live.compare_typed(text, change)
 except InputError as error:
-    st.warning("This cannot be done.", icon=":material/warning:")
-    outside.code(str(error), language=None, wrap_lines=True)
-    st.stop()
+    view.write()
+    causal.cannot(error)
+if what_if.nowhere(trace, change):
+    st.info(
+        f"No token of this text selects any of these {info.word(2)} in these layers. The table above has those that it "
+        "selects.",
+        icon=":material/search_off:",
+    )
+# The page opens on the token whose prediction moved most.
+token = view.field("token", integer(0, len(compared), what_if.most_moved(compared), "token"))
+view.write()
 
-token = min(token, len(compared) - 1)
-
-
-def pick(widget: str) -> None:
-    view.put(token=st.session_state[widget].clicked)
-
-
-for place, name in zip(st.columns(2, gap="medium"), ("before", "after"), strict=True):
-    with place:
-        st.subheader(name.capitalize())
-        token_view(
-            compared,
-            compared[f"loss_{name}"].to_numpy(np.float64),
-            "loss of predicting the next token, nats",
-            token,
-            key=f"tokens_{name}",
-            label=f"Tokens {name}",
-            on_click=partial(pick, f"tokens_{name}"),
-        )
+title, colour = st.columns([2, 3], vertical_alignment="bottom")
+title.subheader("What changes")
+colour.segmented_control(
+    "Colour by",
+    list(what_if.MEASURES),
+    required=True,
+    label_visibility="collapsed",
+    format_func=lambda name: what_if.MEASURES[name].name,
+    **view.widget("by"),
+)
+token_view(
+    compared,
+    what_if.values(compared, by),
+    what_if.MEASURES[by].meaning,
+    token,
+    key="tokens",
+    signed=what_if.MEASURES[by].signed,
+    on_click=lambda: view.put(token=st.session_state["tokens"].clicked),
+)
+st.caption(what_if.MEASURES[by].legend)
+st.markdown(f"**Token {token}**")
 causal.token_change(compared, token)
 causal.token_table(compared)
-st.caption(
-    "Deeper blue is a larger loss; before and after have separate scales. Loss is that of predicting the next token. "
-    "KL is how far the next-token distribution moved. Both are in nats."
-)
+st.caption("Loss is that of predicting the next token. KL is how far the next-token distribution moved. Both in nats.")
+
+st.subheader("Let the model go on")
+st.toggle("Write on from this text without and with the change", **view.widget("go"))
+if going:
+    generated.boxes(view)
+    try:
+        what_if.two_continuations(view, recording, text, asked, change)
+    except InputError as error:
+        causal.cannot(error)
 
 st.subheader("Recorded text that changes most")
-if st.toggle("Read recorded text with this change", key="what_if.contexts", help="Takes some seconds to a minute."):
+if st.toggle("Read recorded text with this change", key="what_if.contexts"):
     try:
-        changed = changed_contexts(change)
+        with what_if.progress() as watch:
+            changed = live.changed_contexts(change, watch)
     except InputError as error:
-        st.warning("There is nothing to show.", icon=":material/warning:")
-        outside.code(str(error), language=None, wrap_lines=True)
-        st.stop()
+        causal.cannot(error, "There is nothing to show.")
     windows = f"the windows that select the {info.word(2)} most often"
     if kind in ("force", "scale"):
         windows = "windows from all parts of the recording"

@@ -24,6 +24,7 @@ def fired_view(
     *,
     key: str,
     on_act: Callable[[], None],
+    changes: bool = False,
     few: int = FEW,
 ) -> None:
     """Show the entries that a token selected, layer by layer.
@@ -35,7 +36,8 @@ def fired_view(
         info: of the recording, which names entries and scores.
         key: name of the widget.
         on_act: called when the reader clicks an action: ``st.session_state[key].acted`` has ``act`` (``open``,
-            ``where`` or ``light``), ``entry`` (-1: none) and ``layer``.
+            ``light`` or ``ablate``), ``entry`` (-1: none) and ``layer``.
+        changes: whether the model can be changed and run, so that rows offer to ablate.
         few: entries of a layer that are shown at first.
     """
     data = [
@@ -48,7 +50,14 @@ def fired_view(
         for layer in layers
     ]
     _FIRED(
-        data={"layers": data, "chosen": chosen, "lit": -1 if lit is None else lit, "few": few, "word": info.word()},
+        data={
+            "layers": data,
+            "chosen": chosen,
+            "lit": -1 if lit is None else lit,
+            "few": few,
+            "word": info.word(),
+            "changes": changes,
+        },
         key=key,
         on_acted_change=on_act,
     )

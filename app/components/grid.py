@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from app.components.component import color_range, make_component
+from memscope.recording.token_table import token_label
 
 _GRID = make_component(
     "grid",
@@ -43,7 +44,7 @@ def layer_grid(
     low, high = color_range(values.ravel())
     data = {
         "rows": [f"layer {name}" for name in layers],
-        "texts": tokens["text"].tolist(),
+        "texts": [token_label(row.whole, row.part, row.parts) for row in tokens.itertuples()],
         "values": [[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in values],
         "low": low,
         "high": high,

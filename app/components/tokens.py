@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 
 from app.components.component import color_levels, color_range, make_component
+from memscope.base.words import visible
+from memscope.recording.token_table import token_label
 
 _TOKENS = make_component(
     "tokens",
@@ -25,33 +27,71 @@ def token_view(
     *,
     key: str,
     label: str = "Tokens",
+    signed: bool = False,
+    new: np.ndarray | None = None,
     on_click: Callable[[], None],
 ) -> None:
     """Show a stretch of text as tokens coloured by a value.
 
+    A character of several tokens is drawn once, across them. Tokens that are no text, such as bos, are grey.
+
     Args:
-        tokens: rows of ``Trace.tokens``, positions without gaps.
+        tokens: rows of ``Trace.tokens`` or others with ``token_columns`` and ``pos``, positions without gaps.
         values: one per token; NaN gets no colour.
         meaning: a name of the values, with their unit.
         selected: position to mark; may be outside.
         key: name of the widget; in ``on_click`` the position is ``st.session_state[key].clicked``.
         label: for screen readers; a hint about the keys is added.
+        signed: values above 0 and below 0 get two colours, both strongest at the same size.
+        new: tokens to underline, ``[token]``.
         on_click: called before the rerun that a click starts.
     """
-    low, high = color_range(values)
+    tokens = _whole_units(tokens)
+    control = tokens["control"].to_numpy(bool)
+    values = np.where(control, np.nan, values)
+    low, high = color_range(np.abs(values) if signed else values)
+    levels = color_levels(np.abs(values) if signed else values, 0.0 if signed else low, high)
     data: dict[str, Any] = {
-        "texts": tokens["text"].tolist(),
-        "special": [bool(text.startswith("<|") and text.endswith("|>")) for text in tokens["text"]],
-        "tips": [
-            f"token {pos}: {meaning.split(',')[0]} {'none' if np.isnan(value) else f'{value:.3g}'}"
-            for pos, value in zip(tokens["pos"], values, strict=True)
+        "tokens": [
+            {
+                "text": row.text,
+                "part": row.part,
+                "parts": row.parts,
+                "control": row.control,
+                "new": bool(new is not None and new[number]),
+                "less": bool(signed and values[number] < 0),
+                "tip": _tip(row, meaning, values[number]),
+                "level": round(float(levels[number]), 3),
+            }
+            for number, row in enumerate(tokens.itertuples())
         ],
-        "levels": color_levels(values, low, high).round(3).tolist(),
         "first": int(tokens["pos"].iloc[0]),
         "selected": int(selected),
-        "low": f"{low:.3g}",
+        "signed": signed,
+        "low": f"{-high if signed else low:.3g}",
         "high": f"{high:.3g}",
         "meaning": meaning,
         "label": f"{label}: arrow keys move, Enter selects",
     }
     _TOKENS(data=data, key=key, on_clicked_change=on_click)
+
+
+def _whole_units(tokens: pd.DataFrame) -> pd.DataFrame:
+    """The tokens with a character that an end of the stretch cuts drawn across those of its tokens that are there."""
+    first, last = tokens.iloc[0], tokens.iloc[-1]
+    ahead, missing = int(first["part"]), int(last["parts"] - last["part"] - 1)
+    if not ahead and not missing:
+        return tokens
+    place = np.arange(len(tokens))
+    opening = ahead * (place < first["parts"] - ahead)
+    closing = missing * (place >= len(tokens) - 1 - last["part"])
+    tokens = tokens.assign(part=tokens["part"] - opening, parts=tokens["parts"] - opening - closing)
+    return tokens.assign(text=tokens["whole"].where(tokens["part"] == 0, ""))
+
+
+def _tip(row: Any, meaning: str, value: float) -> str:
+    """What the pointer shows of a token."""
+    spelled = ""
+    if row.bytes:
+        spelled = f"{visible(token_label(row.whole, row.part, row.parts))}, bytes {row.bytes}; "
+    return f"token {row.pos}: {spelled}{meaning.split(',')[0]} {'none' if np.isnan(value) else f'{value:.3g}'}"

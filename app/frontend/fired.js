@@ -26,7 +26,7 @@ const show = ({ data, parentElement, setTriggerValue }) => {
   }
   const row = (layer, entry) => {
     const number = within(make("div", ""),
-      button("link number", String(entry.name), `Open this ${data.word}: what is known of it and where else it fires`,
+      button("link number", String(entry.name), `Open this ${data.word}: what is known of it and everywhere it fires`,
         () => setTriggerValue("acted", { act: "open", entry: entry.entry, layer: layer.layer })))
     const words = within(make("div", ""), sentence(entry))
     const now = make("div", "quiet")
@@ -34,11 +34,12 @@ const show = ({ data, parentElement, setTriggerValue }) => {
     entry.decoded.forEach(([text, own]) => now.append(chip(text, own, own ? "stands in the init sentence" : "not in the init sentence")))
     if (entry.title) now.append(`${entry.known ? " fires on " : ""}${entry.title}`)
     words.append(now)
+    const lit = entry.entry === data.lit
+    const act = (kind, text, tip, which = entry.entry) =>
+      button("link", text, tip, () => setTriggerValue("acted", { act: kind, entry: which, layer: layer.layer }))
     const acts = within(make("div", "acts"),
-      button("link", "where else", `Everywhere this ${data.word} fires`,
-        () => setTriggerValue("acted", { act: "where", entry: entry.entry, layer: layer.layer })),
-      button("link", entry.entry === data.lit ? "stop lighting" : "light up", `Colour this text by this ${data.word}`,
-        () => setTriggerValue("acted", { act: "light", entry: entry.entry === data.lit ? -1 : entry.entry, layer: layer.layer })))
+      act("light", lit ? "colour as before" : "colour text", `Colour this text by where this ${data.word} fires`, lit ? -1 : entry.entry))
+    if (data.changes) acts.append(act("ablate", "ablate", `What if this ${data.word} were not selected?`))
     return within(make("div", entry.entry === data.lit ? "row lit" : "row"), number,
       bar("gate", entry.gate_share, entry.gate, `${layer.heads[1]}; the bar compares it with the largest of the layer`),
       bar("read", entry.read_share, entry.read, "read weight; the bar compares it with the largest of the layer"), words, acts)
@@ -46,7 +47,7 @@ const show = ({ data, parentElement, setTriggerValue }) => {
   box.replaceChildren(...data.layers.map(layer => {
     const part = make("section", layer.layer === data.chosen ? "layer chosen" : "layer")
     part.append(within(make("div", "head"), make("b", "", `Layer ${layer.layer}`), make("span", "quiet", layer.note)))
-    part.append(within(make("div", "heads quiet"), ...layer.heads.map(text => make("span", "", text))))
+    part.append(within(make("div", "heads row quiet"), ...layer.heads.map(text => make("span", "", text))))
     const all = open.has(layer.layer) || layer.entries.length <= data.few
     layer.entries.slice(0, all ? undefined : data.few).forEach(entry => part.append(row(layer, entry)))
     if (layer.entries.length > data.few) part.append(button("link quiet more",

@@ -1,17 +1,36 @@
-// A stretch of text as tokens, coloured and clickable.
+// A stretch of text as tokens, coloured and clickable. A character of several tokens is drawn once, across them.
 const shown = text => text === "" ? "\u2205" : text.replaceAll("\n", "\u21b5\n").replaceAll("\t", "\u21e5\t")
+const SIZES = new WeakMap()
+
+// Elements are reused where the tokens share characters as before, so that the focused one keeps the focus.
+const cells = (box, tokens) => {
+  const sizes = tokens.map(token => token.parts).join()
+  if (SIZES.get(box) !== sizes) {
+    box.replaceChildren(...tokens.flatMap(token => token.part ? [] : [token.parts === 1 ? make("span", "token") : unit(token.parts)]))
+    SIZES.set(box, sizes)
+  }
+  return [...box.querySelectorAll(".token")]
+}
+const unit = parts => {
+  const whole = within(make("span", "unit"), make("span", "glyph"))
+  whole.style.setProperty("--parts", parts)
+  for (let part = 0; part < parts; part++) {
+    const cell = make("span", "token")
+    cell.style.setProperty("--part", part)
+    whole.append(cell)
+  }
+  return whole
+}
 
 export default function ({ data, parentElement, setTriggerValue }) {
   const find = name => parentElement.querySelector("." + name)
   find("low").textContent = data.low
   find("high").textContent = data.high
   find("meaning").textContent = data.meaning
+  find("legend").classList.toggle("signed", data.signed)
   const box = find("tokens")
   box.setAttribute("aria-label", data.label)
-  // Tokens are reused, so that the focused one keeps the focus after a rerun.
-  while (box.children.length > data.texts.length) box.lastChild.remove()
-  while (box.children.length < data.texts.length) box.append(document.createElement("span"))
-  const spans = [...box.children]
+  const spans = cells(box, data.tokens)
   const select = number => setTriggerValue("clicked", data.first + number)
   const focus = number => {
     const next = Math.max(0, Math.min(spans.length - 1, number))
@@ -19,20 +38,24 @@ export default function ({ data, parentElement, setTriggerValue }) {
     spans[next].focus()
   }
   spans.forEach((span, number) => {
-    const chosen = data.first + number === data.selected
-    span.className = data.special[number] ? "token special" : "token"
-    span.textContent = shown(data.texts[number])
-    span.title = data.tips[number]
+    const token = data.tokens[number], chosen = data.first + number === data.selected
+    span.className = ["token", token.control && "special", token.new && "new", token.less && "less"].filter(Boolean).join(" ")
+    if (token.parts === 1) span.textContent = shown(token.text)
+    else {
+      if (token.part === 0) span.parentElement.firstChild.textContent = shown(token.text)
+      span.setAttribute("aria-label", token.tip)
+    }
+    span.title = token.tip
     span.setAttribute("role", "option")
     span.setAttribute("aria-selected", String(chosen))
-    span.style.setProperty("--level", (60 * data.levels[number]).toFixed(1) + "%")
+    span.style.setProperty("--level", (60 * token.level).toFixed(1) + "%")
     span.tabIndex = chosen ? 0 : -1
     span.onclick = () => { focus(number); select(number) }
   })
   const selected = spans.findIndex(span => span.tabIndex === 0)
   if (selected < 0 && spans.length) spans[0].tabIndex = 0
-  else if (box.dataset.selected !== String(data.selected)) {
-    const top = spans[selected].offsetTop
+  else if (selected >= 0 && box.dataset.selected !== String(data.selected)) {
+    const top = (spans[selected].closest(".unit") ?? spans[selected]).offsetTop
     if (top < box.scrollTop || top > box.scrollTop + box.clientHeight - 30) box.scrollTop = top - box.clientHeight / 2
   }
   box.dataset.selected = data.selected

@@ -1,6 +1,6 @@
 """Parts of the pages on interventions: what to change, and tables of what changed."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import pandas as pd
 import streamlit as st
@@ -12,6 +12,7 @@ from memscope.base.errors import InputError
 from memscope.base.words import first_upper, visible
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import Kind, read_entries
+from memscope.recording.token_table import token_label
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change
@@ -127,7 +128,7 @@ def refusal(info: RecordingInfo) -> str:
 
 
 def change_form(view: View, kind: str, info: RecordingInfo) -> None:
-    """Show a form for the text and the values that the kind of change needs."""
+    """Show a form for the values that the kind of change needs."""
     word, many = info.word(), info.word(2)
     named = "numbers with commas between them"
     if info.private:
@@ -144,8 +145,15 @@ def change_form(view: View, kind: str, info: RecordingInfo) -> None:
             column = next(fields)
             column.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
         st.segmented_control("Layers", list(info.layers), selection_mode="multi", key=view.key("layers"))
-        st.text_area("Text to read", key=view.key("text"), placeholder="Ada Lovelace was born in", height=80)
-        st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=0))
+        st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=None))
+
+
+def cannot(error: InputError, said: str = "This cannot be done.") -> NoReturn:
+    """Say why a change cannot be shown, and stop the page."""
+    st.warning(said, icon=":material/warning:")
+    outside.code(str(error), language=None, wrap_lines=True)
+    st.stop()
+    raise AssertionError("the page has stopped")
 
 
 def read_change(view: View, kind: str, info: RecordingInfo) -> "Change":
@@ -211,7 +219,8 @@ def token_change(compared: pd.DataFrame, token: int) -> None:
 
 def token_table(compared: pd.DataFrame) -> None:
     """Show every token before and after the change."""
-    texts = {name: compared[name].map(visible) for name in ("text", "next_before", "next_after")}
+    texts = {name: compared[name].map(visible) for name in ("next_before", "next_after")}
+    texts["text"] = [visible(token_label(row.whole, row.part, row.parts)) for row in compared.itertuples()]
     outside.table(
         compared.assign(**texts),
         hide_index=True,

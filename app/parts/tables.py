@@ -42,7 +42,11 @@ METRICS = {
     "even_kl_to_uniform": _NUMBER("even", format="%.3f", help="KL of even selection."),
     "gini": _NUMBER("Gini", format="%.3f", help="0 when all entries are used alike, near 1 when few take all."),
     "even_gini": _NUMBER("even", format="%.3f", help="Gini of even selection."),
-    "relative_perplexity": _NUMBER("rel. perplexity", format="percent", help="exp(entropy of usage) / N."),
+    "relative_perplexity": _NUMBER(
+        "in effective use",
+        format="percent",
+        help="exp(entropy of usage) / N: share that, used evenly, would be as mixed.",
+    ),
     "top50": _NUMBER("top 50%", format=_PLAIN, help="Most used entries that hold half of the usage."),
     "top90": _NUMBER("top 90%", format=_PLAIN, help="Most used entries that hold 90% of the usage."),
     "top99": _NUMBER("top 99%", format=_PLAIN, help="Most used entries that hold 99% of the usage."),
@@ -70,7 +74,7 @@ READING = {
     ),
     "margin": _NUMBER("selection margin", format="%.3f", help="Weakest selected above best rejected, bias included."),
     "score_margin": _NUMBER("in raw scores", format="%.3f", help="Below 0 where the bias passed over a better entry."),
-    "silent_tokens": _NUMBER("silent tokens", format="percent", help="Tokens that read nothing."),
+    "silent_tokens": _NUMBER("tokens that read nothing", format="percent"),
 }
 
 ENTRY = {
@@ -87,7 +91,9 @@ ENTRY = {
         "with sign", format="%+.3f", help="Read weight per selection; below 0 the entry is mostly subtracted."
     ),
     "drift": _NUMBER(format="%.4f", width=70, help="1 - cosine to its start."),
-    "kept": _NUMBER(format="percent", width=60, help="Nearest tokens that stand in the init sentence."),
+    "kept": _NUMBER(
+        "still its sentence", format="percent", width=110, help="Nearest tokens that stand in the init sentence."
+    ),
     "readability": _NUMBER(
         format="%.2f", width=85, help="How well its typical tokens tell where it fires in other documents: AUROC."
     ),
@@ -99,6 +105,25 @@ ENTRY = {
     "words": st.column_config.TextColumn("set apart by", help="Words of highest TF-IDF that it fires in.", width=150),
 }
 """Columns of tables of entries of a memory."""
+ROW_HEIGHT = 66
+"""Height of rows whose texts wrap, in pixels; Streamlit wraps texts in rows of more than 4 rem."""
+ENTRY_ORDER = [
+    "entry",
+    "count",
+    "sentence",
+    "title",
+    "layers_used",
+    "top_layer",
+    "read_per_selection",
+    "signed_per_selection",
+    "drift",
+    "kept",
+    "readability",
+    "decoded",
+    "words",
+    "predicate",
+]
+"""Columns of the table of entries, in its order."""
 
 
 def entry_columns(info: RecordingInfo) -> dict[str, Any]:
@@ -169,7 +194,7 @@ SORT_LABELS = {
     "read_sum": "read, sum",
     "read_per_selection": "read each",
     "drift": "drift",
-    "kept": "kept",
+    "kept": "still its sentence",
     "readability": "readability",
     "layers_used": "layers",
 }
@@ -181,17 +206,18 @@ def sort_label(info: RecordingInfo, name: str) -> str:
     return f"{info.score}, sum" if name == "gate_sum" and info.kind != "memory" else SORT_LABELS[name]
 
 
-def entry_box(view: View, info: RecordingInfo, label: str, place: DeltaGenerator) -> None:
+def entry_box(view: View, info: RecordingInfo, label: str, place: DeltaGenerator, field: str = "entry") -> None:
     """A box that takes an entry as pages write it, or by its number through all layers, and an error line below it.
 
     Args:
-        view: of the page; it has the field ``entry``.
+        view: of the page.
         info: of the recording.
         label: of the box.
         place: where to show it.
+        field: of the view, which holds the entry.
     """
-    key, wrong = f"{view.key('entry')}.named", f"{view.key('entry')}.wrong"
-    entry = st.session_state[view.key("entry")]
+    key, wrong = f"{view.key(field)}.named", f"{view.key(field)}.wrong"
+    entry = st.session_state[view.key(field)]
 
     def use() -> None:
         try:
@@ -202,7 +228,7 @@ def entry_box(view: View, info: RecordingInfo, label: str, place: DeltaGenerator
         except InputError as error:
             st.session_state[wrong] = str(error)
             return
-        view.put(entry=found[0] if found else None)
+        view.put(**{field: found[0] if found else None})
 
     st.session_state[key] = "" if entry is None else entry_name(info, entry)
     last = info.knowledge_num - 1
@@ -236,6 +262,7 @@ def entry_table(table: pd.DataFrame, targets: list[dict[str, int]], *, key: str,
             address.go("entries", **target)
 
     shown = named(state.recording().info, table)
+    options = {"row_height": ROW_HEIGHT} | options
     outside.table(shown, hide_index=True, key=key, on_select=open_row, selection_mode="single-row", **options)
 
 

@@ -5,13 +5,14 @@ for layer in fired_entries(recording, trace, pos=17):
     layer.layer, [(one.entry, one.gate, one.read, one.words.text) for one in layer.entries]
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from memscope.query.bank_table import Words, words_of
+from memscope.query.needs import known_columns
 from memscope.query.recording import Recording
 from memscope.recording.part_reader import read_rows
 from memscope.recording.token_table import Trace
@@ -82,6 +83,32 @@ def fired_entries(
         effective = float(np.exp(entropy)) if sizes.any() else 0.0
         layers.append(FiredLayer(int(layer), effective if "reads" in has else None, entries))
     return layers
+
+
+def selected_entries(recording: Recording, trace: Trace, layers: Sequence[int] | None = None) -> pd.DataFrame:
+    """Entries that a text selects: ``entry tokens layers gate read sentence title``, those that count most first.
+
+    ``tokens`` are those that select it and ``layers`` the layers in which they do, of the given ones; ``gate`` and
+    ``read`` are sums of sizes. Most read first, or of the largest sum of scores, or at most tokens. Columns that the
+    recording has not are left out. Tokens that are no text, such as bos, do not count.
+    """
+    control = trace.tokens.loc[trace.tokens["control"], "pos"]
+    rows = trace.selections[~trace.selections["pos"].isin(control)]
+    rows = rows if layers is None else rows[rows["layer"].isin(layers)]
+    rows = rows.assign(gate=rows["gate"].abs(), read=rows["read"].abs())
+    groups = rows.groupby("entry")
+    table = pd.DataFrame(
+        {
+            "tokens": groups["pos"].nunique(),
+            "layers": groups["layer"].unique().map(lambda found: ", ".join(map(str, sorted(found)))),
+            **{name: groups[name].sum() for name in ("gate", "read")},
+        }
+    ).sort_values(["read", "gate", "tokens"], ascending=False)
+    table = table.rename_axis("entry").reset_index()
+    words = words_of(recording, table["entry"])
+    table["sentence"] = [words[entry].text for entry in table["entry"]]
+    table["title"] = [words[entry].title for entry in table["entry"]]
+    return known_columns(recording.info, table)
 
 
 def recorded_slots(recording: Recording, doc: int, pos: int) -> dict[int, np.ndarray] | None:

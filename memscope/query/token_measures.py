@@ -44,6 +44,12 @@ def known_measures(info: RecordingInfo) -> dict[str, str]:
     return said | {name: words for name, words in here.items() if name in said}
 
 
+def default_measure(info: RecordingInfo) -> str:
+    """The measure that colours a text at first: one that every layer has, so that text and grid show the same."""
+    known = known_measures(info)
+    return next((name for name in ("gate entropy", "effective entries", "loss") if name in known), "one entry")
+
+
 def measure_name(info: RecordingInfo, measure: str) -> str:
     """What a measure is called where a reader chooses one."""
     if info.kind == "memory":

@@ -1,5 +1,6 @@
 """Every page of the app, run without a browser on a small recording with hostile text in it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,9 @@ import app
 from app import address
 from app.components.component import color_levels, color_range
 from app.parts import report_file
+from app.parts.entry.pins import Pin, read_pins
+from memscope.base.errors import InputError
+from memscope.base.lock import one_writer
 from memscope.base.seals import read_sealed, write_sealed
 from memscope.query import map_points
 from memscope.query.map_points import inside, unit_places
@@ -65,6 +69,11 @@ def markdown(test: AppTest) -> str:
     parts = [*test.markdown, *test.caption, *test.title, *test.header, *test.subheader]
     parts += [*test.info, *test.warning, *test.success]
     return "\n".join(str(part.value) for part in parts)
+
+
+def press(test: AppTest, label: str) -> None:
+    """Click the button of a label."""
+    next(button for button in test.button if button.label == label).click().run()
 
 
 def asked(test: AppTest, name: str) -> str | None:
@@ -158,7 +167,7 @@ def test_words_that_were_read_are_shown_or_the_way_to_them_is(
 
 
 def test_many_documents_are_found_by_title_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.parts.prompts.TITLES", 2)
+    monkeypatch.setattr("app.parts.texts.document.TITLES", 2)
     test = open_page("prompts")
     test.text_input(key="title").input("5").run()
     offered = test.selectbox(key="prompts.doc").options
@@ -171,18 +180,46 @@ def test_choosing_another_document_starts_at_its_first_token() -> None:
     test = open_page("prompts", doc=1, token=50)
     test.selectbox(key="prompts.doc").select(2).run()
     assert asked(test, "doc") == "2" and asked(test, "token") is None
-    assert test.number_input(key="prompts.token").value == 0
+    assert test.number_input(key="prompts.token").value == 1  # behind the token that opens every text
 
 
-def test_a_typed_text_is_read_and_predicted() -> None:
+def test_a_typed_text_is_counted_read_and_predicted(tiny_recording: Recording) -> None:
     test = open_page("prompts", source="your text")
     assert len(test.dataframe) == 0  # nothing before a text is typed
-    test.text_area(key="prompts.text").input("Ada Holm was <b>born</b> in")
-    test.button[0].click().run()
+    text = "Ada Holm was <b>born</b> in"
+    test.text_area(key="prompts.text.draft").input(text).run()
+    count = len(tiny_recording.tokenizer.encode(text)) + 1
+    assert len(test.dataframe) == 0 and f"{count} tokens; a window of the model holds 64." in markdown(test)
+    next(button for button in test.button if button.label == "Read it").click().run()
     assert not test.exception
     assert list(test.dataframe[0].value) == ["next token", "probability"]
     assert "<b>born" not in markdown(test)
-    assert asked(test, "text") == "Ada Holm was <b>born</b> in"
+    assert asked(test, "text") == text
+    assert test.subheader[0].value == f"Token {count - 1}"  # the last one
+
+
+def test_the_model_goes_on_from_a_text(tiny_recording: Recording) -> None:
+    going = {"source": "your text, continued", "text": "Ada Holm was", "new": 5, "seed": 3}
+    test = open_page("prompts", **going)
+    assert not test.exception and not test.warning
+    count = len(tiny_recording.tokenizer.encode("Ada Holm was")) + 1
+    assert test.subheader[0].value == f"Token {count - 1}"  # the last one that was given
+    assert f"of {count + 5} tokens" in markdown(test) and "underlined" in markdown(test)
+    assert len(test.dataframe[0].value) == 5
+    test.number_input(key="prompts.new").set_value(9).run()
+    assert f"of {count + 9} tokens" in markdown(test) and asked(test, "new") == "9"
+    test.text_input(key="prompts.temperature").input("warm").run()
+    assert not test.exception and "the temperature is 'warm'" in test.code[0].value
+
+
+def test_probabilities_of_a_recorded_token_are_those_of_the_recorded_model() -> None:
+    test = open_page("prompts", doc=1, token=5)
+    likeliest = next(text.value for text in test.main.text if text.value.startswith("Likeliest: "))
+    next(button for button in test.button if button.label == "Probabilities").click().run()
+    assert not test.exception and asked(test, "next") == "1"
+    table = test.dataframe[0].value
+    assert likeliest == f"Likeliest: {table['next token'].iloc[0]}"
+    assert table["probability"].is_monotonic_decreasing and len(table) == 5
 
 
 def test_two_texts_are_compared() -> None:
@@ -193,10 +230,15 @@ def test_two_texts_are_compared() -> None:
     assert (test.dataframe[0].value["share"] == 1).all()
 
 
-def test_a_text_that_is_too_long_gets_a_sentence() -> None:
-    test = open_page("prompts", source="your text", text="word " * 500)
-    assert not test.exception
-    assert "the model reads" in test.code[0].value
+def test_a_long_text_is_read_in_windows_and_stays_out_of_the_address() -> None:
+    test = open_page("prompts", source="your text")
+    test.text_area(key="prompts.text.draft").input("word " * 2500).run()
+    assert "windows, each without the text before it" in markdown(test) and "too long for the address" in markdown(test)
+    next(button for button in test.button if button.label == "Read it").click().run()
+    assert not test.exception and not test.warning
+    assert asked(test, "text") is None and "The page shows" in markdown(test)
+    test.pagination[0].set_value(1).run()
+    assert test.subheader[0].value == "Token 0"
 
 
 @pytest.mark.parametrize("change", ["gone", "trained further"])
@@ -249,6 +291,57 @@ def test_an_untrained_run_with_several_slots_opens_on_every_page(
     without_sentence = open_page("entries", entry=63)
     assert not without_sentence.exception
     assert "no sentence" in markdown(without_sentence)
+
+
+def test_entries_are_walked_in_the_order_of_the_table() -> None:
+    test = open_page("entries", sort="drift")
+    order = test.dataframe[0].value["entry"].tolist()
+    test = open_page("entries", sort="drift", entry=order[1])
+    press(test, "Next")
+    assert asked(test, "entry") == str(order[2])
+    press(test, "Previous")
+    press(test, "Previous")
+    assert asked(test, "entry") == str(order[0])
+    assert next(button for button in test.button if button.label == "Previous").disabled
+
+
+def test_two_entries_stand_beside_one_another_and_contexts_are_ordered_by_read(tiny_recording: Recording) -> None:
+    test = open_page("entries", entry=3, contexts="by read weight")
+    assert not test.exception and "The tokens whose read of it is largest" in markdown(test)
+    test.text_input(key="entries.beside.named").set_value("5").run()
+    assert not test.exception
+    assert [one.value for one in test.subheader] == ["Entry 3", "Entry 5"]
+    press(test, "One alone")
+    assert test.subheader[0].value == "Entry 3" and asked(test, "beside") is None
+
+
+def test_pins_and_notes_are_in_the_address() -> None:
+    test = open_page("entries", entry=7, pins="3 of gods, and towns;5")
+    press(test, "Pin")
+    test.text_input(key="note.7").set_value("dates; years").run()
+    assert not test.exception
+    assert asked(test, "pins") == "3 of gods, and towns;5;7 dates, years"
+    press(test, "Take the pin away")
+    press(test, "All entries")
+    pinned = test.dataframe[1].value
+    assert pinned["entry"].tolist() == [3, 5] and pinned["note"].tolist() == ["of gods, and towns", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("number\n3\n", "no 'entry'"),
+        ("entry,note\n3,a\n64,b\n", "line 3: '64' is no entry of this recording, which has 64"),
+        ("entry\n" + "1\n" * 201, "201 pins; a page keeps at most 200"),
+    ],
+)
+def test_a_file_that_holds_no_pins_is_refused(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_pins(text, 64)
+
+
+def test_pins_come_back_from_their_file() -> None:
+    assert read_pins('entry,count,note\n3,9,"a, b"\n7,1,\n', 64) == (Pin(3, "a, b"), Pin(7))
 
 
 @pytest.mark.parametrize(("page", "q"), [("entries", "zebra crossing"), ("map", "zebra crossing")])
@@ -405,6 +498,26 @@ def test_coming_back_to_a_page_shows_what_was_open() -> None:
     del test.query_params["recording"]
     test.switch_page("app_pages/prompts.py").run()
     assert test.subheader[0].value == "Token 5" and asked(test, "token") == "5"
+
+
+def test_a_run_is_followed_without_a_recording(
+    tiny_run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs" / "under way"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_bytes((tiny_run_path / "config.yaml").read_bytes())
+    lines = (tiny_run_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 10))
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path / "recordings"))
+    with one_writer(run):
+        test = AppTest.from_file(str(FRAME), default_timeout=60).run()
+    assert not test.exception
+    values = {metric.label: metric.value for metric in test.metric}
+    assert set(values) == {"Training loss", "Validation loss", "Speed", "Time left"}
+    assert test.dataframe[0].value["layer"].tolist() == [0, 1]
+    assert any(text.value.startswith("step 10: ") for text in test.main.text)
+    test = AppTest.from_file(str(FRAME), default_timeout=60).run()
+    assert "Time left" not in {metric.label for metric in test.metric}  # it has stopped
 
 
 def test_without_a_recording_the_page_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

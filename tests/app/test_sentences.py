@@ -8,6 +8,7 @@ import pytest
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.run.adapters.own import OwnRun
+from tests.app.test_causal import compared
 from tests.app.test_kinds import PARTS, VIEWS, open_page, said, spoken
 from tests.conftest import HOSTILE, untrained_run
 from tests.text_runs import text_config, write_world
@@ -118,7 +119,7 @@ def test_sentences_are_changed_on_the_page_what_if(folder: Path) -> None:
         test = open_page("what_if", "beside", change=change, entries=named, text=QUESTION, **more)
         assert not test.exception
         assert not test.warning, [code.value for code in test.code]
-        assert test.dataframe[0].value["kl"].max() > 0
+        assert compared(test)["kl"].max() > 0
     test = open_page("what_if", "beside", change="rewrite", entries=named, text=QUESTION, sentence="Spy .", layers="0")
     assert "choose layers 1" in test.code[0].value
 

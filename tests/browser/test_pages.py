@@ -166,7 +166,7 @@ def test_back_and_forward_lead_through_what_was_seen(page, address: str) -> None
     page.go_back()
     heading(page, "Token 7")
     page.go_back()
-    heading(page, "Token 0")
+    heading(page, "Token 1")
     page.go_forward()
     page.go_forward()
     heading(page, "Token 9")
@@ -246,10 +246,10 @@ def test_a_cell_of_the_grid_chooses_token_and_layer(page, address: str) -> None:
 
 def test_an_entry_lights_up_in_the_text(page, address: str) -> None:
     visit(page, f"{address}/prompts?recording=tiny&doc=1&token=6", "Prompts")
-    page.get_by_role("button", name="light up").first.click()
+    page.get_by_role("button", name="colour text").first.click()
     settle(page)
     expect_address(page, r"by=one.entry")
-    expect(page.get_by_role("button", name="stop lighting").first).to_be_visible()
+    expect(page.get_by_role("button", name="colour as before").first).to_be_visible()
     lit = page.evaluate(
         """() => { const box = [...document.querySelectorAll('*')].map(e => e.shadowRoot?.querySelector('.tokens'))
         .find(Boolean); return [...box.children].filter(e => e.style.getPropertyValue('--level') !== '0.0%').length }"""
@@ -349,17 +349,18 @@ def test_another_recording_is_chosen_and_compared(page, address: str) -> None:
 
 def test_an_entry_is_ablated_in_a_typed_text(page, address: str, hostile_entry: int) -> None:
     visit(page, f"{address}/what_if?recording=tiny", "What if")
-    page.get_by_label("Entries", exact=True).fill(str(hostile_entry))
     page.get_by_label("Text to read").fill("Ada <b>Holm</b> was born in")
+    page.get_by_role("button", name="Read it").click()
+    settle(page)
+    page.get_by_label("Entries", exact=True).fill(str(hostile_entry))
     page.get_by_role("button", name="Change it").click()
     settle(page)
-    for heading in ("Before", "After"):
-        expect(page.get_by_role("heading", name=heading)).to_be_visible()
-    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_have_count(2)
+    expect(page.get_by_role("heading", name="What changes")).to_be_visible()
+    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_contain_text("<b>Holm</b>")
     assert f"entries={hostile_entry}" in page.url
     page.get_by_role("radio", name="scale the memory").click()
     settle(page)
-    expect(page.get_by_role("heading", name="After")).to_be_visible()
+    expect(page.get_by_role("heading", name="What changes")).to_be_visible()
     check(page)
 
 

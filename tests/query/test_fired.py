@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from memscope.query.fired import fired_entries, predicted_token, recorded_slots, shared_by_layer, shared_selections
+from memscope.query.fired import (
+    fired_entries,
+    predicted_token,
+    recorded_slots,
+    selected_entries,
+    shared_by_layer,
+    shared_selections,
+)
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import trace_text
@@ -96,3 +103,18 @@ def test_two_tokens_share_what_both_select(tiny_recording: Recording) -> None:
     for _, part in both.groupby("layer"):  # shared ones first
         alone = part["gate_a"].isna() | part["gate_b"].isna()
         assert alone.is_monotonic_increasing
+
+
+def test_entries_that_a_text_selects_are_summed_over_its_tokens(tiny_recording: Recording) -> None:
+    trace = tiny_recording.trace(1, 0, 32)
+    table = selected_entries(tiny_recording, trace).set_index("entry")
+    rows = trace.selections[trace.selections["pos"] > 0]  # the first token is bos
+    assert set(table.index) == set(rows["entry"])
+    for entry, one in table.iterrows():
+        here = rows[rows["entry"] == entry]
+        assert one["tokens"] == here["pos"].nunique()
+        assert one["layers"] == ", ".join(map(str, sorted(here["layer"].unique())))
+        assert one["read"] == pytest.approx(here["read"].abs().sum(), rel=1e-5)
+    assert table["read"].is_monotonic_decreasing
+    alone = selected_entries(tiny_recording, trace, [1])
+    assert set(alone["entry"]) == set(rows.loc[rows["layer"] == 1, "entry"])

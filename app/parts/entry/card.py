@@ -5,9 +5,11 @@ import pandas as pd
 import streamlit as st
 
 from app import address, outside, state
+from app.components.chips import chip_table
 from app.components.contexts import context_view
 from app.components.decoding import decoding_view
 from app.parts import figures, tables
+from app.parts.texts.document import text_until
 from memscope.base.words import first_upper, visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
@@ -19,6 +21,7 @@ from memscope.stats.usage import HOT_FACTOR
 KINDS = {"top": "Highest gate scores", "quantile": "Median of each fifth of its gate scores, highest first"}
 UNSCORED = {"top": "Some of its tokens", "quantile": "More of its tokens"}
 """Headings where selections have no scores."""
+BY_SCORE, BY_READ = "by score", "by read weight"
 _LENS = {
     "memory": "Next tokens that become more and less likely when a layer reads this entry alone.",
     "experts": "Next tokens that become more and less likely with the mean output of this expert, over tokens of this "
@@ -74,15 +77,15 @@ def header(recording: Recording, card: EntryCard) -> None:
             _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
         if card.kept is not None and card.kept_at_init is not None:
             _metric(
-                "Kept",
+                "Still says its sentence",
                 f"{card.kept:.0%}",
                 f"{card.kept_at_init:.0%} at the start",
-                "Nearest tokens that stand in the init sentence.",
+                "Share of its nearest tokens that stand in the init sentence.",
             )
 
 
-def decodings(recording: Recording, card: EntryCard) -> None:
-    """Tokens at first and now, triples, and the logit lens."""
+def decodings(recording: Recording, card: EntryCard, key: str = "") -> None:
+    """Tokens at first and now, triples, and the logit lens; ``key`` tells widgets of two entries apart."""
     words = words_of(recording, [card.entry])[card.entry]
     owners = [site for site in recording.info.sites if site.own.start <= card.entry < site.own.stop]
     lensed = any("lens" in site.has for site in owners)
@@ -101,7 +104,7 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             }
             for slot, row in enumerate(card.nearest.itertuples())
         ]
-        decoding_view([], [], slots, key="decoding")
+        decoding_view([], [], slots, key=f"decoding{key}")
         st.caption("Slot by slot: the token it started from and, where that changed, the one it is nearest to now.")
     else:
         near = set(card.nearest["token"])
@@ -109,7 +112,7 @@ def decodings(recording: Recording, card: EntryCard) -> None:
             [(token, token in near) for token in words.sentence],
             [(row.token, bool(row.in_sentence), f"{row.cosine:.3f}") for row in card.nearest.itertuples()],
             [],
-            key="decoding",
+            key=f"decoding{key}",
         )
         st.caption(
             "Above: the tokens of the sentence. Below: the ten nearest tokens now, by cosine in the space that "
@@ -131,21 +134,14 @@ def decodings(recording: Recording, card: EntryCard) -> None:
         unused = f"No layer selected this {word} on this corpus, so there is no lens to show."
         st.caption(unused if not card.usage["count"].any() else f"There is no lens of this {word}.")
         return
-    outside.table(
-        pd.DataFrame(
-            {
-                "layer": card.lens["layer"],
-                "raised": [[visible(token) for token in tokens] for tokens in card.lens["top"]],
-                "lowered": [[visible(token) for token in tokens] for tokens in card.lens["bottom"]],
-            }
-        ),
-        hide_index=True,
-        height="content",
-        column_config={
-            "layer": st.column_config.NumberColumn(width=50),
-            **{name: st.column_config.ListColumn(width=165) for name in ("raised", "lowered")},
-        },
-        alt=f"Tokens that this {word} raises and lowers, per layer",
+    chip_table(
+        ["layer", "more likely", "less likely"],
+        [
+            [str(row.layer), [visible(token) for token in row.top], [visible(token) for token in row.bottom]]
+            for row in card.lens.itertuples()
+        ],
+        key=f"lens{key}",
+        label=f"Tokens that this {word} makes more and less likely, per layer",
     )
     other = f"Next tokens that become more and less likely with what this {word} adds."
     st.caption(_LENS.get(owners[0].kind, other))
@@ -184,33 +180,48 @@ def usage(recording: Recording, card: EntryCard) -> None:
         st.caption(f"{first_upper(score)}s of all its {total:,} selections{said}{_as_used(owners[0].kind) or ''}")
 
 
-def contexts(recording: Recording, entry: int, layer: int | None) -> None:
-    """Where it fires: the top contexts and a sample of the rest."""
-    table = state.answer(Recording.contexts, entry, layer, 24, 12)
-    if table.empty:
-        st.caption("It fires nowhere: no token of this corpus selected it.")
-        return
+def contexts(recording: Recording, entry: int, layer: int | None, order: str, key: str = "") -> None:
+    """Where it fires: its top contexts and a sample of the rest (``BY_SCORE``), or where it is most read (``BY_READ``).
+
+    ``key`` tells widgets of two entries apart.
+    """
     info = recording.info
     site = next(site for site in info.sites if site.own.start <= entry < site.own.stop)
     score, scored = SCORES[site.kind], "scores" in site.has
-    titles = {kind: title.replace("gate score", score) for kind, title in (KINDS if scored else UNSCORED).items()}
-    groups = {title: table[table["kind"] == kind].head(20) for kind, title in titles.items()}
+    if order == BY_READ:
+        table = state.answer(Recording.most_read, entry, layer)
+        groups = {"Most read": table}
+        said = "The tokens whose read of it is largest, whatever its sign, of all its selections. "
+    else:
+        table = state.answer(Recording.contexts, entry, layer, 24, 12)
+        titles = {kind: title.replace("gate score", score) for kind, title in (KINDS if scored else UNSCORED).items()}
+        groups = {title: table[table["kind"] == kind].head(20) for kind, title in titles.items()}
+        said = (
+            f"Shown are the tokens with the highest {score}s and, beyond them, the median of each fifth of all its "
+            f"{'scores' if score == 'gate score' else f'{score}s'}. "
+        ) * scored
+    if table.empty:
+        st.caption("It fires nowhere: no token of this corpus selected it.")
+        return
     groups = {title: rows for title, rows in groups.items() if len(rows)}
-    order = pd.concat(groups.values())
+    shown = pd.concat(groups.values())
 
     def open_token() -> None:
-        row = order.iloc[int(st.session_state["contexts"].clicked)]
+        row = shown.iloc[int(st.session_state[f"contexts{key}"].clicked)]
         address.go("prompts", doc=int(row["doc"]), token=int(row["pos"]), layer=int(row["layer"]))
 
-    context_view(groups, key="contexts", on_click=open_token, score=tables.score_name(info))
-    shown = (
-        f"Shown are the tokens with the highest {score}s and, beyond them, the median of each fifth of all its "
-        f"{'scores' if score == 'gate score' else f'{score}s'}. "
-    )
+    context_view(groups, key=f"contexts{key}", on_click=open_token, score=tables.score_name(info))
     st.caption(
-        f"{len(order)} of its selections; D = {selections(recording)} a layer. {shown * scored}The text begins where "
-        f"the model's window begins. Click a context to see all {info.word(2)} that its token selected."
+        f"{len(shown)} of its selections; D = {selections(recording)} a layer. {said}The text begins where the "
+        f"model's window begins. Click a context to see all {info.word(2)} that its token selected."
     )
+    state.download("These contexts as CSV", lambda: shown, f"contexts-{entry}")
+
+
+def example_text(recording: Recording, entry: int) -> str:
+    """A text on which an entry fires: up to the token of its first context, from where the model's window begins."""
+    table = state.answer(Recording.contexts, entry, None, 24, 12)
+    return "" if table.empty else text_until(recording, int(table["doc"].iloc[0]), int(table["pos"].iloc[0]))
 
 
 def firing(recording: Recording, entry: int) -> None:
@@ -219,22 +230,18 @@ def firing(recording: Recording, entry: int) -> None:
     if table.empty:
         return
     st.markdown("**Typical tokens**")
-    shown = {
-        "layer": table["layer"],
-        "selections": table["count"],
-        "fires on": table["fires_on"],
-        "documents": table["docs"],
-        "after": _tokens(table, "previous"),
-        "on the token": _tokens(table, "input"),
-        **({"model predicts next": _tokens(table, "predicted")} if recording.info.predictions else {}),
-        "comes next": _tokens(table, "next"),
-    }
-    outside.table(
-        pd.DataFrame(shown),
-        hide_index=True,
-        height="content",
-        column_config={"layer": st.column_config.NumberColumn(width=55)},
-        alt=f"Tokens typical of this {recording.info.word()}",
+    kinds = {"previous": "after", "input": "on the token", "predicted": "model predicts next", "next": "comes next"}
+    if not recording.info.predictions:
+        del kinds["predicted"]
+    lists = [_tokens(table, kind) for kind in kinds]
+    chip_table(
+        ["layer", "selections", "documents", "fires on", *kinds.values()],
+        [
+            [str(row["layer"]), f"{row['count']:,}", f"{row['docs']:,}", row["fires_on"], *(each[n] for each in lists)]
+            for n, row in enumerate(table.to_dict("records"))
+        ],
+        key="typical",
+        label=f"Tokens typical of this {recording.info.word()}",
     )
     st.caption(
         "Fires on: its most frequent tokens in that layer, with shares. The other columns show tokens that are more "
@@ -303,7 +310,7 @@ def _as_used(kind: str) -> str | None:
 
 
 def _metric(label: str, value: str, note: str, help_: str | None = None) -> None:
-    st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True, height="stretch", help=help_)
+    st.metric(label, value, note, delta_color="off", delta_arrow="off", border=True, help=help_)
 
 
 def _tokens(table: pd.DataFrame, kind: str) -> list[list[str]]:

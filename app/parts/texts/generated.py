@@ -1,0 +1,66 @@
+"""Let the recorded model go on from a text: how it samples, and its tokens while it writes."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import streamlit as st
+
+from app import live, outside
+from app.address import View, integer, words
+from memscope.base.errors import InputError
+
+if TYPE_CHECKING:
+    from memscope.causal.what_if import Change
+
+MOST = 500
+"""Most tokens that a page lets a model write."""
+NOTE = (
+    " The model wrote the underlined tokens. What fired at a token fired when the model read it, and helps to predict "
+    "the next one."
+)
+
+
+class Asked(NamedTuple):
+    """How a text shall be continued, as the reader typed it."""
+
+    new: int
+    temperature: str
+    seed: int
+
+
+def fields(view: View) -> Asked:
+    """The fields of sampling."""
+    return Asked(
+        view.field("new", integer(1, MOST + 1, 40, "number of tokens")),
+        view.field("temperature", words("0.8")),
+        view.field("seed", integer(0, 2**31, 0, "seed")),
+    )
+
+
+def boxes(view: View) -> None:
+    """Show boxes for the fields of sampling."""
+    new, temperature, seed, _ = st.columns([1, 1, 1, 3])
+    new.number_input("New tokens", 1, MOST, **view.widget("new"))
+    temperature.text_input("Temperature", help="0 takes the likeliest token each time.", **view.widget("temperature"))
+    seed.number_input("Seed", 0, 2**31 - 1, help="Another seed draws other tokens.", **view.widget("seed"))
+
+
+def continued(text: str, asked: Asked, change: "Change | None" = None) -> "live.Continued":
+    """The text and what the model writes behind it; shows the tokens as they come.
+
+    Raises:
+        InputError: the temperature is not a number, or the text cannot be continued.
+    """
+    try:
+        temperature = float(asked.temperature)
+    except ValueError as error:
+        raise InputError(f"the temperature is '{asked.temperature}'; give a number, such as 0.8") from error
+    place = st.empty()
+
+    def watch(written: str) -> None:
+        with place:
+            outside.text(f"{text[-200:]}{written} …")
+
+    try:
+        return live.continue_typed(text, asked.new, temperature, asked.seed, change, watch)
+    finally:
+        place.empty()
