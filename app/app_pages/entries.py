@@ -48,13 +48,20 @@ def open_row() -> None:
         view.put(entry=int(st.session_state["_entries"][rows[0]]))
 
 
-box, where, by, direction, which, number = st.columns([3.0, 1.9, 1.9, 1.6, 1.6, 2.0], vertical_alignment="bottom")
-box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q", show_table))
-where.selectbox("In", fields, **view.widget("in", show_table))
-by.selectbox("Sort by", sorts, format_func=partial(tables.sort_label, info), **view.widget("sort", show_table))
-direction.selectbox("Order", ORDERS, **view.widget("order", show_table))
-which.selectbox("Show", STATES, **view.widget("show", show_table))
-tables.entry_box(view, info, f"Open {word}", number)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    st.text_input(
+        "Search",
+        icon=":material/search:",
+        placeholder="words, or a number",
+        width=190,
+        **view.widget("q", show_table),
+    )
+    st.selectbox("In", fields, width=135, **view.widget("in", show_table))
+    names = partial(tables.sort_label, info)
+    st.selectbox("Sort by", sorts, format_func=names, width=135, **view.widget("sort", show_table))
+    st.selectbox("Order", ORDERS, width=125, **view.widget("order", show_table))
+    st.selectbox("Show", STATES, width=115, **view.widget("show", show_table))
+    tables.entry_box(view, info, f"Open {word}", st.container(width=115))
 
 if entry is None:
     pages = max(1, -(-len(found) // PAGE))

@@ -153,3 +153,8 @@ fired_view(
     changes=bool(causal.changes(info)),
 )
 st.caption(token.fired_note(info, at) + token.slots_note(info, slots))
+state.download(
+    "Selections on this page as CSV",
+    lambda: trace.tokens[["pos", "whole", "bytes"]].merge(trace.selections, on="pos"),
+    f"document-{doc}" if source == DOCUMENT else "typed-text",
+)

@@ -97,7 +97,7 @@ ENTRY = {
     "readability": _NUMBER(
         format="%.2f", width=85, help="How well its typical tokens tell where it fires in other documents: AUROC."
     ),
-    "sentence": st.column_config.TextColumn("init sentence", width=330),
+    "sentence": st.column_config.TextColumn("init sentence", width=400),
     "decoded": st.column_config.TextColumn("says now", help="Nearest tokens.", width=180),
     "title": st.column_config.TextColumn(
         "fires on", help="The tokens it fires on most often, in the layer where it fires most.", width=260
@@ -131,7 +131,7 @@ def entry_columns(info: RecordingInfo) -> dict[str, Any]:
     score, name = info.score, st.column_config.TextColumn(info.word(), width=150)
     there = {"entry": name, "other": name} if info.private else {"entry": _NUMBER(info.word(), format="%d", width=70)}
     scores = {"gate_sum": _NUMBER(f"{score}, sum", format="compact", help=f"Sum of {score}s.")}
-    text = {"sentence": st.column_config.TextColumn(start_names(info), width=330)}
+    text = {"sentence": st.column_config.TextColumn(start_names(info), width=400)}
     return ENTRY if info.kind == "memory" else columns_of(info, ENTRY) | scores | text | there
 
 

@@ -91,9 +91,7 @@ def choices(view: View, recording: Recording, trace: Trace, layers: list[int]) -
         key="choices",
         on_select=name,
         selection_mode="multi-row",
-        column_order=[column for column in offered if column not in ("gate", "read")]
-        if len(offered.columns) > 7
-        else None,
+        column_order=["entry", "tokens", "sentence", "title", "layers", "gate", "read"],
         column_config=tables.entry_columns(info)
         | {
             "tokens": st.column_config.NumberColumn("tokens", width=60, help="Tokens of this text that select it."),

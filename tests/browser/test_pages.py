@@ -110,10 +110,18 @@ def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(pag
 
     menu(page, "Prompts")
     page.get_by_role("radio", name="Your text", exact=True).click()
-    page.get_by_label("Text to read").fill("Ada Holm was born in <b>Aston</b> .")
+    page.get_by_label("Text to read").fill("Ada Holm was born in <b>Aston</b> 漢 .")
     page.get_by_role("button", name="Read it").click()
-    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_contain_text("<b>Aston</b>")
+    expect(page.get_by_role("listbox", name=re.compile("Tokens"))).to_contain_text("<b>Aston</b> 漢")
     settle(page)
+    expect(page.locator(".unit .token")).to_have_count(3)  # one character of three tokens
+    expect(page.locator(".unit .token").nth(1)).to_have_attribute("title", re.compile("漢 2/3, bytes bc"))
+    expect(page.locator(".token.special")).to_have_text("<|im_start|>")
+    expect(tokens(page).last).to_have_attribute("aria-selected", "true")
+    page.set_viewport_size({"width": 480, "height": 900})
+    wide = page.locator(".row .sentence").first.evaluate("line => line.clientWidth / line.closest('.box').clientWidth")
+    assert wide > 0.9  # rows are stacked
+    page.set_viewport_size({"width": 1280, "height": 900})
     tokens(page).nth(2).click()
     heading(page, "Token 2")
     expect(page.get_by_role("region", name="Most likely next tokens")).to_be_visible()
@@ -127,6 +135,12 @@ def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(pag
     expect_address(page, rf"entries\?.*entry={number}")
     expect(page.get_by_role("heading", name="Highest gate scores")).to_be_visible()
     visited[page.url] = ("Entries", f"Entry {number}")
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    for key in ("n", "p"):  # through the order of the table and back
+        page.keyboard.press(key)
+        settle(page)
+    heading(page, f"Entry {number}")
 
     page.get_by_role("button", name="Show on the map").click()
     heading(page, "Map")

@@ -247,6 +247,7 @@ def firing(recording: Recording, entry: int) -> None:
         "Fires on: its most frequent tokens in that layer, with shares. The other columns show tokens that are more "
         "frequent at its selections than elsewhere, with their lift."
     )
+    state.download("Typical tokens as CSV", lambda: table, f"typical-tokens-{entry}")
 
 
 def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
