@@ -32,6 +32,8 @@ class Field:
     valid: Callable[[Any], bool]
     """Whether a value kept from an earlier run is still valid."""
     text: Callable[[Any], str] = str
+    carried: bool = False
+    """Whether links from other pages bring the value along, where they say nothing else."""
 
 
 def integer(low: int, high: int, default: int | None = None, name: str = "number") -> Field:
@@ -147,6 +149,8 @@ class View:
             value = _kept(self.page)[name]
             if value != field.default and len(text := field.text(value)) <= MAX_TEXT:
                 values[name] = text
+        carried = {name: values[name] for name, field in self._fields.items() if field.carried and name in values}
+        st.session_state.setdefault("_carried", {})[self.page] = carried
         if values != st.query_params.to_dict():
             st.query_params.from_dict(values)
         st.session_state["_address"] = (self.page, values)
@@ -182,7 +186,9 @@ def go(page: str, **values: Any) -> None:
     Streamlit adds the new query with the old path to the browser's history before it changes the path, so "back" first
     comes to this page with the query of the next one. The view left here is remembered under that query.
     """
-    address = {"recording": st.session_state["_recording"], **{name: str(value) for name, value in values.items()}}
+    carried = st.session_state.get("_carried", {}).get(page, {})
+    given = {name: str(value) for name, value in values.items()}
+    address = {"recording": st.session_state["_recording"], **carried, **given}
     page_left, _ = st.session_state["_address"]
     remembered: dict[Any, Any] = st.session_state.setdefault("_left", {})
     remembered[(page_left, *sorted(address.items()))] = dict(_kept(page_left))

@@ -45,7 +45,7 @@ def pins(entries: int) -> Field:
     def valid(value: object) -> bool:
         return isinstance(value, tuple) and all(pin.entry < entries for pin in value)
 
-    return Field((), parse, valid, text)
+    return Field((), parse, valid, text, carried=True)
 
 
 def read_pins(text: str, entries: int) -> tuple[Pin, ...]:
@@ -113,7 +113,7 @@ def pin_list(view: View, recording: Recording, kept: tuple[Pin, ...]) -> None:
         if kept:
             tables.entry_table(
                 pinned_table(recording, kept),
-                [{"entry": pin.entry, "pins": st.query_params.get("pins", "")} for pin in kept],
+                [{"entry": pin.entry} for pin in kept],
                 key="pinned",
                 height="content",
                 column_config=tables.entry_columns(info) | {"note": st.column_config.TextColumn(width=260)},
