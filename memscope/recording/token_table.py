@@ -62,14 +62,22 @@ def text_around(tokenizer: Tokenizer, ids: Sequence[int], at: int, after: Sequen
 
     Characters that the stretch cuts at its ends are left out. ``after`` are the ids before it, as in ``decode``.
     """
+    edges = (0, at, at + 1, len(ids))
+    if not tokenizer.partial.isdisjoint(ids):  # seldom, and exports ask millions of times
+        edges = _whole_edges(tokenizer, ids, at)
+    before, token, behind = (tokenizer.decode(ids[a:b], after=ids[:a][-1:] or after) for a, b in pairwise(edges))
+    return before, token, behind
+
+
+def _whole_edges(tokenizer: Tokenizer, ids: Sequence[int], at: int) -> tuple[int, int, int, int]:
+    """Where the text before, of and behind a token begins, and where the last one ends, so that no character is cut."""
     units = tokenizer.units(ids)
     chosen = next(n for n, unit in enumerate(units) if unit.first <= at < unit.first + unit.tokens)
     cut = [unit.tokens == 1 and int(ids[unit.first]) in tokenizer.partial for unit in units]
     first = next(n for n in range(chosen + 1) if not cut[n] or n == chosen)
     last = next(n for n in range(len(units) - 1, chosen - 1, -1) if not cut[n] or n == chosen)
-    edges = (units[first].first, units[chosen].first, *(units[n].first + units[n].tokens for n in (chosen, last)))
-    before, token, behind = (tokenizer.decode(ids[a:b], after=ids[:a][-1:] or after) for a, b in pairwise(edges))
-    return before, token, behind
+    ends = [units[n].first + units[n].tokens for n in (chosen, last)]
+    return units[first].first, units[chosen].first, ends[0], ends[1]
 
 
 def make_trace(
