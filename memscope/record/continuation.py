@@ -59,10 +59,8 @@ def check_sampling(subject: Subject, prompt: Sequence[int], sampling: Sampling) 
     if sampling.temperature < 0:
         raise InputError(f"a temperature of {sampling.temperature:g}; give 0 or more")
     if len(prompt) + sampling.new_tokens > subject.window:
-        raise InputError(
-            f"{len(prompt)} prompt + {sampling.new_tokens} new tokens exceed the {subject.window} that the model reads at "
-            "once; ask for fewer"
-        )
+        asked = f"{len(prompt)} prompt + {sampling.new_tokens} new tokens"
+        raise InputError(f"{asked} exceed the {subject.window} that the model reads at once; ask for fewer")
 
 
 def continue_text(subject: Subject, text: str, sampling: Sampling) -> Continued:

@@ -11,8 +11,7 @@ from memscope.query.recording import Recording
 
 def token_count(recording: Recording, text: str) -> int:
     """Tokens of a text as the model reads it: those that open a text, and its own; 0 of an empty text."""
-    ids = recording.tokenizer.encode(text)
-    return len(recording.tokenizer.opening) + len(ids) if ids else 0
+    return len(recording.tokenizer.prompt(text)) if text else 0
 
 
 @st.fragment
