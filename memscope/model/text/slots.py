@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from memscope.model.ops.native import native_for
+from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, TableSlots
+
 _BEFORE, _AFTER = 3, 2
 """Tokens before and behind one that its context is made of at first; mixing widens it by two on both sides."""
+_PLACES = _BEFORE + 1 + _AFTER
 _MIXED = 5
-
-
-_AT_ONCE = 256
-"""Sentences that are encoded together: tensors so small that the allocator uses their memory again."""
+_AT_ONCE = 1024
+"""Sentences that are encoded together: tensors of one size, whose memory the allocator uses again."""
 
 
 class Projected(NamedTuple):
@@ -24,6 +26,8 @@ class Projected(NamedTuple):
 
     token: Float[Tensor, "vocab half"]
     around: Float[Tensor, "vocab place half"]
+    table: OpenTable | None
+    """What stands around, read by compiled loops; none where there are none."""
 
 
 class TextSlots(nn.Module):
@@ -41,13 +45,14 @@ class TextSlots(nn.Module):
         super().__init__()
         half = slot_dim // 2
         self.token = nn.Linear(dim, half, bias=False)
-        self.around = nn.Linear(dim, (_BEFORE + 1 + _AFTER) * half, bias=False)
-        self.mix = nn.Conv1d(half, half, _MIXED, padding=_MIXED // 2, bias=False)
+        self.around = nn.Linear(dim, _PLACES * half, bias=False)
+        self.mix = nn.Conv1d(half, half, _MIXED, bias=False)
 
     def project(self, table: Float[Tensor, "vocab dim"]) -> Projected:
         """Project the model's token embeddings: every token once, not once for every place where it stands."""
         unit = F.rms_norm(table, table.shape[-1:])  # embeddings grow in training, slots should not
-        return Projected(self.token(unit), self.around(unit).unflatten(-1, (-1, self.token.out_features)))
+        around = self.around(unit).unflatten(-1, (_PLACES, -1)).float()
+        return Projected(self.token(unit), around, None if native_for(around) is None else OpenTable(around))
 
     def forward(
         self, ids: Int[Tensor, "sentence pos"], there: Bool[Tensor, "sentence pos"], table: Projected
@@ -63,15 +68,20 @@ class TextSlots(nn.Module):
         return torch.cat([self._encode(*part, table) for part in parts])
 
     def _encode(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
-        places = table.around
-        ends = F.pad(there, (_BEFORE, _AFTER)).unsqueeze(-1)
-        padded = F.pad(ids, (_BEFORE, _AFTER))
-        context = sum(
-            F.embedding(padded[:, place : place + ids.shape[1]], places[:, place])
-            * ends[:, place : place + ids.shape[1]]
-            for place in range(places.shape[1])
-        )
-        assert isinstance(context, Tensor)
+        near = F.pad(ids, (_BEFORE, _AFTER)).unfold(1, _PLACES, 1) * _PLACES + torch.arange(_PLACES, device=ids.device)
+        is_near = F.pad(there, (_BEFORE, _AFTER)).unfold(1, _PLACES, 1).unsqueeze(2).float()
+        places: Slots
+        if table.table is None:
+            places = GatheredSlots(F.embedding(near, table.around.flatten(0, 1)))
+        else:
+            places = TableSlots(table.table, near)
+        context = places.sum(is_near, 0, table.around.shape[-1]).squeeze(2)
         context = F.gelu(context) * there.unsqueeze(-1)
-        context = context + F.gelu(self.mix(context.transpose(1, 2)).transpose(1, 2))
+        context = context + F.gelu(self._mix(context))
         return torch.cat([F.embedding(ids, table.token), context], -1) * there.unsqueeze(-1)
+
+    def _mix(self, context: Float[Tensor, "sentence pos half"]) -> Float[Tensor, "sentence pos half"]:
+        # As a picture of one row whose channels come last, which is how it lies in memory: nothing is copied.
+        picture = context.transpose(1, 2).unsqueeze(2)
+        mixed = F.conv2d(picture, self.mix.weight.unsqueeze(2), padding=(0, _MIXED // 2))
+        return mixed.squeeze(2).transpose(1, 2)
