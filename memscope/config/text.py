@@ -30,10 +30,11 @@ class TextConfig(Section):
     refresh_interval: int = Field(25, gt=0)
     """Training steps between two times that the keys of all sentences are made anew."""
     facts_path: str | None = None
-    """Facts with cloze templates that training makes statements of; none = trains on the corpus alone. A model without
-    a text layer is trained on the statements too, as a baseline: set ``object_swap=0`` then, since it cannot read."""
+    """Facts with cloze templates that training makes statements of; none = statements are pieces of the bank's own
+    sentences, which ask for a rare word behind them. A model without a text layer is trained on the statements of a
+    file too, as a baseline: set ``object_swap=0`` then, since it cannot read."""
     statement_share: float = Field(0.5, ge=0, le=1)
-    """Share of every batch's windows that hold statements, where there are facts."""
+    """Share of every batch's windows that hold statements; 0 = trains on the corpus alone."""
     object_swap: float = Field(0.5, ge=0, le=1)
     """Share of statements whose object is replaced for one step by that of another fact of the relation, alike in the
     statement and in the sentences that state it: what is learned by heart is wrong then, and reading is right."""

@@ -25,12 +25,15 @@ from memscope.run.text_bank import fill_text_bank
 from memscope.text.sentences import Sentence
 from memscope.text.tokenizer import Tokenizer
 from memscope.text_bank.bank import SentenceBank
+from memscope.text_bank.lexical import LexicalIndex
 from memscope.text_bank.stating import is_held_out
+from memscope.text_bank.words import WordReader
 from memscope.train.lessons.batches import Batches, Teacher, alignment, teaching
-from memscope.train.lessons.statements import StatementMaker
+from memscope.train.lessons.clozes import make_clozes
+from memscope.train.lessons.statements import StatementMaker, taught_facts
 from memscope.train.loop import train
 from memscope.train.parallel import check_strategy
-from tests.text_runs import filled_model, text_config, world, world_bank, world_tokenizer, write_world
+from tests.text_runs import TOWNS, WORK, filled_model, text_config, world, world_bank, world_tokenizer, write_world
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def test_no_statement_is_of_a_held_out_subject(tokenizer: Tokenizer, bank: Sente
     share = 0.4
     held_out = {fact.subject for fact in world() if is_held_out(fact.subject, share)}
     assert 5 < len(held_out) < 25
-    maker = StatementMaker(world(), bank, tokenizer, held_out=share, swap=0.5)
+    maker = StatementMaker(taught_facts(world(), bank, share), bank, tokenizer, swap=0.5)
     made = maker.windows((0, 0), rows=60, length=65)
     texts = [text for row in made.tokens for text in statements_of(row, tokenizer)]
     told = {person for person in {fact.subject for fact in world()} if any(person in text for text in texts)}
@@ -76,7 +79,7 @@ def test_no_statement_is_of_a_held_out_subject(tokenizer: Tokenizer, bank: Sente
 
 
 def test_swapped_objects_stand_alike_in_statement_and_sentence(tokenizer: Tokenizer, bank: SentenceBank) -> None:
-    maker = StatementMaker(world(), bank, tokenizer, held_out=0.0, swap=0.5)
+    maker = StatementMaker(taught_facts(world(), bank, 0.0), bank, tokenizer, swap=0.5)
     of_step = [maker.windows((0, step), rows=2, length=65) for step in range(20)]
     changed = 0
     for made in of_step:
@@ -104,11 +107,49 @@ def test_swapped_objects_stand_alike_in_statement_and_sentence(tokenizer: Tokeni
     assert np.array_equal(again.tokens, of_step[3].tokens) and again.swapped == of_step[3].swapped
 
 
+def test_clozes_ask_for_rare_words_of_sentences_that_are_not_held_out(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    share = 0.4
+    clozes = make_clozes(bank, held_out=share, seed=0)
+    asked = {int(entry) for _, entries in clozes for entry in entries}
+    assert asked == {
+        entry for entry, one in enumerate(bank.sentences) if not is_held_out(one.triples[0].subject, share)
+    }
+    for fact, [entry] in clozes:
+        words = bank.sentences[entry].text.split()
+        assert fact.object in words and words.index(fact.object) >= 3
+        question = fact.question.split()
+        at, kept = words.index(fact.object), iter(words[: words.index(fact.object)])
+        assert all(word in kept for word in question)  # in their order, nothing added
+        assert question[-2:] == words[at - 2 : at] and fact.subject in question
+    rare = {int(entry) for fact, [entry] in clozes if fact.object in {*TOWNS, *WORK}}
+    assert len(rare) > 0.9 * len(asked)  # though a sentence has up to eight words that may be asked for
+    assert make_clozes(bank, held_out=share, seed=0)[7].fact == clozes[7].fact
+    assert make_clozes(bank, held_out=share, seed=1)[7].fact != clozes[7].fact
+
+
+def test_clozes_are_found_by_the_words_that_are_left(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    clozes = make_clozes(bank, held_out=0.0, seed=0)
+    index = LexicalIndex.build(bank.ids, bank.lengths, WordReader(tokenizer), tokenizer.bos, window=32)
+    found = [
+        entry in index.search(np.array([[tokenizer.bos, *tokenizer.encode(fact.question)]]), 4).entries[0, -1]
+        for fact, [entry] in clozes
+        if len(fact.question.split()) > 4
+    ]
+    assert np.mean(found) > 0.8
+
+
+def test_a_bank_of_short_sentences_gives_no_cloze(tokenizer: Tokenizer) -> None:
+    texts = ["Short words.", "Too few."]
+    short = SentenceBank.of([Sentence(text, ()) for text in texts], tokenizer.encode_batch(texts))
+    with pytest.raises(InputError, match="no sentence of the bank has a rare word behind three others"):
+        make_clozes(short, held_out=0.0, seed=0)
+
+
 def test_blocked_sentences_are_not_selected_in_their_window(
     corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
 ) -> None:
     """A window that quotes a sentence finds it, unless it is trained on."""
-    config = text_config(corpus_dir, folder, text={"facts_path": None, "leak_ngram": 9})
+    config = text_config(corpus_dir, folder, text={"statement_share": 0, "leak_ngram": 9})
     model = filled_model(config, tokenizer).train()
     quoted = [3, 18]
     rows = [[tokenizer.bos, *tokenizer.encode(bank.sentences[entry].text)] for entry in quoted]
@@ -149,7 +190,7 @@ def test_alignment_loss_equals_a_loop() -> None:
 
 def taught(config: Config, tokenizer: Tokenizer, bank: SentenceBank) -> tuple[torch.Tensor, Lesson]:
     """Two windows of statements and their lesson."""
-    made = StatementMaker(world(), bank, tokenizer, 0.0, 0.5).windows((0, 0), 2, 65)
+    made = StatementMaker(taught_facts(world(), bank, 0.0), bank, tokenizer, 0.5).windows((0, 0), 2, 65)
     lesson = Lesson(
         step=0,
         rows=torch.tensor(made.rows),

@@ -20,7 +20,8 @@ from memscope.text.tokenizer import Tokenizer
 from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.overlap import Overlaps
 from memscope.text_bank.words import WordReader
-from memscope.train.lessons.statements import StatementMaker, Statements
+from memscope.train.lessons.clozes import make_clozes
+from memscope.train.lessons.statements import StatementMaker, Statements, taught_facts
 
 
 class Batch(NamedTuple):
@@ -44,9 +45,12 @@ class Teacher:
     def __init__(self, config: Config, bank: SentenceBank, tokenizer: Tokenizer):
         text = config.text
         self.maker: StatementMaker | None = None
-        if text.facts_path and text.statement_share:
-            facts = read_facts(Path(text.facts_path))
-            self.maker = StatementMaker(facts, bank, tokenizer, text.held_out, text.object_swap)
+        if text.statement_share:
+            if text.facts_path:
+                taught = taught_facts(read_facts(Path(text.facts_path)), bank, text.held_out)
+            else:
+                taught = make_clozes(bank, text.held_out, config.train.seed)
+            self.maker = StatementMaker(taught, bank, tokenizer, text.object_swap)
         reader = WordReader(tokenizer)
         self.overlaps = Overlaps(bank.ids, bank.lengths, reader, text.leak_ngram) if text.leak_ngram else None
 

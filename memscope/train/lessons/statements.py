@@ -21,6 +21,38 @@ _DRAWN_AT_ONCE = 64
 """Statements that are encoded together."""
 
 
+class Stated(NamedTuple):
+    """A fact that sentences state."""
+
+    fact: Fact
+    entries: np.ndarray
+    """Their numbers in the bank."""
+
+
+def taught_facts(facts: Sequence[Fact], bank: SentenceBank, held_out: float) -> list[Stated]:
+    """The facts that some sentence states, but for those of held-out subjects.
+
+    Args:
+        facts: the facts.
+        bank: the sentences.
+        held_out: share of subjects that are held out.
+
+    Raises:
+        InputError: no fact is left.
+    """
+    taught = [
+        Stated(fact, entries)
+        for fact, entries in zip(facts, stating_entries(facts, bank), strict=True)
+        if len(entries) and not is_held_out(fact.subject, held_out)
+    ]
+    if not taught:
+        raise InputError(
+            f"none of {len(facts)} facts is stated by a sentence of the bank and of a subject that is not held "
+            "out; are facts_path and sentences_path of the same collection?"
+        )
+    return taught
+
+
 class Statements(NamedTuple):
     """Windows of statements."""
 
@@ -39,29 +71,14 @@ class StatementMaker:
     """Makes windows of statements; what it makes is a function of its arguments and of the seed it is called with.
 
     Args:
-        facts: the facts; those that no sentence states, and those of held-out subjects, are left out.
+        taught: the facts, one or more.
         bank: the sentences.
         tokenizer: of the model.
-        held_out: share of subjects that are held out.
         swap: share of statements whose object is replaced.
-
-    Raises:
-        InputError: no fact is left.
     """
 
-    def __init__(self, facts: Sequence[Fact], bank: SentenceBank, tokenizer: Tokenizer, held_out: float, swap: float):
-        stating = stating_entries(facts, bank)
-        kept = [
-            (fact, entries)
-            for fact, entries in zip(facts, stating, strict=True)
-            if len(entries) and not is_held_out(fact.subject, held_out)
-        ]
-        if not kept:
-            raise InputError(
-                f"none of {len(facts)} facts is stated by a sentence of the bank and of a subject that is not held "
-                "out; are facts_path and sentences_path of the same collection?"
-            )
-        self.facts, self._stating = [fact for fact, _ in kept], [entries for _, entries in kept]
+    def __init__(self, taught: Sequence[Stated], bank: SentenceBank, tokenizer: Tokenizer, swap: float):
+        self.facts, self._stating = [fact for fact, _ in taught], [entries for _, entries in taught]
         self._bank, self._tokenizer, self._swap = bank, tokenizer, swap
         self._objects: dict[str, list[str]] = defaultdict(list)
         for fact in self.facts:
