@@ -93,10 +93,11 @@ def edit_facts(
         seed: of the draw.
 
     Raises:
-        InputError: the model is an FFN baseline, or no fact's predicate has a second object.
+        InputError: no layer has vectors as entries, or no fact's predicate has a second object.
     """
     if not run.config.model.memory_layers:
-        raise InputError(f"{run.path}: an FFN baseline has no entries to edit; choose a run with a memory")
+        other = "its entries are sentences: use method text" if run.config.model.text_layers else "choose another run"
+        raise InputError(f"{run.path}: no layer has a memory of vectors to edit; {other}")
     frames = []
     for number, edit in enumerate(watched(plan_edits(run, facts, count, seed), "editing", "facts")):
         question = torch.tensor([edit.prompts[0][1]], device=run.model.embed.weight.device)

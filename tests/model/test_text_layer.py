@@ -140,13 +140,8 @@ def test_compiled_loops_and_plain_pytorch_agree(
         return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     logits, gradients = run()
-    for module in (
-        "memscope.model.text.layer",
-        "memscope.model.text.slots",
-        "memscope.model.ops.fused",
-        "memscope.model.bank",
-    ):
-        monkeypatch.setattr(f"{module}.native_for", lambda _: None)
+    for module in ("text.layer", "text.slots", "ops.fused", "bank"):
+        monkeypatch.setattr(f"memscope.model.{module}.native_for", lambda _: None)
     plain_logits, plain_gradients = run()
     torch.testing.assert_close(logits, plain_logits, atol=1e-5, rtol=1e-4)
     assert gradients.keys() == plain_gradients.keys() == {name for name, _ in model.named_parameters()}
