@@ -25,7 +25,7 @@ class TextConfig(Section):
     stands around it."""
     text_heads: int = Field(8, gt=0)
     """Heads of the attention that reads; divides ``dim``."""
-    text_key_dim: int = Field(64, gt=0)
+    text_key_dim: int = Field(16, gt=0)
     """Width of the learned part of queries and keys of the gate."""
     refresh_interval: int = Field(25, gt=0)
     """Training steps between two times that the keys of all sentences are made anew."""

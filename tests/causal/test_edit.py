@@ -140,7 +140,7 @@ def test_edits_are_measured_one_at_a_time_and_undone(
 
 
 def test_what_cannot_be_edited_is_refused(tiny_run: LoadedRun, ffn_run: LoadedRun, facts: list[Fact]) -> None:
-    with pytest.raises(InputError, match="FFN baseline"):
+    with pytest.raises(InputError, match="no layer has a memory of vectors to edit; choose another run"):
         edit_facts(ffn_run, facts)
     with pytest.raises(InputError, match="no fact can be edited"):
         edit_facts(tiny_run, facts[:1])

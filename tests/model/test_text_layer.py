@@ -86,8 +86,10 @@ def slow_layer(layer: TextLayer, model: MemoryTransformer, x: Tensor, tokens: Te
     width = x.shape[1] // HEADS
     out, selected = [], []
     for pos, hidden in enumerate(x):
+        asks = gate.query_proj.weight @ hidden
+        asks = asks * min(1.0, 2.0 / float(asks.norm()))
         totals = {
-            entry: gate.lexical_gain * share + gate.query_proj.weight @ hidden @ keys[entry]
+            entry: gate.lexical_gain * share + asks @ keys[entry]
             for entry, share in zip(found.entries[0, pos].tolist(), found.scores[0, pos].tolist(), strict=True)
             if entry >= 0
         }

@@ -16,7 +16,7 @@ from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, Tabl
 from memscope.model.text.bank import Candidates, TextBank
 from memscope.model.text.gate import Chosen, TextGate, alignment_loss
 from memscope.model.text.read import TextRead
-from memscope.model.text.slots import TextSlots
+from memscope.model.text.slots import AT_ONCE, TextSlots
 
 _KEYS_AT_ONCE = 1024
 
@@ -151,7 +151,9 @@ class _Selected:
 
     def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
         unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
-        ids, self.there = text.bank.read(unique, text.lesson)
+        ids, there = text.bank.read(unique, text.lesson)
+        spare = (0, 0, 0, -len(ids) % AT_ONCE)  # rows without a token, so that tensors have few sizes
+        ids, self.there = F.pad(ids, spare), F.pad(there, spare)
         self.values = encode(ids, self.there, encode.project(text.table)).float()
 
     def slots(self) -> Slots:

@@ -17,7 +17,7 @@ _BEFORE, _AFTER = 3, 2
 """Tokens before and behind one that its context is made of at first; mixing widens it by two on both sides."""
 _PLACES = _BEFORE + 1 + _AFTER
 _MIXED = 5
-_AT_ONCE = 1024
+AT_ONCE = 512
 """Sentences that are encoded together: tensors of one size, whose memory the allocator uses again."""
 
 
@@ -64,7 +64,7 @@ class TextSlots(nn.Module):
             there: whether a token stands there.
             table: of ``project``.
         """
-        parts = zip(ids.split(_AT_ONCE), there.split(_AT_ONCE), strict=True)
+        parts = zip(ids.split(AT_ONCE), there.split(AT_ONCE), strict=True)
         return torch.cat([self._encode(*part, table) for part in parts])
 
     def _encode(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
