@@ -41,12 +41,13 @@ class EvalResult:
 def evaluate(
     model: MemoryTransformer, corpus: PackedCorpus, tokenizer: Tokenizer, max_tokens: int | None, dtype: str
 ) -> tuple[EvalResult, UsageCounts | None]:
-    """Loss over the first ``max_tokens`` of a corpus in document windows, and the usage of the bank on the way.
+    """Loss over the first ``max_tokens`` of a corpus in document windows, and the usage of the entries on the way.
 
-    Returns no usage for a model without memory layers. Entries that a layer cannot select have none.
+    Returns no usage for a model whose layers select nothing, else a row per layer that selects. Entries that a layer
+    cannot select have none.
     """
-    layers, memory = model.cfg.model.memory_layers, model.cfg.memory
-    usage = UsageCounts(len(layers), memory.knowledge_num) if layers else None
+    layers, n_entries = model.cfg.model.selecting_layers, model.cfg.first_sentence + len(model.text_bank or ())
+    usage = UsageCounts(len(layers), n_entries) if layers else None
     windows = document_windows(corpus, model.cfg.model.max_seq_len, max_tokens)
     nats, n_tokens = 0.0, 0
     for done in run_windows(OwnModel(model, dtype), corpus, windows, tokenizer.pad):
@@ -59,7 +60,8 @@ def evaluate(
                 picked = done.captured[layer]
                 assert picked.gate_scores is not None
                 chosen = (picked.indices[at], picked.gate_scores[at], picked.read_weights[at])
-                usage.update(row, *(values.cpu().numpy() for values in chosen))
+                is_any = chosen[0] >= 0  # a text layer may find less than it can take
+                usage.update(row, *(values[is_any].cpu().numpy() for values in chosen))
     n_bytes = _bytes_predicted(corpus, windows[-1], tokenizer) if n_tokens else 0
     if not n_bytes:
         raise InputError(f"{corpus.path}: nothing to predict in this corpus")

@@ -21,16 +21,19 @@ _PROMPT_TOKENS, _NEW_TOKENS = 24, 48
 
 
 def validation_values(training: Training) -> dict[str, Any]:
-    """Validation loss, and per memory layer how evenly its entries are selected."""
+    """Validation loss, and per layer that selects how evenly its entries are selected."""
     config = training.config
     result, usage = evaluate(
         training.net, training.valid_corpus, training.tokenizer, config.train.eval_tokens, config.train.dtype
     )
     values: dict[str, Any] = result.as_dict()
     if usage is not None:
-        for row, layer in enumerate(config.model.memory_layers):
-            count = usage.count[row, config.entries_of(layer)]
-            metrics = usage_metrics(count, int(count.sum()), config.memory.num_selected)
+        for row, layer in enumerate(config.model.selecting_layers):
+            reads_text = layer in config.model.text_layers
+            entries = slice(config.first_sentence, None) if reads_text else config.entries_of(layer)
+            distinct = config.text.sentences_selected if reads_text else config.memory.num_selected
+            count = usage.count[row, entries]
+            metrics = usage_metrics(count, int(count.sum()), distinct)
             values |= {f"layer_{layer}/{name}": value for name, value in metrics}
     return values | _revived(training.net)
 

@@ -21,7 +21,7 @@ from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
-from memscope.run.text_bank import fill_text_bank
+from memscope.run.text_bank import fill_text_bank, run_bank
 from memscope.text.sentences import Sentence
 from memscope.text.tokenizer import Tokenizer
 from memscope.text_bank.bank import SentenceBank
@@ -325,6 +325,15 @@ def whole(corpus_dir: Path, folder: Path, tmp_path_factory: pytest.TempPathFacto
     run = tmp_path_factory.mktemp("runs") / "whole"
     train(taught_config(corpus_dir, folder), run, device="cpu")
     return run
+
+
+def test_validation_says_how_many_sentences_are_selected(whole: Path) -> None:
+    n = len(run_bank(whole).lengths)
+    for line in read_metrics(whole / "metrics.jsonl"):
+        if line["kind"] == "eval":
+            assert (line["layer_0/entries"], line["layer_1/entries"]) == (64, n)
+            assert 0 < line["layer_1/selections"] < 128 * 4  # a token may find fewer than 4 sentences
+            assert line["layer_1/coverage"] == 1 - line["layer_1/dead"] / n
 
 
 @pytest.mark.slow

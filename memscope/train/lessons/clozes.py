@@ -70,7 +70,7 @@ def _clozes_of(text: str, entry: int, rarity: dict[str, float], chance: np.rando
     )
     if weights.sum() == 0:
         return []
-    n = min(_PER_SENTENCE, np.count_nonzero(weights))
+    n = min(_PER_SENTENCE, int(np.count_nonzero(weights)))
     asked = chance.choice(len(words), n, replace=False, p=weights / weights.sum())
     return [_cloze(words, bare, int(at), entry, rarity, chance) for at in asked]
 
