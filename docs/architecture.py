@@ -61,6 +61,7 @@ COLUMNS = (
         (
             ("query/", "questions to a recording"),
             ("bank_map/", "places of entries"),
+            ("notebook/", "HTML of what is asked"),
             ("routing/", "load, domains, paths"),
             ("causal/", "change, then measure"),
             ("causal/sentences/", "facts, typed edits"),

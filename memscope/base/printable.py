@@ -9,6 +9,8 @@ reports, the static site, figures, exports and the app. Data files keep the text
 import re
 from typing import Any
 
+_FEW, _LONGEST = 8, 60
+"""Values of a container, and characters of a text, that ``brief`` shows."""
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters except tab and newline
     "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # characters that turn the direction of the text after them
@@ -34,6 +36,23 @@ def one_line(text: str) -> str:
 def printable_json(text: str) -> str:
     """JSON text with every invisible character as an escape sequence; its meaning stays the same."""
     return _UNSEEN.sub(_json_escape, text)
+
+
+def brief(record: Any) -> str:
+    """A dataclass or NamedTuple in one line, for its ``__repr__``: arrays and tables by their shape."""
+    names = getattr(record, "_fields", None) or record.__dataclass_fields__
+    values = ", ".join(f"{name}={_short(getattr(record, name))}" for name in names)
+    return f"{type(record).__name__}({values})"
+
+
+def _short(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__}[{' x '.join(map(str, shape))}]"
+    if isinstance(value, list | tuple | dict) and len(value) > _FEW:
+        return f"{type(value).__name__} of {len(value):,}"
+    text = one_line(repr(value))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def printable_values(value: Any) -> Any:

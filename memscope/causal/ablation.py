@@ -21,6 +21,7 @@ import pyarrow as pa
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
+from memscope.base.printable import brief
 from memscope.causal.effects import (
     Trial,
     banks_of,
@@ -44,9 +45,11 @@ _WINDOW = 256
 """Most tokens of a window: long windows only cost memory, and fewer short windows select an entry."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AblationStudy:
     """An ablation and its controls."""
+
+    __repr__ = brief
 
     table: pd.DataFrame
     """One row for the ablation, one for each control, one for the difference: ``what entries usage`` and per measure

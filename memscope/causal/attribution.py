@@ -29,6 +29,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from memscope.base.errors import InputError
+from memscope.base.printable import brief
 from memscope.causal.intervene import ablate_selections
 from memscope.model.transformer import NORM_EPS, Block, MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import OwnModel
@@ -40,9 +41,11 @@ _BATCH = 32
 _NOTED = ("memory.hook_indices", "memory.hook_pattern", "hook_resid_mid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attribution:
     """The contribution of every selection, per memory layer."""
+
+    __repr__ = brief
 
     indices: dict[int, Tensor]
     """Selected entries, int64 ``[batch, pos, K]``."""

@@ -34,6 +34,7 @@ from torch import Tensor
 from memscope.base.errors import InputError
 from memscope.base.files import write_json
 from memscope.base.parquet import write_table
+from memscope.base.printable import brief
 from memscope.base.work import watched
 from memscope.causal.attribution import gradient_attribution
 from memscope.causal.facts import answerable, ask, pad_rows, tokenize_facts
@@ -61,9 +62,11 @@ class Edit(NamedTuple):
     """Kind and token ids of every prompt; the question comes first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditResult:
     """The result of editing facts, one at a time."""
+
+    __repr__ = brief
 
     rows: pd.DataFrame
     """One row per prompt: ``edit subject predicate object new_object entry kind prompt``, and the probabilities

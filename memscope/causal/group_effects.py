@@ -21,6 +21,7 @@ from scipy.stats import false_discovery_control, t
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import write_table
+from memscope.base.printable import brief
 from memscope.base.seals import hashes, write_sealed
 from memscope.causal.ablation import recorded_corpus, spread_windows
 from memscope.causal.effects import Trial, effects_by_batch
@@ -40,6 +41,9 @@ FOLDS = 200
 
 class DomainEffects(NamedTuple):
     """Effects by group of documents."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     table: pd.DataFrame
     """See ``domain_effects``."""

@@ -11,6 +11,9 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix
+from memscope.base.printable import one_line
+from memscope.base.words import first_upper, visible
+from memscope.notebook import markup
 from memscope.query.needs import known_columns
 from memscope.query.tables import RecordingTables
 from memscope.recording.info import RecordingInfo
@@ -19,6 +22,8 @@ from memscope.recording.sites import is_private
 from memscope.recording.token_table import text_around
 
 _CHUNK = 1024
+_NEAREST = 8
+"""Nearest tokens that a notebook shows."""
 FIRES_ON = "array_to_string(regexp_extract_all(title, '“(.*?)”', 1), ' '), words"
 """SQL of what a search looks at in a headline: its tokens, not the numbers and words around them."""
 _KINDS = ("input", "previous", "predicted", "next")
@@ -49,6 +54,29 @@ class EntryCard(NamedTuple):
     """``layer top bottom``: tokens the entry raises and lowers when read in a layer."""
     usage: pd.DataFrame
     """``layer count gate_sum read_sum read_signed_sum share`` for every memory layer; share of its selections."""
+    label: str
+    """What it is called: "entry 70", or "layer 1, expert 6"."""
+
+    def __repr__(self) -> str:
+        said = self.sentence or self.title or "no text of its own"
+        return f"EntryCard({self.label}: {one_line(said)[:60]!r}, {int(self.usage['count'].sum()):,} selections)"
+
+    def _repr_html_(self) -> str:
+        used = self.usage[self.usage["count"] > 0]
+        shares = used["share"].map("{:.2%}".format)
+        usage = zip(used["layer"].tolist(), used["count"].tolist(), shares, strict=True)
+        nearest = [f"{row.token} {row.cosine:.2f}" for row in self.nearest.head(_NEAREST).itertuples()]
+        said = {
+            "started as": self.sentence,
+            "fires on": self.title,
+            "words": self.words,
+            "drift": None if self.drift is None else f"{self.drift:.3f}",
+            "nearest tokens": ", ".join(map(visible, nearest)),
+        }
+        tables = [markup.table(["layer", "selections", "share"], usage)]
+        if len(self.lens):
+            tables.append(markup.table(["layer", "makes likely", "makes unlikely"], self.lens.to_numpy().tolist()))
+        return markup.card(first_upper(self.label), markup.facts(said), *tables)
 
 
 def cards(recording: RecordingTables, entries: Iterable[int]) -> Iterator[EntryCard]:
@@ -190,6 +218,7 @@ def _card(
         ),
         lens=pd.DataFrame(lens, columns=["layer", "top", "bottom"]),
         usage=usage,
+        label=info.label(entry),
     )
 
 

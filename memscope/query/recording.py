@@ -20,15 +20,19 @@ from memscope.base.parquet import matrix, read_parquet
 from memscope.base.seals import read_sealed, read_vouching
 from memscope.base.words import did_you_mean
 from memscope.config.load import load_config
+from memscope.notebook import markup
 from memscope.query import entry_cards as entry_pages
 from memscope.query.entry_cards import EntryCard
 from memscope.query.needs import is_known, known_columns, known_numbers
 from memscope.query.tables import RecordingTables
 from memscope.recording.part_reader import SelectionReader, read_rows
 from memscope.recording.parts import whole_tokens
+from memscope.recording.sites import describe_sites
 from memscope.recording.token_table import Trace, make_trace, token_columns
 from memscope.run.metrics_log import read_metrics
 
+_SHOWN = ("layer", "selections", "coverage", "even_coverage", "kl_to_uniform", "top50")
+"""Columns of ``layer_metrics`` that a notebook shows."""
 SORT_COLUMNS = ("entry", "count", "gate_sum", "read_sum", "drift", "kept", "readability", "layers_used")
 _AROUND = 8
 """Tokens around a stretch that are looked at for the rest of a character that it cuts."""
@@ -41,6 +45,23 @@ class Recording(RecordingTables):
     Raises:
         InputError: not a recording, or one that is not finished.
     """
+
+    def __repr__(self) -> str:
+        return f"Recording({str(self.path)!r}): {repr(self.info).partition('(')[2][:-1]}"
+
+    def _repr_html_(self) -> str:
+        info, metrics = self.info, self.layer_metrics()
+        shown = [name for name in _SHOWN if name in metrics]
+        return markup.card(
+            f"Recording {self.path}",
+            markup.facts(
+                {
+                    "model": f"{info.run_name}, {describe_sites(info.sites)}",
+                    "text": f"{info.corpus_name}, {len(self.documents):,} documents, {info.rows:,} tokens",
+                }
+            ),
+            markup.table(shown, metrics[shown].astype(object).to_numpy().tolist()),
+        )
 
     @cached_property
     def run_summary(self) -> dict[str, Any]:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
+from memscope.base.printable import brief
+from memscope.base.words import visible
+from memscope.notebook import markup
 from memscope.record.rows import RowCollector
 from memscope.recording.sites import Site, entry_label
 from memscope.recording.token_table import Trace, make_trace, token_label
@@ -36,6 +39,16 @@ class TextTrace(NamedTuple):
     slots: dict[int, np.ndarray]
     """Read weight of every slot, mean over read heads, float32 ``[token, K, L]``, of each layer whose entries have
     several; column ``k`` of the selections is the K axis."""
+
+    def __repr__(self) -> str:
+        return brief(self)
+
+    def _repr_html_(self) -> str:
+        likely = {
+            pos: "next: " + ", ".join(f"{visible(row.text)} {row.probability:.1%}" for row in rows.itertuples())
+            for pos, rows in self.predictions.groupby("pos")
+        }
+        return markup.card("Trace", self.trace.html(likely))
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -288,6 +288,13 @@ class Census(Counted):
     tokens: int
     """Tokens recorded."""
 
+    def __repr__(self) -> str:
+        return (
+            f"Census({self.tokens:,} tokens, {len(self.layers)} layers; fields: {', '.join(type(self).model_fields)})"
+        )
+
+    __str__ = __repr__
+
 
 _LEADING: dict[type[BaseModel], tuple[str, ...]] = {
     LayerMetrics: ("layer",),

@@ -9,7 +9,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memscope.base.errors import InputError
 from memscope.base.seals import SEAL, read_own_json, unseal, write_sealed
-from memscope.recording.sites import READERS, SCORES, SELECTORS, WORDS, Has, Kind, Site, entry_label, is_private
+from memscope.recording.sites import (
+    READERS,
+    SCORES,
+    SELECTORS,
+    WORDS,
+    Has,
+    Kind,
+    Site,
+    describe_sites,
+    entry_label,
+    is_private,
+)
 from memscope.text.special_tokens import ROLES_FILE
 
 INFO = "recording.json"
@@ -100,6 +111,15 @@ class RecordingInfo(BaseModel):
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("a part is listed twice")
         return self
+
+    def __repr__(self) -> str:
+        unfinished = "" if self.complete else f" of {self.total_tokens:,}, unfinished"
+        return (
+            f"RecordingInfo({self.rows:,} tokens{unfinished} of {self.corpus_name}, run {self.run_name}, "
+            f"{describe_sites(self.sites)})"
+        )
+
+    __str__ = __repr__
 
     @property
     def run_name(self) -> str:

@@ -131,6 +131,13 @@ def entry_label(sites: Sequence[Site], entry: int) -> str:
     return f"{site.word()} {entry}"
 
 
+def describe_sites(sites: Sequence[Site]) -> str:
+    """What selects, in a few words: "4 layers that select 16 of 16,384 entries"."""
+    chosen = [f"{site.selected:,} of {site.entries:,} {site.word(site.entries)}" for site in sites]
+    layers = f"{len(sites)} layer{'s' * (len(sites) != 1)} that select{'s' * (len(sites) == 1)}"
+    return f"{layers} {chosen[0] if len(set(chosen)) == 1 else 'from banks of their own'}"
+
+
 def read_entries(sites: Sequence[Site], text: str) -> list[int]:
     """Entries that a text names, with commas or spaces between them: "70", "expert 70", "layer 1, expert 6".
 

@@ -1,19 +1,24 @@
 """Token-major rows as tables, the same for recorded text (``query/recording.py``) and for text that is traced live
 (``record/trace.py``)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from memscope.base.printable import one_line
+from memscope.base.words import visible
+from memscope.notebook import markup
 from memscope.recording.sites import Site
 from memscope.recording.token_rows import TokenRows
 from memscope.text.tokenizer import Tokenizer
 
 TOKEN_TEXTS = ("text", "whole", "part", "parts", "bytes", "control")
 """Columns of ``token_columns``."""
+_TIPPED = 3
+"""Entries of a layer that a token's tip names."""
 
 
 class Trace(NamedTuple):
@@ -31,6 +36,32 @@ class Trace(NamedTuple):
     def stretch(self, first: int, count: int) -> "Trace":
         """The tokens from position ``first`` on, at most ``count``, and their selections."""
         return Trace(*(table[table["pos"].between(first, first + count - 1)].reset_index(drop=True) for table in self))
+
+    def __repr__(self) -> str:
+        text = one_line("".join(self.tokens["text"]))[:40]
+        return f"Trace({text!r} ...: {len(self.tokens):,} tokens, {len(self.selections):,} selections)"
+
+    def _repr_html_(self) -> str:
+        return markup.card("Trace", self.html())
+
+    def html(self, more: Mapping[int, str] | None = None) -> str:
+        """The text with its tokens coloured by loss; a token's tip has its entries, and ``more`` of its position."""
+        first = self.selections[self.selections["rank"] < _TIPPED]
+        fired = {
+            key: ", ".join(map(_fired, rows.itertuples())) for key, rows in first.groupby(["pos", "layer"], sort=False)
+        }
+        said: dict[int, list[str]] = {}
+        for (pos, layer), entries in fired.items():
+            said.setdefault(pos, []).append(f"layer {layer}: {entries}")
+        tips = []
+        for token in self.tokens.itertuples():
+            loss = "" if np.isnan(token.loss) else f", loss {token.loss:.2f}"
+            label = token_label(visible(token.whole), token.part, token.parts)
+            spelled = f" = {token.bytes}" if token.bytes else ""
+            lines = [f"token {token.pos} {label}{spelled}{loss}", *said.get(token.pos, [])]
+            tips.append("\n".join([*lines, *([more[token.pos]] if more else [])]))
+        loss = self.tokens["loss"].to_numpy(np.float64)
+        return markup.tokens(self.tokens["text"].tolist(), loss, tips, "loss of the next token, nats")
 
 
 def token_columns(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
@@ -125,3 +156,9 @@ def make_trace(
         }
     )
     return Trace(tokens, selections[selections["entry"] >= 0].reset_index(drop=True))
+
+
+def _fired(selection: Any) -> str:
+    """An entry as a tip names it, with its read weight, or its score where nothing reads."""
+    weight = selection.gate if np.isnan(selection.read) else selection.read
+    return f"entry {selection.entry}" + ("" if np.isnan(weight) else f" {weight:+.3f}")

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, t
 
+from memscope.base.printable import brief
 from memscope.query.recording import Recording
 from memscope.routing.rows import layer_rows, routed_site, strata_of
 from memscope.stats.jackknife import Jackknife
@@ -24,6 +25,9 @@ LEAST = 20
 
 class EntryPairs(NamedTuple):
     """Pairs of a layer's entries, ``[entry, entry]``, symmetric but for ``given``."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     together: np.ndarray
     """Tokens that select both; the diagonal holds those that select the one."""

@@ -13,12 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from memscope.base.printable import brief
 from memscope.query.recording import Recording
 from memscope.routing.rows import routed_layers, routed_site, rows_of_layers, strata_of
 
 
 class LayerMoves(NamedTuple):
     """First choices of two layers."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     counts: np.ndarray
     """Tokens, int64 ``[entry, entry]``."""

@@ -36,7 +36,7 @@ _STATE = "state.json"
 _ADVICE = "restore it, or go on from an older checkpoint with 'memscope train --resume'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedRun:
     """A trained model with its config and tokenizer."""
 
@@ -48,6 +48,12 @@ class LoadedRun:
     """SHA-256 of the model file, and of the sentences that it reads (``folder.fingerprint``)."""
     step: int | None = None
     """Training step of the model, where it was read from a checkpoint."""
+
+    def __repr__(self) -> str:
+        model, step = self.config.model, "" if self.step is None else f", step {self.step}"
+        blocks = ", ".join(dict.fromkeys(model.blocks))
+        parameters = f"{self.model.count_parameters():,} parameters"
+        return f"LoadedRun({str(self.path)!r}: {parameters}, {model.n_layers} layers of {blocks}{step})"
 
     def tokens(self, text: str) -> Int[Tensor, "1 pos"]:
         """The tokens of a text as the model reads it, bos before it, on the model's device.

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from memscope.base.printable import brief
 from memscope.recording.sites import Site
 from memscope.text.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 from memscope.text.tokenizer import Tokenizer
@@ -27,9 +28,11 @@ _ROWS = 64
 _BLOCK = 64
 
 
-@dataclass
+@dataclass(repr=False)
 class Selected:
     """One site in the latest forward pass; later passes overwrite it. Padding is included."""
+
+    __repr__ = brief
 
     indices: Int[Tensor, "batch pos K"]
     """Selected entries, numbered as in the recording; -1 where a token selects fewer than K."""

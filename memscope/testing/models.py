@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from scipy.stats import beta
 
 from memscope.base.files import make_folder, write_text
+from memscope.base.printable import brief
 from memscope.config.load import Config, dump_config, validate_config
 from memscope.model.transformer import Attention, MemoryTransformer
 from memscope.run.bank_init import init_bank, orthogonal_projection, save_bank_init
@@ -63,6 +64,9 @@ _WORDS = 3
 
 class PlantedRun(NamedTuple):
     """A run folder with its corpus, and the planted truth."""
+
+    def __repr__(self) -> str:
+        return brief(self)
 
     run: Path
     corpus: Path

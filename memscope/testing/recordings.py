@@ -21,6 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from memscope.base.files import write_text
 from memscope.base.parquet import write_table
+from memscope.base.printable import brief
 from memscope.census.aggregate import write_aggregates
 from memscope.config.load import dump_config, validate_config
 from memscope.config.memory import reachable_entries
@@ -47,9 +48,11 @@ _OFTEN = 0.1
 """Share of tokens that select the duplicates, and the decoy."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Planted:
     """The planted effects, all in layer ``PLANTED_LAYER``; empty where an effect was not planted."""
+
+    __repr__ = brief
 
     path: Path
     """The recording, or the run (``testing/models.py``)."""

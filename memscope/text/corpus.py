@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from memscope.base.errors import DamageError, InputError
 from memscope.base.files import atomic_path, sha256_file
 from memscope.base.lock import one_maker
+from memscope.base.printable import brief
 from memscope.base.seals import hashes, read_sealed, read_vouching, write_sealed
 from memscope.text.inputs import Skipped, read_rows
 from memscope.text.tokenizer import Tokenizer
@@ -39,9 +40,11 @@ class Document(NamedTuple):
     group: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PackedCorpus:
     """A tokenized corpus on disk."""
+
+    __repr__ = brief
 
     tokens: np.ndarray
     """All documents after one another, memory-mapped, uint16 or uint32."""

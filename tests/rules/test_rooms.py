@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 RANKS = (
     {"base", "stats"},
-    {"config", "text"},
+    {"config", "text", "notebook"},
     {"model.ops", "text_bank"},
     {"model.text"},
     {"model", "recording"},
@@ -25,7 +25,19 @@ RANKS = (
     {"cli"},
 )
 """Rooms of ``memscope``, lowest first: a room imports only from rooms that stand in an earlier line."""
-WITHOUT_TORCH = {"stats", "config", "text", "text_bank", "recording", "census", "query", "routing", "report", "export"}
+WITHOUT_TORCH = {
+    "stats",
+    "config",
+    "notebook",
+    "text",
+    "text_bank",
+    "recording",
+    "census",
+    "query",
+    "routing",
+    "report",
+    "export",
+}
 """Rooms, with the rooms in them, whose modules import torch neither themselves nor by way of others."""
 FOR_THE_APP = {"base", "stats", "config", "text", "recording", "census", "query", "routing", "causal", "report"}
 """Rooms that the app may import; what runs a model, ``app/live.py`` alone imports, when it is asked for."""

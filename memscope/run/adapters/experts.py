@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from memscope.base.errors import InputError
-from memscope.recording.sites import Site
+from memscope.recording.sites import Site, describe_sites
 from memscope.run.adapters.expert_sites import Act, Selector, find_sites
 from memscope.run.adapters.module_site import hash_weights
 from memscope.run.subject import Batches, Edit, Selected, evaluating
@@ -44,6 +44,9 @@ class HuggingFaceExperts:
     Raises:
         InputError: no experts are found, the tokenizer is not the model's, or the window is longer than it takes.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}: {describe_sites(self.sites)})"
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from memscope.base.errors import InputError
-from memscope.recording.sites import Site
+from memscope.recording.sites import Site, describe_sites
 from memscope.run.adapters.module_site import (
     Call,
     Choice,
@@ -35,7 +35,7 @@ from memscope.text.sentences import Triple
 from memscope.text.tokenizer import Tokenizer
 
 
-@dataclass
+@dataclass(repr=False)
 class ModuleSubject:
     """A model of any program.
 
@@ -62,6 +62,9 @@ class ModuleSubject:
     cache_dir: Path = Path("data/cache")
     copies: Mapping[str, Path] = field(default_factory=dict)
     sites: tuple[Site, ...] = field(init=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}: {describe_sites(self.sites)})"
 
     def __post_init__(self) -> None:
         for site in self.modules:

@@ -18,7 +18,7 @@ from memscope.base.runtime import autocast
 from memscope.config.load import Config
 from memscope.model.transformer import MemoryTransformer
 from memscope.recording.info import COPIES
-from memscope.recording.sites import Has, Site
+from memscope.recording.sites import Has, Site, describe_sites
 from memscope.run.bank_init import PARQUET, TENSORS, load_bank_init
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.provenance import all_starts, start_entries, start_table
@@ -112,6 +112,9 @@ class OwnRun(OwnModel):
     def __init__(self, run: LoadedRun, dtype: str | None = None):
         super().__init__(run.model, dtype or run.config.train.dtype)
         self.run = run
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}: {describe_sites(self.sites)})"
 
     @property
     def name(self) -> str:
