@@ -7,6 +7,7 @@ A fact is asked as in ``causal/facts.py``: its template up to the object; the an
 number is of the asked position, the last token of the question:
 
 ``selected``       a sentence that states the fact is among those selected, in any text layer
+``searched``       one is among as many sentences that share most words with the question: what no gate should fall below
 ``rank logprob``   of the answer over the vocabulary, from 1 and in nats
 ``on_object``      share of all that is read of words that falls on words of the object, in stating sentences
 ``logit_without``  the answer's logit after the stating sentences were taken out of the selection
@@ -73,13 +74,14 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
 def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Means over facts with 95% intervals by a bootstrap over subjects.
 
-    Columns ``mean low high facts``; rows ``selected answered silent logprob on_object fall control`` (falls are of the
-    answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
+    Columns ``mean low high facts``; rows ``selected searched answered silent logprob on_object fall control`` (falls are of
+    the answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
     sentence was selected.
     """
     answered = table["rank"] == 1
     values = {
         "selected": table["selected"].astype(float),
+        "searched": table["searched"].astype(float),
         "answered": answered.astype(float),
         "silent": (table["rank_silent"] == 1).astype(float),
         "logprob": table["logprob"],
@@ -143,9 +145,12 @@ def _ask(
         on_object = on_object + (slots[here, last] * (words & stated[..., None])).sum((-1, -2))
         read = read + slots[here, last].sum((-1, -2))
         taken[layer] = entries
+    assert model.text_bank is not None
+    found = model.text_bank.find(tokens).entries[here, last, : run.config.text.sentences_selected] + first
     logit = logits[here, answer]
     columns: dict[str, Tensor] = {
         "selected": torch.stack(selected).any(0),
+        "searched": (found[..., None] == own[:, None]).any((-1, -2)),
         "logit": logit,
         "logprob": logit - logits.logsumexp(-1),
         "rank": 1 + (logits > logit[:, None]).sum(-1),
