@@ -7,7 +7,7 @@ A fact is asked as in ``causal/facts.py``: its template up to the object; the an
 number is of the asked position, the last token of the question:
 
 ``selected``       a sentence that states the fact is among those selected, in any text layer
-``searched``       one is among as many sentences that share most words with the question: what no gate should fall below
+``searched``       one is among as many that share most words with the question: no gate should fall below this
 ``rank logprob``   of the answer over the vocabulary, from 1 and in nats
 ``on_object``      share of all that is read of words that falls on words of the object, in stating sentences
 ``logit_without``  the answer's logit after the stating sentences were taken out of the selection
@@ -74,8 +74,8 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
 def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Means over facts with 95% intervals by a bootstrap over subjects.
 
-    Columns ``mean low high facts``; rows ``selected searched answered silent logprob on_object fall control`` (falls are of
-    the answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
+    Columns ``mean low high facts``; rows ``selected searched answered silent logprob on_object fall control`` (falls are
+    of the answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
     sentence was selected.
     """
     answered = table["rank"] == 1
