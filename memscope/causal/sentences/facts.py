@@ -74,9 +74,9 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
 def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Means over facts with 95% intervals by a bootstrap over subjects.
 
-    Columns ``mean low high facts``; rows ``selected searched answered silent logprob on_object fall control`` (the falls
-    are of the answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over those whose
-    sentence was selected.
+    Columns ``mean low high facts``; rows ``selected searched answered silent logprob on_object fall control`` (the
+    falls are of the answer's logit). ``on_object`` is over answered facts whose sentence was selected, falls are over
+    those whose sentence was selected.
     """
     answered = table["rank"] == 1
     values = {
