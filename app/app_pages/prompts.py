@@ -81,9 +81,8 @@ try:
         document.document_controls(view, recording, doc, at, WINDOW, start_over)
         trace = state.trace_document(doc, at // WINDOW * WINDOW, WINDOW)
         slots = recorded_slots(recording, doc, at)
-        if live.can_type(info):
-            live.expect_text()
-            predictions = live.document_predictions(doc, at) if likely else None
+        if likely and live.can_type(info):
+            predictions = live.document_predictions(doc, at)
     else:
         live.expect_text()
         if sampling is not None:
