@@ -9,6 +9,8 @@ PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscop
 unexport PYTHONDONTWRITEBYTECODE
 # Bytecode of packages is written when they are first imported: most of what is installed never is.
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# uv links what it has unpacked before, in seconds; where it cannot, pip installs.
+UV := set -a; . .venv/uv.env; $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 
 .PHONY: demo test quick check format docs dist setup-browser clean-demo
 
@@ -48,16 +50,23 @@ clean-demo:  ## forget the demo's run, recording and report
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "memscope needs Python 3.11 or newer" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed-torch: constraints.txt | .venv/bin/python
-	$(PIP) torch
+# What pip was told in its files and by its variables, which come last and win, in the words of uv, which reads neither.
+.venv/uv.env: | .venv/bin/python
+	-$(PIP) uv
+	{ echo UV_INDEX_STRATEGY=unsafe-best-match; $(BIN)/pip config list | sort -r | sed -nE \
+	  -e 's/\\n/ /g; s/^[^=]+\.index-url=/UV_DEFAULT_INDEX=/p; s/^[^=]+\.extra-index-url=/UV_EXTRA_INDEX_URL=/p' \
+	  -e 's/^[^=]+\.cert=/SSL_CERT_FILE=/p; s/^[^=]+\.find-links=/UV_FIND_LINKS=/; /^UV_FIND/{s/ /,/g; p}'; } > $@
+
+.venv/installed-torch: constraints.txt .venv/uv.env
+	($(UV) torch) || $(PIP) torch
 	touch $@
 
 .venv/installed: pyproject.toml .venv/installed-torch
-	$(PIP) -e .
+	($(UV) -e .) || $(PIP) -e .
 	touch $@
 
 .venv/installed-dev: pyproject.toml .venv/installed-torch
-	$(PIP) -e '.[dev]'
+	($(UV) -e '.[dev]') || $(PIP) -e '.[dev]'
 	touch $@
 
 setup-browser:
