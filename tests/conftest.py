@@ -5,15 +5,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 from memscope.cli import main as command_line
@@ -27,6 +27,7 @@ from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train import measures
 from memscope.train.loop import train
 from memscope.train.prepare import prepare_run
+from tests.kinds import KINDS, write_kind
 from tests.processes import run_group
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
@@ -70,7 +71,10 @@ def _order(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, bool]
     return lambda item: (first.get(item.path, len(first)), item.path not in slow)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # Shapes and types are checked at each call but in slow tests, which call what the others call many times over.
+    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
     if item.get_closest_marker("compiler") and native() is None:  # not while collecting: the first call builds them
         pytest.skip("no C++ compiler: plain PyTorch takes the place of the loops")
 
@@ -222,21 +226,6 @@ def group(tmp_path: Path) -> Callable[..., Any]:
     return call
 
 
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[..., Any]:
-    """The same under torchrun, for tests about torchrun itself."""
-
-    def call(config: Config, run: Path, *words: str, processes: int = 2, **variables: str) -> Any:
-        (tmp_path / "config.yaml").write_text(dump_config(config))
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0", "--standalone"]
-        train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
-        command = [sys.executable, "-m", *map(str, [*launcher, *train])]
-        environment = os.environ | variables
-        return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-
-    return call
-
-
 @pytest.fixture(scope="session")
 def tiny_run_path(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
@@ -280,3 +269,26 @@ def slot_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Load
     """An untrained run whose entries have one slot per sentence token, read by two gate heads."""
     config = tiny_config(corpus_dir, memory={"knowledge_length": 32, "gate_heads": 2})
     return untrained_run(config, tmp_path_factory.mktemp("runs") / "slots")
+
+
+@pytest.fixture(scope="session")
+def kinds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of every kind of layer, in a folder of its name."""
+    folder = tmp_path_factory.mktemp("kinds")
+    for name in KINDS:
+        write_kind(name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rough_figures() -> Iterator[None]:
+    """Figures are drawn small and without a layout, which takes most of the time, where no test looks at them."""
+    savefig = Figure.savefig
+
+    def draw(figure: Figure, target: object, **options: Any) -> None:
+        figure.set_layout_engine("none")
+        savefig(figure, target, **options | {"dpi": 20, "bbox_inches": None})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", draw)
+        yield

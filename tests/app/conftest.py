@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from streamlit import config
 from streamlit.components.v2 import manifest_scanner
 
 from app.parts import report_file
@@ -13,10 +14,18 @@ from app.parts import report_file
 
 @pytest.fixture(scope="session", autouse=True)
 def _packages_are_not_scanned() -> Iterator[None]:
-    """Each AppTest has Streamlit look for components in all installed packages, for seconds; the app uses none."""
+    """Each AppTest has Streamlit look for components in all installed packages, for seconds; the app uses none. Nor
+    does it use the magic that each would have to rewrite all pages for.
+    """
+    config.set_option("runner.magicEnabled", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(manifest_scanner, "scan_component_manifests", list)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rough(rough_figures: None) -> None:
+    """No test looks at the figures of pages."""
 
 
 @pytest.fixture(autouse=True)

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
-import app
 from memscope.base.seals import SEAL, write_sealed
 from memscope.query.catalog import find_recordings, recordings_table
 from memscope.recording.info import INFO
+from tests.app.open_page import FRAME, open_page
 from tests.app_folder import make_folder
 
-FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PAGES = ("overview", "prompts", "entries", "map", "gate_bias", "reading", "facts", "what_if", "compare")
 
 
@@ -79,19 +77,6 @@ def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def open_page(name: str, **values: object) -> AppTest:
-    test = AppTest.from_file(str(FRAME), default_timeout=60)
-    for key, value in values.items():
-        test.query_params[key] = str(value)
-    test.run()
-    if name != "overview":
-        test.switch_page(f"app_pages/{name}.py")
-        for key, value in values.items():
-            test.query_params[key] = str(value)
-        test.run()
-    return test
-
-
 def test_every_broken_recording_is_a_row_that_says_what_is_wrong(folder: Path) -> None:
     table = recordings_table(find_recordings(folder), folder).set_index("recording")
     assert sorted(table.index) == sorted([*BROKEN, "tiny", "deeper/twin"])
@@ -108,7 +93,7 @@ def test_the_whole_ones_work_on_every_page(page: str) -> None:
 
 
 def test_a_whole_one_is_opened_unless_the_address_says_otherwise() -> None:
-    test = open_page("overview")
+    test = open_page("overview", recording=None)
     assert not test.exception and not test.error
     assert test.selectbox(key="chosen").value == "deeper/twin"
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
-import app
 from memscope.causal.fact_tables import write_audit
 from memscope.causal.facts import audit_facts
 from memscope.query.recording import Recording
@@ -15,9 +14,9 @@ from memscope.record.trace import trace_text
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.text.fact_files import read_facts
+from tests.app.open_page import open_page
 from tests.causal.test_facts import write_facts
 
-FRAME = Path(app.__file__).parent / "streamlit_app.py"
 TEXT = "Ada Holm was born in Aston ."
 
 
@@ -30,16 +29,6 @@ def folder(tiny_run: LoadedRun, tiny_recording_path: Path, tmp_path_factory: pyt
     facts = read_facts(write_facts(tiny_run.path, folder / "facts.jsonl"))
     write_audit(audit_facts(tiny_run, facts), folder / "asked")
     return folder
-
-
-def open_page(name: str, recording: str = "tiny", **values: object) -> AppTest:
-    test = AppTest.from_file(str(FRAME), default_timeout=120)
-    test.query_params["recording"] = recording
-    test.run()
-    test.switch_page(f"app_pages/{name}.py")
-    for key, value in values.items():
-        test.query_params[key] = str(value)
-    return test.run()
 
 
 def compared(test: AppTest) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Dataframe
 
-import app
+from tests.app.open_page import open_page
 from tests.kinds import ENTRIES, KINDS, SCORES, absent, write_kind
 
-FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
     "overview": ("health", "model", "recordings"),
     "prompts": ("",),
@@ -38,24 +38,14 @@ ABOUT = {
 """Words that a page says of something else."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kinds") / "recordings"
-    for name in KINDS:
-        write_kind(name, folder / name)
+def folder(kinds_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(kinds_folder, tmp_path_factory.mktemp("app") / "recordings")
     write_kind("experts", folder / "twin")
     return folder
-
-
-def open_page(name: str, recording: str, **values: object) -> AppTest:
-    test = AppTest.from_file(str(FRAME), default_timeout=60)
-    test.query_params["recording"] = recording
-    test.run()
-    if name != "overview":
-        test.switch_page(f"app_pages/{name}.py")
-    for key, value in values.items():
-        test.query_params[key] = str(value)
-    return test.run()
 
 
 def said(test: AppTest) -> str:

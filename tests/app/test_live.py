@@ -10,9 +10,9 @@ from memscope.record.loop import RecordOptions, record
 from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.neurons import run_neurons
 from tests.app import test_kinds
+from tests.app.open_page import open_page
 from tests.app.test_causal import compared
 from tests.app.test_kinds import said, spoken
-from tests.app.test_pages import open_page
 from tests.conftest import tiny_config, untrained_run
 from tests.kinds import FORBIDDEN
 from tests.run.adapters.families import make_model, make_tokenizer

@@ -14,7 +14,6 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-import app
 from app import address
 from app.components.component import color_levels, color_range
 from app.parts import report_file
@@ -31,9 +30,9 @@ from memscope.report.anomalies import anomalies_in_words
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing.anomalies import plant_anomalies
+from tests.app.open_page import FRAME, open_page
 from tests.app_folder import make_folder
 
-FRAME = Path(app.__file__).parent / "streamlit_app.py"
 PARTS = {
     "overview": ("health", "model", "training", "recordings"),
     "prompts": ("",),
@@ -50,18 +49,6 @@ MARKUP = ("<script", "<img", "**bold**", "<b>Hostile", "javascript:")
 @pytest.fixture(scope="module")
 def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tiny_recording_path, tmp_path_factory.mktemp("app") / "recordings")
-
-
-def open_page(name: str, **values: object) -> AppTest:
-    """A page as its address opens it."""
-    test = AppTest.from_file(str(FRAME), default_timeout=60)
-    test.query_params["recording"] = "tiny"
-    test.run()
-    if name != "overview":
-        test.switch_page(f"app_pages/{name}.py")
-    for key, value in values.items():
-        test.query_params[key] = str(value)
-    return test.run()
 
 
 def markdown(test: AppTest) -> str:

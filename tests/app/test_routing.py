@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import streamlit as st
 
-from tests.app.test_pages import open_page
+from tests.app.open_page import open_page
 from tests.routing.conftest import DOCUMENTS, LENGTH, VOCAB, K, N, write_routed
 
 

@@ -8,8 +8,9 @@ import pytest
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.run.adapters.own import OwnRun
+from tests.app.open_page import open_page
 from tests.app.test_causal import compared
-from tests.app.test_kinds import PARTS, VIEWS, open_page, said, spoken
+from tests.app.test_kinds import PARTS, VIEWS, said, spoken
 from tests.conftest import HOSTILE, untrained_run
 from tests.text_runs import text_config, write_world
 

@@ -24,7 +24,7 @@ from tests.conftest import tiny_config, untrained_run
 from tests.processes import run_here
 from tests.text_runs import LAST, text_config, write_world
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rough_figures")]
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "analyses"))

@@ -19,7 +19,7 @@ from tests.conftest import CliResult
 from tests.processes import run_here
 from tests.run.adapters.families import FAMILIES, TOP, make_model, make_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rough_figures")]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "record-your-own-model.md"

@@ -15,15 +15,14 @@ from memscope.export.delphi import export_delphi
 from memscope.export.neuronpedia import export_neuronpedia
 from memscope.export.site import write_static
 from memscope.query.recording import Recording
-from tests.kinds import KINDS, SCORES, absent, write_kind
+from tests.kinds import KINDS, SCORES, absent
 
 SCORED = [kind for kind in KINDS if kind != "selections"]
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recording]:
-    folder = tmp_path_factory.mktemp("kinds")
-    return {kind: Recording(write_kind(kind, folder / kind)) for kind in KINDS}
+def recordings(kinds_folder: Path) -> dict[str, Recording]:
+    return {kind: Recording(kinds_folder / kind) for kind in KINDS}
 
 
 @pytest.mark.parametrize("export", [export_delphi, export_neuronpedia])

@@ -223,6 +223,8 @@ def test_overlap_is_measured_within_groups() -> None:
         assert (values[:2, 2:] == apart).all() and (values[2:, :2] == apart).all()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("rough_figures")
 def test_the_report_says_how_the_bank_is_split(recording: Recording, tmp_path: Path) -> None:
     list(write_report(recording, tmp_path / "report"))
     text = (tmp_path / "report" / "gate_bias.md").read_text()

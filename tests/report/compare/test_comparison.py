@@ -33,7 +33,7 @@ from memscope.stats.stability import (
 )
 from tests.conftest import tiny_config, untrained_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("rough_figures")]
 
 Make = Callable[..., Recording]
 
