@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,16 @@ def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarr
     chance = np.random.default_rng(3)
     group = chance.integers(0, groups, n)
     return chance.standard_normal((groups, 32))[group] + noise * chance.standard_normal((n, 32)), group
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_epochs() -> Iterator[None]:
+    """Banks of some hundred entries are laid out in 100 epochs as well as in UMAP's 500."""
+    import umap  # compiles for seconds
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(umap, "UMAP", partial(umap.UMAP, n_epochs=100))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""No changed bit passes silently: 240 seeded flips over all files of a run and of its recording."""
+"""No changed bit passes silently: 120 seeded flips over all files of a run and of its recording."""
 
 import hashlib
 import random
@@ -27,7 +27,7 @@ from memscope.text.corpus import pack_corpus
 from memscope.train.loop import train
 from tests.conftest import tiny_config
 
-FLIPS = 120
+FLIPS = 60
 """In each of the two folders."""
 VIEWS = ("usage", "bias", "contexts", "firing", "neighbours", "titles", "decodings", "bank", "docs")
 

@@ -96,15 +96,12 @@ def assert_same_weights(run: Path, reference: Path) -> None:
     ("lazy", "compiled"), [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.compiler)]
 )
 def test_two_copies_train_like_one_process_at_the_same_global_batch(
-    corpus_dir: Path, tmp_path: Path, torchrun: Launch, launch: Launch, lazy: bool, compiled: bool
+    corpus_dir: Path, tmp_path: Path, launch: Launch, lazy: bool, compiled: bool
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(short(corpus_dir, batch_size=4, lazy_bank=lazy), one, device="cpu")
     config = short(corpus_dir, batch_size=2, lazy_bank=lazy, compile=compiled)
-    if compiled:
-        summary = launch("ddp", config, two)
-    else:  # by either launcher
-        summary = launch("ddp", config, two, really=True) if lazy else json.loads(torchrun(config, two).stdout)
+    summary = launch("ddp", config, two, really=lazy and not compiled)  # torchrun is started in base/test_stop.py
     assert summary == read_sealed(two / "run.json", "train again")
     assert (summary["processes"], summary["strategy"], summary["tokens"]) == (2, "ddp", 4 * 4 * 32)
     assert_same_losses(two, one)

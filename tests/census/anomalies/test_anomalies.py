@@ -26,7 +26,7 @@ from memscope.testing.anomalies import PlantedText, plant_anomalies
 from memscope.testing.recordings import write_recording
 from tests.synthetic import make_rows
 
-CLEAN_SEEDS = range(8)
+CLEAN_SEEDS = range(4)
 
 
 def found(recording: Recording, error_rate: float = ERROR_RATE) -> set[tuple[object, ...]]:
