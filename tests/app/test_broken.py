@@ -17,6 +17,8 @@ from memscope.recording.info import INFO
 from tests.app.open_page import FRAME, open_page
 from tests.app_folder import make_folder
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("overview", "prompts", "entries", "map", "gate_bias", "reading", "facts", "what_if", "compare")
 
 

@@ -17,6 +17,8 @@ from memscope.text.fact_files import read_facts
 from tests.app.open_page import open_page
 from tests.causal.test_facts import write_facts
 
+pytestmark = pytest.mark.slow
+
 TEXT = "Ada Holm was born in Aston ."
 
 

@@ -17,6 +17,8 @@ from tests.conftest import tiny_config, untrained_run
 from tests.kinds import FORBIDDEN
 from tests.run.adapters.families import make_model, make_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

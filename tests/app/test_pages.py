@@ -258,6 +258,7 @@ def test_entries_are_sorted_searched_and_opened(tiny_recording: Recording) -> No
     assert test.dataframe[0].value["entry"].tolist() == [found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", range(0, 64, 7))
 def test_entries_open(entry: int) -> None:
     test = open_page("entries", entry=entry)
@@ -430,6 +431,7 @@ def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not none.exception and none.success[0].value.startswith("No anomalies.")
 
 
+@pytest.mark.slow
 def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:
     making = report_file.make_report(tiny_recording)
     next(making)

@@ -9,6 +9,8 @@ import streamlit as st
 from tests.app.open_page import open_page
 from tests.routing.conftest import DOCUMENTS, LENGTH, VOCAB, K, N, write_routed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

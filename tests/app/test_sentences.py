@@ -14,6 +14,8 @@ from tests.app.test_kinds import PARTS, VIEWS, said, spoken
 from tests.conftest import HOSTILE, untrained_run
 from tests.text_runs import text_config, write_world
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Eva Lind works as a"
 BLOCKS = {"beside": ["memory", "text"], "alone": ["text_ffn", "text"]}
 

@@ -133,6 +133,7 @@ def test_a_flipped_bit_of_a_packed_corpus_is_packed_again(
     assert capsys.readouterr().err.count("packing the corpus again") == 12
 
 
+@pytest.mark.slow
 def test_recording_again_makes_anew_what_is_damaged(
     tiny_run: LoadedRun, tiny_recording_path: Path, corpus_dir: Path, tmp_path: Path
 ) -> None:

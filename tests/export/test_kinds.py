@@ -17,6 +17,8 @@ from memscope.export.site import write_static
 from memscope.query.recording import Recording
 from tests.kinds import KINDS, SCORES, absent
 
+pytestmark = pytest.mark.slow
+
 SCORED = [kind for kind in KINDS if kind != "selections"]
 
 

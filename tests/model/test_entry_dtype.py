@@ -128,6 +128,7 @@ def test_a_bank_starts_from_the_same_numbers_rounded_and_gives_float32(way: None
 PROJECTED = ["slot_proj=true", "read_slices=1", "read_heads=4"]
 
 
+@pytest.mark.slow
 @COMPILED
 @pytest.mark.parametrize(
     "changes",
@@ -178,6 +179,7 @@ def lazy(table: nn.Parameter, rate: float) -> LazyAdamW:
     return LazyAdamW([table], lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
+@pytest.mark.slow
 def test_small_updates_survive_on_average(way: None) -> None:
     table, n = parameter(torch.ones(16, 1, 256)), 1000
     step = 2.0**-12  # of values around 1, half of whose last place is 2^-9: to the nearest nothing would move
@@ -230,6 +232,7 @@ def test_loops_round_as_plain_pytorch_does_with_any_number_of_threads(
         assert int(steps_apart.max()) <= 1
 
 
+@pytest.mark.slow
 def test_rounding_is_to_a_neighbour_and_right_on_average() -> None:
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(1, 64, generator=generator)
@@ -265,6 +268,7 @@ def test_random_bits_are_even_and_do_not_go_together() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(corpus_dir: Path, tmp_path: Path, way: None) -> None:
     config = tiny(corpus_dir, accumulation_steps=2)
     train(config, one := tmp_path / "one", device="cpu")

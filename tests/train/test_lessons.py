@@ -226,6 +226,7 @@ def test_the_lesson_asks_at_the_last_token_before_the_object(
     assert alignment(lesson, config).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_without_gradient_checkpointing(
     corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
 ) -> None:

@@ -44,6 +44,7 @@ def test_every_kind_is_planted() -> None:
     assert sum(kind.error_share for kind in KINDS.values()) <= 1
 
 
+@pytest.mark.slow
 def test_all_kinds_are_found_and_nothing_else(planted: PlantedText, tmp_path: Path) -> None:
     for truth in (planted, plant_anomalies(tmp_path / "other", seed=1, burst=0.5)):
         assert found(Recording(truth.path)) == truth.rows
