@@ -19,6 +19,8 @@ from memscope.cli.options import (
     check_recorded,
     load,
     open_model,
+    parse_entries,
+    parse_numbers,
     print_json,
     show,
 )
@@ -100,7 +102,7 @@ def ablate(
         raise InputError("ablate: --layer belongs to --by-group; give --layers")
     if (entries is None) == (top_usage is None):
         raise InputError("ablate: give the entries, either by --entries 1,2,3 or by --top-usage 1%")
-    chosen_layers = None if layers is None else _numbers("--layers", layers)
+    chosen_layers = None if layers is None else parse_numbers("--layers", layers)
     share = None if top_usage is None else _share(top_usage)
 
     from memscope.recording.info import read_info
@@ -108,7 +110,7 @@ def ablate(
     info = read_info(recording)
     check_model(run, corpus, _neurons(info), recording)
     info.expect_layers(chosen_layers or [])
-    named = _entries(info, entries or "")
+    named = parse_entries(info, entries or "")
 
     from memscope.causal.ablation import recorded_corpus, study_ablation, write_study
     from memscope.causal.effects import entry_usage, top_entries
@@ -249,35 +251,6 @@ def edit(
             result = edit_facts(loaded, known, count, method, steps, rate, seed)
         write_edits(result, out)
     print_json(result.summary)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {text}: expected numbers with commas between them, such as 1,2,3") from error
-
-
-def _entries(info: "RecordingInfo", text: str) -> list[int]:
-    """Entry numbers; ``LAYER:NUMBER`` counts from 0 in a layer whose entries are its own."""
-    from memscope.recording.sites import is_private
-
-    found = []
-    for part in filter(None, text.split(",")):
-        layer, colon, number = part.rpartition(":")
-        if not colon:
-            found += _numbers("--entries", part)
-            info.expect_entries(found)
-            continue
-        [layer_number], [entry] = _numbers("--entries", layer), _numbers("--entries", number)
-        site = info.site(layer_number)
-        if not is_private(info.sites, site):
-            raise InputError(f"--entries {part}: layers share their entries; give {number} and --layers {layer}")
-        if not 0 <= entry < site.entries:
-            known = f"{site.entries:,} {site.word(site.entries)}"
-            raise InputError(f"--entries {part}: layer {layer} has {known}, counted from 0")
-        found.append(site.first_entry + entry)
-    return found
 
 
 def _expect_memory(run: Path, command: str) -> None:

@@ -18,6 +18,7 @@ _LONGEST = 2000
 
 if TYPE_CHECKING:
     from memscope.config.load import Config
+    from memscope.recording.info import RecordingInfo
 
 
 def _folders(parent: str, file: str) -> Callable[[str], list[str]]:
@@ -195,3 +196,41 @@ def hint(text: str) -> None:
     """Print the next step, if a person reads standard error at a terminal."""
     if sys.stderr.isatty():
         print(printable(text), file=sys.stderr)
+
+
+def parse_numbers(option: str, text: str) -> list[int]:
+    """The numbers of a list such as ``1,2,3``.
+
+    Raises:
+        InputError: it is no such list.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{option} {text}: expected numbers with commas between them, such as 1,2,3") from error
+
+
+def parse_entries(info: "RecordingInfo", text: str) -> list[int]:
+    """Entry numbers; ``LAYER:NUMBER`` counts from 0 in a layer whose entries are its own.
+
+    Raises:
+        InputError: the list cannot be read, or there is no such entry.
+    """
+    from memscope.recording.sites import is_private
+
+    found = []
+    for part in filter(None, text.split(",")):
+        layer, colon, number = part.rpartition(":")
+        if not colon:
+            found += parse_numbers("--entries", part)
+            info.expect_entries(found)
+            continue
+        [layer_number], [entry] = parse_numbers("--entries", layer), parse_numbers("--entries", number)
+        site = info.site(layer_number)
+        if not is_private(info.sites, site):
+            raise InputError(f"--entries {part}: layers share their entries; give {number} and --layers {layer}")
+        if not 0 <= entry < site.entries:
+            known = f"{site.entries:,} {site.word(site.entries)}"
+            raise InputError(f"--entries {part}: layer {layer} has {known}, counted from 0")
+        found.append(site.first_entry + entry)
+    return found

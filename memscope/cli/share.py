@@ -8,7 +8,7 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
-from memscope.cli.options import PortOption, RecordingArgument, show
+from memscope.cli.options import PortOption, RecordingArgument, hint, parse_entries, show
 
 
 def register(app: typer.Typer) -> None:
@@ -26,6 +26,12 @@ def report(
     ] = None,
     static: Annotated[
         Path | None, typer.Option("--static", metavar="DIR", help="Write pages of all used entries, for any browser.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="With --static: at most this many entries, most used first.")
+    ] = None,
+    entries: Annotated[
+        str | None, typer.Option("--entries", metavar="1,2,3", help="With --static: these entries; 1:6 as in ablate.")
     ] = None,
 ) -> None:
     """Write the gate-bias report, a comparison of two recordings, or a site that needs no server."""
@@ -56,7 +62,10 @@ def report(
     if static is not None:
         from memscope.export.site import write_static
 
-        show(write_static(opened, static).home)
+        chosen = None if entries is None else parse_entries(opened.info, entries)
+        site = write_static(opened, static, limit, chosen)
+        hint(f"{site.entries:,} pages, {site.bytes / 1e6:,.1f} MB")
+        show(site.home)
 
 
 def export(

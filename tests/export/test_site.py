@@ -1,5 +1,7 @@
 """The site of a recording: whole or absent, complete, self-contained, and safe to open from disk in Chromium."""
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -32,8 +34,22 @@ def rows_of(site: StaticSite) -> list[list[object]]:
     return rows
 
 
+def pages_of(site: StaticSite) -> dict[int, str]:
+    """The pages as the script unpacks them."""
+    pages: dict[int, str] = {}
+    for path in (site.home.parent / "pages").iterdir():
+        [(number, packed)] = re.findall(
+            r'^memscope\.unpack\((\d+), "([\w+/=]+)"\);\n$', path.read_text(encoding="ascii")
+        )
+        assert path.name == f"{int(number):04d}.js"
+        group = {int(entry): page for entry, page in json.loads(gzip.decompress(base64.b64decode(packed))).items()}
+        assert {entry // static_site._PAGES_PER_FILE for entry in group} == {int(number)}
+        pages |= group
+    return pages
+
+
 def page_of(site: StaticSite, entry: int) -> str:
-    return (site.home.parent / "entries" / f"{entry // 1000:03d}" / f"{entry}.html").read_text(encoding="utf-8")
+    return pages_of(site)[entry]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +65,9 @@ def test_every_used_entry_has_a_row_and_a_page(site: StaticSite, tiny_recording:
     rows = rows_of(site)
     assert [row[0] for row in rows] == used["entry"].tolist()
     assert [row[1] for row in rows] == used["count"].tolist()
-    pages = {int(path.stem) for path in (site.home.parent / "entries").rglob("*.html")}
-    assert pages == set(used["entry"])
+    assert pages_of(site).keys() == set(used["entry"])
     assert (site.entries, site.left_out) == (len(used), 64 - len(used))
-    assert f"the other {64 - len(used)} never were" in " ".join(site.home.read_text().split())
+    assert f"the other {64 - len(used)} were never selected" in " ".join(site.home.read_text().split())
     assert site.bytes == sum(path.stat().st_size for path in site.home.parent.rglob("*") if path.is_file())
 
 
@@ -76,32 +91,53 @@ def test_a_page_shows_what_is_known_of_the_entry(site: StaticSite, tiny_recordin
     assert page.count("<mark>") >= min(static_site.TOP_CONTEXTS, len(contexts))
     assert "Samples over all its gate scores" in page
     others = tiny_recording.neighbours_of([entry])["other"]
-    links = re.findall(r'href="\.\./\d{3}/(\d+)\.html"', page)
+    links = re.findall(r'href="page\.html#(\d+)"', page)
     assert set(others.astype(str)) <= set(links)
     d = tiny_recording.info.rows * tiny_recording.info.selected
     assert f"D = {d:,}" in page
 
 
 def test_links_lead_to_pages_that_are_there(site: StaticSite) -> None:
-    for path in (site.home.parent / "entries").rglob("*.html"):
+    pages = pages_of(site)
+    for entry, page in pages.items():
+        targets = re.findall(r'(?:href|src)="([^"]+)"', page)
+        assert "index.html" in targets
+        assert all(target == "index.html" or int(target.removeprefix("page.html#")) in pages for target in targets), (
+            entry
+        )
+    for path in site.home.parent.glob("*.html"):
         for target in re.findall(r'(?:href|src)="([^"]+)"', path.read_text()):
-            assert (path.parent / target).resolve().is_file(), (path.name, target)
+            assert (path.parent / target).is_file(), (path.name, target)
 
 
-def test_pages_run_no_script_and_load_nothing_from_elsewhere(site: StaticSite) -> None:
-    for path in site.home.parent.rglob("*.html"):
-        html = path.read_text()
-        assert "Content-Security-Policy" in html and "default-src 'none'" in html
+def test_pages_run_no_script_of_their_own_and_load_nothing_from_elsewhere(site: StaticSite) -> None:
+    for html in pages_of(site).values():
         assert not re.search(r'(href|src)="(https?:)?//', html)
-        assert not re.search(r"<[^>]+\s(on\w+|style)=", html)
-        assert ("<script" in html) == (path == site.home)
+        assert not re.search(r"<[^>]+\s(on\w+|style)=", html) and "<script" not in html
+    for path in site.home.parent.glob("*.html"):
+        assert "Content-Security-Policy" in path.read_text() and "default-src 'none'" in path.read_text()
+        assert not re.search(r'(href|src)="(https?:)?//', path.read_text())
+
+
+def test_a_site_of_some_entries_has_these_alone(tiny_recording: Recording, tmp_path: Path) -> None:
+    used = tiny_recording.usage_table().sort_values(["count", "entry"], ascending=[False, True])["entry"].tolist()
+    few = write_static(tiny_recording, tmp_path / "few", limit=3)
+    assert (few.entries, few.left_out) == (3, 61) and len(pages_of(few)) == 3
+    counts = tiny_recording.usage().sum(0)
+    assert min(counts[entry] for entry in pages_of(few)) >= max(counts[e] for e in used if e not in pages_of(few))
+    chosen = write_static(tiny_recording, tmp_path / "chosen", entries=used[5:9])
+    assert pages_of(chosen).keys() == set(used[5:9])
+    test_links_lead_to_pages_that_are_there(chosen)
+    unused = sorted(set(range(64)) - set(used))
+    with pytest.raises(InputError, match="none of these entries was selected"):
+        write_static(tiny_recording, tmp_path / "none", entries=unused)
+    assert not (tmp_path / "none").exists()
 
 
 def test_hostile_text_is_escaped_in_pages_and_data(site: StaticSite, hostile_entry: int) -> None:
-    for path in site.home.parent.rglob("*"):
-        if path.suffix in (".html", ".js") and path.name != "site.js":
-            text = path.read_text()
-            assert "<script>window" not in text and "<img src=x" not in text
+    written = [path.read_text() for path in site.home.parent.rglob("*") if path.suffix in (".html", ".js")]
+    for text in [*written, *pages_of(site).values()]:
+        assert "<script>window" not in text and "<img src=x" not in text
     assert "&lt;script&gt;window.hacked = true&lt;/script&gt;" in page_of(site, hostile_entry)
     [row] = [row for row in rows_of(site) if row[0] == hostile_entry]
     assert row[7] == HOSTILE.strip()
@@ -128,9 +164,9 @@ def test_many_entries_are_split_into_files_most_used_first(
 
 def test_an_earlier_site_is_replaced(tiny_recording: Recording, site: StaticSite, tmp_path: Path) -> None:
     out = shutil.copytree(site.home.parent, tmp_path / "site")
-    (out / "entries" / "stale.html").touch()
+    (out / "pages" / "stale.js").touch()
     write_static(tiny_recording, out)
-    assert not (out / "entries" / "stale.html").exists()
+    assert not (out / "pages" / "stale.js").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
@@ -240,16 +276,31 @@ def test_hostile_text_is_text_in_the_list_and_on_its_page(page, hostile_entry: i
     page.locator("#rows a").click()
     page.get_by_role("heading", name=f"Entry {hostile_entry}", exact=True).wait_for()
     assert "<img src=x onerror='window.hacked = true'>" in page.locator(".lead").inner_text()
-    assert page.locator("img, script").count() == 0
+    assert page.locator("main img, main script").count() == 0
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_sticks_out_of_the_window(page, site: StaticSite, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    for target in (site.home, *sorted((site.home.parent / "entries").rglob("*.html"))[:3]):
-        page.goto(target.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, target.name
+    for entry in (None, *sorted(pages_of(site))[:3]):
+        page.goto(site.home.as_uri() if entry is None else f"{(site.home.parent / 'page.html').as_uri()}#{entry}")
+        page.get_by_role("heading", level=1).wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, entry
+
+
+@pytest.mark.browser
+def test_pages_lead_to_one_another_and_back(page, site: StaticSite) -> None:
+    first, second = shown(page)[:2]
+    page.locator("#rows a").first.click()
+    page.get_by_role("heading", name=f"Entry {first}", exact=True).wait_for()
+    assert page.title() == f"Entry {first}"
+    page.get_by_role("link", name="less used").click()
+    page.get_by_role("heading", name=f"Entry {second}", exact=True).wait_for()
+    page.go_back()
+    page.get_by_role("heading", name=f"Entry {first}", exact=True).wait_for()
+    page.goto(f"{(site.home.parent / 'page.html').as_uri()}#200")
+    page.get_by_role("heading", name="There is no page of this number").wait_for()
 
 
 @pytest.mark.browser

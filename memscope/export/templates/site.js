@@ -123,7 +123,7 @@ const memscope = (() => {
 
   return {
     expected: Number(page.entries),
-    path: entry => `entries/${String(Math.floor(entry / 1000)).padStart(3, "0")}/${entry}.html`,
+    path: entry => `page.html#${entry}`,
     add(more) {
       for (const row of more) {
         const tokens = (row[5] || "").match(/“.*?”/g) || [];  // not the numbers and words around them
