@@ -15,6 +15,7 @@ from memscope.export.delphi import export_delphi
 from memscope.export.neuronpedia import export_neuronpedia
 from memscope.export.site import write_static
 from memscope.query.recording import Recording
+from tests.export.pages import pages_of
 from tests.kinds import KINDS, SCORES, absent
 
 pytestmark = pytest.mark.slow
@@ -82,24 +83,25 @@ def test_a_site_speaks_only_of_what_the_recording_has(
 ) -> None:
     recording = recordings[kind]
     site = write_static(recording, tmp_path / "site")
-    pages = [site.home, *sorted((tmp_path / "site" / "entries").rglob("*.html"))[:3]]
+    entries = pages_of(site.home)
+    pages = [site.home.read_text(), *(entries[entry] for entry in sorted(entries)[:3])]
     for page in pages:
-        text = html.unescape(re.sub(r"<[^>]+>", " ", page.read_text()).replace("entries/", ""))
+        text = html.unescape(re.sub(r"<[^>]+>", " ", page))
         words = absent(kind) + (SCORES if kind == "selections" else ())
         assert not {word for word in words if re.search(rf"\b{word}\b", text, re.IGNORECASE)}, page
     first = recording.info.sites[0]
-    assert f"Layer {first.layer}, {first.word()} 0" in pages[1].read_text()
+    assert f"Layer {first.layer}, {first.word()} 0" in pages[1]
     rows = (tmp_path / "site" / "data" / "entries-000.js").read_text()
     assert f'"layer {first.layer}, {first.word()} 0",0]' in rows
 
 
 def test_the_lens_of_an_expert_is_said_to_be_its_mean_output(recordings: dict[str, Recording], tmp_path: Path) -> None:
-    write_static(recordings["experts"], tmp_path / "site")
-    assert "mean output of the expert" in (tmp_path / "site" / "entries" / "000" / "0.html").read_text()
+    site = write_static(recordings["experts"], tmp_path / "site")
+    assert "mean output of the expert" in pages_of(site.home)[0]
 
 
 def test_a_mixed_site_names_each_page_by_its_layer(recordings: dict[str, Recording], tmp_path: Path) -> None:
-    write_static(recordings["mixed"], tmp_path / "site")
-    memory, expert = ((tmp_path / "site" / "entries" / "000" / f"{n}.html").read_text() for n in (0, 64))
+    site = write_static(recordings["mixed"], tmp_path / "site")
+    memory, expert = (pages_of(site.home)[entry] for entry in (0, 64))
     assert "Entry 0" in memory and "read +" in memory and "Drift" in memory
     assert "Layer 1, expert 0" in expert and "Drift" not in expert and "· read" not in expert

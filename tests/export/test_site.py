@@ -1,7 +1,5 @@
 """The site of a recording: whole or absent, complete, self-contained, and safe to open from disk in Chromium."""
 
-import base64
-import gzip
 import json
 import re
 import shutil
@@ -15,6 +13,7 @@ from memscope.export import site as static_site
 from memscope.export.site import StaticSite, write_static
 from memscope.query.recording import Recording
 from tests.conftest import HOSTILE
+from tests.export.pages import pages_of
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
@@ -34,22 +33,8 @@ def rows_of(site: StaticSite) -> list[list[object]]:
     return rows
 
 
-def pages_of(site: StaticSite) -> dict[int, str]:
-    """The pages as the script unpacks them."""
-    pages: dict[int, str] = {}
-    for path in (site.home.parent / "pages").iterdir():
-        [(number, packed)] = re.findall(
-            r'^memscope\.unpack\((\d+), "([\w+/=]+)"\);\n$', path.read_text(encoding="ascii")
-        )
-        assert path.name == f"{int(number):04d}.js"
-        group = {int(entry): page for entry, page in json.loads(gzip.decompress(base64.b64decode(packed))).items()}
-        assert {entry // static_site._PAGES_PER_FILE for entry in group} == {int(number)}
-        pages |= group
-    return pages
-
-
 def page_of(site: StaticSite, entry: int) -> str:
-    return pages_of(site)[entry]
+    return pages_of(site.home)[entry]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +50,7 @@ def test_every_used_entry_has_a_row_and_a_page(site: StaticSite, tiny_recording:
     rows = rows_of(site)
     assert [row[0] for row in rows] == used["entry"].tolist()
     assert [row[1] for row in rows] == used["count"].tolist()
-    assert pages_of(site).keys() == set(used["entry"])
+    assert pages_of(site.home).keys() == set(used["entry"])
     assert (site.entries, site.left_out) == (len(used), 64 - len(used))
     assert f"the other {64 - len(used)} were never selected" in " ".join(site.home.read_text().split())
     assert site.bytes == sum(path.stat().st_size for path in site.home.parent.rglob("*") if path.is_file())
@@ -98,7 +83,7 @@ def test_a_page_shows_what_is_known_of_the_entry(site: StaticSite, tiny_recordin
 
 
 def test_links_lead_to_pages_that_are_there(site: StaticSite) -> None:
-    pages = pages_of(site)
+    pages = pages_of(site.home)
     for entry, page in pages.items():
         targets = re.findall(r'(?:href|src)="([^"]+)"', page)
         assert "index.html" in targets
@@ -111,7 +96,7 @@ def test_links_lead_to_pages_that_are_there(site: StaticSite) -> None:
 
 
 def test_pages_run_no_script_of_their_own_and_load_nothing_from_elsewhere(site: StaticSite) -> None:
-    for html in pages_of(site).values():
+    for html in pages_of(site.home).values():
         assert not re.search(r'(href|src)="(https?:)?//', html)
         assert not re.search(r"<[^>]+\s(on\w+|style)=", html) and "<script" not in html
     for path in site.home.parent.glob("*.html"):
@@ -122,11 +107,13 @@ def test_pages_run_no_script_of_their_own_and_load_nothing_from_elsewhere(site: 
 def test_a_site_of_some_entries_has_these_alone(tiny_recording: Recording, tmp_path: Path) -> None:
     used = tiny_recording.usage_table().sort_values(["count", "entry"], ascending=[False, True])["entry"].tolist()
     few = write_static(tiny_recording, tmp_path / "few", limit=3)
-    assert (few.entries, few.left_out) == (3, 61) and len(pages_of(few)) == 3
+    assert (few.entries, few.left_out) == (3, 61) and len(pages_of(few.home)) == 3
     counts = tiny_recording.usage().sum(0)
-    assert min(counts[entry] for entry in pages_of(few)) >= max(counts[e] for e in used if e not in pages_of(few))
+    assert min(counts[entry] for entry in pages_of(few.home)) >= max(
+        counts[e] for e in used if e not in pages_of(few.home)
+    )
     chosen = write_static(tiny_recording, tmp_path / "chosen", entries=used[5:9])
-    assert pages_of(chosen).keys() == set(used[5:9])
+    assert pages_of(chosen.home).keys() == set(used[5:9])
     test_links_lead_to_pages_that_are_there(chosen)
     unused = sorted(set(range(64)) - set(used))
     with pytest.raises(InputError, match="none of these entries was selected"):
@@ -136,7 +123,7 @@ def test_a_site_of_some_entries_has_these_alone(tiny_recording: Recording, tmp_p
 
 def test_hostile_text_is_escaped_in_pages_and_data(site: StaticSite, hostile_entry: int) -> None:
     written = [path.read_text() for path in site.home.parent.rglob("*") if path.suffix in (".html", ".js")]
-    for text in [*written, *pages_of(site).values()]:
+    for text in [*written, *pages_of(site.home).values()]:
         assert "<script>window" not in text and "<img src=x" not in text
     assert "&lt;script&gt;window.hacked = true&lt;/script&gt;" in page_of(site, hostile_entry)
     [row] = [row for row in rows_of(site) if row[0] == hostile_entry]
@@ -283,7 +270,7 @@ def test_hostile_text_is_text_in_the_list_and_on_its_page(page, hostile_entry: i
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_sticks_out_of_the_window(page, site: StaticSite, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    for entry in (None, *sorted(pages_of(site))[:3]):
+    for entry in (None, *sorted(pages_of(site.home))[:3]):
         page.goto(site.home.as_uri() if entry is None else f"{(site.home.parent / 'page.html').as_uri()}#{entry}")
         page.get_by_role("heading", level=1).wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width, entry
