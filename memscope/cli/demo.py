@@ -42,7 +42,8 @@ def register(app: typer.Typer) -> None:
         for stage in STAGES:
             if not stage.done():
                 print(f"$ memscope {stage.command}", file=sys.stderr, flush=True)
-                app(stage.command.split(), standalone_mode=False)
+                if code := app(stage.command.split(), standalone_mode=False):  # stopped
+                    raise typer.Exit(code)
         print("report: reports/demo/gate_bias.html", file=sys.stderr, flush=True)
         app(["app", "recordings/demo", "--port", str(port)], standalone_mode=False)
 

@@ -59,6 +59,18 @@ def test_the_demo_does_what_is_missing_and_opens_the_app(
     assert served == [(Path("recordings/demo"), "127.0.0.1", port) for port in (8765, 8501)]
 
 
+def test_a_demo_that_is_stopped_begins_no_further_stage(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("memscope.text.wiki.write_wiki", interrupted)
+    done = cli("demo")
+    assert (done.code, done.out, done.err) == (130, "", f"$ memscope {STAGES[0].command}\n")
+
+
 def test_what_the_demo_calls_are_commands_as_they_are() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for stage in STAGES:
