@@ -255,7 +255,7 @@ def test_a_disk_that_fills_up_while_training_is_one_line_and_can_be_resumed(
 
 def test_an_unknown_device_is_refused(cli: Cli, tiny_run_path: Path) -> None:
     for device in ("gpu", "cuda:99"):
-        result = cli("generate", tiny_run_path, "text", "--device", device)
+        result = cli("generate", tiny_run_path, "text", "--tokens", 4, "--device", device)
         assert_one_line(result, f"--device {device}: not usable here")
 
 
