@@ -73,8 +73,9 @@ if entry is None:
             pages, default=leaf, key=f"page{leaf}", on_change=lambda: view.put(page=st.session_state[f"page{leaf}"])
         )
     note.caption(f"{len(found):,} of {info.knowledge_num:,} {many}; select a row to open its {word}.")
+    numbers = state.numbers()  # the download runs outside of the session
     with save:
-        state.download("All as CSV", lambda: entry_rows(recording, state.numbers(), found.tolist()), many)
+        state.download("All as CSV", lambda: entry_rows(recording, numbers, found.tolist()), many)
     if not len(found):
         st.info(f"No {word} holds all of these words.", icon=":material/search_off:")
         st.stop()

@@ -37,6 +37,7 @@ def drop_reports() -> None:
     """Forget all reports; called when the server stops."""
     if _folder.cache_info().currsize:
         shutil.rmtree(_folder(), ignore_errors=True)
+        _folder.cache_clear()
 
 
 def _path(recording: Recording) -> Path:

@@ -100,7 +100,7 @@ def test_the_command_prints_a_table_and_writes_a_study(
         (("--entries", "1", "--top-usage", "1%"), "give the entries"),
         (("--entries", "one"), "--entries one: expected numbers"),
         (("--top-usage", "much"), "--top-usage much: expected a share"),
-        (("--entries", "1", "--layers", "9"), "layer 9 has no memory"),
+        (("--entries", "1", "--layers", "9"), "layer 9 selects nothing; layers that select are 0, 1"),
     ],
 )
 def test_bad_options_are_named(

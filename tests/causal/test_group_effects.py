@@ -201,11 +201,11 @@ def test_the_commands(cli, known: Known, tiny_run_path: Path, tmp_path: Path) ->
     assert study["table"][0]["loss"] > 0.1 > study["table"][1]["loss"]
     for words, message in (
         (("--by-group",), "give the layer, by --layer 1"),
-        (("--by-group", "--layer", "5"), "--layer 5: layers that select are 0, 1"),
+        (("--by-group", "--layer", "5"), "layer 5 selects nothing; layers that select are 0, 1"),
         (("--by-group", "--layer", "1", "--entries", "3"), "leave out --entries"),
         (("--layer", "1", "--entries", "3"), "--layer belongs to --by-group"),
         (("--entries", "1:6"), "layer 1 has 6 experts, counted from 0"),
-        (("--entries", "2:0"), "--entries 2:0: layers that select are 0, 1"),
+        (("--entries", "2:0"), "layer 2 selects nothing; layers that select are 0, 1"),
         (("--entries", "1:x"), "expected numbers"),
         (("--entries", "12"), "there is no expert 12"),
     ):

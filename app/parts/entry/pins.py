@@ -110,9 +110,10 @@ def pin_list(view: View, recording: Recording, kept: tuple[Pin, ...]) -> None:
     """All pins as a table that opens entries and can be saved, and a way to open a file of pins."""
     info = recording.info
     with st.expander(f"Pins ({len(kept)})", icon=":material/keep:", expanded=bool(kept)):
-        if kept:
+        table = pinned_table(recording, kept) if kept else None  # here: a download runs outside of the session
+        if table is not None:
             tables.entry_table(
-                pinned_table(recording, kept),
+                table,
                 [{"entry": pin.entry} for pin in kept],
                 key="pinned",
                 height="content",
@@ -121,8 +122,8 @@ def pin_list(view: View, recording: Recording, kept: tuple[Pin, ...]) -> None:
                 alt=f"Pinned {info.word(2)} and notes",
             )
         with st.container(horizontal=True, vertical_alignment="center"):
-            if kept:
-                state.download("Save pins as CSV", lambda: pinned_table(recording, kept), "pins")
+            if table is not None:
+                state.download("Save pins as CSV", lambda: table, "pins")
                 st.button("Take all pins away", on_click=lambda: view.put(pins=()))
         file = st.file_uploader("Open a file of pins", type="csv", key="pins.file")
         if file is not None and st.session_state.get("_pins_of") != file.file_id:

@@ -418,7 +418,7 @@ def one(path: str, **values: object) -> ModuleSite:
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        (one("layers.0.tables"), r"no module 'layers\.0\.tables'; it has embed, layers"),
+        (one("layers.0.tables"), r"no module 'layers\.0\.tables'; did you mean 'layers\.0\.table'\?"),
         (one("layers.0.table", selected=2), r"table: selected \(2, 9\) for 2 x 9 tokens, its site says 2 a token"),
         (one("layers.0.table", entries=4), r"table: selected 0 to 4, its entries are 0 to 3"),
         (one("layers.0.table", has=("reads",)), r"table: has reads and no scores; give what it reads by"),
