@@ -45,7 +45,7 @@ function start(parentElement, send) {
     pointSizeSelected: 3, pointOutlineWidth: 2, showReticle: false, actionKeyMap: { lasso: ["shift"] }, deselectOnDblClick: false,
   })
   const tip = parentElement.querySelector(".tip")
-  const state = { plot, send, over: -1, drawn: "", focus: null }
+  const state = { plot, send, over: -1, drawn: "", focus: null, drawing: Promise.resolve() }
   let wait = 0
   const onTip = event => { if (event.detail.entry === state.over) tip.textContent = event.detail.text }
   window.addEventListener("memscope-tip", onTip)
@@ -103,8 +103,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
                pointColorHover: head.mark, sizeBy: "valueA", pointSize: head.sizes,
                ...(head.dense ? { opacityBy: "valueB", opacity: SHADES } : { opacityBy: null, opacity: head.opacity }) })
     const points = { x: near(x), y: near(y), valueA: floats(level, 1, 0), valueB: floats(weight, 1 / 255, 0) }
-    const drawing = plot.draw(points, { zDataType: "categorical", wDataType: "continuous", preventFilterReset: true })
+    // A draw that comes while another is under way is refused, so it waits; the page may be gone by then.
+    const isThere = () => live.get(parentElement) === state
+    const drawing = state.drawing.then(() => isThere() && plot.draw(points, { zDataType: "categorical", wDataType: "continuous", preventFilterReset: true }))
+    state.drawing = drawing.catch(() => {})
     drawing.then(() => {
+      if (!isThere()) return
       stage.dataset.points = ids.length
       plot.drawAnnotations(head.lasso.length ? [{ vertices: [...head.lasso, head.lasso[0]], lineColor: head.mark, lineWidth: 2 }] : [])
       const at = head.focus < 0 ? -1 : ids.indexOf(head.focus)
