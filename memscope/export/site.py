@@ -3,7 +3,7 @@
     memscope report recordings/demo --static site/demo
 
 ``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``). Each of them has a page,
-``page.html#17``, which ``page.js`` unpacks from ``pages/``: packed, 256 to a file, pages take a tenth of the room.
+``page.html#17``, which ``page.js`` unpacks from ``pages/``: packed, 256 to a file, pages take a third of the room.
 Sentences, tokens and contexts are text of a corpus: they are escaped in pages and set as text by the script, and a
 content security policy allows no other script, style or address.
 """
