@@ -7,8 +7,8 @@
 All have the same decoder. Whole steps (forward, backward, clipping, AdamW) alternate in one process, so that other work
 of the machine slows all alike. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
 ``--rss`` the peak memory of each model, trained in a separate process. On a busy machine, ``--cpu`` measures CPU time
-(with OMP_NUM_THREADS=1: threads that wait for one another count). All is in bfloat16 except product-key-memory's layer,
-which refuses it and runs in float32.
+(with OMP_NUM_THREADS=1: threads that wait for one another count). All is in the type that ``dtype`` gives, except
+product-key-memory's layer, which refuses bfloat16 and runs in float32.
 """
 
 import argparse

@@ -79,7 +79,7 @@ if entry is None:
     if not len(found):
         st.info(f"No {word} holds all of these words.", icon=":material/search_off:")
         st.stop()
-    table = entry_rows(recording, state.numbers(), found[(leaf - 1) * PAGE : leaf * PAGE].tolist())
+    table = entry_rows(recording, numbers, found[(leaf - 1) * PAGE : leaf * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()
     outside.table(
         tables.named(info, table),
