@@ -31,7 +31,7 @@ FAST = pick_dtype("auto", torch.device("cpu"))
 
 def short(corpus_dir: Path, data: dict[str, object] | None = None, **settings: object) -> Config:
     model = {"max_seq_len": 32, "n_layers": 1}
-    settings = {"steps": 2, "batch_size": 2, "eval_tokens": 64, "log_interval": 1, **settings}
+    settings = {"steps": 2, "batch_size": 2, "eval_tokens": 64, "log_interval": 1, "dtype": "auto", **settings}
     memory = {key: settings.pop(key) for key in ("database_init_path", "num_selected") if key in settings}
     return tiny_config(corpus_dir, model=model, train=settings, data=data or {}, memory=memory)
 

@@ -22,7 +22,7 @@ from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.run.text_bank import fill_text_bank, run_bank
-from memscope.text.sentences import Sentence
+from memscope.text.sentences import Sentence, Triple
 from memscope.text.tokenizer import Tokenizer
 from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.lexical import LexicalIndex
@@ -30,6 +30,7 @@ from memscope.text_bank.stating import is_held_out
 from memscope.text_bank.words import WordReader
 from memscope.train.lessons.batches import Batches, Teacher, alignment, teaching
 from memscope.train.lessons.clozes import make_clozes
+from memscope.train.lessons.retold import retell
 from memscope.train.lessons.statements import StatementMaker, taught_facts
 from memscope.train.loop import train
 from memscope.train.parallel import check_strategy
@@ -105,6 +106,46 @@ def test_swapped_objects_stand_alike_in_statement_and_sentence(tokenizer: Tokeni
     assert changed > 20
     again = maker.windows((0, 3), rows=2, length=65)
     assert np.array_equal(again.tokens, of_step[3].tokens) and again.swapped == of_step[3].swapped
+
+
+def test_facts_are_retold_in_the_words_of_their_sentences(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    share = 0.4
+    taught = taught_facts(world(), bank, share)
+    retold = retell(taught, bank, share, seed=0)
+    assert [fact.uuid for fact, _ in retold] == [fact.uuid for fact, _ in taught]
+    whole = 0
+    for fact, [entry] in retold:
+        assert not is_held_out(fact.subject, share)
+        text = bank.sentences[entry].text
+        words = iter(text.partition(fact.object)[0].split())
+        assert all(word in words for word in fact.question.split())  # in their order, nothing added
+        assert fact.subject in fact.question
+        whole += fact.question + fact.answer == text.partition(fact.object)[0] + fact.object
+    assert 0.3 < whole / len(retold) < 0.9  # every second one, and those of which chance left nothing out
+
+
+def test_no_held_out_subject_is_named_where_a_fact_is_retold(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    """A sentence about two subjects, of which one is held out, tells nothing."""
+    out = next(fact for fact in world() if is_held_out(fact.subject, 0.4))
+    taught = taught_facts(world(), bank, 0.4)
+    shared = [
+        sentence._replace(triples=(*sentence.triples, Triple(out.uuid, out.subject, out.predicate, out.object)))
+        for sentence in bank.sentences
+    ]
+    both = SentenceBank.of(shared, [bank.token_ids(entry) for entry in range(len(shared))])
+    assert len(retell(taught, bank, 0.4, seed=0)) == len(taught)
+    assert retell(taught, both, 0.4, seed=0) == []
+
+
+def test_a_share_of_statements_is_retold(tokenizer: Tokenizer, bank: SentenceBank) -> None:
+    taught = taught_facts(world(), bank, 0.0)
+    told = [fact.question for fact, _ in taught]
+    for share, low, high in ((0.0, 0, 0), (0.5, 0.4, 0.6), (1.0, 1, 1)):
+        maker = StatementMaker(taught, bank, tokenizer, 0.0, retell(taught, bank, 0.0, seed=0), share)
+        made = maker.windows((0, 0), rows=40, length=65)
+        texts = [text for row in made.tokens for text in statements_of(row, tokenizer)]
+        other = np.mean([not any(text.strip().startswith(question) for question in told) for text in texts])
+        assert low <= other <= high
 
 
 def test_clozes_ask_for_rare_words_of_sentences_that_are_not_held_out(tokenizer: Tokenizer, bank: SentenceBank) -> None:

@@ -2,20 +2,20 @@
 
     result = edit_sentences(run, facts, count=100)       # the measures of ``causal/edit.py``
 
-Every sentence of the bank that states the fact and names its object names the new one instead. One that states it in
-other words becomes the plain statement of the new fact, so that none is left that says the old one.
+Every sentence of the bank that states the fact names the new object instead, and so does one that names its subject and
+its object and says of nobody else that the object is theirs. One that states the fact in other words becomes the plain
+statement of the new one, so that none is left that says the old one.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.base.work import watched
-from memscope.causal.edit import Edit, EditResult, edit_rows, plan_edits, probabilities, summarise
+from memscope.causal.edit import EditResult, edit_rows, plan_edits, probabilities, summarise
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.text_bank import typed_sentences
 from memscope.text.fact_files import Fact
@@ -50,7 +50,7 @@ def edit_sentences(run: LoadedRun, facts: Sequence[Fact], count: int = 100, seed
         raise InputError(f"{run.path}: no sentence of the bank states one of these facts")
     frames = []
     for number, edit in enumerate(watched(plan_edits(run, stated, count, seed), "editing", "facts")):
-        changes = _typing(edit, bank)
+        changes = retyped(edit.fact, edit.new_object, bank)
         before = probabilities(run, edit)
         with typed(run, changes):
             after = probabilities(run, edit)
@@ -59,13 +59,25 @@ def edit_sentences(run: LoadedRun, facts: Sequence[Fact], count: int = 100, seed
     return EditResult(rows, {"method": "text", "edits": len(frames), **summarise(rows, seed)})
 
 
-def _typing(edit: Edit, bank: SentenceBank) -> dict[int, str]:
-    """What a person would type: the sentences that state a fact, with its new object."""
-    fact, [own] = edit.fact, stating_entries([edit.fact], bank)
-    word = re.compile(rf"(?<!\w){re.escape(fact.object)}(?!\w)")
-    texts = {int(entry): bank.sentences[entry].text for entry in np.asarray(own)}
-    statement = fact.template.replace("[X]", fact.subject).replace("[Y]", edit.new_object)
-    return {
-        entry: word.sub(lambda _: edit.new_object, text) if word.search(text) else statement
-        for entry, text in texts.items()
-    }
+def retyped(fact: Fact, new_object: str, bank: SentenceBank) -> dict[int, str]:
+    """What a person would type: the sentences that say a fact, with a new object, by entry."""
+    [own] = stating_entries([fact], bank)
+    statement = fact.template.replace("[X]", fact.subject).replace("[Y]", new_object)
+    changes = {int(entry): _renamed(fact, new_object, bank.sentences[entry].text) or statement for entry in own}
+    for entry, sentence in enumerate(bank.sentences):
+        if entry in changes or fact.subject not in sentence.text:
+            continue
+        of_another = any(one.object == fact.object and one.subject != fact.subject for one in sentence.triples)
+        renamed = None if of_another else _renamed(fact, new_object, sentence.text)
+        if renamed:
+            changes[entry] = renamed
+    return changes
+
+
+def _renamed(fact: Fact, new_object: str, text: str) -> str | None:
+    """A text with another object, but where the word is part of the subject's name; none if it names no object."""
+    subject, word = re.escape(fact.subject), re.escape(fact.object)
+    names = re.compile(rf"(?<!\w)(?:(?P<subject>{subject})|(?P<object>{word}))(?!\w)")
+    if not any(match["object"] for match in names.finditer(text)):
+        return None
+    return names.sub(lambda match: match["subject"] or new_object, text)

@@ -21,7 +21,8 @@ from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.overlap import Overlaps
 from memscope.text_bank.words import WordReader
 from memscope.train.lessons.clozes import make_clozes
-from memscope.train.lessons.statements import StatementMaker, Statements, taught_facts
+from memscope.train.lessons.retold import retell
+from memscope.train.lessons.statements import Stated, StatementMaker, Statements, taught_facts
 
 
 class Batch(NamedTuple):
@@ -46,11 +47,14 @@ class Teacher:
         text = config.text
         self.maker: StatementMaker | None = None
         if text.statement_share:
+            retold: list[Stated] = []
             if text.facts_path:
                 taught = taught_facts(read_facts(Path(text.facts_path)), bank, text.held_out)
+                if text.retold_share:
+                    retold = retell(taught, bank, text.held_out, config.train.seed)
             else:
                 taught = make_clozes(bank, text.held_out, config.train.seed)
-            self.maker = StatementMaker(taught, bank, tokenizer, text.object_swap)
+            self.maker = StatementMaker(taught, bank, tokenizer, text.object_swap, retold, text.retold_share)
         reader = WordReader(tokenizer)
         self.overlaps = Overlaps(bank.ids, bank.lengths, reader, text.leak_ngram) if text.leak_ngram else None
 

@@ -75,11 +75,23 @@ class StatementMaker:
         bank: the sentences.
         tokenizer: of the model.
         swap: share of statements whose object is replaced.
+        retold: the same facts in other words.
+        retold_share: share of statements that are drawn of these.
     """
 
-    def __init__(self, taught: Sequence[Stated], bank: SentenceBank, tokenizer: Tokenizer, swap: float):
-        self.facts, self._stating = [fact for fact, _ in taught], [entries for _, entries in taught]
+    def __init__(
+        self,
+        taught: Sequence[Stated],
+        bank: SentenceBank,
+        tokenizer: Tokenizer,
+        swap: float,
+        retold: Sequence[Stated] = (),
+        retold_share: float = 0.0,
+    ):
+        self.facts = [fact for fact, _ in taught]
+        self._stated, self._plain = [*taught, *retold], len(taught)
         self._bank, self._tokenizer, self._swap = bank, tokenizer, swap
+        self._retold_share = retold_share if retold else 0.0
         self._objects: dict[str, list[str]] = defaultdict(list)
         for fact in self.facts:
             self._objects[fact.predicate].append(fact.object)
@@ -118,8 +130,8 @@ class StatementMaker:
     def _draw(self, chance: np.random.Generator, step: "_Step") -> tuple[Fact, np.ndarray]:
         """A fact; sometimes with another object, which then stands in its sentences too."""
         while True:
-            number = int(chance.integers(len(self.facts)))
-            fact, entries = self.facts[number], self._stating[number]
+            number = self._number(chance)
+            fact, entries = self._stated[number]
             if number in step.told:  # as it was told before
                 return step.told[number], entries
             swaps = chance.random() < self._swap
@@ -127,15 +139,21 @@ class StatementMaker:
             now = {entry: step.texts.get(entry, text) for entry, text in before.items()}
             if not any(_lost(name, before, now) for name in (fact.subject, fact.object)):
                 break
-        naming = [entry for entry, text in now.items() if _whole(fact.object).search(text)]
+        naming = [entry for entry, text in now.items() if whole(fact.object).search(text)]
         if swaps and naming and step.relied.isdisjoint(before):
             others = self._objects[fact.predicate]
             other = others[int(chance.integers(len(others)))]
-            step.texts.update({entry: _whole(fact.object).sub(lambda _: other, now[entry]) for entry in naming})
+            step.texts.update({entry: whole(fact.object).sub(lambda _: other, now[entry]) for entry in naming})
             fact = fact._replace(object=other)
         step.relied.update(before)
         step.told[number] = fact
         return fact, entries
+
+    def _number(self, chance: np.random.Generator) -> int:
+        """Which statement is told next."""
+        if self._retold_share and chance.random() < self._retold_share:
+            return int(chance.integers(self._plain, len(self._stated)))
+        return int(chance.integers(self._plain))
 
     @staticmethod
     def _rest(fact: Fact) -> str:
@@ -153,12 +171,12 @@ class _Step(NamedTuple):
     """Entries that state what was told."""
 
 
-def _whole(name: str) -> re.Pattern[str]:
+def whole(name: str) -> re.Pattern[str]:
     """A name as whole words."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
 
 
 def _lost(name: str, before: dict[int, str], now: dict[int, str]) -> bool:
     """Whether a sentence named something before an object was replaced in it, for the sake of another fact."""
-    word = _whole(name)
+    word = whole(name)
     return any(word.search(text) and not word.search(now[entry]) for entry, text in before.items())
