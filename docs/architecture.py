@@ -38,6 +38,7 @@ COLUMNS = (
             ("model/", "transformer, gate, bank"),
             ("model/text/", "reads sentences"),
             ("model/ops/", "fast loops"),
+            ("model/ops/gpu/", "Triton kernels"),
             ("train/", "loop, processes"),
             ("train/lessons/", "statements, batches"),
             ("run/", "load a run, its starts"),

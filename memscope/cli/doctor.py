@@ -54,6 +54,8 @@ def _looks(device: str, notes: list[str]) -> Iterator[tuple[str, str]]:
         if dtype == "float32":
             notes.append("this processor has no instructions for bfloat16, so it trains in float32")
         yield "compiler", _compiler(notes)
+    if chosen.type == "cuda":
+        yield "triton", _triton(notes)
     yield "threads", _threads(torch.get_num_threads(), notes)
     yield "memory", _memory()
     free = shutil.disk_usage(Path.cwd()).free
@@ -85,6 +87,19 @@ def _compiler(notes: list[str]) -> str:
         return f"{shutil.which(command) or command}, loops are built"
     notes.extend(f"{warning.message}; apt install g++" for warning in caught)
     return f"{command}, loops cannot be built"
+
+
+def _triton(notes: list[str]) -> str:
+    """Whether the kernels for GPUs can be used."""
+    from memscope.model.ops.native import OFF, kernels
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        there = kernels() is not None
+    notes.extend(str(warning.message) for warning in caught)
+    if os.environ.get(OFF):
+        notes.append(f"{OFF} is set: the GPU gathers slots, which takes time and memory; unset it")
+    return _version("triton") if there else "not used"
 
 
 def _threads(used: int, notes: list[str]) -> str:

@@ -59,7 +59,7 @@ class MemoryBank(nn.Module):
         return GatheredSlots(rearrange(rows, "b t k (l d) -> b t (k l) d", d=self.entries.shape[-1]))
 
     def open(self) -> "MemoryBank | OpenBank":
-        """The bank as the layers of one forward pass share it; by compiled loops where there are any."""
+        """The bank as the layers of one forward pass share it; by loops or kernels where there are any."""
         if native_for(self.entries) is None:
             return self
         sparse = self.sparse and torch.is_grad_enabled()
@@ -89,7 +89,7 @@ class _SparseRows(Function):
 
 
 class OpenBank:
-    """A bank whose readers never gather slots and share one gradient, for one forward pass on the CPU."""
+    """A bank whose readers never gather slots and share one gradient, for one forward pass."""
 
     def __init__(self, entries: Float[Tensor, "entry slot width"], sparse: SparseSum | None):
         self.length = entries.shape[1]
@@ -97,5 +97,5 @@ class OpenBank:
 
     def __call__(self, indices: Int[Tensor, "batch pos K"]) -> TableSlots:
         """Slots of the selected entries."""
-        slot = torch.arange(self.length)
+        slot = torch.arange(self.length, device=indices.device)
         return TableSlots(self.table, (indices.unsqueeze(-1) * self.length + slot).flatten(-2))

@@ -112,6 +112,8 @@ def average_sparse_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def _coalesced(gradient: Tensor) -> Tensor:
     """A sparse gradient with every entry once; one backward pass gives it so, but autograd forgets."""
+    if gradient.is_coalesced():  # to look at the entries would wait for a GPU
+        return gradient
     entries = gradient._indices()[0]
     once = bool((entries[1:] > entries[:-1]).all())
     return gradient._coalesced_(True) if once else gradient.coalesce()

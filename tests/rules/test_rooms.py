@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RANKS = (
-    {"base", "stats"},
+    {"base", "stats", "model.ops.gpu"},
     {"config", "text", "notebook"},
     {"model.ops", "text_bank"},
     {"model.text"},

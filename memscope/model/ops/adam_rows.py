@@ -1,7 +1,7 @@
 """One Adam step on the selected rows of a table; in bfloat16 a row is written by stochastic rounding.
 
-``adam_rows`` is the reference in plain PyTorch, and the way on other devices than the CPU. The loop of
-``cpu/adam_rows.cpp`` equals it and draws the same random bits.
+``adam_rows`` is the reference in plain PyTorch, and the way where there is no compiler or no Triton. The loop of
+``cpu/adam_rows.cpp`` and the kernel of ``gpu/adam_rows.py`` equal it and draw the same random bits.
 """
 
 from typing import NamedTuple

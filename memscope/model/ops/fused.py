@@ -1,6 +1,7 @@
-"""RMSNorm and a gated GELU in one pass forward and one backward on the CPU, where PyTorch takes many.
+"""RMSNorm and a gated GELU in one pass forward and one backward, where PyTorch takes many.
 
-The loops are ``cpu/rms_norm.cpp`` and ``cpu/gelu_read.cpp``. They equal the plain PyTorch here.
+The loops are ``cpu/rms_norm.cpp`` and ``cpu/gelu_read.cpp``, the kernel is ``gpu/rms_norm.py``. They equal the plain
+PyTorch here.
 """
 
 from typing import Any
@@ -15,9 +16,9 @@ from torch.autograd.function import once_differentiable
 from memscope.model.ops.native import native_for
 
 
-def autocast_dtype() -> torch.dtype:
-    """The type that autocast gives to results on the CPU; float32 where it is off."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """The type that autocast gives to results on a device; float32 where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 class RMSNorm(nn.RMSNorm):
@@ -43,7 +44,7 @@ class RMSNorm(nn.RMSNorm):
 class _Norm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, compiled: Any) -> Tensor:
-        out, inverse = compiled.rms_norm(x, weight, epsilon, autocast_dtype())
+        out, inverse = compiled.rms_norm(x, weight, epsilon, autocast_dtype(x.device))
         ctx.compiled = compiled
         ctx.save_for_backward(x, weight, inverse)
         return out
@@ -60,7 +61,7 @@ def gated_gelu(
 ) -> Float[Tensor, "batch pos head slot"]:
     """``gelu(logits) * scores``, in float32; every head's slots have the same scores."""
     compiled, logits, scores = native_for(logits), logits.float(), scores.float()
-    if compiled is None:
+    if not hasattr(compiled, "gated_gelu"):
         return F.gelu(logits) * scores.unsqueeze(2)
     flat = logits.flatten(0, 1).contiguous(), scores.flatten(0, 1).contiguous()
     out: Tensor = _GatedGelu.apply(*flat, compiled)  # type: ignore[no-untyped-call]

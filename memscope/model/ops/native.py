@@ -1,7 +1,8 @@
-"""The compiled loops of ``cpu/``: built once with the machine's own compiler, absent where there is none.
+"""The compiled loops of ``cpu/`` and the kernels of ``gpu/``, and which of them a tensor is for.
 
-Everything that uses them has a plain PyTorch path, which is the reference, and the way on other devices than the CPU.
-Each file of ``cpu/`` names the reference that it equals. ``native_for`` is the one function that chooses by device.
+The loops are built once with the machine's own compiler, the kernels by Triton when they are first called. Everything
+that uses them has a plain PyTorch path, which is the reference, and the way where there is no compiler or no Triton.
+Each file of both folders names the reference that it equals. ``native_for`` is the one function that chooses by device.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ SOURCES = Path(__file__).with_name("cpu")
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fassociative-math", "-fno-signed-zeros"]
 OFF = "MEMSCOPE_NO_NATIVE"
-"""Environment variable that keeps the loops from being built and used."""
+"""Environment variable that keeps loops and kernels from being built and used."""
 
 
 @cache
@@ -40,13 +41,31 @@ def native() -> Any:
     return torch.ops.memscope
 
 
-def native_for(tensor: Tensor) -> Any:
-    """The loops for the device of a tensor, else none: then the caller takes its plain PyTorch path.
+@cache
+def kernels() -> Any:
+    """The kernels of ``gpu/``; none without Triton, with a warning that says what to install."""
+    if os.environ.get(OFF):
+        return None
+    try:
+        from memscope.model.ops.gpu import loops
+    except ImportError as error:
+        missing = "pip install 'memscope[triton]'"
+        warnings.warn(f"the GPU gathers slots, which takes time and memory: {error}; {missing}", stacklevel=2)
+        return None
+    return loops
 
-    Only the CPU has loops. Those of another device, as Triton kernels, stand beside ``cpu/`` with the same names and
-    arguments, and are returned from here; callers stay as they are.
+
+def native_for(tensor: Tensor) -> Any:
+    """The loops or kernels for the device of a tensor, else none: then the caller takes its plain PyTorch path.
+
+    Both have the same names and arguments, but that ``gated_gelu`` is for the CPU alone.
     """
-    return native() if tensor.device.type == "cpu" else None
+    match tensor.device.type:
+        case "cpu":
+            return native()
+        case "cuda":
+            return kernels()
+    return None
 
 
 def _library() -> Path:

@@ -1,7 +1,8 @@
 """The search of a product-key gate (Lample et al. 2019, arXiv 1907.05242), and the scores of what it selected.
 
 Entry ``i * side + j`` has half key i in the first half and half key j in the second. The plain PyTorch here is the
-reference, and the way on other devices than the CPU. The loops of ``cpu/product_keys.cpp`` equal it.
+reference, and the way where there is no compiler or no Triton. The loops of ``cpu/product_keys.cpp`` and the kernels of
+``gpu/product_keys.py`` equal it.
 """
 
 from typing import Any

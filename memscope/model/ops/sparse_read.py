@@ -6,10 +6,11 @@
     z = slots.sum(weights)                       # [batch, pos, head, width]
 
 ``GatheredSlots`` does the same in plain PyTorch on ``[batch, pos, slot, width]``. It is the reference that the loops of
-``cpu/gather.cpp``, ``cpu/scatter.cpp`` and ``cpu/gelu_read.cpp`` equal, and the way on other devices than the CPU. The
-backward pass of a gather adds rows up; here every thread adds to rows of its own, all layers into one buffer, of which
-only the rows that were read are touched (as the "reverse indices" of Berges et al. 2024, arXiv 2412.09764, but with no
-sort).
+``cpu/gather.cpp``, ``cpu/scatter.cpp`` and ``cpu/gelu_read.cpp`` and the kernels of ``gpu/gather.py``,
+``gpu/scatter.py`` and ``gpu/gelu_read.py`` equal, and the way where there are neither. The backward pass of a gather
+adds rows up; here all layers add into one buffer, of which only the rows that were read are touched (as the "reverse
+indices" of Berges et al. 2024, arXiv 2412.09764, but with no sort): on the CPU every thread to rows of its own, on a
+GPU by atomic additions.
 """
 
 from abc import ABC, abstractmethod
@@ -78,7 +79,7 @@ class GatheredSlots(Slots):
 
 
 class OpenTable:
-    """A parameter ``[entry, slot, width]`` as the readers of one forward pass share it, on the CPU.
+    """A parameter ``[entry, slot, width]`` as the readers of one forward pass share it.
 
     In float32 or bfloat16; what is read and the gradient are float32 under either.
 
@@ -111,7 +112,10 @@ class OpenTable:
     def sums(self) -> tuple[Tensor, Tensor | None]:
         """Where the rows' gradient is summed, and which entries were added to, if that is kept."""
         if self.gradient is None:
-            self.gradient = torch.zeros(self.rows.shape) if self.sparse is None else self.sparse.rows
+            if self.sparse is not None:
+                self.gradient = self.sparse.rows
+            else:
+                self.gradient = torch.zeros_like(self.rows, dtype=torch.float32)
         return self.gradient, None if self.sparse is None else self.sparse.touched
 
     def _scatter(self, term: "Term", other: "Term | None" = None) -> None:
@@ -134,8 +138,9 @@ class SparseSum:
     """Float32 zeros of the shape of a table, kept from step to step, in which the gradients of rows are summed."""
 
     def __init__(self, parameter: Float[Tensor, "entry slot width"]):
-        self.rows = in_huge_pages(torch.empty(parameter.shape)).zero_().flatten(0, 1)
-        self.touched = torch.zeros(len(parameter), dtype=torch.bool)
+        rows = torch.empty(parameter.shape, device=parameter.device)
+        self.rows = in_huge_pages(rows).zero_().flatten(0, 1)
+        self.touched = torch.zeros(len(parameter), dtype=torch.bool, device=parameter.device)
 
     def take(self, shape: torch.Size) -> Tensor:
         """The entries that were added to, as a sparse tensor; zeros again afterwards."""
@@ -220,7 +225,7 @@ class _Open(Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, table: OpenTable) -> Tensor:
         ctx.table = table
-        return torch.zeros(())
+        return torch.zeros((), device=parameter.device)
 
     @staticmethod
     @once_differentiable
@@ -252,7 +257,7 @@ class _GatherSum(Function):
     def forward(ctx: Any, anchor: Tensor, weights: Tensor, read: _Read) -> Tensor:
         ctx.save_for_backward(weights)
         ctx.read = read
-        return read.sum(weights, autocast_dtype())
+        return read.sum(weights, autocast_dtype(weights.device))
 
     @staticmethod
     @once_differentiable
@@ -270,7 +275,7 @@ class _GeluRead(Function):
     def forward(ctx: Any, anchor: Tensor, vectors: Tensor, scores: Tensor, table: OpenTable, place: Any) -> Tensor:
         ctx.save_for_backward(vectors, scores)
         ctx.table, ctx.place = table, place
-        return native_for(vectors).gelu_read(vectors, scores, table.rows, *place, autocast_dtype())
+        return native_for(vectors).gelu_read(vectors, scores, table.rows, *place, autocast_dtype(vectors.device))
 
     @staticmethod
     @once_differentiable
@@ -279,4 +284,4 @@ class _GeluRead(Function):
         wants_table = ctx.needs_input_grad[0]
         sums = table.sums() if wants_table else (None, None)
         gradients = native_for(gradient).gelu_read_backward(gradient, *ctx.saved_tensors, table.rows, *ctx.place, *sums)
-        return (torch.zeros(()) if wants_table else None), *gradients, None, None
+        return (torch.zeros((), device=gradient.device) if wants_table else None), *gradients, None, None

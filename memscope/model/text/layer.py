@@ -162,7 +162,7 @@ class _Selected:
         if native_for(self.values) is None:
             gathered = F.embedding(self.place, self.values.flatten(1))
             return GatheredSlots(gathered.unflatten(-1, (length, -1)).flatten(2, 3))
-        rows = self.place.unsqueeze(-1) * length + torch.arange(length)
+        rows = self.place.unsqueeze(-1) * length + torch.arange(length, device=self.place.device)
         return TableSlots(OpenTable(self.values), rows.flatten(-2))
 
     def is_there(self) -> Tensor:
