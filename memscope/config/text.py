@@ -35,7 +35,7 @@ class TextConfig(Section):
     file too, as a baseline: set ``object_swap=0`` then, since it cannot read."""
     statement_share: float = Field(0.5, ge=0, le=1)
     """Share of every batch's windows that hold statements; 0 = trains on the corpus alone."""
-    retold_share: float = Field(0.5, ge=0, le=1)
+    retold_share: float = Field(0.3, ge=0, le=1)
     """Share of the statements of a file of facts that are told in the words of a sentence that states the fact, in
     place of its template."""
     object_swap: float = Field(0.5, ge=0, le=1)

@@ -13,6 +13,7 @@ indices" of Berges et al. 2024, arXiv 2412.09764, but with no sort): on the CPU 
 GPU by atomic additions.
 """
 
+import weakref
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -224,13 +225,14 @@ class _Read(NamedTuple):
 class _Open(Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, table: OpenTable) -> Tensor:
-        ctx.table = table
+        ctx.table = weakref.ref(table)  # the graph's readers hold it; held here too, it would outlive its step
         return torch.zeros((), device=parameter.device)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, None]:
-        return ctx.table.take_gradient(), None
+        table = ctx.table()
+        return (None if table is None else table.take_gradient()), None
 
 
 class _GatherDot(Function):

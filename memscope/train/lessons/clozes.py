@@ -1,8 +1,9 @@
 """Cloze statements made of the bank's own sentences, for training without a file of facts.
 
-A piece of a sentence asks for the rare word that follows it there. Some words of the piece are left out, so that it is
-no quotation; which sentence it is of, its rare words tell (the inverse cloze task of REALM, arXiv 2002.08909, with the
-sentence left in the bank: here reading it is the lesson). The sentence states what is asked.
+A piece of a sentence asks for the rare word that follows it there, and the sentence goes on to its end, so that nobody
+learns to stop behind an answer. Some words of the piece are left out, so that it is no quotation; which sentence it is
+of, its rare words tell (the inverse cloze task of REALM, arXiv 2002.08909, with the sentence left in the bank: here
+reading it is the lesson). The sentence states what is asked.
 
 The sentences of **held-out subjects**, or held-out sentences where none has a subject, ask nothing.
 """
@@ -68,7 +69,7 @@ def _clozes_of(text: str, entry: int, rarity: dict[str, float], chance: np.rando
             for at, word in enumerate(bare)
         ]
     )
-    if weights.sum() == 0:
+    if weights.sum() == 0 or re.search(r"\[[XY]\]", text):
         return []
     n = min(_PER_SENTENCE, int(np.count_nonzero(weights)))
     asked = chance.choice(len(words), n, replace=False, p=weights / weights.sum())
@@ -88,7 +89,7 @@ def _cloze(
     before, _, behind = words[at].partition(bare[at])
     question = " ".join(words[place] for place in kept)
     kind = "name" if bare[at][0].isupper() else "number" if bare[at].isdigit() else "word"
-    template = f"{question} {before}[Y]{behind}"
+    template = f"{question} {before}[Y]{' '.join([behind, *words[at + 1 :]])}"
     return Fact(f"{entry}:{at}", bare[names], kind, bare[at], template)
 
 

@@ -1,7 +1,8 @@
 """Facts told in the words of the sentences that state them, beside their templates.
 
-A template asks in few and always the same words. A sentence up to the object asks in words of its own; some are left
-out of every second question, so that it is no quotation. The sentences of **held-out subjects** tell nothing.
+A template asks in few and always the same words. A sentence asks in words of its own: those of the subject, and the
+last ones before the object. Some are left out of every second question, so that it is no quotation. The sentence then
+goes on to its end. Those of **held-out subjects** tell nothing.
 """
 
 import re
@@ -14,8 +15,8 @@ from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.stating import is_held_out
 from memscope.train.lessons.statements import Stated, whole
 
-_LEAST_BEFORE = 3
-"""Words that a question has at least."""
+_LEAST_BEFORE, _MOST_BEFORE = 3, 12
+"""Words of a sentence before the object that a question has at least, and at most without the subject's."""
 _KEPT_WHOLE = 2
 """Last words of a question, of which none is left out."""
 _LEFT_OUT = 0.3
@@ -43,19 +44,17 @@ def retell(taught: Sequence[Stated], bank: SentenceBank, held_out: float, seed: 
 
 
 def _template(text: str, fact: Fact, chance: np.random.Generator) -> str | None:
-    """A sentence with ``[Y]`` for its object; none if it is not named once, or too early."""
+    """A sentence from some words before its object, which is ``[Y]``; none if it is not named once, or too early."""
     parts = whole(fact.object).split(text)
-    if len(parts) != 2 or re.search(r"\[[XY]\]", text):
+    if len(parts) != 2 or re.search(r"\[[XY]\]", text) or not parts[0].endswith(" "):
         return None
-    before, behind = parts
-    words = before.split()
-    if len(words) < _LEAST_BEFORE or not before.endswith(" "):
+    words, names = parts[0].split(), set(fact.subject.split())
+    if len(words) < _LEAST_BEFORE:
         return None
-    if chance.random() < 0.5:
-        names = set(fact.subject.split())
-        words = [
-            word
-            for place, word in enumerate(words)
-            if word in names or place >= len(words) - _KEPT_WHOLE or chance.random() >= _LEFT_OUT
-        ]
-    return f"{' '.join(words)} [Y]{behind}"
+    left_out = _LEFT_OUT if chance.random() < 0.5 else 0.0
+    kept = [
+        word
+        for behind, word in zip(range(len(words), 0, -1), words, strict=True)
+        if word in names or behind <= _KEPT_WHOLE or (behind <= _MOST_BEFORE and chance.random() >= left_out)
+    ]
+    return f"{' '.join(kept)} [Y]{parts[1]}"

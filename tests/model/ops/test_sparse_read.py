@@ -1,5 +1,8 @@
 """The fused read and the product search against plain PyTorch, forward and backward."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -130,3 +133,17 @@ def test_slices_are_heads_over_parts_of_the_columns() -> None:
     assert torch.equal(sliced[:, :, 2:], slots.dot(query[:, :, 2:], column=6))
     weights = sliced.softmax(-1)
     assert torch.equal(slots.sum(weights, 0, 6, slices=2)[:, :, 2:], slots.sum(weights[:, :, 2:], 6, 6))
+
+
+def test_a_table_is_gone_with_its_step() -> None:
+    """Nothing that a step made waits for the collection of cycles."""
+    entries, rows, query = make(3)
+    gc.disable()
+    try:
+        table = OpenTable(entries)
+        read(TableSlots(table, rows), query, 0, 4).backward()
+        gone = weakref.ref(table)
+        del table
+        assert gone() is None
+    finally:
+        gc.enable()
