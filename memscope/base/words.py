@@ -19,6 +19,17 @@ def span(values: Iterable[Any], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def interval(low: float, high: float) -> str:
+    """``low to high`` with two digits each, or with four where two would look alike: ``1.092 to 1.134``."""
+    form = ends_form(low, high)
+    return f"{low:{form}} to {high:{form}}"
+
+
+def ends_form(low: float, high: float) -> str:
+    """The format of the ends of an interval that tells them apart."""
+    return ".2g" if f"{low:.2g}" != f"{high:.2g}" else "#.4g"
+
+
 def plural(count: int, singular: str, plural_: str) -> str:
     """The noun that fits a number."""
     return singular if count == 1 else plural_

@@ -25,6 +25,7 @@ def certainty(recording: Recording) -> Reply:
         return Reply(
             "Standard errors are not known: fewer than two folds hold text.",
             f"D = {selections(recording)} selections a layer; compare numbers only with their even twins.",
+            found=False,
         )
     unit, few = census.interval_unit, pd.to_numeric(layers["kl_to_uniform_few"])
     short = (
@@ -48,12 +49,13 @@ def layers(recording: Recording) -> Reply:
     """How far layers use different entries."""
     info, counts, words = recording.info, recording.usage(), recording.info.word(2)
     if len(info.layers) == 1:
-        return Reply(f"There is one {layer_name(info)}.", "Layers cannot be compared.")
+        return Reply(f"There is one {layer_name(info)}.", "Layers cannot be compared.", found=False)
     together = max(len(bank) for bank in info.banks)  # layers that share a group of entries
     if together == 1:
         whose = f"There are {info.knowledge_num:,}" if info.private else "Entries are"
         whose += ", " if info.private else " "
-        return Reply(f"By construction: each layer has {words} of its own.", f"{whose}{shared_by(info)}.")
+        short = f"By construction: each layer has {words} of its own."
+        return Reply(short, f"{whose}{shared_by(info)}.", found=False)
     users = (counts > 0).sum(0)
     used, once = int((users > 0).sum()), int((users == 1).sum())
     pairs = [(a, b) for a in range(len(info.layers)) for b in range(a + 1, len(info.layers))]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ class ReportFigure(NamedTuple):
     figure: Figure
     wide: bool = False
     """Whether it takes the whole width of the page."""
+    folded: bool = False
+    """Whether the page shows its title alone until it is opened: there is nothing to see."""
 
 
 class Column(NamedTuple):
@@ -73,6 +76,34 @@ class ReportTable(NamedTuple):
     caption: str
     header: list[Cell]
     rows: list[list[Cell]]
+    folded: bool = False
+    """Whether the page shows its title alone until it is opened: there is nothing to see."""
+
+
+class Step(NamedTuple):
+    """Something to do next."""
+
+    why: str
+    """The number that asks for it; empty where none does."""
+    do: str
+    command: str = ""
+    """A command that does it."""
+
+
+class Opening(NamedTuple):
+    """The half page that a report opens with."""
+
+    level: str
+    """``good``, ``watch`` or ``bad``."""
+    verdict: str
+    answer: str
+    """The main question and its answer in one sentence each."""
+    figure: str
+    """Name of the figure that stands here and nowhere else."""
+    layers: Sequence[str]
+    """A sentence each."""
+    steps: Sequence[Step]
+    yardsticks: ReportTable
 
 
 class Context(NamedTuple):
@@ -119,13 +150,16 @@ class Document:
     """Paragraphs."""
     files: Mapping[str, str]
     """Files beside the report, with what they hold."""
+    command: str
+    """The command line that writes the report."""
+    opening: Opening | None = None
     entries: Sequence[EntryNote] = ()
     entries_title: str = "Most used entries"
     entries_caption: str = ""
 
 
 def make_table(title: str, caption: str, frame: pd.DataFrame, columns: Mapping[str, Column]) -> ReportTable:
-    """The named columns of a frame as a table; columns that the frame lacks are left out."""
+    """The named columns of a frame as a table; columns that the frame lacks are left out. Without rows it is folded."""
     shown = {name: column for name, column in columns.items() if name in frame}
     kinds = {name: "number" if column.form else "prose" if column.prose else "word" for name, column in shown.items()}
     header = [Cell(column.label, kinds[name]) for name, column in shown.items()]
@@ -133,7 +167,7 @@ def make_table(title: str, caption: str, frame: pd.DataFrame, columns: Mapping[s
         [Cell(_cell(row, name, column), kinds[name]) for name, column in shown.items()]
         for row in frame.to_dict("records")
     ]
-    return ReportTable(title, caption, header, rows)
+    return ReportTable(title, caption, header, rows, folded=not rows)
 
 
 def write_document(document: Document, out: Path, name: str) -> Iterator[Path]:
@@ -156,7 +190,8 @@ def write_document(document: Document, out: Path, name: str) -> Iterator[Path]:
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     for ending, template in (("html", "document.html.j2"), ("md", "document.md.j2")):
         path = out / f"{name}.{ending}"
-        write_text(path, _environment().get_template(template).render(doc=document, images=drawn, written=written))
+        values = {"doc": document, "images": drawn, "written": written, "version": version("memscope")}
+        write_text(path, _environment().get_template(template).render(values))
         yield path
 
 

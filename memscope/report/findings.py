@@ -61,6 +61,12 @@ class Finding(NamedTuple):
     """The answer in one sentence."""
     answer: str
     """The numbers behind it, with the number of selections D that they are over."""
+    found: bool = True
+    """Whether there is anything to tell; a page folds what stands behind an answer that found nothing."""
+
+    def in_words(self) -> dict[str, str]:
+        """Question and answers alone, as files for machines have them."""
+        return {"question": self.question, "short": self.short, "answer": self.answer}
 
 
 def find(recording: Recording) -> list[Finding]:

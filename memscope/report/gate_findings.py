@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memscope.base.words import span
+from memscope.base.words import ends_form, interval, span
 from memscope.query.recording import Recording
 from memscope.report.words import Reply, ends, rows_having, selections, with_error
 
@@ -43,7 +43,7 @@ def evenness(recording: Recording) -> Reply:
         f"KL to uniform {with_error(worst, 'kl_to_uniform', '.3f')} of at most {np.log(n):.2f} nats "
         f"(even: {worst['even_kl_to_uniform']:.3f}), Gini {worst['gini']:.3f} (even: {worst['even_gini']:.3f})."
     )
-    return Reply(short, answer)
+    return Reply(short, answer, found=beyond > 0)
 
 
 def _beyond_even(layers: pd.DataFrame, critical: float | None) -> int:
@@ -59,11 +59,13 @@ def choice(recording: Recording) -> Reply:
     reading, d = rows_having(recording, recording.reading_metrics(), "margin"), selections(recording, having="margin")
     words, selector = recording.info.word(2), recording.info.selector
     if reading["margin"].isna().any():
-        return Reply(f"There is no choice: every {selector} head selects all {words}.", f"D = {d} a layer.")
+        return Reply(
+            f"There is no choice: every {selector} head selects all {words}.", f"D = {d} a layer.", found=False
+        )
     margin = f"{span(reading['margin'], '.3f')} above the best rejected one"
     if not any(site.selection_bias for site in recording.info.sites):
         answer = f"Scores alone made all D = {d} selections of a layer. The weakest selected entry scores {margin}."
-        return Reply("All of it: no selection bias takes part.", answer)
+        return Reply("All of it: no selection bias takes part.", answer, found=False)
     short = (
         f"Scores alone would have made {span(reading['by_score_share'], '.0%')} of a layer's selections; the selection "
         "bias made the others."
@@ -83,7 +85,9 @@ def preferences(recording: Recording) -> Reply:
     """Labels of init sentences that go together with usage."""
     preferences = recording.preferences()
     if preferences.empty:
-        return Reply("That cannot be asked of this bank.", "Its entries have no labels that can be tested.")
+        return Reply(
+            "That cannot be asked of this bank.", "Its entries have no labels that can be tested.", found=False
+        )
     significant = preferences[preferences["significant"] | preferences["rank_significant"]]
     shown = significant if len(significant) else preferences
     strongest = shown.loc[shown[["p", "rank_p"]].min(axis=1).sort_values(kind="stable").index[:_NAMED]]
@@ -96,7 +100,7 @@ def preferences(recording: Recording) -> Reply:
             f"{len(significant)} of {len(preferences)} labels and layers go together with usage more than chance would "
             f"have it, first “{strongest.iloc[0]['label']}” in layer {strongest.iloc[0]['layer']}."
         )
-    return Reply(short, _tests(preferences, strongest, selections(recording)))
+    return Reply(short, _tests(preferences, strongest, selections(recording)), found=len(significant) > 0)
 
 
 def _tests(preferences: pd.DataFrame, strongest: pd.DataFrame, d: str) -> str:
@@ -119,10 +123,15 @@ def _tests(preferences: pd.DataFrame, strongest: pd.DataFrame, d: str) -> str:
 
 
 def _preference(row: dict[str, Any]) -> str:
-    interval = "" if pd.isna(row["low"]) else f", {row['low']:.2g} to {row['high']:.2g} over other documents"
+    documents, form = "", ".2g"
+    if not pd.isna(row["low"]):
+        documents, form = (
+            f", {interval(row['low'], row['high'])} over other documents",
+            ends_form(row["low"], row["high"]),
+        )
     return (
-        f"{row['attribute']} “{row['label']}” in layer {row['layer']}, lift {row['lift']:.2g}{interval} (shuffled "
-        f"labels: {row['chance_low']:.2g} to {row['chance_high']:.2g}), q = {min(row['q'], row['rank_q']):.2g}"
+        f"{row['attribute']} “{row['label']}” in layer {row['layer']}, lift {row['lift']:{form}}{documents} (shuffled "
+        f"labels: {interval(row['chance_low'], row['chance_high'])}), q = {min(row['q'], row['rank_q']):.2g}"
     )
 
 
@@ -130,7 +139,9 @@ def dependence(recording: Recording) -> Reply:
     """Properties of the token that foretell the choice in other documents."""
     census, d, word = recording.census, selections(recording), recording.info.word()
     if census.critical is None:
-        return Reply("That is not known: fewer than two folds hold text.", f"Nothing can be held out. D = {d}.")
+        return Reply(
+            "That is not known: fewer than two folds hold text.", f"Nothing can be held out. D = {d}.", found=False
+        )
     information = [layer.profiles.information for layer in census.layers]
     nats = {kind: [getattr(layer, f"{kind}_held_out") for layer in information] for kind in _KINDS}
     errors = {kind: [getattr(layer, f"{kind}_held_out_se") for layer in information] for kind in _KINDS}
@@ -140,11 +151,14 @@ def dependence(recording: Recording) -> Reply:
         f"as the other {census.interval_unit} foretell it (± one standard error): {'; '.join(parts)}. These are "
         "lower bounds: what is too rare to be learned does not count, which concerns tokens more than classes."
     )
-    return Reply(_strongest_kind(nats, errors, census.critical, recording.info.word(2)), answer)
+    short, found = _strongest_kind(nats, errors, census.critical, recording.info.word(2))
+    return Reply(short, answer, found)
 
 
-def _strongest_kind(nats: dict[str, list[float]], errors: dict[str, list[float]], critical: float, words: str) -> str:
-    """The kind of information that tells most of the choice, or that none does.
+def _strongest_kind(
+    nats: dict[str, list[float]], errors: dict[str, list[float]], critical: float, words: str
+) -> tuple[str, bool]:
+    """The kind of information that tells most of the choice, or that none does; and whether one does.
 
     Args:
         nats: held-out information per kind and layer.
@@ -156,10 +170,11 @@ def _strongest_kind(nats: dict[str, list[float]], errors: dict[str, list[float]]
     error = {kind: float(np.mean(values)) for kind, values in errors.items()}
     best, *others = sorted(_KINDS, key=lambda kind: -mean[kind])
     if mean[best] <= critical * error[best]:
-        return f"Not shown: nothing that was measured foretells {words} in other documents."
+        return f"Not shown: nothing that was measured foretells {words} in other documents.", False
     ties = [kind for kind in others if mean[best] - mean[kind] <= critical * np.hypot(error[best], error[kind])]
     least = f"at least {span(nats[best], '.2f')} nats of information a layer"
     if ties:
         equal = " and ".join(f"the {_KINDS[kind]} ({span(nats[kind], '.2f')})" for kind in ties)
-        return f"The choice goes by the {_KINDS[best]}, {least}, and about as much by {equal}: too close to tell apart."
-    return f"Of what was measured the choice goes most by the {_KINDS[best]}: {least}."
+        tied = f"The choice goes by the {_KINDS[best]}, {least}, and about as much by {equal}: too close to tell apart."
+        return tied, True
+    return f"Of what was measured the choice goes most by the {_KINDS[best]}: {least}.", True

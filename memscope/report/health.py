@@ -20,6 +20,8 @@ class Flag(NamedTuple):
     level: str
     """``good``, ``watch`` or ``bad``."""
     text: str
+    name: str = ""
+    """The check's."""
 
 
 class Measure(NamedTuple):
@@ -32,6 +34,7 @@ class Measure(NamedTuple):
 class Check(NamedTuple):
     """A measure, and from where on it is to be watched or bad."""
 
+    name: str
     measure: Callable[[Recording], Measure | None]
     """None where there is nothing to measure."""
     watch: float
@@ -41,7 +44,11 @@ class Check(NamedTuple):
 def health(recording: Recording) -> list[Flag]:
     """Flags for dead entries, concentration, unread selections, silence, drift and wasted entries."""
     measured = [(check, check.measure(recording)) for check in CHECKS]
-    return [Flag(_level(measure.value, check), measure.text) for check, measure in measured if measure is not None]
+    return [
+        Flag(_level(measure.value, check), measure.text, check.name)
+        for check, measure in measured
+        if measure is not None
+    ]
 
 
 def _level(value: float, check: Check) -> str:
@@ -153,14 +160,14 @@ def _faults(recording: Recording) -> Measure:
 
 
 CHECKS = (
-    Check(_dead_in_a_layer, watch=0.1, bad=0.5),
-    Check(_dead_in_all_layers, watch=0.1, bad=0.5),
-    Check(_concentration, watch=0.35, bad=0.48),
-    Check(_unread, watch=0.2, bad=0.5),
-    Check(_selection_bias, watch=0.5),
-    Check(_silence, watch=0.01, bad=0.2),
-    Check(_stillness, watch=1.0),
-    Check(_faults, watch=1.0),
+    Check("dead", _dead_in_a_layer, watch=0.1, bad=0.5),
+    Check("unused", _dead_in_all_layers, watch=0.1, bad=0.5),
+    Check("concentration", _concentration, watch=0.35, bad=0.48),
+    Check("unread", _unread, watch=0.2, bad=0.5),
+    Check("choice", _selection_bias, watch=0.5),
+    Check("silence", _silence, watch=0.01, bad=0.2),
+    Check("drift", _stillness, watch=1.0),
+    Check("faults", _faults, watch=1.0),
 )
 """Every check in the order in which they are shown."""
 

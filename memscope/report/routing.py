@@ -144,6 +144,7 @@ def _by_domain(recording: Recording) -> Finding:
             question,
             "That cannot be asked: the corpus has no groups of documents, or too little text of each.",
             'A corpus names a document\'s domain as "group".',
+            found=False,
         )
     found = {layer: int((table["q"] <= FALSE_DISCOVERY_RATE).sum()) for layer, table in tables.items()}
     control = sum(int((table["control_q"] <= FALSE_DISCOVERY_RATE).sum()) for table in tables.values())
@@ -163,7 +164,7 @@ def _by_domain(recording: Recording) -> Finding:
         f"the other text is “{row['group']}” in layer {farthest}: {row['divergence']:.3f} nats (Jensen-Shannon; with "
         f"documents dealt at random {row['chance']:.3f}, p = {row['p']:.2g})."
     )
-    return Finding(question, short, answer)
+    return Finding(question, short, answer, found=total > 0)
 
 
 def _by_token(recording: Recording) -> Finding:

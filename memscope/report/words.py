@@ -1,6 +1,8 @@
 """Words that findings and captions share: how they call a model, layers and selections, numbers with their errors."""
 
 import re
+import shlex
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ class Reply(NamedTuple):
     """The answer in one sentence."""
     answer: str
     """The numbers behind it, with the number of selections D that they are over."""
+    found: bool = True
+    """Whether there is anything to tell; a page folds what stands behind an answer that found nothing."""
 
 
 def selections(recording: Recording, all_layers: bool = False, having: Has | None = None) -> str:
@@ -88,6 +92,12 @@ def reworded(info: RecordingInfo, text: str) -> str:
 def bias_name(info: RecordingInfo) -> str:
     """What the bias of selection is called, and with it the app's page on it: "gate bias", "router bias"."""
     return f"{info.selector} bias"
+
+
+def place(path: Path) -> str:
+    """A path for a command line in a page: below the working folder if it is there, else its name alone."""
+    absolute, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(absolute.relative_to(here)) if absolute.is_relative_to(here) else path.name)
 
 
 def listed(parts: list[str]) -> str:

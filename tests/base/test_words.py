@@ -3,7 +3,7 @@
 import pytest
 
 from memscope.base.errors import InputError
-from memscope.base.words import Named, did_you_mean, visible
+from memscope.base.words import Named, did_you_mean, interval, visible
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,19 @@ from memscope.base.words import Named, did_you_mean, visible
 )
 def test_white_space_in_tokens_can_be_seen(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.52, 1.9, "0.52 to 1.9"),
+        (1.092, 1.134, "1.092 to 1.134"),
+        (1.1, 1.1, "1.100 to 1.100"),
+        (0.0, 0.5, "0 to 0.5"),
+    ],
+)
+def test_the_ends_of_an_interval_do_not_look_alike(low: float, high: float, said: str) -> None:
+    assert interval(low, high) == said
 
 
 def test_the_name_that_was_meant_is_offered_or_else_all_are() -> None:

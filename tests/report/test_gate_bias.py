@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel
 
+from memscope import __version__
 from memscope.base.errors import InputError
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
@@ -19,7 +20,9 @@ from memscope.recording.census_file import Evenness
 from memscope.report.compare.schema import Comparison
 from memscope.report.document import Column, escape_markdown, make_table
 from memscope.report.findings import find
+from memscope.report.gate_bias.opening import ADVICE, YARDSTICKS, make_opening
 from memscope.report.gate_bias.write import write_report
+from memscope.report.health import CHECKS, health
 from memscope.report.schema import Metrics, json_schema
 from memscope.run.adapters.own import OwnRun
 from memscope.stats.usage import JACKKNIFED, UsageMetrics
@@ -74,12 +77,91 @@ def test_the_page_is_self_contained_and_runs_nothing(report: Path) -> None:
 
 def test_findings_stand_first_and_every_number_has_its_d(report: Path, tiny_recording: Recording) -> None:
     html = (report / "gate_bias.html").read_text()
-    places = [html.index(f'id="{name}"') for name in ("findings", "figures", "tables", "entries", "method")]
+    places = [html.index(f'id="{name}"') for name in ("opening", "recorded", "findings", "figures", "tables", "method")]
     assert places == sorted(places)
     d = tiny_recording.info.rows * tiny_recording.info.selected
     for finding in find(tiny_recording):
         numbers = finding.short + finding.answer
         assert f"{d:,}" in numbers or f"{2 * d:,}" in numbers, finding.question
+
+
+def opening_of(report: Path) -> str:
+    [(_, text)] = re.findall(r'<section class="opening (\w+)" id="opening">(.*?)</section>', _html(report), re.DOTALL)
+    return " ".join(_Page(text).text.split())
+
+
+def _html(report: Path) -> str:
+    return (report / "gate_bias.html").read_text(encoding="utf-8")
+
+
+def test_the_report_opens_with_half_a_page(report: Path, tiny_recording: Recording) -> None:
+    said = opening_of(report)
+    assert len(said.split()) < 400
+    flags, layers = health(tiny_recording), tiny_recording.layer_metrics()
+    worst = min(flags, key=lambda flag: ["bad", "watch", "good"].index(flag.level))
+    assert said.startswith({"bad": "Not healthy", "watch": "To watch", "good": "Healthy"}[worst.level])
+    assert find(tiny_recording)[0].short in said
+    for row in layers.to_dict("records"):
+        [sentence] = re.findall(rf"Layer {row['layer']:.0f} uses [^;]*; [^.]*\.\d[^.]*\.", said)
+        assert f"{row['coverage']:.0%}" in sentence and f"go to {row['top50']:.0f}," in sentence
+    steps = {flag.text for flag in flags if flag.level == worst.level != "good"}
+    assert not steps or any(text in said for text in steps)
+    assert f"memscope app {tiny_recording.path.name}" in said
+
+
+def test_the_opening_has_the_only_picture_of_its_figure(report: Path) -> None:
+    html = _html(report)
+    assert html.count('alt="Lorenz curve.') == 1
+    assert html.index('alt="Lorenz curve.') < html.index('id="recorded"')
+
+
+def test_markdown_opens_as_the_page_does(report: Path, tiny_recording: Recording) -> None:
+    text = (report / "gate_bias.md").read_text().partition("## What was recorded")[0].replace("\\", "")
+    said = opening_of(report)
+    for line in make_opening(tiny_recording, find(tiny_recording), health(tiny_recording)).layers:
+        assert line in said and f"- {line}\n" in text
+    assert "(figures/lorenz.png)" in text and "| Entries used |" in text
+
+
+def test_what_found_nothing_is_folded(report: Path, tiny_recording: Recording) -> None:
+    opened = {
+        " ".join(_Page(question).text.split()): bool(state)
+        for state, question in re.findall(r'<details class="finding"( open)?><summary><h3>(.*?)</h3>', _html(report))
+    }
+    assert opened == {finding.question: finding.found for finding in find(tiny_recording)}
+    assert set(opened.values()) == {True, False}
+    preferences = tiny_recording.preferences()
+    found = preferences[["significant", "rank_significant"]].to_numpy().any()
+    assert ('<details class="table"><summary><h3>Preferences' in _html(report)) == (not found)
+
+
+def test_the_footer_says_which_version_and_command_made_the_report(report: Path, tiny_recording: Recording) -> None:
+    command = f"memscope report {tiny_recording.path.name} --out {report.name}"  # paths tell of the machine
+    for text in (_html(report), (report / "gate_bias.md").read_text()):
+        assert f"by memscope {__version__}" in text and command in text
+
+
+def test_yardsticks_are_numbers_of_the_lab_book() -> None:
+    log = Path(__file__).parents[2] / "docs" / "log"
+
+    def ends_of(name: str, column: int) -> tuple[float, float]:
+        [row] = [row for row in (log / "memory-dim-256.md").read_text().splitlines() if row.startswith(f"| {name} |")]
+        numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", row.split("|")[column])]
+        return min(numbers), max(numbers)
+
+    for name, side in (("**`memory_small.yaml`**", "healthy"), ("the founding experiment's design", "collapsed")):
+        used, kl = ends_of(name, -3), ends_of(name, -2)
+        assert getattr(YARDSTICKS["used"], side) == pytest.approx([share / 100 for share in used])
+        assert getattr(YARDSTICKS["kl"], side) == pytest.approx([nats / np.log(16_384) for nats in kl])
+    preset = (log / "selection-bias.md").read_text().partition("## The preset `memory_small.yaml`")[2]
+    half = [int(row.split("|")[6].split(", ")[0].replace(",", "")) for row in re.findall(r"^\| \d .*", preset, re.M)]
+    assert YARDSTICKS["half"].healthy == (min(half) / 16_384, max(half) / 16_384)
+    assert "half of a layer's selections go to 9 to 23 of 65,536 entries" in (log / "trex65k.md").read_text()
+    assert YARDSTICKS["half"].collapsed == (9 / 65_536, 23 / 65_536)
+
+
+def test_every_check_has_advice(tiny_recording: Recording) -> None:
+    assert {check.name for check in CHECKS} == set(ADVICE)
 
 
 def test_every_figure_lies_beside_the_page_as_png_and_svg(report: Path) -> None:
@@ -174,7 +256,7 @@ def test_metrics_are_the_census_and_the_findings(report: Path, tiny_recording: R
     assert metrics["layers"] == [layer.model_dump(mode="json") for layer in census.layers]
     assert metrics["overlap"] == census.overlap.model_dump(mode="json")
     assert metrics["loss"] == census.loss
-    assert metrics["findings"] == [finding._asdict() for finding in find(tiny_recording)]
+    assert metrics["findings"] == [finding.in_words() for finding in find(tiny_recording)]
     assert len(metrics["preferences"]) == len(tiny_recording.preferences())
     assert metrics["recording"]["tokens"] == tiny_recording.info.rows
     assert "/" not in metrics["recording"]["run"]  # paths tell of the machine

@@ -32,7 +32,7 @@ from memscope.report.document import (
 from memscope.report.findings import Finding
 from memscope.report.plots import compare as compare_plots
 from memscope.report.schema import describe_source, json_schema
-from memscope.report.words import a_word, entry_name, model_name, selections
+from memscope.report.words import a_word, entry_name, model_name, place, selections
 from memscope.stats.stability import DRAWS, LIVELY
 
 _SHOWN_SWITCHES = 30
@@ -96,7 +96,8 @@ def write_comparison(a: Recording, b: Recording, out: Path) -> Iterator[Path]:
     changes = find_changes(a, b)
     make_folder(out)
     findings = describe(a, b, changes)
-    yield from write_document(make_document(a, b, changes, findings), out, "compare")
+    command = f"memscope report {place(a.path)} --against {place(b.path)} --out {place(out)}"
+    yield from write_document(make_document(a, b, changes, findings, command), out, "compare")
     for name, frame in tables(a, b, changes).items():
         yield from write_table(out / name, frame)
     write_json(out / "compare.json", comparison(a, b, changes, findings).model_dump(mode="json"))
@@ -122,7 +123,7 @@ def comparison(a: Recording, b: Recording, changes: Changes, findings: list[Find
             "evenness": changes.evenness,
             "loss": changes.loss,
             "predicates": changes.predicates,
-            "findings": [finding._asdict() for finding in findings],
+            "findings": [finding.in_words() for finding in findings],
         }
     )
 
@@ -145,7 +146,7 @@ def tables(a: Recording, b: Recording, changes: Changes) -> dict[str, pd.DataFra
     return {name: table for name, table in shown.items() if name != "predicates" or a.info.has("starts")}
 
 
-def make_document(a: Recording, b: Recording, changes: Changes, findings: list[Finding]) -> Document:
+def make_document(a: Recording, b: Recording, changes: Changes, findings: list[Finding], command: str) -> Document:
     """The comparison before it is put on paper."""
     word, words, starts = a.info.word(), a.info.word(2), a.info.has("starts") or b.info.has("starts")
     alike = " (if the banks started alike)" if starts else ""
@@ -169,6 +170,7 @@ def make_document(a: Recording, b: Recording, changes: Changes, findings: list[F
             ),
             "figures/": "the figures as PNG and SVG",
         },
+        command=command,
     )
 
 

@@ -1,6 +1,6 @@
 """The gate-bias report as a document: facts, findings, figures, tables, method and the most used entries.
 
-write_document(make_document(recording, find(recording)), out, "gate_bias")
+write_document(make_document(recording, find(recording), "memscope report REC --out DIR"), out, "gate_bias")
 """
 
 import pandas as pd
@@ -8,31 +8,35 @@ import pandas as pd
 from memscope.base.words import first_upper, plural, span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
-from memscope.report.document import Context, Document, EntryNote
+from memscope.report.document import Column, Context, Document, EntryNote, ReportTable, make_table
 from memscope.report.facts import fact_figures, fact_findings, fact_tables
 from memscope.report.findings import Finding
 from memscope.report.gate_bias.figures import figures
 from memscope.report.gate_bias.method import method
+from memscope.report.gate_bias.opening import STEPS, make_opening
 from memscope.report.gate_bias.tables import tables
 from memscope.report.gate_findings import choice
+from memscope.report.health import Flag, health
 from memscope.report.routing import routing_figures, routing_tables
-from memscope.report.words import has_start, listed, selections, shared_by, start_name, start_names
+from memscope.report.words import has_start, listed, model_name, selections, shared_by, start_name, start_names
 
 _SHOWN_ENTRIES, _SHOWN_CONTEXTS = 20, 3
 
 
-def make_document(recording: Recording, findings: list[Finding]) -> Document:
+def make_document(recording: Recording, findings: list[Finding], command: str) -> Document:
     """The report before it is put on paper."""
-    info = recording.info
+    info, flags = recording.info, health(recording)
     return Document(
-        title=f"{first_upper(info.selector)}-bias report",
+        title=f"{first_upper(info.selector)}-bias report: {model_name(recording)} on {info.corpus_name}",
         subtitle=_subtitle(info),
         facts=_facts(recording),
         findings=[*findings, *fact_findings(recording.path)],
         figures=[*figures(recording), *routing_figures(recording), *fact_figures(recording.path)],
-        tables=[*tables(recording), *routing_tables(recording), *fact_tables(recording.path)],
+        tables=[_checks(flags), *tables(recording), *routing_tables(recording), *fact_tables(recording.path)],
         method=method(recording),
         files=_files(recording),
+        command=command,
+        opening=make_opening(recording, findings, flags),
         entries=_entry_notes(recording),
         entries_caption=_entries_caption(info),
         entries_title=f"Most used {info.word(2)}",
@@ -47,6 +51,13 @@ def _subtitle(info: RecordingInfo) -> str:
         return f"{what}, and what the choice goes by."
     reads = "the attention reads" if info.reader == "attention" else f"the {info.reader} makes"
     return f"{what}, toward what, and what {reads} of them."
+
+
+def _checks(flags: list[Flag]) -> ReportTable:
+    """Every check of the verdict; folded where the opening has named all that are not good."""
+    columns = {"level": Column("Level"), "text": Column("Check", prose=True)}
+    table = make_table("Checks", "What the verdict is made of.", pd.DataFrame(flags), columns)
+    return table._replace(folded=sum(flag.level != "good" for flag in flags) <= STEPS)
 
 
 def _files(recording: Recording) -> dict[str, str]:

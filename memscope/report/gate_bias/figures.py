@@ -44,6 +44,8 @@ class Plan(NamedTuple):
     """Whether it takes the whole width of the page."""
     needs: Callable[[Numbers], int] = lambda _: True
     """Whether there is anything to draw."""
+    found: Callable[[Numbers], bool] = lambda _: True
+    """Whether there is anything to see."""
 
 
 def figures(recording: Recording) -> Iterator[ReportFigure]:
@@ -62,7 +64,7 @@ def figures(recording: Recording) -> Iterator[ReportFigure]:
     for plan in PLANS:
         if plan.needs(numbers):
             title, caption = plan.title.format(**values), plan.caption.format(**values)
-            yield ReportFigure(plan.name, title, caption, plan.draw(numbers), plan.wide)
+            yield ReportFigure(plan.name, title, caption, plan.draw(numbers), plan.wide, not plan.found(numbers))
 
 
 def _caption_values(numbers: Numbers) -> dict[str, str]:
@@ -151,6 +153,7 @@ PLANS = (
         lambda numbers: bias.preference_forest(numbers.preferences),
         wide=True,
         needs=lambda numbers: len(numbers.preferences),
+        found=lambda numbers: bool(numbers.preferences[["significant", "rank_significant"]].to_numpy().any()),
     ),
     Plan(
         "position_profile",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from memscope.base.words import first_upper
+from memscope.base.words import first_upper, interval
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.anomalies import ERROR_RATE, anomalies_in_words, known_kinds
@@ -142,7 +142,7 @@ def _score_columns(info: RecordingInfo) -> dict[str, Column]:
 
 def _preferences(preferences: pd.DataFrame, d: str) -> ReportTable:
     by_p = preferences.loc[preferences[["p", "rank_p"]].min(axis=1).sort_values(kind="stable").index]
-    return make_table(
+    table = make_table(
         "Preferences",
         f"The {min(_SHOWN_PREFERENCES, len(by_p))} labels and layers of {len(by_p):,} with the smallest p-values; "
         "preferences.csv has all. 95% over other documents; shuffled: 95% of the lifts that shuffled labels reach. "
@@ -151,18 +151,19 @@ def _preferences(preferences: pd.DataFrame, d: str) -> ReportTable:
         _in_words(by_p.head(_SHOWN_PREFERENCES)),
         _PREFERENCES,
     )
+    return table._replace(folded=not preferences[["significant", "rank_significant"]].to_numpy().any())
 
 
 def _in_words(preferences: pd.DataFrame) -> pd.DataFrame:
     """Preferences with intervals, label and decision as text."""
 
-    def interval(low: float, high: float) -> str | None:
-        return None if pd.isna(low) else f"{low:.2g} to {high:.2g}"
+    def ends(low: float, high: float) -> str | None:
+        return None if pd.isna(low) else interval(low, high)
 
     return preferences.assign(
         name=[f"{row.attribute}: {row.label}" for row in preferences.itertuples()],
-        documents=[interval(row.low, row.high) for row in preferences.itertuples()],
-        shuffled=[interval(row.chance_low, row.chance_high) for row in preferences.itertuples()],
+        documents=[ends(row.low, row.high) for row in preferences.itertuples()],
+        shuffled=[ends(row.chance_low, row.chance_high) for row in preferences.itertuples()],
         decision=[
             " and ".join(name for name, shown in (("lift", row.significant), ("ranks", row.rank_significant)) if shown)
             or "no"

@@ -20,6 +20,7 @@ from memscope.report.findings import Finding, find
 from memscope.report.gate_bias.document import make_document
 from memscope.report.routing import routing_findings
 from memscope.report.schema import Metrics, describe_source, json_schema
+from memscope.report.words import place
 
 
 def write_report(recording: Recording, out: Path) -> Iterator[Path]:
@@ -30,7 +31,8 @@ def write_report(recording: Recording, out: Path) -> Iterator[Path]:
     """
     make_folder(out)
     findings = [*find(recording), *routing_findings(recording)]
-    yield from write_document(make_document(recording, findings), out, "gate_bias")
+    command = f"memscope report {place(recording.path)} --out {place(out)}"
+    yield from write_document(make_document(recording, findings, command), out, "gate_bias")
     for name, frame in tables(recording).items():
         yield from write_table(out / name, frame)
     write_json(out / "metrics.json", metrics(recording, findings).model_dump(mode="json"))
@@ -69,7 +71,7 @@ def metrics(recording: Recording, findings: list[Finding]) -> Metrics:
             "drift": drift,
             "preferences": _without_nan(recording.preferences()),
             "anomalies": find_anomalies(recording).to_dict("records"),
-            "findings": [finding._asdict() for finding in findings],
+            "findings": [finding.in_words() for finding in findings],
             **census,
         }
     )
