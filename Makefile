@@ -32,10 +32,11 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed-dev  ## write the pages, the index and the pictures that are made from the code and from other pages
+docs: .venv/installed-docs  ## write the pages and pictures that are made from the code and other pages; build the site
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/architecture.py
 	$(BIN)/python docs/memory_figure.py
+	$(BIN)/python docs/build_site.py
 
 dist: .venv/installed-dev  ## build the sdist, and the wheel from it
 	$(BIN)/python -m build --no-isolation
@@ -67,6 +68,10 @@ clean-demo:  ## forget the demo's run, recording and report
 
 .venv/installed-dev: pyproject.toml .venv/installed-torch
 	($(UV) -e '.[dev]') || $(PIP) -e '.[dev]'
+	touch $@
+
+.venv/installed-docs: pyproject.toml .venv/installed-torch
+	($(UV) -e '.[docs]') || $(PIP) -e '.[docs]'
 	touch $@
 
 setup-browser:
