@@ -16,10 +16,11 @@ import streamlit as st
 from matplotlib.figure import Figure
 
 from memscope.base.files import csv_text
-from memscope.query import bank_table, map_points
+from memscope.query import bank_table
 from memscope.query import read_sample as samples
 from memscope.query.catalog import find_recordings as find
 from memscope.query.catalog import open_recording, trouble
+from memscope.query.charts import histograms, map_points
 from memscope.query.recording import Recording
 from memscope.recording.info import INFO, RECORDINGS
 from memscope.recording.token_table import Trace
@@ -115,6 +116,12 @@ def numbers(recording: Recording) -> pd.DataFrame:
     return bank_table.entry_numbers(recording)
 
 
+@_cached(4)
+def entry_bins(recording: Recording) -> dict[str, histograms.Bins]:
+    """``histograms.bin_entries``."""
+    return histograms.bin_entries(recording, numbers())
+
+
 @_cached(16)
 def entry_order(recording: Recording, search: str, field: str, state: str, sort: str, descending: bool) -> np.ndarray:
     """``bank_table.select_entries``."""
@@ -157,18 +164,26 @@ def points_of_map(
     lasso: tuple[tuple[int, int], ...],
     dark: bool,
     every: bool,
+    chosen: tuple[tuple[str, str], ...] = (),
 ) -> bytes:
     """The points that the map draws; see ``map_points.pack_points``."""
     count = numbers()["count"].to_numpy()
     kept = {"all": count >= 0, "used": count > 0, "never selected": count == 0}[shown]
     lit = found_entries(search) if search else None
+    if chosen:
+        lit = histograms.left_over(
+            entry_bins(),
+            histograms.read_choices(entry_bins(), dict(chosen)),
+            np.arange(recording.info.knowledge_num) if lit is None else lit,
+        )
     return map_points.pack_points(
-        unit_places(), _colors(by, dark), kept, lit, focus, list(lasso), dark, every, recording.info.word(2)
+        unit_places(), map_colors(by, dark), kept, lit, focus, list(lasso), dark, every, recording.info.word(2)
     )
 
 
 @_cached(8)
-def _colors(recording: Recording, by: str, dark: bool) -> map_points.Colors:
+def map_colors(recording: Recording, by: str, dark: bool) -> map_points.Colors:
+    """``map_points.entry_colors``."""
     places, table = map_places(), numbers()
     assert places is not None
     cluster = np.full(len(table), -1, np.int32)

@@ -1,5 +1,7 @@
 """The app's frame: navigation, the choice of a recording, and the page. Start it with ``memscope app``."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from app import recordings
@@ -26,6 +28,8 @@ ICONS = {
 
 st.set_page_config(page_title="memscope", page_icon=ICON, layout="wide", initial_sidebar_state=210)
 st.logo(ICON, size="large")
+
+st.html(Path(__file__).with_name("frontend") / "page.css")  # a style alone
 
 pages = recordings.pages()
 page = st.navigation(

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
-from memscope.query import map_points
+from memscope.query.charts import map_points
 from memscope.query.recording import Recording
 from memscope.report.routing import is_routed
 

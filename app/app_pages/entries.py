@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, integer, words
-from app.parts import tables
+from app.parts import filters, tables
 from app.parts.entry import card, page, pins
 from memscope.base.words import first_upper
 from memscope.query.bank_table import STATES, entry_rows, known_fields, known_sorts
@@ -35,7 +35,9 @@ layer = view.field("layer", choice([page.ALL, *info.layers], name="layer"))
 beside = view.field("beside", integer(0, info.knowledge_num, None, "entry"))
 contexts = view.field("contexts", choice([card.BY_SCORE, *[card.BY_READ] * info.has("reads")], name="order"))
 kept = view.field("pins", pins.pins(info.knowledge_num))
-found = state.entry_order(search, field, kind, sort, order == ORDERS[0])
+chosen = filters.fields(view, recording)
+among = state.entry_order(search, field, kind, sort, order == ORDERS[0])
+found = filters.leave(chosen, among)
 
 
 def show_table() -> None:
@@ -64,20 +66,25 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     tables.entry_box(view, info, f"Open {word}", st.container(width=115))
 
 if entry is None:
+    filters.show(view, recording, chosen, among, show_table)
     pages = max(1, -(-len(found) // PAGE))
     leaf = min(leaf, pages)
     view.write()
-    bar, note, save = st.columns([3, 2, 1.2], vertical_alignment="center")
-    with bar:
-        st.pagination(
-            pages, default=leaf, key=f"page{leaf}", on_change=lambda: view.put(page=st.session_state[f"page{leaf}"])
-        )
-    note.caption(f"{len(found):,} of {info.knowledge_num:,} {many}; select a row to open its {word}.")
     numbers = state.numbers()  # the download runs outside of the session
-    with save:
-        state.download("All as CSV", lambda: entry_rows(recording, numbers, found.tolist()), many)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.pagination(
+            pages,
+            default=leaf,
+            key=f"page{leaf}",
+            width="content",
+            on_change=lambda: view.put(page=st.session_state[f"page{leaf}"]),
+        )
+        st.caption(f"{len(found):,} of {info.knowledge_num:,} {many}; select a row to open its {word}.")
+        state.download("These as CSV", lambda: entry_rows(recording, numbers, found.tolist()), many)
+        if recording.map_info and st.button("On the map", icon=":material/scatter_plot:"):
+            address.go("map", **({"q": search} if search else {}), **chosen)
     if not len(found):
-        st.info(f"No {word} holds all of these words.", icon=":material/search_off:")
+        st.info(f"No {word} is left by this search and filter.", icon=":material/search_off:")
         st.stop()
     table = entry_rows(recording, numbers, found[(leaf - 1) * PAGE : leaf * PAGE].tolist())
     st.session_state["_entries"] = table["entry"].tolist()

@@ -1,4 +1,4 @@
-"""The gate's bias: evenness of selection, preferences, anomalies, and the full report to download."""
+"""The gate's bias: evenness of selection, preferences, anomalies, and the full report."""
 
 import numpy as np
 import streamlit as st
@@ -6,6 +6,7 @@ import streamlit as st
 from app import address, state
 from app.address import choice, several
 from app.parts import anomalies, bias, figures, tables
+from app.parts.report import page as report
 from memscope.base.words import first_upper, span
 from memscope.query.needs import is_known
 from memscope.report.plots import usage as plots
@@ -148,4 +149,4 @@ if part == "anomalies":
     anomalies.anomalies(view, recording)
 
 if part == "report":
-    bias.report(recording)
+    report.report(recording)

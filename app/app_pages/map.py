@@ -5,11 +5,11 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
-from app.components.scatter import scatter, tip
-from app.parts import tables
+from app.components.scatter import legend, scatter, tip
+from app.parts import filters, tables
 from memscope.base.words import first_upper
 from memscope.query.bank_table import entry_rows
-from memscope.query.map_points import DENSE, inside, known_colors
+from memscope.query.charts.map_points import DENSE, inside, known_colors, trust_in_words
 from memscope.report.words import has_start, reworded
 
 SHOWN = ("all", "used", "never selected")
@@ -37,6 +37,7 @@ shown = view.field("show", choice(SHOWN, name="kind"))
 entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 lasso = view.field("lasso", corners())
 every = view.field("every", flag())
+chosen = filters.fields(view, recording)
 view.write()
 
 
@@ -47,7 +48,7 @@ def choice_in_words() -> str:
         return ""
     apart = said["measured_on"]["apart_from_trial"]
     measured = f"measured on {many} that did not take part in the choice" if apart else f"measured on the same {many}"
-    return f", the best of {len(tried)} spaces ({', '.join(tried)}; {measured})"
+    return f"It is the best of {len(tried)} spaces ({', '.join(tried)}; {measured}). "
 
 
 def start_of(one: int) -> str | None:
@@ -71,18 +72,22 @@ def draw_lasso() -> None:
     st.rerun()
 
 
-if not said["trusted"]:
+if said["trusted"]:
+    st.markdown(trust_in_words(said, many))
+else:
     st.warning(reworded(info, " ".join([NOT_TRUSTED, *said["why_not"]])), icon=":material/warning:")
 
-box, color, which, number = st.columns([3, 2, 1.7, 1.9], vertical_alignment="bottom")
-box.text_input("Search", icon=":material/search:", placeholder="words, or a number", **view.widget("q"))
-color.selectbox("Colour by", colors, format_func=str.capitalize, **view.widget("by"))
-which.selectbox("Show", SHOWN, **view.widget("show"))
-tables.entry_box(view, info, first_upper(word), number)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    st.text_input("Search", icon=":material/search:", placeholder="words, or a number", width=300, **view.widget("q"))
+    st.selectbox("Colour by", colors, format_func=str.capitalize, width=210, **view.widget("by"))
+    st.selectbox("Show", SHOWN, width=160, **view.widget("show"))
+    tables.entry_box(view, info, first_upper(word), st.container(width=160))
 
-found = state.found_entries(search) if search else None
+listed = bool(search or chosen or lasso)
+among = state.entry_order(search, "everything", shown, "count", True)
+found = filters.leave(chosen, among)
 dark = st.context.theme.type == "dark"
-points = state.points_of_map(by, search, shown, entry, tuple(lasso), dark, every)
+points = state.points_of_map(by, search, shown, entry, tuple(lasso), dark, every, tuple(sorted(chosen.items())))
 
 
 @st.fragment
@@ -97,7 +102,12 @@ def show_map() -> None:
         tip(hovered, f"{info.label(hovered)} · {int(row['count']):,} selections{most}\n{sentence[:240]}", key="tip")
 
 
-show_map()
+picture, side = st.columns([3, 1.15], gap="medium")
+with picture:
+    show_map()
+with side:
+    legend(state.map_colors(by, dark), key="legend")
+    filters.show(view, recording, chosen, among, lambda: None)
 if len(places) >= DENSE:
     st.toggle("Draw every point", **view.widget("every"))
     st.caption(
@@ -105,13 +115,9 @@ if len(places) >= DENSE:
         f"stronger where there are more. Search, lasso and table always cover all {many}. Drawing every point takes "
         "some seconds without a graphics card."
     )
-pca = said["yardstick"]["pca"]
 st.caption(
-    f"One point per {word}, {len(places):,} in all; near points are alike in {said['feature']}{choice_in_words()}. "
-    f"Trustworthiness {said['trustworthiness']:.2f} (a PCA plane has {pca['trustworthiness']:.2f}, a random map 0.50). "
-    f"It keeps {said['neighbours_kept']:.1%} of nearest neighbours (PCA plane {pca['neighbours_kept']:.1%}). "
-    "Distances between far groups mean nothing. Drag to move, wheel to zoom, Lasso or Shift and drag to select, "
-    f"click for one {word}. Usage is over D = {recording.total_selections():,} selections."
+    f"One point per {word}, {len(places):,} in all. {choice_in_words()}Drag to move, wheel to zoom, Lasso or Shift and "
+    f"drag to select, click for one {word}. Usage is over D = {recording.total_selections():,} selections."
 )
 
 if entry is not None:
@@ -124,26 +130,25 @@ if entry is not None:
                 address.go("entries", entry=entry)
             st.button("Clear", on_click=lambda: view.put(entry=None))
 
-if not lasso and found is None:
-    st.caption(f"Draw a lasso or search to list {many} in a table here.")
+if not listed:
+    st.caption(f"Draw a lasso, search or filter to list {many} in a table here.")
     st.stop()
-chosen = found if found is not None else places["entry"].to_numpy().astype(np.int64)
 if lasso:
-    chosen = np.intersect1d(chosen, inside(state.unit_places(), lasso))
-chosen = chosen[np.argsort(-state.numbers()["count"].to_numpy()[chosen], kind="stable")]
-left, right, clear = st.columns([5, 2, 1.6], vertical_alignment="center")
-left.markdown(
-    f"**{len(chosen):,} {many}** " + " ".join(["found"] * (found is not None) + ["inside the lasso"] * bool(lasso))
-)
+    found = found[np.isin(found, inside(state.unit_places(), lasso))]
+left, table_, save, clear = st.columns([4, 1.6, 1.6, 1.6], vertical_alignment="center")
+what = {"found": search, "that the filter leaves": chosen, "inside the lasso": lasso}
+left.markdown(f"**{len(found):,} {many}** " + " ".join(how for how, asked in what.items() if asked))
+if (search or chosen) and table_.button("In the whole table", icon=":material/database:"):
+    address.go("entries", q=search, **chosen)
 numbers = state.numbers()  # the download runs outside of the session
-with right:
-    state.download("Save as CSV", lambda: entry_rows(recording, numbers, chosen[:10_000].tolist()), "map-entries")
+with save:
+    state.download("Save as CSV", lambda: entry_rows(recording, numbers, found.tolist()), "map-entries")
 if lasso:
     clear.button("Drop the lasso", on_click=lambda: view.put(lasso=[]))
-if not len(chosen):
+if not len(found):
     st.info(f"No {word} matches.", icon=":material/search_off:")
     st.stop()
-table = entry_rows(recording, state.numbers(), chosen[:MOST].tolist())
+table = entry_rows(recording, state.numbers(), found[:MOST].tolist())
 tables.entry_table(
     table,
     [{"entry": entry} for entry in table["entry"].tolist()],
@@ -153,6 +158,4 @@ tables.entry_table(
     column_config=tables.entry_columns(info),
     alt=f"{first_upper(many)} that were selected on the map",
 )
-st.caption(
-    f"The {len(table):,} most selected of them; the CSV holds the first 10,000. Select a row to open its {word}."
-)
+st.caption(f"The {len(table):,} most selected of them; the CSV holds all. Select a row to open its {word}.")

@@ -5,6 +5,7 @@ import streamlit as st
 from app import address, outside, recordings, state
 from app.address import choice
 from app.parts import overview, tables, training
+from app.parts.report import page as report
 from memscope.report.findings import find
 from memscope.report.health import health
 from memscope.report.plots import usage as plots
@@ -41,9 +42,11 @@ with st.container(horizontal=True):
     if info.predictions:
         overview.number("Loss on this corpus", f"{recording.census.loss:.3f}", "Nats per token.")
 
-st.segmented_control(
-    "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
-)
+with st.container(horizontal=True, horizontal_alignment="distribute"):
+    st.segmented_control(
+        "Part", parts, required=True, format_func=str.capitalize, label_visibility="collapsed", **view.widget("part")
+    )
+    report.to_report(recording)
 if part == "health":
     st.subheader("Is the memory healthy?" if memory else f"Are the {words} in use?")
     left, right = st.columns(2, gap="medium")

@@ -68,9 +68,20 @@ def act() -> None:
 
 
 left, right, extra = st.columns([5, 3, 2], vertical_alignment="bottom")
-left.segmented_control("Text", sources, required=True, format_func=first_upper, **view.widget("source", start_over))
+left.segmented_control(
+    "Text",
+    sources,
+    required=True,
+    format_func=first_upper,
+    label_visibility="collapsed",
+    **view.widget("source", start_over),
+)
 right.selectbox(
-    "Colour by", list(measures), format_func=lambda one: first_upper(measure_name(info, one)), **view.widget("by")
+    "Colour by",
+    list(measures),
+    format_func=lambda one: f"Colour by {measure_name(info, one)}",
+    label_visibility="collapsed",
+    **view.widget("by"),
 )
 if measure == "one entry":
     tables.entry_box(view, info, first_upper(info.word()), extra)
@@ -118,29 +129,24 @@ if measure == "loss":
 else:
     values = layer_measure(trace, info.layers, measure, drift, lit)
     per_token = over_layers(values, measure)
-token_view(
-    trace.tokens,
-    per_token,
-    measures[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
-    at,
-    key="tokens",
-    new=None if new is None else trace.tokens["pos"].to_numpy() >= new,
-    on_click=lambda: pick("token", "tokens"),
-)
-if source != DOCUMENT:
-    document.pager(view, at, length, WINDOW)
-if values is not None:
-    layer_grid(
-        trace.tokens, values, info.layers, measures[measure].split(":")[0], at, layer, key="grid", on_click=pick_cell
+text_side, token_side = st.columns([3, 1.05], gap="medium")
+with text_side:
+    token_view(
+        trace.tokens,
+        per_token,
+        measures[measure] + ("" if measure in ("loss", "one entry") else ", mean over layers"),
+        at,
+        key="tokens",
+        new=None if new is None else trace.tokens["pos"].to_numpy() >= new,
+        on_click=lambda: pick("token", "tokens"),
     )
-st.caption(
-    "Deeper blue is a larger value. Click a token, or use the arrow keys and Enter. "
-    + "The grid has the same per layer, brighter for larger values. " * (values is not None)
-    + f"The page shows {len(trace.tokens):,} of {length:,} tokens: D = {len(trace.selections):,} selections."
-    + generated.NOTE * (new is not None)
-)
-
-token.token_facts(view, recording, trace, at, predictions, doc if source == DOCUMENT else None)
+    if source != DOCUMENT:
+        document.pager(view, at, length, WINDOW)
+    if values is not None:
+        meaning = measures[measure].split(":")[0]
+        layer_grid(trace.tokens, values, info.layers, meaning, at, layer, key="grid", on_click=pick_cell)
+with token_side:
+    token.token_facts(view, recording, trace, at, predictions, doc if source == DOCUMENT else None)
 fired = fired_entries(recording, trace, at, slots)
 fired_view(
     fired,
@@ -152,6 +158,12 @@ fired_view(
     changes=bool(causal.changes(info)),
 )
 st.caption(token.fired_note(info, at) + token.slots_note(info, slots))
+st.caption(
+    "Deeper blue is a larger value. Click a token, or use the arrow keys and Enter. "
+    + "The grid has the same per layer, brighter for larger values. " * (values is not None)
+    + f"The page shows {len(trace.tokens):,} of {length:,} tokens: D = {len(trace.selections):,} selections."
+    + generated.NOTE * (new is not None)
+)
 state.download(
     "Selections on this page as CSV",
     lambda: trace.tokens[["pos", "whole", "bytes"]].merge(trace.selections, on="pos"),

@@ -1,9 +1,10 @@
-"""The map: points to hover, click and lasso, and the text of a point."""
+"""The map: points to hover, click and lasso, what their colours mean, and the text of a point."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from app.components.component import make_component
+from memscope.query.charts.map_points import Colors
 
 _SCATTER = make_component(
     "scatter",
@@ -12,10 +13,11 @@ _SCATTER = make_component(
 <button class="home" type="button">Whole map</button>
 <button class="closer" type="button" aria-label="Zoom in">+</button>
 <button class="wider" type="button" aria-label="Zoom out">&minus;</button></div>
-<div class="key"></div><div class="tip"></div><div class="stage"><canvas role="img"></canvas></div></div>
+<div class="stage"><canvas role="img"></canvas><div class="tip"></div></div></div>
 """,
     Path(__file__).parents[1] / "vendor" / "regl-scatterplot.js",
 )
+_LEGEND = make_component("legend", "\n<div class='box'></div>\n<!-- colours -->\n")
 _TIP = make_component("tip", "\n<output aria-live='polite'></output>\n<!-- a sentence -->\n")
 
 
@@ -42,3 +44,16 @@ def scatter(
 def tip(entry: int, text: str, *, key: str) -> None:
     """Pass the text of a hovered point to the map."""
     _TIP(data={"entry": entry, "text": text}, key=key)
+
+
+def legend(colors: Colors, *, key: str) -> None:
+    """Show what the colours of the map mean.
+
+    Args:
+        colors: ``map_points.entry_colors``.
+        key: name of the widget.
+    """
+    _LEGEND(
+        data={"title": colors.title, "ramp": colors.ramp, "low": colors.low, "high": colors.high, "key": colors.key},
+        key=key,
+    )

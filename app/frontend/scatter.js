@@ -1,5 +1,5 @@
 // The bank as points: drag to move, wheel to zoom, lasso to select, hover to read. The data is one block of bytes, made by
-// memscope/query/map_points.py. The sentence of a hovered point is requested alone and arrives in a "memscope-tip" event.
+// memscope/query/charts/map_points.py. The sentence of a hovered point is requested alone and arrives in a "memscope-tip" event.
 const live = new WeakMap()
 const SHADES = Array.from({ length: 16 }, (_, step) => 0.3 + 0.7 * step / 15)  // opacity of a cell by its weight
 
@@ -21,22 +21,6 @@ function floats(values, scale, shift) {  // a loop: Float32Array.from with a fun
 }
 
 const near = values => floats(values, 2 / 32767.5, -2)
-
-function key(box, head) {
-  box.replaceChildren(make("div", "", head.title))
-  if (head.ramp.length) {
-    const ramp = make("div", "ramp")
-    ramp.style.background = `linear-gradient(to right, ${head.ramp.join(",")})`
-    const ends = make("div", "", "")
-    ends.style.justifyContent = "space-between"
-    box.append(ramp, within(ends, make("span", "", head.low), make("span", "", head.high)))
-  }
-  for (const [color, text] of head.key) {
-    const dot = make("i", "")
-    dot.style.background = color
-    box.append(within(make("div", ""), dot, make("span", "", text)))
-  }
-}
 
 function start(parentElement, send) {
   const stage = parentElement.querySelector(".stage"), canvas = stage.querySelector("canvas")
@@ -97,7 +81,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (state.drawn !== head.version + page) {
     state.drawn = head.version + page
     state.ids = ids
-    key(parentElement.querySelector(".key"), head)
     stage.querySelector("canvas").setAttribute("aria-label", head.label)
     plot.set({ backgroundColor: page, colorBy: "valueA", pointColor: head.palette, pointColorActive: head.mark,
                pointColorHover: head.mark, sizeBy: "valueA", pointSize: head.sizes,

@@ -1,6 +1,5 @@
-"""Parts of the gate-bias page: preferences, profiles of the reading token, overlap of layers, the report."""
+"""Parts of the gate-bias page: preferences, profiles of the reading token, overlap of layers."""
 
-import time
 from functools import partial
 
 import pandas as pd
@@ -9,7 +8,6 @@ import streamlit as st
 from app import outside, state
 from app.address import View, choice
 from app.parts import figures, tables
-from app.parts.report_file import make_report, report_file
 from memscope.query.recording import Recording
 from memscope.recording.census_file import ClassProfile
 from memscope.recording.info import RecordingInfo
@@ -201,36 +199,3 @@ def overlap(recording: Recording, d: str) -> None:
         alt="Rank correlation of usage between layers",
     )
     st.caption(f"Spearman correlation of usage over the entries that both layers can select; 0 if unrelated. {d}")
-
-
-def report(recording: Recording) -> None:
-    """The full report, made here and downloaded."""
-    st.write(
-        "The full report: findings in words, all figures and tables as a web page and as Markdown, every table as CSV "
-        "and Parquet, and all numbers as JSON with its schema."
-    )
-    ready = report_file(recording)
-    if ready is None:
-        st.caption("The app makes it once and keeps it until the app stops. The command in a shell is:")
-        outside.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
-        if st.button("Make the report", icon=":material/summarize:", type="primary"):
-            started = time.monotonic()
-            with st.status("Making the report ...", expanded=True) as status:
-                st.button("Stop", icon=":material/stop_circle:", key="stop")  # any click ends this run of the page
-                bar = st.progress(0.0)
-                for number, name in enumerate(make_report(recording)):
-                    bar.progress(1 - 0.93 ** (number + 1), text=f"{name}, {time.monotonic() - started:.0f} s")
-                status.update(label=f"Made in {time.monotonic() - started:.0f} s", state="complete")
-            st.rerun()
-        return
-    with ready.open("rb") as file:
-        st.download_button(
-            "Download the report",
-            file.read(),
-            f"{recording.path.name}-report.zip",
-            "application/zip",
-            icon=":material/download:",
-            type="primary",
-            on_click="ignore",
-        )
-    st.caption(f"{ready.stat().st_size / 1e6:.1f} MB: HTML, Markdown, CSV, Parquet, JSON, PNG and SVG in one archive.")

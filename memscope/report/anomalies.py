@@ -38,41 +38,47 @@ class Kind(NamedTuple):
     cannot get as small as the others."""
     words: str
     """A row of ``find_anomalies`` in words."""
-    fault: str = ""
-    """Plural noun for kinds in which entries are wasted; empty for kinds that are ways to use entries."""
     needs: Has | None = None
     """What a layer must have to show it."""
-
-    def faults(self, info: RecordingInfo) -> str:
-        """``fault`` in the words of what is selected."""
-        return self.fault.format(words=info.word(2))
 
 
 _EXACTLY = "; the lower one of precision and recall is {effect:.1%}"
 KINDS = {
-    "dead": Kind(0.03, "never selects {effect:.0%} of its {words}", "layers that leave {words} out"),
-    "unread": Kind(
-        0.0, "selected, and read with {effect:.2%} of the layer's weight", "{words} selected and not read", "reads"
-    ),
-    "duplicate": Kind(0.03, "selected with {other} at {effect:.0%} of their tokens", "pairs that go together"),
-    "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens", "{words} that every token selects"),
-    "document": Kind(0.03, "{effect:.0%} of its tokens are in “{label}”", "{words} of one document only"),
-    "uniform": Kind(0.0, "its {label} weighs all selected {words} alike", "layers that read all alike", "reads"),
-    "negative": Kind(0.02, "read with a negative weight at {effect:.0%} of its tokens", needs="reads"),
+    "dead": Kind(0.03, "never selects {effect:.0%} of its {words}"),
+    "unread": Kind(0.0, "selected, and read with {effect:.2%} of the layer's weight", "reads"),
+    "duplicate": Kind(0.03, "selected with {other} at {effect:.0%} of their tokens"),
+    "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens"),
+    "document": Kind(0.03, "{effect:.0%} of its tokens are in “{label}”"),
+    "uniform": Kind(0.0, "its {label} weighs all selected {words} alike", "reads"),
+    "negative": Kind(0.02, "read with a negative weight at {effect:.0%} of its tokens", "reads"),
     "exclusive": Kind(0.02, "takes turns with {other} on the same tokens, hardly ever both"),
     "token": Kind(0.03, "selected at “{label}”" + _EXACTLY),
     "previous": Kind(0.03, "selected after “{label}”" + _EXACTLY),
     "bigram": Kind(0.03, "selected at “{label}”" + _EXACTLY),
     "start": Kind(0.03, "{effect:.0%} of its tokens start a window"),
     "class": Kind(0.02, "{effect:.0%} of its tokens are {label}"),
-    "preference": Kind(0.7, "selects entries of “{label}” {effect:.2g} times their share", needs="starts"),
+    "preference": Kind(0.7, "selects entries of “{label}” {effect:.2g} times their share", "starts"),
 }
 """Every kind by name, faults first: the order in which they are shown."""
+FAULTS = {
+    "dead": ("layer that leaves {words} out", "layers that leave {words} out"),
+    "unread": ("{word} selected and not read", "{words} selected and not read"),
+    "duplicate": ("pair of {words} selected together", "pairs of {words} selected together"),
+    "everywhere": ("{word} that nearly every token selects", "{words} that nearly every token selects"),
+    "document": ("{word} of one document only", "{words} of one document only"),
+    "uniform": ("layer that reads all alike", "layers that read all alike"),
+}
+"""One and several of the kinds in which entries are wasted; the others are ways to use entries."""
 
 
 def known_kinds(info: RecordingInfo) -> list[str]:
     """Names of the kinds that a recording can show."""
     return [name for name, kind in KINDS.items() if kind.needs is None or info.has(kind.needs)]
+
+
+def fault_in_words(name: str, count: int, info: RecordingInfo) -> str:
+    """How many anomalies of a kind of ``FAULTS`` there are: ``2 pairs of entries selected together``."""
+    return f"{count:,} {FAULTS[name][count != 1].format(word=info.word(), words=info.word(2))}"
 
 
 def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.DataFrame:

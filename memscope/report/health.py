@@ -7,7 +7,7 @@ import numpy as np
 
 from memscope.base.words import first_upper
 from memscope.query.recording import Recording
-from memscope.report.anomalies import ERROR_RATE, KINDS, find_anomalies
+from memscope.report.anomalies import ERROR_RATE, FAULTS, fault_in_words, find_anomalies
 from memscope.report.words import bias_name
 
 LEAST_DRIFT = 0.001
@@ -148,11 +148,11 @@ def _stillness(recording: Recording) -> Measure | None:
 def _faults(recording: Recording) -> Measure:
     """How many faults stand out; that an entry answers one token or class, say, is no fault."""
     kinds = find_anomalies(recording)["kind"].value_counts()
-    faults = {name: kinds[name] for name, kind in KINDS.items() if kind.fault and name in kinds}
+    faults = {name: int(kinds[name]) for name in FAULTS if name in kinds}
     rate, page = f"The chance of a false one is {ERROR_RATE:.0%}", first_upper(bias_name(recording.info))
     if not faults:
         return Measure(0.0, f"No {recording.info.word()} or layer stands out as a fault. {rate} in all.")
-    named = ", ".join(f"{count:,} {KINDS[name].faults(recording.info)}" for name, count in faults.items())
+    named = ", ".join(fault_in_words(name, count, recording.info) for name, count in faults.items())
     return Measure(
         float(sum(faults.values())),
         f"Faults that stand out: {named}. {rate} in all; {page}, Anomalies lists them.",

@@ -9,7 +9,7 @@ import streamlit as st
 from streamlit import config
 from streamlit.components.v2 import manifest_scanner
 
-from app.parts import report_file
+from app.parts.report import kept
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,4 +46,4 @@ def _close_what_the_app_opened() -> Iterator[None]:
     yield
     st.cache_resource.clear()
     st.cache_data.clear()
-    report_file.drop_reports()
+    kept.drop_reports()

@@ -16,13 +16,14 @@ from streamlit.testing.v1 import AppTest
 
 from app import address
 from app.components.component import color_levels, color_range
-from app.parts import report_file
 from app.parts.entry.pins import Pin, read_pins
+from app.parts.report import kept as reports
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.seals import read_sealed, write_sealed
-from memscope.query import map_points
-from memscope.query.map_points import inside, unit_places
+from memscope.query.bank_table import entry_numbers
+from memscope.query.charts import map_points
+from memscope.query.charts.map_points import inside, unit_places
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info, write_info
@@ -332,6 +333,25 @@ def test_pins_come_back_from_their_file() -> None:
     assert read_pins('entry,count,note\n3,9,"a, b"\n7,1,\n', 64) == (Pin(3, "a, b"), Pin(7))
 
 
+def test_what_is_chosen_in_histograms_filters_the_table(tiny_recording: Recording) -> None:
+    used = entry_numbers(tiny_recording).set_index("entry")["count"]
+    test = open_page("entries", usage="1_8", sort="entry", order="smallest first")
+    assert not test.exception and not test.warning
+    expected = used.index[used.between(1, 7)].tolist()
+    assert expected and test.dataframe[0].value["entry"].tolist() == expected[:50]
+    test.text_input(key="entries.q").input("zebra").run()
+    assert "left by this search and filter" in test.info[0].value
+    test.text_input(key="entries.q").input("").run()
+    press(test, "On the map")
+    assert not test.exception and test.title[0].value == "Map" and asked(test, "usage") == "1_8"
+    assert sorted(test.dataframe[0].value["entry"]) == expected
+    press(test, "In the whole table")
+    assert test.title[0].value == "Entries" and asked(test, "usage") == "1_8"
+    lost = open_page("entries", usage="9e9_9e10", predicate="<b>nowhere</b>")
+    assert not lost.exception and len(lost.dataframe[0].value) == 50
+    assert lost.warning[0].value == "This recording has nothing of what the address chooses: usage, predicate."
+
+
 @pytest.mark.parametrize(("page", "q"), [("entries", "zebra crossing"), ("map", "zebra crossing")])
 def test_a_search_without_a_hit_says_so(page: str, q: str) -> None:
     test = open_page(page, q=q)
@@ -432,12 +452,34 @@ def test_anomalies_are_listed_by_kind(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_a_report_that_is_stopped_leaves_nothing_behind(tiny_recording: Recording) -> None:
-    making = report_file.make_report(tiny_recording)
+def test_a_report_is_made_once_and_one_that_is_stopped_leaves_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording, before = Recording(folder / "tiny"), set((folder / "tiny").iterdir())
+    making = reports.make_report(recording)
     next(making)
     making.close()
-    assert report_file.report_file(tiny_recording) is None
-    assert not list(report_file._folder().iterdir())
+    assert reports.report_file(recording) is None
+    assert set((folder / "tiny").iterdir()) == before and not list(reports._folder().iterdir())
+    test = open_page("overview")
+    press(test, "Make the report")
+    assert not test.exception and test.title[0].value == "Gate bias" and asked(test, "part") == "report"
+    made = reports.report_file(Recording(folder / "tiny"))
+    assert made is not None and b"<title>Gate-bias report" in reports.report_page(made)
+    monkeypatch.setattr("app.parts.report.page.make_report", None)  # nothing makes it again
+    press(open_page("overview"), "Read the report")
+    again = open_page("gate_bias", part="report")
+    assert not again.exception and not any(button.label == "Make the report" for button in again.button)
+    assert Recording(folder / "tiny").info.complete  # it stands beside a whole recording
+    with monkeypatch.context() as patch:
+        patch.setattr(reports, "_code", lambda: "another version")
+        assert reports.report_file(recording) is None
+    changed = recording.info.model_copy(update={"corpus": "another"})
+    monkeypatch.setattr(recording, "info", changed)
+    assert reports.report_file(recording) is None
+    made.write_bytes(b"no archive")
+    assert reports.report_file(Recording(folder / "tiny")) is None
+    made.unlink()
 
 
 def test_equal_recordings_compare_as_equal() -> None:

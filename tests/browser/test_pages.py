@@ -149,13 +149,18 @@ def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(pag
     expect(page.get_by_text(f"Entry {number}", exact=True)).to_be_visible()
     visited[page.url] = ("Map", None)
 
-    menu(page, "Gate bias")
-    page.get_by_role("radio", name="Report", exact=True).click()
+    menu(page, "Overview")
     page.get_by_role("button", name="Make the report").click()
-    button = page.get_by_role("button", name="Download the report")
-    button.wait_for(timeout=120_000)
+    heading(page, "Gate bias")
+    paper = page.frame_locator("iframe[title='The report']")
+    paper.get_by_role("heading", name="Gate-bias report").wait_for(timeout=120_000)
+    paper.get_by_role("link", name="Method", exact=True).click()
+    expect(paper.get_by_role("heading", name="Method", exact=True)).to_be_in_viewport()
     with page.expect_download() as download:
-        button.click()
+        page.get_by_role("button", name="Download this page").click()
+    assert "Gate-bias report" in Path(download.value.path()).read_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download all files").click()
     names = zipfile.ZipFile(download.value.path()).namelist()
     assert {"gate_bias.html", "usage.csv", "usage.parquet", "metrics.json"} <= set(names)
     visited[page.url] = ("Gate bias", None)
@@ -216,7 +221,7 @@ def test_hostile_text_is_text(page, address: str, hostile_entry: int) -> None:
     expect(page.get_by_text("**bold**", exact=False).first).to_be_visible()
     visit(page, f"{address}/map?recording=tiny&by=cluster&entry={hostile_entry}", "Map")
     map_stage(page)
-    expect(page.locator(".key")).to_contain_text(HOSTILE_CLUSTER)
+    expect(page.locator(".names .name").filter(has_text=HOSTILE_CLUSTER)).to_be_visible()
     check(page)
 
 
@@ -291,6 +296,39 @@ def test_entries_can_be_searched_sorted_opened_and_followed(page, address: str, 
     expect_address(page, r"prompts\?.*recording=tiny")
 
 
+def test_what_is_chosen_in_a_histogram_filters_the_others_the_table_and_the_map(page, address: str) -> None:
+    visit(page, f"{address}/entries?recording=tiny", "Entries")
+    bars = page.locator("section.panel").filter(has_text="drift").locator(".bars")
+    first, third = (bars.get_by_role("button").nth(number).bounding_box() for number in (0, 2))
+    page.mouse.move(first["x"] + 2, first["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(third["x"] + 2, third["y"] + 5, steps=4)
+    page.mouse.up()
+    expect_address(page, r"drift=[\d.]+_[\d.]+")
+    expect(bars.locator("[aria-pressed=true]")).to_have_count(3)
+    left = page.locator("summary").filter(has_text=re.compile(r"\d+ of 64 entries left"))
+    left.wait_for()
+    settle(page)
+    said = left.inner_text()
+    page.get_by_role("button", name="On the map").click()
+    heading(page, "Map")
+    expect_address(page, r"map\?.*drift=")
+    expect(page.locator("summary").filter(has_text=said.splitlines()[0])).to_be_visible()
+    expect(page.get_by_text(re.compile(r"\d+ entries that the filter leaves"))).to_be_visible()
+    page.locator(".list").get_by_role("button", name=re.compile("^most in layer 1")).press("Enter")
+    expect_address(page, r"most_in=layer.1")
+    page.get_by_role("button", name="Clear all").click()
+    expect(page.get_by_text("Draw a lasso, search or filter")).to_be_visible()
+    settle(page)
+    assert "drift" not in page.url and "most_in" not in page.url
+    stage = map_stage(page).bounding_box()
+    assert page.locator(".scale").bounding_box()["x"] > stage["x"] + stage["width"]  # beside the map
+    page.set_viewport_size({"width": 480, "height": 900})
+    settle(page)
+    stage = map_stage(page).bounding_box()
+    assert stage["height"] <= stage["width"] + 1 < 480  # so that all points are in its frame
+
+
 def test_points_of_the_map_are_hovered_clicked_and_lassoed(page, address: str) -> None:
     visit(page, f"{address}/map?recording=tiny", "Map")
     stage = map_stage(page)
@@ -347,7 +385,7 @@ def test_a_report_can_be_stopped_while_it_is_made(page, address: str) -> None:
     page.get_by_test_id("stMain").get_by_role("button", name="Stop", exact=True).click()
     settle(page)
     expect(page.get_by_role("button", name="Make the report")).to_be_visible()
-    expect(page.get_by_role("button", name="Download the report")).to_have_count(0)
+    expect(page.get_by_role("button", name="Download all files")).to_have_count(0)
 
 
 def test_another_recording_is_chosen_and_compared(page, address: str) -> None:

@@ -13,9 +13,9 @@ from memscope.query.bank_table import (
     search_entries,
     select_entries,
 )
+from memscope.query.charts.map_points import known_colors
 from memscope.query.entry_cards import numbered
 from memscope.query.fired import fired_entries, shared_by_layer, shared_selections
-from memscope.query.map_points import known_colors
 from memscope.query.recording import Recording
 from memscope.query.token_measures import MEASURES, known_measures, layer_measure
 from tests.kinds import KINDS, write_kind

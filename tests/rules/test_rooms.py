@@ -17,7 +17,7 @@ RANKS = (
     {"run.adapters"},
     {"train.lessons"},
     {"census", "train", "query", "bank_map"},
-    {"record", "testing", "routing"},
+    {"record", "testing", "routing", "query.charts"},
     {"causal", "report.plots"},
     {"causal.sentences"},
     {"report"},

@@ -33,39 +33,39 @@ def token_facts(
     at = int(token - trace.tokens["pos"].iloc[0])
     chosen = trace.tokens.iloc[at]
     following = label(trace.tokens.iloc[at + 1]) if at + 1 < len(trace.tokens) else None
-    facts, next_ = st.columns([3, 2], vertical_alignment="top")
-    with facts:
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.subheader(f"Token {token}", width="content")
-            outside.code(visible(label(chosen)), language=None, width="content")
-            if chosen["bytes"]:
-                st.caption(f"Bytes {chosen['bytes']}", width="content")
-        with st.container(horizontal=True):
-            if info.predictions:
-                loss = chosen["loss"]
-                st.metric("Loss of the next token", "none" if np.isnan(loss) else f"{loss:.2f} nats")
-            if info.has("scores"):
-                st.metric(
-                    first_upper(measure_name(info, "gate entropy")),
-                    f"{chosen['gate_entropy']:.2f}",
-                    help=f"Nats, at most {np.log(info.selected):.2f}.",
-                )
-                st.metric(first_upper(measure_name(info, "top gate share")), f"{chosen['top_share']:.1%}")
-            if info.has("reads"):
-                reading = sum("reads" in site.has for site in info.sites)
-                st.metric("Layers that read nothing", f"{chosen['silent_layers']} of {reading}")
-    with next_:
-        st.markdown("**What comes next**")
-        if following is not None:
-            outside.text(f"In the text: {visible(following)}")
-        if predictions is not None:
-            likely_next(predictions, token)
-            return
-        assert doc is not None
-        if info.predictions:
-            outside.text(f"Likeliest: {visible(state.answer(predicted_token, doc, token))}")
-        if live.can_type(info):
-            st.button("Probabilities", help="Runs the recorded model.", on_click=lambda: view.put(next=True))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.subheader(f"Token {token}", width="content")
+        outside.code(visible(label(chosen)), language=None, width="content")
+    if chosen["bytes"]:
+        st.caption(f"Bytes {chosen['bytes']}")
+    st.caption("  \n".join(_numbers(info, chosen)))
+    st.markdown("**What comes next**")
+    if following is not None:
+        outside.text(f"In the text: {visible(following)}")
+    if predictions is not None:
+        likely_next(predictions, token)
+        return
+    assert doc is not None
+    if info.predictions:
+        outside.text(f"Likeliest: {visible(state.answer(predicted_token, doc, token))}")
+    if live.can_type(info):
+        st.button("Probabilities", help="Runs the recorded model.", on_click=lambda: view.put(next=True))
+
+
+def _numbers(info: RecordingInfo, chosen: pd.Series) -> list[str]:
+    """What is measured at a token, a line each."""
+    lines = []
+    if info.predictions:
+        loss = "none" if np.isnan(chosen["loss"]) else f"{chosen['loss']:.2f} nats"
+        lines.append(f"Loss of the next token: {loss}")
+    if info.has("scores"):
+        entropy, share = (first_upper(measure_name(info, name)) for name in ("gate entropy", "top gate share"))
+        lines.append(f"{entropy}: {chosen['gate_entropy']:.2f} of at most {np.log(info.selected):.2f} nats")
+        lines.append(f"{share}: {chosen['top_share']:.1%}")
+    if info.has("reads"):
+        reading = sum("reads" in site.has for site in info.sites)
+        lines.append(f"Layers that read nothing: {chosen['silent_layers']} of {reading}")
+    return lines
 
 
 def likely_next(predictions: pd.DataFrame, token: int) -> None:
@@ -75,6 +75,7 @@ def likely_next(predictions: pd.DataFrame, token: int) -> None:
         {"next token": likely["text"].map(visible), "probability": likely["probability"]},
         hide_index=True,
         height="content",
+        row_height=29,
         column_config={"probability": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)},
         alt="Most likely next tokens",
     )

@@ -68,7 +68,7 @@ def test_anomalies_are_said_in_words_in_the_report_and_on_the_first_page(planted
     assert len(metrics(recording, find(recording)).anomalies) == len(words) == len(planted.rows)
     flag = health(recording)[-1]
     assert flag.level == "watch"
-    assert "1 layers that leave entries out" in flag.text and "1 pairs that go together" in flag.text
+    assert "1 layer that leaves entries out" in flag.text and "1 pair of entries selected together" in flag.text
 
 
 # Small recordings, each built for one question: entries 60 and 61 are put in, all others are ordinary.

@@ -32,16 +32,42 @@ DENSE = 200_000
 """Points from which they are drawn by density first."""
 _CELLS = 1024
 """Cells of the density's grid along each side, twice as wide as the map as it opens."""
+_LIKE = {
+    "values": "what they are",
+    "read": "what reading them adds",
+    "keys": "the keys that select them",
+    "usage": "the tokens that select them",
+    "contexts": "the tokens before those that select them",
+    "coselection": "what is selected together with them",
+}
+"""What points are alike in that lie near, by the feature that a map is of."""
 _NAMED = 12
 _REACH = 2.0
 """How far points may lie from the middle, in halves of the map's side."""
 _FAR = 0.02
-"""Share of points on each side that may lie outside the map as it opens."""
+"""Share of points on each side that are far where they lie beyond half the width of all others."""
 
 
 def known_colors(info: RecordingInfo) -> list[str]:
     """Those of ``COLORS`` that a recording has."""
     return [name for name in COLORS if is_known(info, name)]
+
+
+def trust_in_words(said: dict[str, Any], words: str) -> str:
+    """What a map can be trusted for, beside chance and a PCA plane.
+
+    Args:
+        said: ``Recording.map_info``.
+        words: what several entries are called.
+    """
+    pca, chance = said["yardstick"]["pca"], said["yardstick"]["random"]
+    return (
+        f"Near {words} are alike in {_LIKE.get(said['feature'], 'what the map is of')}: trustworthiness "
+        f"{said['trustworthiness']:.2f}, where a PCA plane has {pca['trustworthiness']:.2f} and a random map "
+        f"{chance['trustworthiness']:.2f}. Of the nearest neighbours {said['neighbours_kept']:.1%} are near here too "
+        f"(PCA plane {pca['neighbours_kept']:.1%}, random map {chance['neighbours_kept']:.1%}). How far apart groups "
+        "lie, and how wide they are, means nothing."
+    )
 
 
 class Colors(NamedTuple):
@@ -184,11 +210,6 @@ def pack_points(
         "points": len(order),
         "palette": [*colors.palette, "#2A313B" if dark else "#E9ECF0", "#9AA3B0" if dark else "#6B7480"],
         "sizes": [size * (1.9 if lit is not None else 1)] * faded + [size, 1.9 * size],
-        "title": colors.title,
-        "key": colors.key[: _NAMED + 2],
-        "ramp": colors.ramp,
-        "low": colors.low,
-        "high": colors.high,
         "mark": "#FFB000" if dark else "#D55E00",
         "opacity": 0.9 if len(order) < 20_000 else 0.75,
         "dense": dense,
@@ -217,12 +238,15 @@ def _densities(x: np.ndarray, y: np.ndarray, order: np.ndarray) -> tuple[np.ndar
 
 
 def unit_places(places: pd.DataFrame) -> pd.DataFrame:
-    """``Recording.map()`` moved and scaled so that all but a few places lie in the square from -1 to 1: ``entry x y``.
+    """``Recording.map()`` moved and scaled so that all but far places lie in the square from -1 to 1: ``entry x y``.
 
-    Proportions are kept, and far places lie on the edge of the square from -2 to 2.
+    Proportions are kept, and the farthest places lie on the edge of the square from -2 to 2.
     """
     xy = places[["x", "y"]].to_numpy(np.float64)
     low, high = np.quantile(xy, [_FAR, 1 - _FAR], axis=0)
+    far = (xy < low - (high - low) / 2) | (xy > high + (high - low) / 2)
+    near = np.where(far, np.nan, xy)
+    low, high = np.nanmin(near, axis=0), np.nanmax(near, axis=0)
     half = max(float((high - low).max()) / 2, 1e-9)
     unit = (0.95 * (xy - (low + high) / 2) / half).clip(-_REACH, _REACH)
     return pd.DataFrame({"entry": places["entry"].to_numpy(np.int64), "x": unit[:, 0], "y": unit[:, 1]})
