@@ -61,6 +61,7 @@ COLUMNS = (
         "DataFrames, map, effects",
         (
             ("query/", "questions to a recording"),
+            ("query/charts/", "points, histograms"),
             ("bank_map/", "places of entries"),
             ("notebook/", "HTML of what is asked"),
             ("routing/", "load, domains, paths"),

@@ -223,6 +223,8 @@ class MemoryTransformer(HookedRootModule):
         listed = [names_filter] if isinstance(names_filter, str) else names_filter
         for name in listed if isinstance(listed, list) else ():
             self.hook_dict[name]
+        if len(args) < 4 and options.get("cache") is None:
+            options["cache"] = Named({}, "cached hook")  # that names what was meant, too
         return super().get_caching_hooks(names_filter, *args, **options)
 
     def forward(

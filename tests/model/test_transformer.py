@@ -194,6 +194,10 @@ def test_a_hook_that_there_is_not_is_named_with_the_one_that_was_meant() -> None
     ):
         with pytest.raises(InputError, match=re.escape(meant)):
             run()
+    _, cache = model.run_with_cache(make_tokens())
+    with pytest.raises(InputError, match=re.escape(meant.replace("no hook", "no cached hook"))):
+        cache[name]
+    assert name not in cache and cache.get(name) is None
 
 
 def test_transformer_lens_reads_the_cache() -> None:
