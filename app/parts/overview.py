@@ -66,6 +66,20 @@ def example(recording: Recording) -> None:
                     address.go("prompts", doc=0)
 
 
+_MEMORY = (
+    "Where other models have feed-forward layers, this one has a **memory bank**: {entries:,} **entries**, vectors "
+    "that training changes. For every token the **gate** of each of {layers} layers scores entries and **selects** "
+    "{selected}. An **attention** then **reads** them with different weights. The layer adds their sum to the "
+    "prediction of the next token."
+)
+_SHOWN = (
+    "Entries can start as sentences. These pages show whether they still mean these sentences, on which words they "
+    "fire, and whether the attention reads them."
+)
+_SENTENCES = (
+    "In {where} the entries are {entries:,} **sentences**. A gate finds {selected} of them for every token, first by "
+    "the words that they share, and the attention reads their words."
+)
 _LAYERS = {
     "experts": "In each of {layers} layers a **router** sends every token to {selected} of {entries} **experts**, "
     "feed-forward networks of their own. The layer adds their outputs, multiplied by the **router weights**.",
@@ -85,29 +99,26 @@ _LAYERS = {
 
 def _explain(place: DeltaGenerator, info: RecordingInfo) -> None:
     """What selects, and what these pages show of it."""
-    if info.kind != "memory":
-        selected = (
-            _each(info, "selected")
-            if not any(site.varies for site in info.sites)
-            else (f"up to {_each(info, 'selected')}")
-        )
-        place.markdown(
-            _LAYERS[info.kind].format(layers=len(info.layers), selected=selected, entries=_each(info, "entries"))
-        )
-        place.markdown(
-            f"These pages show which {info.word(2)} are selected, how evenly, and on which words each fires."
-        )
+    sites = {site.kind: site for site in info.sites}
+    if "memory" in sites and sites.keys() <= {"memory", "text"}:
+        layers = [site for site in info.sites if site.kind == "memory"]
+        place.markdown(_MEMORY.format(entries=sites["memory"].entries, layers=len(layers), selected=layers[0].selected))
+        if "text" not in sites:
+            place.markdown(_SHOWN)
+            return
+        text = [site.layer for site in info.sites if site.kind == "text"]
+        where = f"{'layer' if len(text) == 1 else 'layers'} {', '.join(map(str, text))}"
+        found = sites["text"]
+        place.markdown(_SENTENCES.format(where=where, selected=found.selected, entries=found.entries))
+        place.markdown("These pages show which entries and sentences fire, how evenly, and which words are read.")
         return
-    place.markdown(
-        f"Where other models have feed-forward layers, this one has a **memory bank**: {info.knowledge_num:,} "
-        f"**entries**, vectors that training changes. For every token the **gate** of each of {len(info.layers)} "
-        f"layers scores entries and **selects** {info.selected}. An **attention** then **reads** them with "
-        "different weights. The layer adds their sum to the prediction of the next token."
+    selected = (
+        _each(info, "selected") if not any(site.varies for site in info.sites) else f"up to {_each(info, 'selected')}"
     )
     place.markdown(
-        "Entries can start as sentences. These pages show whether they still mean these sentences, on which words "
-        "they fire, and whether the attention reads them."
+        _LAYERS[info.kind].format(layers=len(info.layers), selected=selected, entries=_each(info, "entries"))
     )
+    place.markdown(f"These pages show which {info.word(2)} are selected, how evenly, and on which words each fires.")
 
 
 def model_card(recording: Recording) -> None:

@@ -50,7 +50,7 @@ class FiredLayer(NamedTuple):
 def fired_entries(
     recording: Recording, trace: Trace, pos: int, slots: Mapping[int, np.ndarray] | None = None
 ) -> list[FiredLayer]:
-    """The entries that the token at ``pos`` selected in every layer.
+    """The entries that the token at ``pos`` selected in every layer; layers that read sentences come first.
 
     Args:
         recording: whose bank.
@@ -82,7 +82,7 @@ def fired_entries(
         ]
         effective = float(np.exp(entropy)) if sizes.any() else 0.0
         layers.append(FiredLayer(int(layer), effective if "reads" in has else None, entries))
-    return layers
+    return sorted(layers, key=lambda fired: recording.info.site(fired.layer).kind != "text")
 
 
 def selected_entries(recording: Recording, trace: Trace, layers: Sequence[int] | None = None) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """A first look at a recording: flags in words, and an entry to serve as an example."""
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -173,7 +174,13 @@ CHECKS = (
 
 
 def telling_entry(recording: Recording) -> tuple[int, int] | None:
-    """An entry and a layer that show what entries are: much used, with a sentence, firing on one word above all."""
+    """An entry and a layer that show what entries are: much used, with a sentence, firing on one word above all.
+
+    A sentence that a layer reads comes before an entry that started as one.
+    """
+    reading = [site.layer for site in recording.info.sites if site.kind == "text"]
+    if (found := _telling_sentence(recording, reading)) is not None:
+        return found
     frame = recording.sql(
         """SELECT firing.entry, layer, input_token[1] AS token, count
            FROM firing JOIN bank USING (entry) WHERE count >= 20 AND input_count[1] > 0.6 * count
@@ -186,6 +193,23 @@ def telling_entry(recording: Recording) -> tuple[int, int] | None:
             return int(row.entry), int(row.layer)
     used = recording.sql("SELECT entry, layer FROM usage ORDER BY count DESC, entry LIMIT 1")
     return (int(used["entry"][0]), int(used["layer"][0])) if len(used) else None
+
+
+def _telling_sentence(recording: Recording, layers: list[int]) -> tuple[int, int] | None:
+    """The most used sentence that fires on one of its own words more than on any other, or else the most used."""
+    if not layers:
+        return None
+    frame = recording.sql(
+        f"""SELECT firing.entry, layer, input_token[1] AS token, sentence FROM firing JOIN bank USING (entry)
+            WHERE layer IN ({", ".join(map(str, layers))})
+            ORDER BY count < 20 OR input_count[1] < 0.2 * count, count DESC, entry, layer LIMIT 2000"""
+    )
+    texts = recording.tokenizer.token_texts
+    for row in frame.itertuples():
+        word = texts[row.token].strip() if row.token >= 0 else ""
+        if len(word) > 4 and word.lower() in re.findall(r"\w+", row.sentence.lower()):
+            return int(row.entry), int(row.layer)
+    return (int(frame["entry"][0]), int(frame["layer"][0])) if len(frame) else None
 
 
 def short_percent(share: float) -> str:

@@ -15,6 +15,7 @@ from memscope.query.fired import fired_entries, recorded_slots
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
 from memscope.record.trace import describe_trace, trace_text
+from memscope.report.health import telling_entry
 from memscope.run.adapters.neurons import run_neurons
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
@@ -113,7 +114,10 @@ def test_words_of_a_recorded_token_are_shaded_by_what_is_read_of_them(run: Loade
     pos = 40
     slots = recorded_slots(recording, 1, pos)
     assert slots is not None and list(slots) == list(run.config.model.text_layers)
-    for layer in fired_entries(recording, trace, pos, slots):
+    fired = fired_entries(recording, trace, pos, slots)
+    sentences_first = sorted(recording.info.layers, key=lambda layer: layer not in slots)
+    assert [layer.layer for layer in fired] == sentences_first
+    for layer in fired:
         for entry in layer.entries:
             if layer.layer not in slots:
                 assert entry.slots is None
@@ -121,6 +125,13 @@ def test_words_of_a_recorded_token_are_shaded_by_what_is_read_of_them(run: Loade
             assert "".join(entry.words.sentence).strip() == entry.words.text
             assert entry.slots is not None and len(entry.slots) == len(entry.words.sentence)
             assert entry.slots.sum() == pytest.approx(entry.read, rel=0.02, abs=1e-4)
+
+
+def test_the_example_is_a_sentence(recording: Recording) -> None:
+    found = telling_entry(recording)
+    assert found is not None and recording.info.site(found[1]).kind == "text"
+    count = recording.sql(f"SELECT count FROM usage WHERE entry = {found[0]} AND layer = {found[1]}")["count"][0]
+    assert count > 0
 
 
 def test_a_typed_text_shows_the_words_of_the_sentences_that_it_reads(run: LoadedRun) -> None:
