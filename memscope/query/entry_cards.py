@@ -4,6 +4,7 @@ Files of a recording are sorted by entry within a layer, so each question opens 
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,20 @@ def most_read(recording: RecordingTables, entry: int, layers: Iterable[int], lim
     table = table.astype({"gate": np.float32, "read": np.float32})
     table = table.sort_values("read", key=np.abs, ascending=False, kind="stable").head(limit).reset_index(drop=True)
     return pd.concat([table, _around(recording, table["row"].tolist(), 24, 12)], axis=1)
+
+
+def lens(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:
+    """The logit lens of entries, one row a token: ``entry layer end rank token logit``."""
+    found: list[dict[str, Any]] = []
+    for decoding in recording.rows_of("decodings", [_known(recording, entry) for entry in entries]).to_dict("records"):
+        for layer, end in product(recording.info.layers, ("top", "bottom")):
+            tokens, logits = (_list(decoding.get(f"l{layer}_{end}{more}")) for more in ("", "_logits"))
+            texts = _texts(recording, tokens)
+            found += [
+                {"entry": decoding["entry"], "layer": layer, "end": end, "rank": rank, "token": text, "logit": logit}
+                for rank, (text, logit) in enumerate(zip(texts, logits, strict=True))
+            ]
+    return pd.DataFrame(found, columns=["entry", "layer", "end", "rank", "token", "logit"])
 
 
 def firing(recording: RecordingTables, entries: Iterable[int]) -> pd.DataFrame:

@@ -238,6 +238,13 @@ class Recording(RecordingTables):
         """
         return entry_pages.firing(self, entries)
 
+    def lens_of(self, entries: Iterable[int]) -> pd.DataFrame:
+        """The logit lens of entries: the tokens that they make more (``top``) and less (``bottom``) likely in a layer.
+
+        Returns ``entry layer end rank token logit``, rank 0 first; a layer that never selected an entry has no rows.
+        """
+        return entry_pages.lens(self, entries)
+
     def neighbours_of(self, entries: Iterable[int]) -> pd.DataFrame:
         """Entries that are selected together with some entries.
 

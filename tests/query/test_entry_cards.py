@@ -108,6 +108,17 @@ def test_many_cards_stand_in_the_order_asked_and_equal_single_ones(
     assert list(tiny_recording.cards([])) == []
 
 
+def test_the_lens_of_an_entry_is_that_of_its_card_with_logits(tiny_recording: Recording, most_used: int) -> None:
+    table, card = tiny_recording.lens_of([most_used]), tiny_recording.entry(most_used)
+    assert len(card.lens) and list(table) == ["entry", "layer", "end", "rank", "token", "logit"]
+    for row in card.lens.itertuples():
+        for end, tokens in (("top", row.top), ("bottom", row.bottom)):
+            rows = table[(table["layer"] == row.layer) & (table["end"] == end)]
+            assert rows["token"].tolist() == tokens and rows["rank"].tolist() == list(range(len(tokens)))
+            assert rows["logit"].is_monotonic_decreasing if end == "top" else rows["logit"].is_monotonic_increasing
+    assert len(table) == sum(len(row.top) + len(row.bottom) for row in card.lens.itertuples())
+
+
 @pytest.mark.parametrize("asked", [[-1], [3, 64], [10**12]])
 def test_cards_of_unknown_entries_are_refused(tiny_recording: Recording, asked: list[int]) -> None:
     with pytest.raises(InputError, match=rf"entry {asked[-1]} does not exist; entries are 0 to 63"):

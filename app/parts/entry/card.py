@@ -145,6 +145,7 @@ def decodings(recording: Recording, card: EntryCard, key: str = "") -> None:
     )
     other = f"Next tokens that become more and less likely with what this {word} adds."
     st.caption(_LENS.get(owners[0].kind, other))
+    state.download("Logit lens as CSV", lambda: recording.lens_of([card.entry]), f"logit-lens-{card.entry}")
 
 
 def usage(recording: Recording, card: EntryCard) -> None:
