@@ -46,7 +46,7 @@ ADVICE = {
     "drift": ("Train longer, or raise memory_lr_scale.",) * 2,
     "faults": ("Look at each of them: Anomalies, below.",) * 2,
 }
-"""What to do about a check of ``report.health``, by its name: in a memory, and in any other layer."""
+"""What to do about a check of ``report.health``, by its name: where there is a memory, and elsewhere."""
 
 
 class Yardstick(NamedTuple):
@@ -137,7 +137,7 @@ def _steps(recording: Recording, flags: list[Flag]) -> list[Step]:
     steps: dict[str, Step] = {}
     for flag in sorted(flags, key=lambda flag: _LEVELS.index(flag.level)):
         if flag.level != "good":
-            do = ADVICE[flag.name][info.kind != "memory"].format(words=info.word(2))
+            do = ADVICE[flag.name][not _memories(info)].format(words=info.word(2))
             steps.setdefault(do, Step(flag.text, do))
     look = Step(
         "", f"Look at single {info.word(2)}, and at what fires on a text:", f"memscope app {place(recording.path)}"
@@ -146,8 +146,11 @@ def _steps(recording: Recording, flags: list[Flag]) -> list[Step]:
 
 
 def _yardsticks(recording: Recording) -> ReportTable:
-    """What is healthy, beside what is here."""
+    """What is healthy, beside what is here; of the memory layers where there are any."""
     layers, info = recording.layer_metrics(), recording.info
+    memories = _memories(info)
+    if memories:
+        layers = layers[layers["layer"].isin(memories)]
     most = np.log(layers["entries"])
     rows = {
         "used": (f"{info.word(2)} used".capitalize(), layers["coverage"], layers["even_coverage"]),
@@ -164,10 +167,16 @@ def _yardsticks(recording: Recording) -> ReportTable:
         }
         for name, (title, here, even) in rows.items()
     )
-    columns = {"measure": Column("Of a layer"), "here": Column("Here"), "even": Column("Even selection")}
-    if info.kind == "memory":
+    whose = "Of a memory layer" if 0 < len(memories) < len(info.layers) else "Of a layer"
+    columns = {"measure": Column(whose), "here": Column("Here"), "even": Column("Even selection")}
+    if memories:
         columns |= {"healthy": Column("Healthy"), "collapsed": Column("Collapsed")}
-    return make_table("What is healthy", _SOURCES if info.kind == "memory" else "", frame, columns)
+    return make_table("What is healthy", _SOURCES if memories else "", frame, columns)
+
+
+def _memories(info: RecordingInfo) -> list[int]:
+    """Layers that are memories."""
+    return [site.layer for site in info.sites if site.kind == "memory"]
 
 
 def _span(shares: Iterable[float]) -> str:
