@@ -4,12 +4,17 @@
     python docs/screenshots.py recordings --recording demo --with later     # with the compare page
     python docs/screenshots.py recordings/olmoe                    # of a mixture of experts: the page of routing
 
+Every page must show a number that the recording itself gives (``numbers``). ``docs/images/pictures.json`` keeps it and
+the run, and the tests hold pictures and docs against it.
+
 Needs playwright and a Chromium (``--chromium PATH``; default: the one on the path), and Pillow, which comes with
 matplotlib: pictures are kept small by a palette of 256 colours. The same recording gives the same pictures.
 """
 
 import argparse
+import hashlib
 import io
+import json
 import shutil
 import socket
 import subprocess
@@ -25,6 +30,7 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
+from memscope.base.files import write_text
 from memscope.query.charts import map_points
 from memscope.query.recording import Recording
 from memscope.report.routing import is_routed
@@ -58,12 +64,37 @@ WHAT_IF = "Apollo was the god of the sun and of music in ancient Greece."
 """What the model reads with and without its memory."""
 
 
-def views(recording: Recording, other: str | None) -> dict[str, str]:
-    """Address of every picture, by its name; entry and token are the same whenever the recording is."""
-    entry = int(recording.entries(limit=1)["entry"][0])
+def entry_shown(recording: Recording) -> int:
+    """The entry of the picture of one: the most used."""
+    return int(recording.entries(limit=1)["entry"][0])
+
+
+def token_shown(recording: Recording) -> int:
+    """The place of the token of the picture of a text: its longest word."""
     words = recording.trace(0, 0, 120).tokens
     words = words[words["text"].str.fullmatch(" [a-z]+")]
-    token = int(words["pos"][words["text"].str.len().idxmax()])
+    return int(words["pos"][words["text"].str.len().idxmax()])
+
+
+def numbers(recording: Recording) -> dict[str, str]:
+    """A number that the page of each picture shows, as the recording gives it; the count of tokens for all others."""
+    info, run, places = recording.info, recording.run_summary, recording.map()
+    d = f"{recording.total_selections(info.layers[0]):,}"
+    known = {"gate_bias": d, "profiles": d, "compare": d, "entries": f"of {info.knowledge_num:,}"}
+    if info.predictions:
+        loss = recording.trace(0, 0, 120).tokens.set_index("pos")["loss"]
+        known |= {"overview": f"{recording.census.loss:.3f}", "prompts": f"{loss[token_shown(recording)]:.2f} nats"}
+    if run:
+        known["training"] = f"{run['parameters']:,}"
+    if places is not None:
+        known["map"] = f"{len(places):,} in all"
+    total = int(recording.entry(entry_shown(recording)).usage["count"].sum())
+    return known | {"entry": f"{total:,}", "": f"{info.rows:,}"}
+
+
+def views(recording: Recording, other: str | None) -> dict[str, str]:
+    """Address of every picture, by its name; entry and token are the same whenever the recording is."""
+    entry, token = entry_shown(recording), token_shown(recording)
     layer = recording.info.layers[len(recording.info.layers) // 2]
     pages: dict[str, tuple[str, dict[str, object]]] = {
         "overview": ("", {}),
@@ -113,8 +144,12 @@ def running_app(recordings: Path) -> Iterator[str]:
         server.wait()
 
 
-def take(page: Page, address: str, path: Path) -> None:
-    """One picture, once the page has come to rest."""
+def take(page: Page, address: str, path: Path, number: str) -> str:
+    """One picture, once the page has come to rest; returns its SHA-256.
+
+    Raises:
+        SystemExit: the picture is too large, or its page does not show the number.
+    """
     page.set_viewport_size(
         {"width": SIZE["width"], "height": HEIGHTS.get(path.stem.removesuffix("_dark"), SIZE["height"])}
     )
@@ -124,12 +159,29 @@ def take(page: Page, address: str, path: Path) -> None:
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     page.wait_for_timeout(2000)  # tables and maps are drawn on a canvas, which nothing announces
+    if number not in page.locator("[data-testid=stApp]").inner_text():
+        sys.exit(f"{address}: the page does not show {number}, which the recording gives")
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
     if size > MAX_BYTES:
         sys.exit(f"{path}: {size:,} bytes, more than {MAX_BYTES:,}")
     print(f"{path}  {size:,} bytes")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def note(folder: Path, recording: Recording, taken: dict[str, tuple[str, str]]) -> None:
+    """Write down which run pictures are of, and the number that each page showed; others keep what is known of them."""
+    path, run = folder / "pictures.json", recording.run_summary
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    of = {
+        "run": recording.info.run_name,
+        "fingerprint": recording.info.fingerprint,
+        "tokens": recording.info.rows,
+        "valid_loss": run.get("valid_loss"),
+    }
+    known |= {name: {"number": number, "sha256": sha256, **of} for name, (number, sha256) in taken.items()}
+    write_text(path, json.dumps(dict(sorted(known.items())), indent=2) + "\n")
 
 
 def main() -> None:
@@ -144,8 +196,10 @@ def main() -> None:
     parser.add_argument("--dark", nargs="*", default=["prompts", "map"], help="names to take on a dark page as well")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, tuple[str, str]] = {}
     name = arguments.recording or arguments.recordings.name
     shown = Recording(arguments.recordings / arguments.recording if arguments.recording else arguments.recordings)
+    shows = numbers(shown)
     with running_app(arguments.recordings) as app, sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=arguments.chromium, args=ARGUMENTS)
         for theme, suffix in (("light", ""), ("dark", "_dark")):
@@ -153,8 +207,10 @@ def main() -> None:
             for picture, view in views(shown, arguments.other).items():
                 wanted = picture in (arguments.only or [picture]) and (theme == "light" or picture in arguments.dark)
                 if wanted:
-                    take(page, f"{app}/{view}&recording={name}", arguments.out / f"{picture}{suffix}.png")
+                    number, path = shows.get(picture, shows[""]), arguments.out / f"{picture}{suffix}.png"
+                    taken[path.stem] = (number, take(page, f"{app}/{view}&recording={name}", path, number))
         chromium.close()
+    note(arguments.out, shown, taken)
 
 
 if __name__ == "__main__":
