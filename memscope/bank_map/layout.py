@@ -20,6 +20,7 @@ square of N.
 
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,8 +231,7 @@ def _unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettings, shown: bool = False) -> np.ndarray:
     """Places of all entries ``[N, 2]``: UMAP on the ``fitted`` ones, its transform for the rest."""
-    import umap  # compiles for seconds when imported, so bad input is reported first
-
+    umap = _load_umap()  # which takes seconds, so bad input is reported first
     n_neighbors = min(settings.n_neighbors, len(fitted) - 1)
     search = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute").fit(unit[fitted])
     distance, neighbor = search.kneighbors(n_neighbors=n_neighbors - 1)
@@ -269,6 +269,28 @@ def _place(unit: np.ndarray, fitted: np.ndarray, plane: Any, settings: MapSettin
                 sparse.csr_matrix((values, neighbor.ravel(), offsets), shape=(len(chunk), len(fitted)))
             )
     return places
+
+
+def _load_umap() -> Any:
+    """The package ``umap``, without the functions that its neighbour search compiles when first imported.
+
+    They take most of 20 seconds, and a map calls none of them: without a signature, numba compiles a function at its
+    first call. UMAP's own functions keep theirs, which decide the type that its random numbers are rounded to.
+    """
+    numba: Any = import_module("numba")
+    compile_now = numba.njit
+
+    def compile_at_first_call(function: Any = None, **options: Any) -> Any:
+        return compile_now(function if callable(function) else None, **options)
+
+    numba.njit = compile_at_first_call
+    try:
+        import pynndescent  # noqa: F401
+    finally:
+        numba.njit = compile_now
+    import umap
+
+    return umap
 
 
 def _draw_in(places: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,7 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from memscope.bank_map import build as project
 from memscope.bank_map.build import BEST, FEATURES, write_map
-from memscope.bank_map.layout import BankMap, MapSettings, make_map, place_apart, try_map, why_not_trusted
+from memscope.bank_map.layout import BankMap, MapSettings, _load_umap, make_map, place_apart, try_map, why_not_trusted
 from memscope.bank_map.names import name_clusters, text_weights
 from memscope.bank_map.spaces import (
     BEFORE,
@@ -51,8 +49,7 @@ def blobs(n: int, groups: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarr
 @pytest.fixture(scope="module", autouse=True)
 def _few_epochs() -> Iterator[None]:
     """Banks of some hundred entries are laid out in 100 epochs as well as in UMAP's 500."""
-    import umap  # compiles for seconds
-
+    umap = _load_umap()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(umap, "UMAP", partial(umap.UMAP, n_epochs=100))
         yield
@@ -445,13 +442,3 @@ def test_a_bank_that_diverged_writes_nothing(tiny_run: LoadedRun, recording: Pat
         with torch.no_grad():
             entries.copy_(before)
     assert not (recording / "map.parquet").exists()
-
-
-def test_making_a_map_of_vectors_takes_no_torch() -> None:
-    assert not {"torch", "umap"} & modules_after("memscope.bank_map.layout")
-
-
-def modules_after(module: str) -> set[str]:
-    """Modules that importing one brings along."""
-    code = f"import sys, {module}; print(*sys.modules)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
