@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PORT ?= 8501
 BIN := .venv/bin
-WORKERS ?= 2
+# One more than two cores have: the one that drives the browser waits most of its time.
+WORKERS ?= 3
 # A module's tests stay in one process, which shares what the module made; slow modules start first (tests/conftest.py).
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Tests start many processes; without files of bytecode each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Bytecode of packages is written when they are first imported: most of what is installed never is.
@@ -20,6 +21,7 @@ demo: .venv/installed  ## train a memory model here, record it, write its report
 test: .venv/installed-dev setup-browser  ## run all tests
 	$(PYTEST)
 
+quick: WORKERS = 2
 quick: .venv/installed-dev  ## run the tests that take no seconds; with `make check` this is for daily work
 	$(PYTEST) -m "not slow and not browser"
 

@@ -1,43 +1,30 @@
-"""Shared fixtures: a small corpus, a run trained on it and a recording of it, made once per test session."""
+"""What every process of the tests begins with, and fixtures that take no time; the others are in ``made.py``."""
+
+from __future__ import annotations
 
 import gc
 import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jaxtyping
 import pytest
-import torch
-from accelerate.state import AcceleratorState
-from matplotlib.figure import Figure
-from safetensors.torch import save_file
 
 from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config, validate_config
-from memscope.model.ops.native import native
-from memscope.query.recording import Recording
-from memscope.record.loop import RecordOptions, record
-from memscope.run.adapters.own import OwnRun
-from memscope.run.checkpoint import LoadedRun, load_run
-from memscope.text.corpus import PackedCorpus, pack_corpus
-from memscope.train import measures
-from memscope.train.loop import train
-from memscope.train.prepare import prepare_run
-from tests.kinds import KINDS, write_kind
 from tests.processes import run_group
+
+if TYPE_CHECKING:
+    from memscope.run.checkpoint import LoadedRun
 
 # Tensors here are so small that a second thread only waits; processes that tests start inherit the variable.
 THREADS = os.environ.get("MEMSCOPE_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
-torch.set_num_threads(int(THREADS))
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it then
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")  # else its first question compiles six programs
 
 # A shell has its background jobs ignore Ctrl-C, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -46,7 +33,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared" / "data"
 
-FIRST = ("browser/test_pages.py", "testing/test_recordings.py", "testing/test_models.py", "train/test_parallel.py")
+FIRST = ("browser/test_pages.py", "train/test_parallel.py", "testing/test_recordings.py", "testing/test_models.py")
 """The modules that take longest: one that began last would keep one process at work alone."""
 
 HOSTILE = (
@@ -60,13 +47,20 @@ _TOWNS = ["Aston", "Berrow", "Calder", "Dunmore", "Elham", "Farley"]
 _WORK = ["a painter", "an engineer", "a physician", "a composer", "a farmer", "a printer"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        import torch
+
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it then
+        config.pluginmanager.import_plugin("tests.made")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_order(items))  # else one process is long at work when the others are done
     for item in items:
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"no shared data at {SHARED}"))
-        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no GPU that PyTorch can use"))
 
 
 def _order(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, bool]]:
@@ -76,14 +70,6 @@ def _order(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[int, bool]
     return lambda item: (first.get(item.path, len(first)), item.path not in slow)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    # Shapes and types are checked at each call but in slow tests, which call what the others call many times over.
-    jaxtyping.config.update("jaxtyping_disable", item.get_closest_marker("slow") is not None)
-    if item.get_closest_marker("compiler") and native() is None:  # not while collecting: the first call builds them
-        pytest.skip("no C++ compiler: plain PyTorch takes the place of the loops")
-
-
 def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()  # what was imported stays: each training collects garbage, and need not look at it again
@@ -91,23 +77,6 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_wait_for_what_no_test_looks_at() -> Iterator[None]:
-    """In this process files are not forced to the disk, for no test takes its power away, and the texts that a
-    training ends with are short. Processes that tests start do both as always.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        patch.setattr(measures, "_NEW_TOKENS", 8)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    """Accelerate keeps its settings in a singleton; every test starts without one."""
-    AcceleratorState._reset_state(True)
 
 
 def make_sentences(count: int, seed: int) -> list[str]:
@@ -182,6 +151,11 @@ def tiny_config(corpus_dir: Path, **sections: dict[str, object]) -> Config:
 
 def untrained_run(config: Config, run: Path) -> LoadedRun:
     """A run folder as it is before the first step."""
+    from safetensors.torch import save_file
+
+    from memscope.run.checkpoint import load_run
+    from memscope.train.prepare import prepare_run
+
     prepared = prepare_run(config, run, write=True)
     (run / "config.yaml").write_text(dump_config(config))
     save_file(prepared.model.state_dict(), run / "model.safetensors")
@@ -229,71 +203,3 @@ def group(tmp_path: Path) -> Callable[..., Any]:
         return run_group([str(word) for word in train], tmp_path, processes, variables, before)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def tiny_run_path(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_config(corpus_dir), run, device="cpu")
-    return run
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tiny_run_path: Path) -> LoadedRun:
-    return load_run(tiny_run_path)
-
-
-@pytest.fixture(scope="session")
-def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recordings") / "tiny"
-    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
-    return path
-
-
-@pytest.fixture(scope="session")
-def tiny_recording(tiny_recording_path: Path) -> Recording:
-    return Recording(tiny_recording_path)
-
-
-@pytest.fixture(scope="session")
-def tiny_corpus(tiny_run: LoadedRun, corpus_dir: Path) -> PackedCorpus:
-    """``valid.jsonl`` packed with the tokenizer of the tiny run."""
-    return pack_corpus(corpus_dir / "valid.jsonl", tiny_run.tokenizer, corpus_dir / "cache")
-
-
-@pytest.fixture(scope="session")
-def ffn_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
-    """A baseline run: its model has feed-forward layers and no bank."""
-    run = tmp_path_factory.mktemp("runs") / "ffn"
-    train(tiny_config(corpus_dir, model={"block": "ffn"}, train={"steps": 2}), run, device="cpu")
-    return load_run(run)
-
-
-@pytest.fixture(scope="session")
-def slot_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedRun:
-    """An untrained run whose entries have one slot per sentence token, read by two gate heads."""
-    config = tiny_config(corpus_dir, memory={"knowledge_length": 32, "gate_heads": 2})
-    return untrained_run(config, tmp_path_factory.mktemp("runs") / "slots")
-
-
-@pytest.fixture(scope="session")
-def kinds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of every kind of layer, in a folder of its name."""
-    folder = tmp_path_factory.mktemp("kinds")
-    for name in KINDS:
-        write_kind(name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def rough_figures() -> Iterator[None]:
-    """Figures are drawn small and without a layout, which takes most of the time, where no test looks at them."""
-    savefig = Figure.savefig
-
-    def draw(figure: Figure, target: object, **options: Any) -> None:
-        figure.set_layout_engine("none")
-        savefig(figure, target, **options | {"dpi": 20, "bbox_inches": None})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", draw)
-        yield

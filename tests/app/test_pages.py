@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -592,15 +590,6 @@ def test_a_recording_that_is_made_again_while_it_is_open_is_named(
     write_info(tiny, info)
     test.run()
     assert not test.exception and test.title[0].value == "Gate bias"
-
-
-@pytest.mark.slow
-def test_streamlit_and_torch_stay_out_of_what_pages_do_not_need() -> None:
-    code = (
-        "import sys, memscope.cli.serve; assert 'streamlit' not in sys.modules and 'app' not in sys.modules\n"
-        "import app.state; assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=FRAME.parent.parent)
 
 
 def test_nothing_is_loaded_from_other_sites() -> None:

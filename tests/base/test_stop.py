@@ -18,6 +18,7 @@ from tests.processes import Command
 
 pytestmark = pytest.mark.slow
 
+DDP = Path(memscope.__file__).parent / "presets" / "accelerate" / "ddp.yaml"
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 LINE = {signal.SIGINT: "memscope: stopped", signal.SIGTERM: "memscope: stopped by SIGTERM"}
 LINE[signal.SIGHUP] = "memscope: stopped by SIGHUP"
@@ -152,10 +153,10 @@ def test_a_training_that_is_stopped_can_be_resumed(corpus_dir: Path, tmp_path: P
     assert_command_stopped(resumed, number)
 
 
-def test_processes_of_torchrun_say_it_once(corpus_dir: Path, tmp_path: Path) -> None:
+def test_processes_of_a_launcher_say_it_once(corpus_dir: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(tiny_config(corpus_dir, train={"steps": 5000, "save_interval": 2})))
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--standalone"]
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", DDP, "--main_process_port", 0]  # starts torchrun
     train = ["-m", "memscope", "train", config, "--out", tmp_path / "run", "--device", "cpu"]
     job = start(*launcher, *train, start_new_session=True)
     while job.poll() is None and not list((tmp_path / "run" / "checkpoints").glob("step-*")):

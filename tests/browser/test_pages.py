@@ -13,7 +13,7 @@ import pytest
 
 from memscope.query.recording import Recording
 from tests.app_folder import HOSTILE_CLUSTER, make_folder
-from tests.browser.app_browser import ARGUMENTS, CHROMIUM, check, menu, served, settle, visit, watched_tab
+from tests.browser.app_browser import ARGUMENTS, CHROMIUM, check, menu, reader, served, settle, visit, watched_tab
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -60,16 +60,21 @@ def hostile_entry(tiny_recording: Recording) -> int:
 
 @pytest.fixture(scope="module")
 def browser():
-    expect.set_options(timeout=20_000)  # a busy machine is no failure
+    expect.set_options(timeout=60_000)  # a busy machine is no failure
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield chromium
         chromium.close()
 
 
+@pytest.fixture(scope="module")
+def context(browser):
+    return reader(browser)
+
+
 @pytest.fixture
-def page(browser, address: str):
-    with watched_tab(browser, address) as tab:
+def page(context, address: str):
+    with watched_tab(context, address) as tab:
         yield tab
 
 
@@ -102,7 +107,7 @@ def map_stage(page):
     return stage
 
 
-def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(page, browser, address: str) -> None:
+def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(page, context, address: str) -> None:
     visit(page, f"{address}/?recording=tiny", "Overview")
     expect(page.get_by_text("of entries never selected in layer").first).to_be_visible()
     expect(page.get_by_text("What is a memory entry?")).to_be_visible()
@@ -166,7 +171,7 @@ def test_a_reader_walks_from_a_prompt_to_the_report_and_pastes_the_addresses(pag
     visited[page.url] = ("Gate bias", None)
 
     for url, (title, part) in visited.items():
-        with watched_tab(browser, address) as other:
+        with watched_tab(context, address) as other:
             visit(other, url, title)
             if part:
                 heading(other, part)
@@ -199,8 +204,8 @@ def test_back_and_forward_lead_through_what_was_seen(page, address: str) -> None
 
 
 @pytest.mark.parametrize("title", VIEWS)
-def test_every_view_stands_with_all_text_as_text(browser, address: str, title: str) -> None:
-    with watched_tab(browser, address) as tab:
+def test_every_view_stands_with_all_text_as_text(context, address: str, title: str) -> None:
+    with watched_tab(context, address) as tab:
         for number, view in enumerate(VIEWS[title]):
             tab.emulate_media(color_scheme="dark" if number % 2 else "light")
             visit(tab, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
@@ -428,8 +433,7 @@ def test_a_bad_address_gets_a_sentence(page, address: str) -> None:
 
 def test_five_readers_keep_their_own_views_and_memory_settles(browser, server) -> None:
     address, process = server
-    still = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
-    tabs = [browser.new_context(**still).new_page() for _ in range(5)]
+    tabs = [reader(browser).new_page() for _ in range(5)]
     for tab in tabs:
         tab.goto(f"{address}/prompts?recording=tiny&doc=1")
     for tab in tabs:

@@ -27,6 +27,9 @@ from memscope.report.schema import Metrics, json_schema
 from memscope.run.adapters.own import OwnRun
 from memscope.stats.usage import JACKKNIFED, UsageMetrics
 from tests.conftest import HOSTILE, tiny_config, untrained_run
+from tests.made import rough_drawing
+
+pytestmark = pytest.mark.slow
 
 TABLES = ("usage", "entries", "layers", "preferences")
 
@@ -313,7 +316,8 @@ def test_a_bank_without_sentences_and_one_layer_has_a_report(corpus_dir: Path, t
     assert answers["Does each layer use the bank differently?"].short == "There is one memory layer."
     assert answers["Toward what is it biased?"].short == "That cannot be asked of this bank."
     assert "started random" in answers["How far have entries drifted from their sentences?"].answer
-    paths = list(write_report(recording, tmp_path / "report"))
+    with rough_drawing():
+        paths = list(write_report(recording, tmp_path / "report"))
     assert tmp_path / "report" / "gate_bias.html" in paths
     assert not (tmp_path / "report" / "figures" / "preferences.svg").exists()
 
@@ -325,7 +329,8 @@ def test_groups_of_documents_get_a_table(corpus_dir: Path, tmp_path: Path) -> No
     run = untrained_run(tiny_config(corpus_dir), tmp_path / "run")
     record(OwnRun(run), tmp_path / "grouped.jsonl", tmp_path / "recording", RecordOptions())
     recording = Recording(tmp_path / "recording")
-    list(write_report(recording, tmp_path / "report"))
+    with rough_drawing():
+        list(write_report(recording, tmp_path / "report"))
     page = read(tmp_path / "report" / "gate_bias.html")
     assert "Groups of documents" in page.text
     assert "<i>odd</i>" in page.text

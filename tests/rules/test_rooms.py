@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 RANKS = (
     {"base", "stats", "model.ops.gpu"},
@@ -179,6 +181,20 @@ def test_no_pickle_is_loaded_and_no_raw_html_shown() -> None:
         if {module.partition(".")[0] for module in IMPORTS[name]} & {"pickle", "joblib", "dill", "shelve"}:
             offenders.append(name)
     assert not offenders
+
+
+@pytest.mark.slow
+def test_what_is_imported_brings_nothing_along_that_it_does_not_need() -> None:
+    never = {
+        "memscope.cli.serve": {"streamlit", "app"},
+        "memscope.bank_map.layout": {"torch", "umap"},
+        "memscope.report.gate_bias.write": {"torch", "matplotlib.pyplot"},
+        "memscope.report.compare.comparison": {"torch", "matplotlib.pyplot"},
+        "app.state": {"torch"},
+    }
+    steps = [f"import {name}; assert not {words!r} & sys.modules.keys(), {name!r}" for name, words in never.items()]
+    done = subprocess.run([sys.executable, "-c", "\n".join(["import sys", *steps])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_imports_none_of_the_heavy_packages() -> None:

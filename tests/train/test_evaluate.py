@@ -26,6 +26,7 @@ def naive_losses(run: LoadedRun, corpus: PackedCorpus, max_tokens: int) -> list[
     return found
 
 
+@pytest.mark.slow
 def test_loss_and_bits_per_byte_equal_a_loop_over_tokens(tiny_run: LoadedRun, tiny_corpus: PackedCorpus) -> None:
     max_tokens = int(tiny_corpus.starts[1]) + 70  # a whole document, and two windows of the next
     result, usage = evaluate(tiny_run.model, tiny_corpus, tiny_run.tokenizer, max_tokens, "float32")

@@ -56,11 +56,11 @@ def launch_variables(how: str) -> dict[str, str]:
 
 @pytest.fixture
 def launch(tmp_path: Path, group: Launch) -> Launch:
-    """Train with two processes as a file of ``presets/accelerate`` says, ``really`` launched; returns the summary."""
+    """Train with two processes as a file of ``presets/accelerate`` says; returns the summary."""
 
-    def call(how: str, config: Config, run: Path, *words: str, really: bool = False) -> dict[str, Any]:
+    def call(how: str, config: Config, run: Path, *words: str) -> dict[str, Any]:
         done: Any
-        if really or how == "deepspeed":
+        if how == "deepspeed":
             (tmp_path / "config.yaml").write_text(dump_config(config))
             launcher = ["accelerate.commands.launch", "--config_file", FOLDER / f"{how}.yaml", "--main_process_port", 0]
             train = ["-m", "memscope", "train", tmp_path / "config.yaml", "--out", run, "--device", "cpu", *words]
@@ -101,7 +101,7 @@ def test_two_copies_train_like_one_process_at_the_same_global_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     train(short(corpus_dir, batch_size=4, lazy_bank=lazy), one, device="cpu")
     config = short(corpus_dir, batch_size=2, lazy_bank=lazy, compile=compiled)
-    summary = launch("ddp", config, two, really=lazy and not compiled)  # torchrun is started in base/test_stop.py
+    summary = launch("ddp", config, two)  # that file is really launched in base/test_stop.py
     assert summary == read_sealed(two / "run.json", "train again")
     assert (summary["processes"], summary["strategy"], summary["tokens"]) == (2, "ddp", 4 * 4 * 32)
     assert_same_losses(two, one)

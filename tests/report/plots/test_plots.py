@@ -1,7 +1,5 @@
-"""Figures show the numbers they are given, in both themes, at any number of layers, without pyplot."""
+"""Figures show the numbers they are given, in both themes, at any number of layers."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ def _draw_all(recording: Recording, dark: bool = False) -> dict[str, Figure]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_figure_labels_its_axes_and_renders(tiny_recording: Recording, dark: bool, tmp_path: Path) -> None:
     for name, figure in _draw_all(tiny_recording, dark).items():
@@ -43,14 +42,9 @@ def test_every_figure_labels_its_axes_and_renders(tiny_recording: Recording, dar
             assert axes.get_xlabel() and axes.get_ylabel(), name
             assert axes.get_legend() is not None, name
         figure.savefig(tmp_path / f"{name}.png")
+        figure.set_layout_engine(None)  # it is laid out now
         figure.savefig(tmp_path / f"{name}.svg")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
-
-
-def test_figures_do_without_pyplot() -> None:
-    rooms = "from memscope.report.gate_bias import document; from memscope.report.compare import comparison"
-    code = f"import sys; {rooms}; assert 'matplotlib.pyplot' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_usage_is_sorted_from_the_most_used_entry_and_leaves_unused_ones_out() -> None:
