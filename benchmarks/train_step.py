@@ -3,12 +3,13 @@
     python benchmarks/train_step.py                                          # configs/memory.yaml against the FFN
     python benchmarks/train_step.py --set knowledge_num=1048576 --peers
     python benchmarks/train_step.py --variant "4 heads:gate_heads=4" --variant "2 heads:gate_heads=2"
+    python benchmarks/train_step.py --device cuda --batch 64 --rss --peers --variant "a million:knowledge_num=1048576"
 
 All have the same decoder. Whole steps (forward, backward, clipping, AdamW) alternate in one process, so that other work
 of the machine slows all alike. Prints median tokens/s, the median ratio to the FFN's step of the same round, and with
-``--rss`` the peak memory of each model, trained in a separate process. On a busy machine, ``--cpu`` measures CPU time
-(with OMP_NUM_THREADS=1: threads that wait for one another count). All is in the type that ``dtype`` gives, except
-product-key-memory's layer, which refuses bfloat16 and runs in float32.
+``--rss`` the peak memory of each model, trained in a separate process: resident, and on a GPU that of tensors. On a
+busy machine, ``--cpu`` measures CPU time (with OMP_NUM_THREADS=1: threads that wait for one another count). All is in
+the type that ``dtype`` gives, except product-key-memory's layer, which refuses bfloat16 and runs in float32.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
+from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes, pick_device, pick_dtype
 from memscope.config.load import Config, load_config
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.train.optimizer import clip_gradients, make_optimizer
@@ -67,13 +68,14 @@ class NoBank(nn.Module):
 class Trainee:
     """A model with its optimiser; ``step`` returns the seconds of one training step, by a clock."""
 
-    def __init__(self, config: Config, clock: Callable[[], float], peer: str | None = None):
+    def __init__(self, config: Config, clock: Callable[[], float], device: torch.device, peer: str | None = None):
         self.config, self.clock = config, clock
         self.model = MemoryTransformer(config)
         if peer is not None:
             self.model.bank = NoBank()  # type: ignore[assignment]
             for block in self.model.blocks:
                 block.memory = PeerMemory(peer, config)
+        self.model.to(device)
         if config.train.compile:
             self.model.compile_layers()
         self.optimizer = make_optimizer(self.model, config.train)
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--rss", action="store_true", help="also peak memory, each model in its own process")
     parser.add_argument("--cpu", action="store_true", help="CPU seconds in place of the clock's")
     parser.add_argument("--only", metavar="NAME", help="just this model, and its peak memory")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ...")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -112,12 +115,15 @@ def main() -> None:
         settings |= {name: arguments.set for name in PEERS}
     if arguments.only:
         settings = {arguments.only: settings[arguments.only]}
-    clock = time.process_time if arguments.cpu else time.perf_counter
+    device = pick_device(arguments.device)
+    clock = time.process_time if arguments.cpu else waiting_clock(device)
     trainees = {
-        name: Trainee(load_config(arguments.config, changes), clock, name if name in PEERS else None)
+        name: Trainee(load_config(arguments.config, changes), clock, device, name if name in PEERS else None)
         for name, changes in settings.items()
     }
-    seconds = measure(trainees, arguments.batch, arguments.rounds)
+    dtype = pick_dtype(next(iter(trainees.values())).config.train.dtype, device)
+    print(f"{named(device)}, {dtype}, batch {arguments.batch}, PyTorch {torch.__version__}")
+    seconds = measure(trainees, arguments.batch, arguments.rounds, device)
     for name, times in seconds.items():
         model = trainees[name].model
         rate = arguments.batch * model.cfg.model.max_seq_len / median(times)
@@ -129,7 +135,8 @@ def main() -> None:
         print(line, flush=True)
     del trainees
     if arguments.only:
-        print(f"peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB")
+        gpu = f", peak GPU memory {torch.cuda.max_memory_allocated(device) / 2**20:,.0f} MiB"
+        print(f"peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB{gpu if device.type == 'cuda' else ''}")
     elif arguments.rss:
         for name in settings:
             command = [sys.executable, *sys.argv, "--only", name, "--rounds", "2"]
@@ -137,13 +144,30 @@ def main() -> None:
             print(f"{name:24} {result.stdout.splitlines()[-1]}", flush=True)
 
 
-def measure(trainees: dict[str, Trainee], batch: int, rounds: int) -> dict[str, list[float]]:
+def waiting_clock(device: torch.device) -> Callable[[], float]:
+    """The clock, which on a GPU waits for what was started."""
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def named(device: torch.device) -> str:
+    """A device in words."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+
+
+def measure(trainees: dict[str, Trainee], batch: int, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every step, the models in turns; a first round that warms up is left out."""
     model = next(iter(trainees.values())).config.model
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in trainees}
     for _ in range(rounds + 1):
         tokens = torch.randint(3, model.vocab_size, (batch, model.max_seq_len + 1), generator=generator)
+        tokens = tokens.to(device)
         for name, trainee in trainees.items():
             seconds[name].append(trainee.step(tokens))
     return {name: times[1:] for name, times in seconds.items()}

@@ -5,12 +5,13 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from memscope.base.errors import InputError
@@ -112,6 +113,23 @@ def _gathered(part: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     """Mixed-precision context for a config's ``dtype``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=pick_dtype(dtype, device) == "bfloat16")
+
+
+_Name = TypeVar("_Name", bound=Hashable)
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on a device; on a GPU a copy that comes in its turn, without waiting for what is under way there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def on_host(tensors: Mapping[_Name, torch.Tensor]) -> dict[_Name, np.ndarray]:
+    """Tensors as arrays, after one wait for a GPU and not one for each."""
+    copies = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return {name: copy.numpy() for name, copy in copies.items()}
 
 
 def peak_rss_bytes() -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from memscope.base.errors import InputError
 from memscope.base.parquet import read_parquet
+from memscope.base.runtime import on_device, on_host
 from memscope.base.work import progress
 from memscope.causal.intervene import Entries
 from memscope.census.strata import BLOCK, FEW_DOCUMENTS
@@ -243,11 +244,12 @@ def _reach(before: WindowPass, trial: Trial) -> list[int]:
     if trial.entries is None:
         return [0] * len(before.windows)
     layers = list(before.captured) if trial.layers is None else trial.layers
-    wanted = torch.as_tensor(trial.entries).flatten()
-    mask = torch.from_numpy(before.batch.mask)
-    hit = torch.zeros(mask.shape, dtype=torch.bool)
+    device = before.losses.device
+    wanted = torch.as_tensor(trial.entries, device=device).flatten()
+    mask = on_device(before.batch.mask, device)
+    hit = torch.zeros_like(mask)
     for layer in layers:
-        hit |= torch.isin(before.captured[layer].indices.cpu(), wanted).any(-1) & mask
+        hit |= torch.isin(before.captured[layer].indices.to(device), wanted).any(-1) & mask
     return torch.where(hit.any(1), hit.int().argmax(1), length).tolist()
 
 
@@ -256,8 +258,9 @@ def _table(before: WindowPass, row: int, start: int, after: Tensor | None) -> pd
     window = before.windows[row]
     at = np.flatnonzero(before.batch.targets[row] >= 0)
     targets = before.batch.targets[row, at]
-    loss = before.losses[row].float().cpu().numpy()[at]
-    logit = before.logits[row, at, targets].float().cpu().numpy()
+    known = {"loss": before.losses[row].float(), "logit": before.logits[row, at, targets].float()}
+    loss, logit = on_host(known).values()
+    loss = loss[at]
     values = {"loss_before": loss, "loss_after": loss, "logit_before": logit, "logit_after": logit}
     values = {name: value.copy() for name, value in values.items()} | {"kl": np.zeros_like(loss)}
     reached = at >= start
@@ -284,7 +287,7 @@ def _token_changes(before: Tensor, after: Tensor, targets: Tensor) -> dict[str, 
     names = ("loss_before", "loss_after", "logit_before", "logit_after")
     signs = (-1, -1, 1, 1)
     columns = {name: sign * value.float() for name, sign, value in zip(names, signs, picked, strict=True)}
-    return {name: value.cpu().numpy() for name, value in (columns | {"kl": kl}).items()}
+    return on_host(columns | {"kl": kl})
 
 
 def _in_order(frames: dict[int, pd.DataFrame]) -> pd.DataFrame:

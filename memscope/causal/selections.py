@@ -65,6 +65,7 @@ def ablate(
     if isinstance(subject, OwnModel) and not bool((wanted >= subject.model.cfg.first_sentence).all()):
         return _ablate_both(subject, subject.model.cfg, wanted, mode, layers, positions)
     owners = {site.layer for entry in wanted.tolist() for site in _owners(subject, layers, entry)}
+    wanted = wanted.to(next(subject.model.parameters()).device)  # once, not at every call
 
     def change(site: Site, indices: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         gone = torch.isin(indices, wanted.to(indices.device)) & mark_positions(indices, positions)[..., None]

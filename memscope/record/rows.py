@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
+from memscope.base.runtime import on_device, on_host
 from memscope.recording.sites import Site
 from memscope.recording.token_rows import BLANK, NONE, PER_SELECTION, TokenRows
 from memscope.run.subject import Selected, WindowPass
@@ -62,31 +63,37 @@ class RowCollector:
 
     def _values(self, done: WindowPass) -> dict[str, np.ndarray]:
         """Columns of one forward pass, one row per token that is not padding."""
-        mask, targets = (torch.from_numpy(a).to(done.logits.device) for a in (done.batch.mask, done.batch.targets))
+        targets = on_device(done.batch.targets, done.logits.device)
+        places = None if done.batch.mask.all() else on_device(np.flatnonzero(done.batch.mask), done.logits.device)
 
         def flat(values: Tensor) -> Tensor:
-            return values.flatten(0, 1) if done.batch.mask.all() else values[mask]
+            rows = values.flatten(0, 1)
+            return rows if places is None else rows[places]
 
-        values: dict[str, np.ndarray] = {
-            "predicted": flat(done.predicted).cpu().numpy().astype(np.int64),
-            "loss": flat(done.losses.masked_fill(targets < 0, torch.nan)).float().cpu().numpy(),
-        }
         captured = [done.captured[site.layer] for site in self.sites]
-        values["indices"] = _stacked([flat(c.indices.long()) for c in captured], NONE).cpu().numpy()
+        tensors = {
+            "predicted": flat(done.predicted).long(),
+            "loss": flat(done.losses.masked_fill(targets < 0, torch.nan)).float(),
+            "indices": _stacked([flat(c.indices.long()) for c in captured], NONE),
+        }
+        are_finite: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for names in self.columns for name in names):
             of_sites = [
                 flat(_captured(site, name)).flatten(1) if name in names else None
                 for site, names in zip(captured, self.columns, strict=True)
             ]
-            if "margin" not in name and not all(bool(one.isfinite().all()) for one in of_sites if one is not None):
-                raise InputError(f"{self.corpus.path}: the model's {name} scores are not finite; it has diverged")
-            at_least = values["indices"].shape[2] if name in PER_SELECTION else 0
+            if "margin" not in name:
+                are_finite[name] = torch.stack([one.isfinite().all() for one in of_sites if one is not None]).all()
+            at_least = tensors["indices"].shape[2] if name in PER_SELECTION else 0
             stacked = _stacked(of_sites, BLANK.get(name, torch.nan), at_least)
-            exact = stacked.dtype == torch.bool
-            values[name] = (
-                stacked.cpu().numpy() if exact else round_scores(stacked.float().cpu().numpy(), self.score_bits)
-            )
-        return values
+            tensors[name] = stacked if stacked.dtype == torch.bool else stacked.float()
+        values = on_host(tensors)
+        if diverged := [name for name, finite in on_host(are_finite).items() if not finite]:
+            raise InputError(f"{self.corpus.path}: the model's {diverged[0]} scores are not finite; it has diverged")
+        return {
+            name: round_scores(column, self.score_bits) if column.dtype == np.float32 and name != "loss" else column
+            for name, column in values.items()
+        }
 
 
 def _stacked(of_sites: Sequence[Tensor | None], blank: float | int, at_least: int = 0) -> Tensor:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from memscope.base.printable import brief
+from memscope.base.runtime import on_device
 from memscope.recording.sites import Site
 from memscope.text.corpus import DocumentWindow, PackedCorpus, WindowBatch, window_batch
 from memscope.text.tokenizer import Tokenizer
@@ -198,8 +199,8 @@ def run_windows(
         for start in range(0, len(windows), batch_size):
             chosen = by_length[start : start + batch_size]
             batch = window_batch(corpus, chosen, pad)
-            logits = subject.logits(torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.mask).to(device))
-            losses, predicted = _judge(logits, torch.from_numpy(batch.targets).to(logits.device))
+            logits = subject.logits(on_device(batch.tokens, device), on_device(batch.mask, device))
+            losses, predicted = _judge(logits, on_device(batch.targets, logits.device))
             yield WindowPass(chosen, batch, logits, losses, predicted, captured)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from memscope.base.errors import InputError
-from memscope.base.runtime import autocast
+from memscope.base.runtime import autocast, on_device, on_host
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import OwnModel
 from memscope.run.generate import generate
@@ -49,24 +49,28 @@ def evaluate(
     layers, n_entries = model.cfg.model.selecting_layers, model.cfg.first_sentence + len(model.text_bank or ())
     usage = UsageCounts(len(layers), n_entries) if layers else None
     windows = document_windows(corpus, model.cfg.model.max_seq_len, max_tokens)
-    nats, n_tokens = 0.0, 0
+    nats, n_tokens = torch.zeros(()), 0
     for done in run_windows(OwnModel(model, dtype), corpus, windows, tokenizer.pad):
         predicted = done.batch.targets >= 0
-        nats += float(done.losses.double().sum())
+        nats = nats + done.losses.double().sum()
         n_tokens += int(predicted.sum())
-        at = torch.from_numpy(done.batch.mask).to(done.logits.device)
         if usage is not None:
-            for row, layer in enumerate(layers):
-                picked = done.captured[layer]
-                assert picked.gate_scores is not None
-                chosen = (picked.indices[at], picked.gate_scores[at], picked.read_weights[at])
+            places = on_device(np.flatnonzero(done.batch.mask), done.logits.device)
+            picked = {
+                (row, name): getattr(done.captured[layer], name).flatten(0, 1)[places]
+                for row, layer in enumerate(layers)
+                for name in ("indices", "gate_scores", "read_weights")
+            }
+            arrays = on_host(picked)
+            for row in range(len(layers)):
+                chosen = [arrays[row, name] for name in ("indices", "gate_scores", "read_weights")]
                 is_any = chosen[0] >= 0  # a text layer may find less than it can take
-                usage.update(row, *(values[is_any].cpu().numpy() for values in chosen))
+                usage.update(row, *(values[is_any] for values in chosen))
     n_bytes = _bytes_predicted(corpus, windows[-1], tokenizer) if n_tokens else 0
     if not n_bytes:
         raise InputError(f"{corpus.path}: nothing to predict in this corpus")
-    loss = nats / n_tokens
-    return EvalResult(n_tokens, loss, math.exp(loss), nats / math.log(2) / n_bytes), usage
+    loss = float(nats) / n_tokens
+    return EvalResult(n_tokens, loss, math.exp(loss), float(nats) / math.log(2) / n_bytes), usage
 
 
 def _bytes_predicted(corpus: PackedCorpus, last: DocumentWindow, tokenizer: Tokenizer) -> float:

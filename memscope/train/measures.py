@@ -75,10 +75,11 @@ def step_values(
         grad_norm: before it was clipped.
         clock_seconds: what its parts took, if that was measured.
     """
+    loss = float(training.accelerator.reduce(loss_sum, "mean"))  # waits for a GPU, so before the clock is read
     speed = training.speed.recent()
     left = (training.n_steps - step) * training.speed.tokens_per_step
     return {
-        "loss": float(training.accelerator.reduce(loss_sum, "mean")),
+        "loss": loss,
         "grad_norm": float(grad_norm),
         "learning_rate": training.parallel.optimizer.param_groups[0]["lr"],
         "tokens_per_second": speed,

@@ -40,7 +40,7 @@ class LazyAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros(())
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = in_huge_pages(torch.empty_like(parameter)).zero_()
-        state["step"] += 1
+        state["step"] = state["step"].cpu() + 1  # a checkpoint was read to the GPU, which would be waited for
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         rates = AdamRates(step, beta1, beta2, group["lr"], group["eps"])
         tables = [tensor.detach().flatten(1) for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])]

@@ -54,9 +54,9 @@ class Reviver:
             distributed.all_reduce(marks, distributed.ReduceOp.MAX)
             selected = marks.bool()
         self.starts.idle.add_(1).masked_fill_(selected, 0)
-        due = self.starts.idle >= self.after
-        if due.any():
-            self._revive(due.nonzero().squeeze(1), step)
+        due = (self.starts.idle >= self.after).nonzero().squeeze(1)
+        if len(due):
+            self._revive(due, step)
         self._selected.zero_()
 
     def _watch(self, layer: int) -> None:

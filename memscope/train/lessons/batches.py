@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from jaxtyping import Int
 from torch import Tensor
 
+from memscope.base.runtime import on_device
 from memscope.config.load import Config
 from memscope.model.text.bank import Lesson
 from memscope.model.transformer import MemoryTransformer
@@ -115,7 +116,7 @@ class Batches:
         first = (step * self.step_samples + micro * self.micro_samples + self.process * self.size) * rows // self.size
         corpus = self.order.batch(first, rows) if rows else np.empty((0, self._window + 1), np.int64)
         if self.teacher is None:
-            return Batch(torch.from_numpy(corpus).to(self.device), None)
+            return Batch(on_device(corpus, self.device), None)
         made = Statements(np.empty((0, self._window + 1), np.int64), [], [], [], {})
         if self.statement_rows:
             assert self.teacher.maker is not None
@@ -126,8 +127,8 @@ class Batches:
             step=step,
             rows=torch.tensor(made.rows, dtype=torch.int64, device=self.device) + rows,
             positions=torch.tensor(made.positions, dtype=torch.int64, device=self.device),
-            stating=[torch.from_numpy(entries).to(self.device) for entries in made.stating],
+            stating=[on_device(entries, self.device) for entries in made.stating],
             swapped=made.swapped,
             blocked=self.teacher.blocked(corpus) + [np.empty(0, np.int64)] * self.statement_rows,
         )
-        return Batch(torch.from_numpy(tokens).to(self.device), lesson)
+        return Batch(on_device(tokens, self.device), lesson)
