@@ -3,13 +3,10 @@
     memscope report recordings/demo --static site/demo
 
 ``index.html`` lists the entries in use (search and sorting in ``site.js``, rows in ``data/``). Each of them has a page,
-``page.html#17``, which ``page.js`` unpacks from ``pages/``: packed, 256 to a file, pages take a third of the room.
-Sentences, tokens and contexts are text of a corpus: they are escaped in pages and set as text by the script, and a
-content security policy allows no other script, style or address.
+``page.html#17``, which ``page.js`` draws from what ``site_pages.py`` writes. Sentences, tokens and contexts are text of
+a corpus: the scripts set them as text, and a content security policy allows no other script, style or address.
 """
 
-import base64
-import gzip
 import json
 import shutil
 import time
@@ -25,22 +22,17 @@ from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.lock import one_maker
 from memscope.base.printable import printable
-from memscope.base.words import first_upper, span, visible
-from memscope.base.work import watched
-from memscope.query.entry_cards import EntryCard
+from memscope.base.words import first_upper, span
+from memscope.export.site_pages import write_pages
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
-from memscope.recording.sites import SCORES, is_private
+from memscope.recording.sites import is_private
 from memscope.report.document import shown
-from memscope.report.words import entry_name, model_name, selections, start_names
+from memscope.report.words import model_name, selections, start_names
 
-TOP_CONTEXTS = 8
-"""Contexts of highest gate score shown per layer; the samples of every fifth come beside them."""
 _MARKER = "memscope-site.json"
 """Marks a folder as a site: only a site is ever replaced."""
 _ROWS_PER_FILE = 4096
-_PAGES_PER_FILE = 256
-_BEFORE, _AFTER = 20, 12
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -91,12 +83,12 @@ def _write_site(recording: Recording, out: Path, started: float, used: pd.DataFr
         for name in ("site.css", "site.js", "page.js"):
             shutil.copyfile(_TEMPLATES / name, folder / name)
         data = list(_write_data(recording, used, folder / "data"))
-        facts = _facts(recording, len(used), left_out)
-        for name, values in (("index", {"used": len(used), "data": data}), ("page", {"group": _PAGES_PER_FILE})):
+        facts, words = _facts(recording, len(used), left_out), _words(recording.info)
+        for name in ("index", "page"):
             template = _environment().get_template(f"site_{name}.html.j2")
-            html = template.render(facts=facts, **values, **_words(recording.info))
+            html = template.render(facts=facts, used=len(used), data=data, **words)
             (folder / f"{name}.html").write_text(html, encoding="utf-8")
-        _write_pages(recording, used, folder / "pages")
+        write_pages(recording, used, folder, words)
         marker = {"made_by": "memscope", **facts}
         (folder / _MARKER).write_text(json.dumps(marker, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -194,128 +186,6 @@ def _script_json(value: Any) -> str:
     return text
 
 
-def _write_pages(recording: Recording, used: pd.DataFrame, folder: Path) -> None:
-    """The page of every entry, packed with those of near numbers."""
-    environment = _environment()
-    environment.filters["name"] = lambda entry: entry_name(recording.info, entry)
-    template = environment.get_template("site_entry.html.j2")
-    order = [int(entry) for entry in used["entry"]]
-    ranks = {entry: rank for rank, entry in enumerate(order)}
-    groups: dict[int, list[int]] = {}
-    for entry in sorted(order):
-        groups.setdefault(entry // _PAGES_PER_FILE, []).append(entry)
-    folder.mkdir()
-    for number, group in watched(
-        groups.items(), "writing pages", recording.info.word(2), len(order), lambda g: len(g[1])
-    ):
-        firing = _grouped(recording.firing_of(group), ["entry"])
-        contexts = _grouped(recording.contexts_of(group, _BEFORE, _AFTER), ["entry", "layer"])
-        neighbours = _grouped(recording.neighbours_of(group), ["entry", "layer"])
-        pages: dict[int, str] = {}
-        for card in recording.cards(group):
-            rank = ranks[card.entry]
-            layers = sorted(firing[card.entry,], key=lambda row: -row["count"])
-            pages[card.entry] = template.render(
-                **_summary(recording, card),
-                rank=rank + 1,
-                used=len(order),
-                more_used=order[rank - 1] if rank else None,
-                less_used=order[rank + 1] if rank + 1 < len(order) else None,
-                layers=[
-                    _layer(recording, row, contexts.get(key := (card.entry, row["layer"]), []), neighbours.get(key, []))
-                    for row in layers
-                ],
-                linked=ranks,
-            )
-        packed = gzip.compress(json.dumps(pages, ensure_ascii=False).encode(), mtime=0)
-        script = f'memscope.unpack({number}, "{base64.b64encode(packed).decode()}");\n'
-        (folder / f"{number:04d}.js").write_text(script, encoding="ascii")
-
-
-def _summary(recording: Recording, card: EntryCard) -> dict[str, Any]:
-    info = recording.info
-    own = {site.layer: site for site in info.sites if site.own.start <= card.entry < site.own.stop}
-    has = {what for site in own.values() for what in site.has}
-    return {
-        **_words(info),
-        "card": card,
-        "name": first_upper(info.label(card.entry)),
-        "has": has,
-        "lens_of": next(iter(own.values())).kind,
-        "total": int(card.usage["count"].sum()),
-        "all_selections": recording.total_selections(),
-        "d": span([recording.total_selections(layer) for layer in own], ","),
-        "documents": len(recording.documents),
-        "triples": [t for t in card.triples.to_dict("records") if t["predicate"] or t["object"]],
-        "usage": card.usage[card.usage["layer"].isin(list(own))].to_dict("records"),
-        "top_share": float(card.usage["share"].max()),
-        "nearest": card.nearest.to_dict("records"),
-        "best_cosine": float(card.nearest["cosine"].max()),
-        "slots": info.slots,
-        "before": _BEFORE,
-        "lens": card.lens.to_dict("records"),
-    }
-
-
-def _layer(
-    recording: Recording, firing: dict[str, Any], contexts: list[dict[str, Any]], neighbours: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The content of a page about one layer that uses the entry."""
-    info, site = recording.info, recording.info.site(firing["layer"])
-    kinds = {
-        "previous": "after the token",
-        "input": "on the token",
-        "predicted": "where the model predicts",
-        "next": "where the text goes on with",
-    }
-    typical = [
-        (name, list(zip(firing[f"{kind}_tokens"], firing[f"{kind}_count"], firing[f"{kind}_lift"], strict=True)))
-        for kind, name in kinds.items()
-    ]
-    return {
-        "number": firing["layer"],
-        "count": firing["count"],
-        "fires_on": firing["fires_on"],
-        "docs": firing["docs"],
-        "d": recording.total_selections(site.layer),
-        "score": SCORES[site.kind],
-        "gates": list(firing["gate_deciles"]) if "scores" in site.has else [],
-        "typical": [(name, tokens) for name, tokens in typical if tokens],
-        "contexts": list(_contexts(contexts, SCORES[site.kind] if "scores" in site.has else None)),
-        "neighbours": [one | {"name": entry_name(info, one["other"])} for one in neighbours],
-    }
-
-
-def _contexts(contexts: list[dict[str, Any]], score: str | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Contexts under their headings; rows that the top already shows are not repeated. ``score``: what it is called."""
-    contexts = [_space_outside(context) for context in contexts]
-    top = [c | {"label": ""} for c in contexts if c["kind"] == "top"][:TOP_CONTEXTS]
-    yield f"Highest {score}s" if score else "Some of its tokens", top
-    shown = {c["row"] for c in top}
-    fifths = [
-        c | {"label": f"fifth {c['rank'] + 1} of 5 · " if score else ""}
-        for c in contexts
-        if c["kind"] == "quantile" and c["row"] not in shown
-    ]
-    if fifths:
-        yield f"Samples over all its {score}s, highest fifth first" if score else "More of its tokens", fifths
-
-
-def _space_outside(context: dict[str, Any]) -> dict[str, Any]:
-    """The context with the space that begins its token moved before it, where it reads as a space."""
-    word = context["token"].lstrip(" ")
-    spaces = context["token"].removesuffix(word) if word else ""
-    return context | {"before": context["before"] + spaces, "token": word or context["token"]}
-
-
-def _grouped(frame: pd.DataFrame, keys: list[str]) -> dict[tuple[int, ...], list[dict[str, Any]]]:
-    """Rows as plain dictionaries, grouped; pandas takes longer over many small groups than all other work here."""
-    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
-    for row in frame.astype(object).where(frame.notna(), None).to_dict("records"):
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return groups
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("memscope.export"),
@@ -325,11 +195,6 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=shown,
     )
-    environment.filters |= {
-        "visible": visible,
-        "flat": lambda text: text.replace("\n", " ↵ ").replace("\t", " "),
-        "path": lambda entry: f"page.html#{int(entry)}",
-    }
     return environment
 
 

@@ -15,7 +15,7 @@ from memscope.export.delphi import export_delphi
 from memscope.export.neuronpedia import export_neuronpedia
 from memscope.export.site import write_static
 from memscope.query.recording import Recording
-from tests.export.pages import pages_of
+from tests.export.pages import open_page, pages_of
 from tests.kinds import KINDS, SCORES, absent
 
 pytestmark = pytest.mark.slow
@@ -77,31 +77,33 @@ def test_neuronpedia_gets_features_by_their_number_in_the_layer(
     assert any(f"Activations are {said}." in text for text in texts)
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mixed"])
 def test_a_site_speaks_only_of_what_the_recording_has(
-    kind: str, recordings: dict[str, Recording], tmp_path: Path
+    kind: str, recordings: dict[str, Recording], tmp_path: Path, browser
 ) -> None:
-    recording = recordings[kind]
+    recording, tab = recordings[kind], browser.new_page()
     site = write_static(recording, tmp_path / "site")
-    entries = pages_of(site.home)
-    pages = [site.home.read_text(), *(entries[entry] for entry in sorted(entries)[:3])]
-    for page in pages:
+    first = recording.info.sites[0]
+    shown = [site.home.read_text()]
+    for entry in sorted(pages_of(site.home))[:2]:
+        shown.append(open_page(tab, site.home, entry).inner_text())
+    tab.close()
+    for page in shown:
         text = html.unescape(re.sub(r"<[^>]+>", " ", page))
         words = absent(kind) + (SCORES if kind == "selections" else ())
         assert not {word for word in words if re.search(rf"\b{word}\b", text, re.IGNORECASE)}, page
-    first = recording.info.sites[0]
-    assert f"Layer {first.layer}, {first.word()} 0" in pages[1]
+    assert f"Layer {first.layer}, {first.word()} 0" in shown[1] and "undefined" not in shown[1]
+    if kind == "experts":
+        assert "mean output of the expert" in shown[1]
     rows = (tmp_path / "site" / "data" / "entries-000.js").read_text()
     assert f'"layer {first.layer}, {first.word()} 0",0]' in rows
 
 
-def test_the_lens_of_an_expert_is_said_to_be_its_mean_output(recordings: dict[str, Recording], tmp_path: Path) -> None:
-    site = write_static(recordings["experts"], tmp_path / "site")
-    assert "mean output of the expert" in pages_of(site.home)[0]
-
-
-def test_a_mixed_site_names_each_page_by_its_layer(recordings: dict[str, Recording], tmp_path: Path) -> None:
-    site = write_static(recordings["mixed"], tmp_path / "site")
-    memory, expert = (pages_of(site.home)[entry] for entry in (0, 64))
+@pytest.mark.browser
+def test_a_mixed_site_names_each_page_by_its_layer(recordings: dict[str, Recording], tmp_path: Path, browser) -> None:
+    site, tab = write_static(recordings["mixed"], tmp_path / "site"), browser.new_page()
+    memory, expert = (open_page(tab, site.home, entry).inner_text() for entry in (0, 64))
+    tab.close()
     assert "Entry 0" in memory and "read +" in memory and "Drift" in memory
     assert "Layer 1, expert 0" in expert and "Drift" not in expert and "· read" not in expert

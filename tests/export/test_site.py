@@ -3,19 +3,24 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memscope.base.errors import InputError
+from memscope.base.files import write_text
+from memscope.base.printable import printable
+from memscope.base.words import visible
 from memscope.export import site as static_site
+from memscope.export import site_pages
 from memscope.export.site import StaticSite, write_static
 from memscope.query.recording import Recording
+from memscope.record.loop import RecordOptions, record
+from memscope.run.adapters.own import OwnRun
+from memscope.run.checkpoint import LoadedRun
 from tests.conftest import HOSTILE
-from tests.export.pages import pages_of
-
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+from tests.export.pages import open_page, pages_of, unpack
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,6 @@ def rows_of(site: StaticSite) -> list[list[object]]:
         assert text.startswith("memscope.add(") and text.endswith(");\n")
         rows += json.loads(text.removeprefix("memscope.add(").removesuffix(");\n"))
     return rows
-
-
-def page_of(site: StaticSite, entry: int) -> str:
-    return pages_of(site.home)[entry]
 
 
 @pytest.fixture(scope="module")
@@ -63,45 +64,31 @@ def test_the_row_of_an_entry_names_the_layer_that_uses_it_most(site: StaticSite,
         assert layers == (usage[:, entry] > 0).sum()
 
 
-def test_a_page_shows_what_is_known_of_the_entry(site: StaticSite, tiny_recording: Recording) -> None:
-    table = tiny_recording.entries(limit=64)
-    entry = int(table["entry"][table["sentence"].notna()].iloc[0])
-    card, page = tiny_recording.entry(entry), page_of(site, entry)
-    assert f"<h1>Entry {entry}</h1>" in page
-    assert f"{card.drift:.4f}" in page
-    assert "place of birth" in page
-    for count in card.usage["count"]:
-        assert f"{count:,}" in page
-    contexts = tiny_recording.contexts(entry)
-    assert page.count("<mark>") >= min(static_site.TOP_CONTEXTS, len(contexts))
-    assert "Samples over all its gate scores" in page
-    others = tiny_recording.neighbours_of([entry])["other"]
-    links = re.findall(r'href="page\.html#(\d+)"', page)
-    assert set(others.astype(str)) <= set(links)
-    d = tiny_recording.info.rows * tiny_recording.info.selected
-    assert f"D = {d:,}" in page
-
-
 def test_links_lead_to_pages_that_are_there(site: StaticSite) -> None:
-    pages = pages_of(site.home)
+    pages, others = pages_of(site.home), unpack(site.home.parent / "shared.js")["others"]
     for entry, page in pages.items():
-        targets = re.findall(r'(?:href|src)="([^"]+)"', page)
-        assert "index.html" in targets
-        assert all(target == "index.html" or int(target.removeprefix("page.html#")) in pages for target in targets), (
-            entry
-        )
+        assert {layer[0] for layer in page["layers"]} <= {usage[0] for usage in page["usage"]}, entry
+        for layer in page["layers"]:
+            assert all(other in pages or str(other) in others for other in layer[7][0])  # known by name without a page
     for path in site.home.parent.glob("*.html"):
         for target in re.findall(r'(?:href|src)="([^"]+)"', path.read_text()):
             assert (path.parent / target).is_file(), (path.name, target)
 
 
 def test_pages_run_no_script_of_their_own_and_load_nothing_from_elsewhere(site: StaticSite) -> None:
-    for html in pages_of(site.home).values():
-        assert not re.search(r'(href|src)="(https?:)?//', html)
-        assert not re.search(r"<[^>]+\s(on\w+|style)=", html) and "<script" not in html
     for path in site.home.parent.glob("*.html"):
         assert "Content-Security-Policy" in path.read_text() and "default-src 'none'" in path.read_text()
         assert not re.search(r'(href|src)="(https?:)?//', path.read_text())
+        assert not re.search(r"<[^>]+\s(on\w+|style)=", path.read_text())
+    for path in site.home.parent.glob("*.js"):
+        assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", path.read_text()), path.name
+
+
+def test_text_that_no_context_shows_is_left_out(tiny_recording: Recording, tmp_path: Path) -> None:
+    few = write_static(tiny_recording, tmp_path / "few", limit=1)
+    whole = write_static(tiny_recording, tmp_path / "whole")
+    kept = [np.count_nonzero(unpack(site.home.parent / "text" / "0000.js")) for site in (few, whole)]
+    assert 0 < kept[0] < kept[1]
 
 
 def test_a_site_of_some_entries_has_these_alone(tiny_recording: Recording, tmp_path: Path) -> None:
@@ -123,9 +110,8 @@ def test_a_site_of_some_entries_has_these_alone(tiny_recording: Recording, tmp_p
 
 def test_hostile_text_is_escaped_in_pages_and_data(site: StaticSite, hostile_entry: int) -> None:
     written = [path.read_text() for path in site.home.parent.rglob("*") if path.suffix in (".html", ".js")]
-    for text in [*written, *pages_of(site.home).values()]:
+    for text in written:
         assert "<script>window" not in text and "<img src=x" not in text
-    assert "&lt;script&gt;window.hacked = true&lt;/script&gt;" in page_of(site, hostile_entry)
     [row] = [row for row in rows_of(site) if row[0] == hostile_entry]
     assert row[7] == HOSTILE.strip()
 
@@ -173,24 +159,13 @@ def test_a_site_that_breaks_off_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(static_site, "_summary", full)
+    monkeypatch.setattr(site_pages, "_card", full)
     with pytest.raises(OSError, match="No space left"):
         write_static(tiny_recording, tmp_path / "site")
     assert list(tmp_path.iterdir()) == []
 
 
 # --- in Chromium, from disk -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"no Chromium at {CHROMIUM}")
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -253,6 +228,68 @@ def test_the_address_keeps_search_and_order(page) -> None:
     page.locator("#rows tr").first.wait_for()
     assert (page.url, shown(page)) == (address, rows)
     assert page.get_by_role("searchbox").input_value() == "aston"
+
+
+@pytest.mark.browser
+def test_a_page_shows_what_is_known_of_the_entry(page, site: StaticSite, tiny_recording: Recording) -> None:
+    table = tiny_recording.entries(limit=64)
+    entry = int(table["entry"][table["sentence"].notna()].iloc[0])
+    card, main = tiny_recording.entry(entry), open_page(page, site.home, entry)
+    text = main.inner_text()
+    assert main.get_by_role("heading", level=1).inner_text() == f"Entry {entry}"
+    assert f"{card.drift:.4f}" in text and card.sentence in text and "place of birth" in text
+    for row in card.usage.itertuples():
+        assert f"{row.count:,}\t{row.share:.3%}" in text.replace("\n", "").replace("\t\t", "\t")
+    for row in card.lens.itertuples():
+        assert " ".join(map(visible, row.top)) in text and " ".join(map(visible, row.bottom)) in text
+    assert " ".join(map(visible, card.nearest["token"])) in text
+    others = tiny_recording.neighbours_of([entry])["other"]
+    links = main.get_by_role("link").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert {f"page.html#{other}" for other in others} <= set(links)
+    d = tiny_recording.info.rows * tiny_recording.info.selected
+    assert f"D = {d:,}" in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("text", ["", "阿波罗是太阳神。他的妹妹是月亮女神 🏛️ na\u0308ive 👩‍👧!"])
+def test_contexts_are_those_of_the_recording(
+    text: str, browser, site: StaticSite, tiny_recording: Recording, tiny_run: LoadedRun, tmp_path: Path
+) -> None:
+    """The script cuts them out of the text; so windows, ends of documents, characters of several tokens and marked
+    tokens are compared one by one."""
+    compared, tab = 0, browser.new_page()
+    if text:
+        write_text(tmp_path / "text.jsonl", json.dumps({"text": text * 8}) + "\n" + json.dumps({"text": text}) + "\n")
+        record(OwnRun(tiny_run), tmp_path / "text.jsonl", tmp_path / "recording", RecordOptions())
+        tiny_recording = Recording(tmp_path / "recording")
+        site = write_static(tiny_recording, tmp_path / "site")
+    for entry in sorted(pages_of(site.home))[:6]:
+        found = tiny_recording.contexts_of([entry], site_pages.BEFORE, site_pages.AFTER)
+        drawn = open_page(tab, site.home, entry).locator(".context").evaluate_all(_TEXTS)
+        said = {(row.before + row.token + row.after, row.token.lstrip(" ") or row.token) for row in found.itertuples()}
+        said = {(" ".join(flat(text).split()), visible(token)) for text, token in said}
+        for text, token in drawn:
+            near = [whole for whole, marked in said if marked == token and " ".join(text.split()) in whole]
+            assert min(len(whole) - len(text) for whole in near) < 9, (entry, text)  # less an emoji that is cut
+        top = found[found["kind"] == "top"].groupby("layer")["row"].size().clip(upper=site_pages.TOP_CONTEXTS).sum()
+        assert len(drawn) >= top
+        compared += len(drawn)
+    tab.close()
+    assert compared > 50
+
+
+_TEXTS = """all => all.map(context => {
+  const [said, mark] = [context.querySelector("span"), context.querySelector("mark")];
+  const raw = mark.textContent.replace(/^␣+|␣+$/g, spaces => " ".repeat(spaces.length));
+  const parts = [...context.childNodes].filter(node => node !== said);
+  const text = parts.map(node => node === mark ? raw : node.textContent).join("");
+  return [text.replace(/^…|…$/g, ""), mark.textContent];
+})"""
+
+
+def flat(text: str) -> str:
+    """A context as pages show it: on one line, invisible characters written out."""
+    return printable(text.replace("\n", "↵").replace("\t", " "))
 
 
 @pytest.mark.browser
