@@ -147,7 +147,7 @@ elif part == UNREAD:
         table,
         [{"entry": entry, "layer": layer} for entry in table["entry"].tolist()],
         key="unread",
-        height=520,
+        height="content" if len(table) <= 7 else 520,
         column_config=tables.entry_columns(info)
         | {
             "selections": st.column_config.NumberColumn(format="localized"),

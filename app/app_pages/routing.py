@@ -4,7 +4,8 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
-from memscope.base.words import first_upper
+from app.parts.tables import ROW_HEIGHT
+from memscope.base.words import first_upper, visible
 from memscope.report.plots import routing as plots
 from memscope.report.routing import all_vocabulary
 from memscope.report.words import bias_name
@@ -19,7 +20,13 @@ from memscope.routing.saturation import saturation
 PARTS = ("load", "atlas", "domains", "tokens", "pairs", "paths", "saturation")
 ATLAS = ("number", "load", "fires_on", "input", "next", "promotes", "group", "group_lift")
 WITH_LAYER = ("atlas", "domains", "pairs", "paths")
-_NUMBER, _TEXT, _LIST = st.column_config.NumberColumn, st.column_config.TextColumn, st.column_config.ListColumn
+_NUMBER, _TEXT = st.column_config.NumberColumn, st.column_config.TextColumn
+
+
+def joined(tokens: list[str]) -> str:
+    """Tokens in one text."""
+    return "  ".join(map(visible, tokens))
+
 
 recording = state.recording()
 info = recording.info
@@ -78,10 +85,13 @@ if part == "atlas":
         if rows := st.session_state["_atlas"].selection.rows:
             address.go("entries", entry=int(table["entry"].iloc[rows[0]]), layer=layer)
 
+    # A cell of text wraps, and one of a list is cut.
+    tokens = {name: table[name].map(joined, na_action="ignore") for name in ("input", "next", "promotes")}
     outside.table(
-        table,
+        table.assign(**tokens),
         hide_index=True,
-        height="content",
+        height="content" if len(table) <= 10 else 700,
+        row_height=ROW_HEIGHT,
         key="_atlas",
         on_select=open_row,
         selection_mode="single-row",
@@ -89,10 +99,10 @@ if part == "atlas":
         column_config={
             "number": _NUMBER(word, format="%d", width=60),
             "load": _NUMBER("x even", format="%.2f", width=65),
-            "fires_on": _TEXT("fires on", width=300),
-            "input": _LIST("typical tokens", width=180),
-            "next": _LIST("next tokens", width=180),
-            "promotes": _LIST(width=180, help="Tokens that its output points to: mean output on a sample, logit lens."),
+            "fires_on": _TEXT("fires on", width=230),
+            "input": _TEXT("typical tokens", width=150),
+            "next": _TEXT("next tokens", width=150),
+            "promotes": _TEXT(width=150, help="Tokens that its output points to: mean output on a sample, logit lens."),
             "group": _TEXT("domain", help="Group of largest significant lift."),
             "group_lift": _NUMBER("lift", format="%.2f", width=60),
         },
@@ -147,12 +157,14 @@ if part == "domains":
 if part == "tokens":
     table = state.answer(all_vocabulary)
     own = table[table["kind"] == "input"]
-    state.show_figure(
-        plots.shares_by_layer,
-        lambda: (own, "share", "load", "foretold by the input token", "by load alone"),
-        alt="Share of selections that the input token foretells, per layer",
-    )
-    st.caption(
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            plots.shares_by_layer,
+            lambda: (own, "share", "load", "foretold by the input token", "by load alone"),
+            alt="Share of selections that the input token foretells, per layer",
+        )
+    right.caption(
         "Share of a layer's selections among the K that the token selects most often in other documents. Load alone: "
         "the K of most load, whatever the token. Bars are 95% intervals over documents."
     )
@@ -239,13 +251,15 @@ if part == "saturation":
         st.stop()
     other = st.selectbox("Compare with", names)
     table = state.answer_two(saturation, other)
-    state.show_figure(
-        plots.shares_by_layer,
-        lambda: (table, "overlap", "by_load", "selections in common", "by load alone"),
-        of=other,
-        alt="Share of selections that two checkpoints have in common, per layer",
-    )
-    st.caption(
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            plots.shares_by_layer,
+            lambda: (table, "overlap", "by_load", "selections in common", "by load alone"),
+            of=other,
+            alt="Share of selections that two checkpoints have in common, per layer",
+        )
+    right.caption(
         "Share of a token's selections that it makes in both recordings, with 95% intervals over documents. By load "
         "alone: the same for shuffled tokens."
     )

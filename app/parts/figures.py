@@ -78,6 +78,8 @@ def place_on_map(x: np.ndarray, y: np.ndarray, entry: int, *, dark: bool = False
     axes.plot(
         x[entry], y[entry], "o", color=style.ORANGE, markersize=11, markeredgecolor=style.ink(dark), markeredgewidth=1.5
     )
+    axes.margins(0.05)  # the mark is whole at the edge, too
+    axes.autoscale()
     axes.set_axis_off()
     return figure
 

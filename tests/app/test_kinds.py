@@ -132,11 +132,12 @@ def test_an_entry_is_named_by_its_layer(kind: str, entry: int, name: str) -> Non
 def test_tokens_are_coloured_by_measures_that_are_there(kind: str) -> None:
     test = open_page("prompts", kind, doc=1, token=4)
     [box] = [box for box in test.selectbox if box.label == "Colour by"]
-    for name in box.options:
-        assert not open_page("prompts", kind, by=name.lower()).exception
-    assert ("Loss" in box.options) == (kind != "selections")
-    several = {"mixed": "Effective entries", "peer": "Effective experts", "text": "Effective sentences"}
-    assert {name for name in box.options if name.startswith("Effective")} == {*filter(None, [several.get(kind)])}
+    names = [name.removeprefix("Colour by ") for name in box.options]
+    for name in names:
+        assert not open_page("prompts", kind, by=name).exception
+    assert ("loss" in names) == (kind != "selections")
+    several = {"mixed": "effective entries", "peer": "effective experts", "text": "effective sentences"}
+    assert {name for name in names if name.startswith("effective")} == {*filter(None, [several.get(kind)])}
 
 
 def test_weightings_are_those_that_the_recording_has() -> None:

@@ -465,7 +465,7 @@ def test_a_report_is_made_once_and_one_that_is_stopped_leaves_nothing_behind(
     made = reports.report_file(Recording(folder / "tiny"))
     assert made is not None and b"<title>Gate-bias report" in reports.report_page(made)
     monkeypatch.setattr("app.parts.report.page.make_report", None)  # nothing makes it again
-    press(open_page("overview"), "Read the report")
+    press(open_page("overview"), "Open the report")
     again = open_page("gate_bias", part="report")
     assert not again.exception and not any(button.label == "Make the report" for button in again.button)
     assert Recording(folder / "tiny").info.complete  # it stands beside a whole recording

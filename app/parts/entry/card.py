@@ -15,7 +15,7 @@ from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
 from memscope.recording.sites import SCORES
-from memscope.report.words import reworded, selections
+from memscope.report.words import reworded, selections, start_names
 from memscope.stats.usage import HOT_FACTOR
 
 KINDS = {"top": "Highest gate scores", "quantile": "Median of each fifth of its gate scores, highest first"}
@@ -269,9 +269,11 @@ def neighbours(recording: Recording, entry: int, layer: int | None) -> None:
         column_config={"other": st.column_config.NumberColumn("entry", format="%d", width=70)}
         | tables.entry_columns(info)
         | {
-            "layer": st.column_config.NumberColumn(width=55),
-            "together": st.column_config.NumberColumn("times together", format="localized"),
+            "layer": st.column_config.NumberColumn(width=50),
+            "together": st.column_config.NumberColumn("together", format="localized", width=75),
             "npmi": st.column_config.NumberColumn("NPMI", format="%.2f"),
+            "title": st.column_config.TextColumn("fires on", width=180),
+            "sentence": st.column_config.TextColumn(start_names(info), width=190),
         },
         alt=reworded(info, "Entries that are selected together with this one"),
     )

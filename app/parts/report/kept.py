@@ -45,7 +45,7 @@ def make_report(recording: Recording) -> Iterator[str]:
     from memscope.report.gate_bias.write import write_report
 
     with tempfile.TemporaryDirectory(dir=_folder()) as folder, atomic_path(_path(recording)) as packed:
-        out = Path(folder)
+        out = Path(folder) / recording.path.name  # the report names it in its command
         for path in write_report(recording, out):
             yield path.name
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as archive:
@@ -70,10 +70,11 @@ def _path(recording: Recording) -> Path:
 
 
 def _decided_by(recording: Recording) -> str:
-    """A hash of the code, of the recording, which lists the hashes of its files, and of its audit of facts."""
-    audit, info = recording.path / AUDIT, recording.info.model_dump_json()
+    """A hash of the code, of the recording, which lists the hashes of its files, of its audit of facts and its path."""
+    audit, path = recording.path / AUDIT, str(recording.path.resolve())
     asked = audit.read_bytes() if audit.is_file() else b""
-    return hashlib.sha256(b"\0".join([_code().encode(), info.encode(), asked])).hexdigest()
+    parts = [_code().encode(), recording.info.model_dump_json().encode(), asked, path.encode("utf-8", "replace")]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 @functools.cache

@@ -20,7 +20,7 @@ _PAPER = make_component(
 
 def to_report(recording: Recording) -> None:
     """A button to the report, which is made on the way if it is not there."""
-    label = "Make the report" if report_file(recording) is None else "Read the report"
+    label = "Make the report" if report_file(recording) is None else "Open the report"
     if st.button(label, icon=":material/summarize:", help="Findings, figures and tables on one page, to keep or send."):
         st.session_state[_WANTED] = True
         address.go("gate_bias", part="report")
@@ -36,7 +36,7 @@ def report(recording: Recording) -> None:
             "as CSV and Parquet, and all numbers as JSON with its schema."
         )
         if not wanted and not st.button("Make the report", icon=":material/summarize:", type="primary"):
-            st.caption("It is made once and kept in the recording's folder. The command in a shell is:")
+            st.caption("It is made once and stays in the recording's folder. The command in a shell is:")
             outside.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
             return
         _make(recording)

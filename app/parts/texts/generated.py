@@ -38,10 +38,11 @@ def fields(view: View) -> Asked:
 
 def boxes(view: View) -> None:
     """Show boxes for the fields of sampling."""
-    new, temperature, seed, _ = st.columns([1, 1, 1, 3])
-    new.number_input("New tokens", 1, MOST, **view.widget("new"))
-    temperature.text_input("Temperature", help="0 takes the likeliest token each time.", **view.widget("temperature"))
-    seed.number_input("Seed", 0, 2**31 - 1, help="Another seed draws other tokens.", **view.widget("seed"))
+    with st.container(horizontal=True):
+        st.number_input("New tokens", 1, MOST, width=140, **view.widget("new"))
+        said = "0 takes the likeliest token each time."
+        st.text_input("Temperature", help=said, width=140, **view.widget("temperature"))
+        st.number_input("Seed", 0, 2**31 - 1, help="Another seed draws other tokens.", width=140, **view.widget("seed"))
 
 
 def continued(text: str, asked: Asked, change: "Change | None" = None) -> "live.Continued":

@@ -68,10 +68,9 @@ def two_texts(
     outside.table(
         tables.named(info, shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])),
         hide_index=True,
+        row_height=tables.ROW_HEIGHT,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
         column_config=tables.entry_columns(info) | tables.sides(info),
         alt="Entries that either token selects",
     )
-    st.caption(
-        "Entries that either token selects, shared ones first; a cell is empty where a token does not select one."
-    )
+    st.caption("Entries that either token selects, shared ones first. None: a token does not select it.")
