@@ -29,6 +29,7 @@ from urllib.parse import urlencode
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from memscope.base.files import write_text
 from memscope.query.charts import map_points
@@ -62,6 +63,9 @@ HEIGHTS = {
 """Heights of pictures that are not as high as ``SIZE``."""
 WHAT_IF = "Apollo was the god of the sun and of music in ancient Greece."
 """What the model reads with and without its memory."""
+
+
+_SHOWS = "number => document.querySelector('[data-testid=stApp]').textContent.includes(number)"
 
 
 def entry_shown(recording: Recording) -> int:
@@ -158,9 +162,11 @@ def take(page: Page, address: str, path: Path, number: str) -> str:
     page.wait_for_timeout(500)
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     page.wait_for_function("[...document.images].every(image => image.complete)")
-    page.wait_for_timeout(2000)  # tables and maps are drawn on a canvas, which nothing announces
-    if number not in page.locator("[data-testid=stApp]").inner_text():
+    try:
+        page.wait_for_function(_SHOWS, arg=number)
+    except PlaywrightTimeout:
         sys.exit(f"{address}: the page does not show {number}, which the recording gives")
+    page.wait_for_timeout(2000)  # tables and maps are drawn on a canvas, which nothing announces
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size
@@ -204,6 +210,7 @@ def main() -> None:
         chromium = driver.chromium.launch(executable_path=arguments.chromium, args=ARGUMENTS)
         for theme, suffix in (("light", ""), ("dark", "_dark")):
             page = chromium.new_context(color_scheme=theme, device_scale_factor=1).new_page()  # type: ignore[arg-type]
+            page.set_default_timeout(180_000)  # a busy machine takes its time
             for picture, view in views(shown, arguments.other).items():
                 wanted = picture in (arguments.only or [picture]) and (theme == "light" or picture in arguments.dark)
                 if wanted:
