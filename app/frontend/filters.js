@@ -7,7 +7,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const state = states.get(parentElement) ?? {}
   if (!states.has(parentElement)) {
     states.set(parentElement, state)
-    box.open = box.clientWidth > 700 || box.clientWidth < 330 || data.panels.some(panel => panel.chosen.includes(true))
+    box.open = window.innerWidth > 700 || data.panels.some(panel => panel.chosen.includes(true))
   }
   const focused = parentElement.getRootNode().activeElement?.dataset.at
   const send = (name, bins) => setTriggerValue("chosen", { name, bins })
