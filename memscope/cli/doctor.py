@@ -109,7 +109,10 @@ def _threads(used: int, notes: list[str]) -> str:
     if used < cores:
         notes.append(f"torch uses {used} of {cores} cores{f', as {limits[0]} says' if limits else ''}")
     if busy > cores:
-        notes.append(f"other processes want the {cores} cores: the load of the last minute was {busy:.1f}")
+        notes.append(
+            f"other processes want the {cores} cores: the load of the last minute was {busy:.1f}; training with "
+            "several threads is far faster then with OMP_WAIT_POLICY=PASSIVE"
+        )
     return f"{used} of {cores} cores{''.join(f', {limit}' for limit in limits)}; load {busy:.1f}"
 
 
