@@ -36,9 +36,10 @@ with st.container(horizontal=True):
     overview.number("Selections (D)", f"{recording.total_selections():,}", f"One token, layer and {info.word()} each.")
     if memory:
         overview.number("Bank entries (N)", f"{info.knowledge_num:,}", f"Rows of the memory, {shared_by(info)}.")
-        overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
     else:
         overview.number(f"{words.capitalize()} (N)", f"{info.knowledge_num:,}", f"{shared_by(info).capitalize()}.")
+    if memory or "parameters" in run:
+        overview.number("Parameters", f"{run['parameters']:,}" if run else "unknown")
     if info.predictions:
         overview.number("Loss on this corpus", f"{recording.census.loss:.3f}", "Nats per token.")
 

@@ -2,9 +2,10 @@
 
     memscope corpus --out data/wiki    # train.jsonl, valid.jsonl, sentences.json
 
-Markup is stripped with mwparserfromhell. Every tenth article is held out, and so are the three that the founding
-experiment quotes (Ayn Rand, Apollo, Austroasiatic languages), which come first in ``valid.jsonl``. Sentences of the
-training articles, with the article as subject, are written in the T-REx shape.
+Markup is stripped with mwparserfromhell. Every tenth article is held out, and so are two of the three that the founding
+experiment quotes (Ayn Rand, Austroasiatic languages), which come first in ``valid.jsonl``. The third, Apollo, is for
+training: a memory can only be asked about articles whose sentences it holds. Sentences of the training articles, with
+the article as subject, are written in the T-REx shape.
 Text: Wikipedia contributors, CC BY-SA 3.0.
 """
 
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path, make_folder
 
-PROMPT_ARTICLES = ("Ayn Rand", "Apollo", "Austroasiatic languages")
+PROMPT_ARTICLES = ("Ayn Rand", "Austroasiatic languages")
 _DUMP = "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 _HOLD_OUT_EVERY = 10
 _END_MATTER = re.compile(

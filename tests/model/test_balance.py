@@ -13,7 +13,7 @@ from memscope.model.ops import product_keys
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 
 DEMO = Path(__file__).parents[2] / "memscope" / "presets" / "demo.yaml"
-SMALL = ["dim=32", "n_layers=2", "n_heads=4", "knowledge_num=64", "knowledge_dim=24", "max_seq_len=32"]
+SMALL = ["block=memory", "dim=32", "n_layers=2", "n_heads=4", "knowledge_num=64", "knowledge_dim=24", "max_seq_len=32"]
 
 
 def small(*changes: str) -> Config:

@@ -125,4 +125,4 @@ def test_a_bigram_table_learns_at_the_rate_of_the_bank_and_does_not_decay() -> N
 @pytest.fixture
 def demo_sized() -> list[str]:
     small = {"dim": 32, "n_layers": 2, "n_heads": 4, "knowledge_num": 4096, "knowledge_dim": 24, "max_seq_len": 32}
-    return [*(f"{key}={value}" for key, value in small.items()), "database_init_path=null"]
+    return ["block=memory", *(f"{key}={value}" for key, value in small.items()), "database_init_path=null"]
