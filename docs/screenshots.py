@@ -47,7 +47,7 @@ ARGUMENTS = [
     "--enable-unsafe-swiftshader",
 ]
 HEIGHTS = {
-    **{"prompts": 1180, "entry": 1120, "overview": 1040, "map": 1080},
+    **{"prompts": 1180, "words": 900, "entry": 1120, "overview": 1040, "map": 1080},
     **{
         "reading": 660,
         "profiles": 1000,
@@ -61,11 +61,10 @@ HEIGHTS = {
     },
 }
 """Heights of pictures that are not as high as ``SIZE``."""
+READ = "Apollo was the god of"
+"""What a layer of sentences reads words for."""
 WHAT_IF = "Apollo was the god of the sun and of music in ancient Greece."
 """What the model reads with and without its memory."""
-
-
-_SHOWS = "number => document.querySelector('[data-testid=stApp]').textContent.includes(number)"
 
 
 def entry_shown(recording: Recording) -> int:
@@ -114,6 +113,9 @@ def views(recording: Recording, other: str | None) -> dict[str, str]:
     if is_routed(recording):
         pages = {"load": ("routing", {"part": "load"}), "atlas": ("routing", {"part": "atlas", "layer": layer})}
         return {name: f"{page}?{urlencode(values)}" for name, (page, values) in pages.items()}
+    reading = [site.layer for site in recording.info.sites if site.kind == "text"]
+    if reading:
+        pages["words"] = ("prompts", {"source": "your text", "text": READ, "layer": reading[0]})
     if (recording.path / "facts.json").is_file():
         pages["facts"] = ("facts", {})
     pages["what_if"] = ("what_if", {"change": "scale", "amount": 0, "text": WHAT_IF, "token": 5})
@@ -163,7 +165,7 @@ def take(page: Page, address: str, path: Path, number: str) -> str:
     page.wait_for_function("document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'")
     page.wait_for_function("[...document.images].every(image => image.complete)")
     try:
-        page.wait_for_function(_SHOWS, arg=number)
+        page.get_by_text(number).first.wait_for(state="attached")  # sees what is in shadow roots, too
     except PlaywrightTimeout:
         sys.exit(f"{address}: the page does not show {number}, which the recording gives")
     page.wait_for_timeout(2000)  # tables and maps are drawn on a canvas, which nothing announces
