@@ -120,6 +120,7 @@ def test_facts_are_retold_in_the_words_of_their_sentences(tokenizer: Tokenizer, 
         words = iter(text.partition(fact.object)[0].split())
         assert all(word in words for word in fact.question.split())  # in their order, nothing added
         assert fact.subject in fact.question
+        assert fact.template.endswith("[Y]" + text.partition(fact.object)[2])  # to the end of the sentence
         whole += fact.question + fact.answer == text.partition(fact.object)[0] + fact.object
     assert 0.3 < whole / len(retold) < 0.9  # every second one, and those of which chance left nothing out
 
@@ -162,6 +163,7 @@ def test_clozes_ask_for_rare_words_of_sentences_that_are_not_held_out(tokenizer:
         at, kept = words.index(fact.object), iter(words[: words.index(fact.object)])
         assert all(word in kept for word in question)  # in their order, nothing added
         assert question[-2:] == words[at - 2 : at] and fact.subject in question
+        assert fact.template.split("[Y]")[1].split() == words[at + 1 :]  # to the end of the sentence
     rare = {int(entry) for fact, [entry] in clozes if fact.object in {*TOWNS, *WORK}}
     assert len(rare) > 0.9 * len(asked)  # though a sentence has up to eight words that may be asked for
     assert make_clozes(bank, held_out=share, seed=0)[7].fact == clozes[7].fact
