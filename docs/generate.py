@@ -185,7 +185,10 @@ def _docstring(node: ast.FunctionDef | ast.ClassDef) -> list[str]:
     for line in text.split("\n"):
         if line == "```":
             in_section = False
-        if re.fullmatch(r"(Args|Returns|Yields|Raises):", line):
+        if line == "Example:":
+            in_section = False
+            lines += [line, ""]
+        elif re.fullmatch(r"(Args|Returns|Yields|Raises):", line):
             in_section = True
             lines += [line, ""]
         elif in_section and re.match(r" {4}\S", line):

@@ -63,7 +63,11 @@ class AblationStudy:
 
 
 def recorded_corpus(recording: Recording) -> PackedCorpus:
-    """The text of a recording as a corpus, without the corpus file."""
+    """The text of a recording as a corpus, without the corpus file.
+
+    Example:
+        >>> corpus = recorded_corpus(recording)
+    """
     documents = recording.documents
     starts = np.concatenate([documents["first_row"], [recording.info.rows]]).astype(np.int64)
     info = recording.info

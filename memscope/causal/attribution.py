@@ -91,6 +91,12 @@ def attribute(
 
     Raises:
         InputError: the subject is not a run of memscope.
+
+    Example:
+        >>> tokens = run.tokens("Apollo was the god of")
+        >>> targets = torch.cat([tokens[:, 1:], torch.full((1, 1), -100)], 1)
+        >>> result = attribute(run.model, tokens, targets, sample=4)
+        >>> result.direct[0].shape  # [batch, pos, K]
     """
     model = _memory_of(model)
     with _forward(model, tokens) as done:

@@ -204,7 +204,11 @@ def encode_sentences(run: LoadedRun, sentences: Sequence[str]) -> Float[Tensor, 
 
 
 def encode_sentence(run: LoadedRun, sentence: str) -> Float[Tensor, "slot width"]:
-    """``encode_sentences`` of one sentence."""
+    """``encode_sentences`` of one sentence.
+
+    Example:
+        >>> slots = encode_sentence(run, "Apollo was the god of music .")
+    """
     return encode_sentences(run, [sentence])[0]
 
 

@@ -101,6 +101,9 @@ def domain_effects(
 
     Raises:
         InputError: there are fewer than two groups, the layer has too many entries, or cannot be changed.
+
+    Example:
+        >>> effects = domain_effects(subject, recording, layer=0, tokens=512)
     """
     site = routed_site(recording, layer)
     names = recording.documents["group"].fillna("").tolist()
@@ -137,7 +140,11 @@ def domain_effects(
 
 
 def write_domain_effects(found: DomainEffects, folder: Path) -> list[Path]:
-    """Write ``group_effects.parquet`` (the table) and ``group_effects.json`` (the settings, with its hash)."""
+    """Write ``group_effects.parquet`` (the table) and ``group_effects.json`` (the settings, with its hash).
+
+    Example:
+        >>> write_domain_effects(effects, Path("effects/new"))
+    """
     (folder / SUMMARY).unlink(missing_ok=True)
     write_table(folder / TABLE, pa.Table.from_pandas(found.table, preserve_index=False))
     write_sealed(folder / SUMMARY, {**found.summary, "files": hashes(folder, [TABLE])})

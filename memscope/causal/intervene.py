@@ -1,10 +1,5 @@
 """Change what a memory selects, reads or holds while a ``with`` block runs, and nothing afterwards.
 
-    with ablate(run.model, [4711]):                      # as if entry 4711 had not been selected
-        logits = run.model(tokens)
-    with scale(run.model, 0.0, layers=[7]), swap(run.model, 3, 5):
-        logits = run.model(tokens)
-
 Every intervention is a set of hooks: it changes no weight, blocks nest, and the model is as before when a block ends,
 also by an exception. A ``capture_memory`` inside sees the changed values. ``layers`` are memory layers (default: all),
 ``positions`` are numbers that hold for every row, or a bool tensor ``[batch, pos]`` (default: all). Gradients flow
@@ -45,7 +40,7 @@ def ablate(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Take entries out of the read.
+    """Take entries out of the read: ``with ablate(run.model, [3, 17]): logits = run.model(tokens)``.
 
     Args:
         entries: entry numbers; as a tensor ``[batch, n]`` every row has its own, -1 meaning none.
@@ -78,7 +73,10 @@ def ablate(
 def ablate_selections(
     model: MemoryTransformer, chosen: Mapping[int, Bool[Tensor, "batch pos K"]], mode: Mode = "renormalise"
 ) -> Iterator[None]:
-    """Take out single selections, given per layer as a mask over the gate's selections; see ``ablate``."""
+    """Take out single selections, given per layer as a mask over the gate's selections; see ``ablate``.
+
+    For instance ``with ablate_selections(run.model, {0: captured[0].indices == 3}): logits = run.model(tokens)``.
+    """
     with _remove(model, _layers(model, list(chosen)), lambda layer, _: chosen[layer], mode):
         yield
 
@@ -92,7 +90,7 @@ def force(
     layers: Sequence[int] | None = None,
     positions: Positions = None,
 ) -> Iterator[None]:
-    """Force the selection of an entry at a gate score.
+    """Force the selection of an entry: ``with force(run.model, entry=3, score=1.0): logits = run.model(tokens)``.
 
     Where the gate selects the entry, its score is set. Elsewhere it replaces the token's selection of lowest gate score
     over all gate heads: of equal ones the last along K, and none that an outer block has put in. The scores of the
@@ -129,7 +127,7 @@ def force(
 def unbias(
     model: MemoryTransformer, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
-    """Select by raw scores alone, as if there were no selection bias, with the gate scores of these selections."""
+    """Select as if there were no selection bias: ``with unbias(run.model): logits = run.model(tokens)``."""
     selections: dict[int, Selection] = {}
 
     def take(name: str) -> Callable[[int], _Act]:
@@ -154,7 +152,7 @@ def swap(
 ) -> Iterator[None]:
     """Read entry ``second`` wherever ``first`` is selected, at its gate score, and vice versa.
 
-    In a bank that is split in groups, both must be of the same group.
+    In a bank that is split in groups, both must be of the same group. For instance ``with swap(run.model, 3, 5): ...``.
     """
     _check_entries(model, torch.tensor([first, second]))
     layers = _reaching(model, layers, first, second)
@@ -183,7 +181,7 @@ def rewrite(
 
     The gate is as before: the key, not the content, decides which tokens select the entry. Calls of the bank
     (``model.bank(indices)``) return the new slots; ``model.bank.entries`` keeps the old ones. Slots that require
-    gradients get them.
+    gradients get them. For instance ``with rewrite(run.model, 3, encode_sentence(run, "It rained .")): ...``.
     """
     _check_entries(model, torch.tensor([entry]))
     assert model.bank is not None
@@ -225,7 +223,10 @@ def rewrite(
 def scale(
     model: MemoryTransformer, factor: float, *, layers: Sequence[int] | None = None, positions: Positions = None
 ) -> Iterator[None]:
-    """Multiply the outputs of whole memory layers to the residual stream; 0 switches them off."""
+    """Multiply the outputs of whole memory layers to the residual stream; 0 switches them off.
+
+    For instance ``with scale(run.model, 0.0, layers=[0]): logits = run.model(tokens)``.
+    """
 
     def multiply(_: int) -> _Act:
         return lambda added: torch.where(mark_positions(added, positions)[..., None], factor * added, added)
@@ -291,9 +292,7 @@ def _remove(model: MemoryTransformer, layers: Sequence[int], choose: _Choose, mo
 
 @contextmanager
 def _hooks(
-    model: MemoryTransformer,
-    layers: Sequence[int],
-    makers: Mapping[str, Callable[[int], _Act]],
+    model: MemoryTransformer, layers: Sequence[int], makers: Mapping[str, Callable[[int], _Act]]
 ) -> Iterator[None]:
     """Add hooks of these names to the blocks of all ``layers``."""
     acts = [(f"blocks.{layer}.{name}", make(layer)) for layer in layers for name, make in makers.items()]

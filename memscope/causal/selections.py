@@ -58,6 +58,10 @@ def ablate(
 
     Raises:
         InputError: no such layer can select an entry, it has no scores, or its selection cannot be changed.
+
+    Example:
+        >>> with ablate(subject, [3], layers=[0]):
+        ...     logits = subject.logits(run.tokens("Apollo was the god of"))
     """
     if isinstance(subject, OwnModel) and not _has_sentence(subject, entries):
         return intervene.ablate(subject.model, entries, mode, layers=layers, positions=positions)
@@ -96,6 +100,10 @@ def force(
 
     Raises:
         InputError: a layer cannot select the entry, has no scores, or its selection cannot be changed.
+
+    Example:
+        >>> with force(subject, entry=3, score=1.0, layers=[0]):
+        ...     logits = subject.logits(run.tokens("Apollo was the god of"))
     """
     if isinstance(subject, OwnModel) and not _has_sentence(subject, [entry]):
         return intervene.force(subject.model, entry, score, layers=layers, positions=positions)
@@ -117,6 +125,10 @@ def swap(
 
     Raises:
         InputError: a layer cannot select both, has no scores, or its selection cannot be changed.
+
+    Example:
+        >>> with swap(subject, first=3, second=5):
+        ...     logits = subject.logits(run.tokens("Apollo was the god of"))
     """
     if isinstance(subject, OwnModel) and not _has_sentence(subject, [first, second]):
         return intervene.swap(subject.model, first, second, layers=layers, positions=positions)
@@ -135,6 +147,10 @@ def scale(
 
     Raises:
         InputError: a layer does not select, has no scores, or its selection cannot be changed.
+
+    Example:
+        >>> with scale(subject, 0.5, layers=[0]):
+        ...     logits = subject.logits(run.tokens("Apollo was the god of"))
     """
     if isinstance(subject, OwnModel):
         return _scale_own(subject, factor, layers, positions)
@@ -162,6 +178,13 @@ def replay(
     Raises:
         InputError: a layer does not select or was not captured, its selection cannot be changed, or, during a pass,
             the batch has another shape.
+
+    Example:
+        >>> tokens = run.tokens("Apollo was the god of")
+        >>> with subject.capture() as captured:
+        ...     before = subject.logits(tokens)
+        >>> with replay(subject, captured):
+        ...     assert torch.equal(subject.logits(tokens), before)
     """
     chosen = {site.layer for site in _sites(subject, list(captured) if layers is None else layers)}
     if lacking := sorted(chosen - captured.keys()):

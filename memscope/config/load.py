@@ -94,6 +94,10 @@ def load_config(config: Path | str, overrides: list[str] | tuple[str, ...] = ())
 
     Raises:
         InputError: the file is missing or not YAML, a key is unknown or was removed, or values are wrong or clash.
+
+    Example:
+        >>> config = load_config("memory_small", ["train.steps=100", "memory.knowledge_num=4096"])
+        >>> config.memory.selected  # entries that a token selects
     """
     path = find_config(config)
     try:

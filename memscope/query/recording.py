@@ -44,6 +44,15 @@ class Recording(RecordingTables):
 
     Raises:
         InputError: not a recording, or one that is not finished.
+
+    Example:
+        >>> recording = Recording("recordings/demo")
+        >>> recording.layer_metrics()[["layer", "coverage", "kl_to_uniform"]]
+        >>> recording.entries(search="the", sort="count", limit=5)
+        >>> entry = int(recording.most_used(layer=0)["entry"][0])
+        >>> recording.entry(entry)  # a card in a notebook
+        >>> recording.contexts(entry, layer=0)
+        >>> recording.trace(doc=0, count=32)  # coloured tokens in a notebook
     """
 
     def __repr__(self) -> str:

@@ -82,6 +82,9 @@ def record(
     Raises:
         InputError: the model has no layer that selects, the corpus is unusable, the folder holds another recording, or
             another process writes there.
+
+    Example:
+        >>> record(subject, Path("corpus.jsonl"), Path("recordings/new"), RecordOptions(max_tokens=500))
     """
     options = options or RecordOptions()
     if not subject.sites:

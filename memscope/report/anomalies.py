@@ -107,6 +107,9 @@ def find_anomalies(recording: Recording, error_rate: float = ERROR_RATE) -> pd.D
     ``uniform``     exp(entropy) of read shares / their number, mean over tokens   none: p = 0
     ``preference``  lift                                                           labels shuffled
     ==============  =============================================================  =================================
+
+    Example:
+        >>> find_anomalies(recording)[["kind", "layer", "entry", "effect", "p"]]
     """
     counted = recording.sql("SELECT * FROM anomalies")
     titles = recording.documents["title"]

@@ -14,6 +14,9 @@ def atlas(recording: Recording, layer: int) -> pd.DataFrame:
     layer, ``load`` is selections over the even share, ``fires_on`` the headline of its tokens, ``input`` and ``next``
     lists of the input tokens and true next tokens that are most typical, ``promotes`` the tokens that its value points
     to where the layer has a lens, ``group`` the document group of largest significant lift, if there is one.
+
+    Example:
+        >>> atlas(recording, layer=0)[["number", "load", "fires_on"]].head()
     """
     site = routed_site(recording, layer)
     entries = range(site.own.start, site.own.stop)

@@ -46,6 +46,9 @@ def domain_lift(recording: Recording, layer: int) -> pd.DataFrame:
     empty for a corpus without groups. ``lift`` is ``share / elsewhere``, 1 by chance. ``low`` and ``high`` are its 95%
     interval over documents (jackknife of the log), NaN where a fold has none. ``q`` is p adjusted for all tests of the
     layer (Benjamini-Hochberg), NaN where too few selections were expected to test.
+
+    Example:
+        >>> domain_lift(recording, layer=0).sort_values("q").head()
     """
     documents = _documents(recording, layer)
     if len(documents.groups) < 2:
@@ -60,6 +63,9 @@ def domain_divergence(recording: Recording, layer: int) -> pd.DataFrame:
 
     Returns ``group documents selections divergence chance chance_high p``: the Jensen-Shannon divergence, the mean and
     the 95% quantile of the same when documents are dealt to groups at random, and the p-value of that permutation test.
+
+    Example:
+        >>> domain_divergence(recording, layer=0)[["group", "divergence", "chance_high", "p"]]
     """
     documents = _documents(recording, layer)
     chance, n_groups = np.random.default_rng(0), len(documents.groups)

@@ -26,6 +26,10 @@ def read_group_effects(folder: Path, group: str | None = None) -> GroupEffects:
 
     Raises:
         DamageError: a file is missing or not as it was written.
+
+    Example:
+        >>> effects = read_group_effects(Path("effects/demo"))
+        >>> effects.table.sort_values("contrast_q").head()
     """
     summary = read_vouching(folder / SUMMARY, AGAIN)
     table = read_parquet(folder / TABLE).to_pandas()

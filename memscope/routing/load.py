@@ -17,6 +17,9 @@ def load_matrix(recording: Recording) -> np.ndarray:
     """Selections of every entry over the even share of its layer, float64 ``[layer, entry]``.
 
     Layers are those of ``routed_layers``; NaN fills up layers with fewer entries.
+
+    Example:
+        >>> load_matrix(recording).max(axis=1)  # the busiest entry of each layer, over its even share
     """
     layers, counts = routed_layers(recording), recording.usage()
     width = max((recording.info.site(layer).entries for layer in layers), default=0)
@@ -35,6 +38,9 @@ def load_table(recording: Recording) -> pd.DataFrame:
     effective_entries never``. ``max_violation`` is MaxVio (Wang et al. 2024, arXiv 2408.15664), its error is by the
     jackknife over documents; ``even_max_violation`` is its mean in draws of even selection at the same D; ``least`` is
     the smallest load over the even share; ``effective_entries`` is exp(entropy of the shares).
+
+    Example:
+        >>> load_table(recording)[["layer", "max_violation", "even_max_violation"]]
     """
     layers, folds, spread = routed_layers(recording), recording.usage_folds(), strata_of(recording).jackknife()
     chance, rows = np.random.default_rng(0), []

@@ -44,7 +44,11 @@ class EntryPairs(NamedTuple):
 
 
 def coactivation(recording: Recording, layer: int) -> EntryPairs:
-    """Count the pairs of a layer; intervals and p-values are over documents, q over all pairs of the layer."""
+    """Count the pairs of a layer; intervals and p-values are over documents, q over all pairs of the layer.
+
+    Example:
+        >>> coactivation(recording, layer=0).pairs.head()
+    """
     site, strata = routed_site(recording, layer), strata_of(recording)
     n, folds = site.entries, strata.folds
     together, ranks = np.zeros((folds, n, n), np.int64), np.zeros((n, n), np.int64)

@@ -39,7 +39,12 @@ class LayerMoves(NamedTuple):
 
 
 def transitions(recording: Recording, layer: int, following: int) -> LayerMoves:
-    """How first choices of two layers go together."""
+    """How first choices of two layers go together.
+
+    Example:
+        >>> moves = transitions(recording, layer=0, following=1)
+        >>> moves.information, moves.by_token
+    """
     strata, sites = strata_of(recording), [routed_site(recording, number) for number in (layer, following)]
     first, second, token, fold = [], [], [], []
     for here, there in rows_of_layers(recording, [layer, following]):
@@ -74,6 +79,9 @@ def frequent_paths(recording: Recording, limit: int = 20) -> pd.DataFrame:
 
     Returns ``path tokens share independent lift``: ``path`` are the entries by layer, counted from 0 in each,
     ``independent`` the share if layers chose independently, and ``lift`` the share over it.
+
+    Example:
+        >>> frequent_paths(recording, limit=5)
     """
     layers = routed_layers(recording)
     ways: dict[tuple[int, ...], int] = {}

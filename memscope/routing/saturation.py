@@ -25,6 +25,9 @@ def saturation(a: Recording, b: Recording) -> pd.DataFrame:
 
     Raises:
         InputError: the two are of different text, tokens, layers or numbers of entries.
+
+    Example:
+        >>> saturation(Recording("recordings/early"), Recording("recordings/demo"))
     """
     _check(a, b)
     layers, strata = [layer for layer in routed_layers(a) if layer in routed_layers(b)], strata_of(a)

@@ -42,6 +42,9 @@ def vocabulary(recording: Recording, layer: int) -> pd.DataFrame:
     the K entries that the token selects most often in the other documents, with its 95% interval over documents;
     ``load`` the same for the K entries of most load, whatever the token; ``shuffled`` for shuffled tokens.
     ``explained`` is ``(share - load) / (1 - load)``: 0 where tokens tell nothing, 1 where they decide.
+
+    Example:
+        >>> vocabulary(recording, layer=0)[["kind", "share", "load", "explained"]]
     """
     site, strata = routed_site(recording, layer), strata_of(recording)
     columns: dict[str, list[_Rows]] = {kind: [] for kind in KINDS}

@@ -72,6 +72,10 @@ def load_run(run: Path | str, device: torch.device | None = None, checkpoint: Pa
     Raises:
         InputError: the folder is not a run, a file is corrupted, or weights do not have the shape of the config.
         DamageError: a file is not as training wrote it.
+
+    Example:
+        >>> run = load_run("runs/demo")
+        >>> logits = run.model(run.tokens("Apollo was the god of"))
     """
     run = Path(run)
     before = _known_hashes(run, checkpoint)

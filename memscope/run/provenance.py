@@ -24,6 +24,9 @@ def start_entries(run: LoadedRun) -> np.ndarray:
 
     Raises:
         InputError: the run's files of starts are missing or corrupted.
+
+    Example:
+        >>> moved = run.model.bank.entries.detach().cpu().numpy() - start_entries(run)
     """
     entries = load_bank_init(run.path).entries
     rows, steps, sentences = _revived(run)
@@ -42,6 +45,9 @@ def start_table(run: LoadedRun, columns: list[str] | None = None) -> pa.Table:
 
     Raises:
         InputError: see ``start_entries``.
+
+    Example:
+        >>> start_table(run, ["sentence"]).to_pandas().head()
     """
     table = read_parquet(run.path / PARQUET, columns)
     check_listed(run.path, [PARQUET, SPARE], "restore it or train again")

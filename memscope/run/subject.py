@@ -192,6 +192,12 @@ def run_windows(
 
     Evaluation, recording and tracing all read text through this function; ``keep_pattern`` and ``detail`` are those of
     ``capture``.
+
+    Example:
+        >>> corpus = recorded_corpus(recording)
+        >>> windows = list(document_windows(corpus, subject.window, 64))
+        >>> for step in run_windows(subject, corpus, windows, pad=subject.tokenizer.pad):
+        ...     step.logits.shape  # [batch, pos, vocab]
     """
     device = next(subject.model.parameters()).device
     by_length = sorted(windows, key=lambda window: window.end - window.start)

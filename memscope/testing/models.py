@@ -89,6 +89,10 @@ def plant_run(path: Path, seed: int, effects: Collection[Effect] = EFFECTS, **me
         effects: the effects to plant; entries of the other effects are ordinary ones.
         memory: values of the config's ``memory`` section, such as another score or read function; the gate is a full
             one of one head, and the read projects its slots.
+
+    Example:
+        >>> planted = plant_run(Path("planted"), seed=0, effects=["dead"])
+        >>> planted.run  # a run like any other
     """
     chance = np.random.default_rng(seed)
     roles = draw_roles(_N, _DEAD, chance)

@@ -100,6 +100,9 @@ def plant_recording(path: Path, seed: int, effects: Collection[Effect] = EFFECTS
         path: folder of the recording.
         seed: of everything random: the roles of entries, and all rows.
         effects: the effects to plant; entries of the other effects are ordinary ones.
+
+    Example:
+        >>> planted = plant_recording(Path("planted-recording"), seed=0)
     """
     chance = np.random.default_rng(seed)
     roles = draw_roles(_N, _DEAD, chance)

@@ -38,6 +38,10 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
     Raises:
         InputError: bad paths or data; a run folder that exists without ``resume``, has another config with it, or is
             written by another process.
+
+    Example:
+        >>> summary = train(config, Path("runs/new"))
+        >>> summary["valid_loss"]
     """
     check_set_up(config, device)
     config = settle_dtype(config, run, device)

@@ -28,6 +28,10 @@ def write_report(recording: Recording, out: Path) -> Iterator[Path]:
 
     Raises:
         InputError: the folder cannot be written.
+
+    Example:
+        >>> for path in write_report(recording, Path("reports/new")):
+        ...     print(path)
     """
     make_folder(out)
     findings = [*find(recording), *routing_findings(recording)]

@@ -43,6 +43,12 @@ class HuggingFaceExperts:
 
     Raises:
         InputError: no experts are found, the tokenizer is not the model's, or the window is longer than it takes.
+
+    Example:
+        >>> subject = HuggingFaceExperts(model, tokenizer, name="my-mixture")
+        >>> with subject.capture() as captured:
+        ...     subject.logits(torch.tensor([[5, 6, 7]]))
+        >>> captured[0].gate_scores.shape  # [batch, pos, k]
     """
 
     def __repr__(self) -> str:

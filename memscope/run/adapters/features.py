@@ -40,6 +40,9 @@ def record_features(base: Subject, encoders: Mapping[str, Any], top: int, lens: 
 
     Raises:
         InputError: a path names no module, or the number of an autoencoder's features is not known.
+
+    Example:
+        >>> subject = record_features(own_subject, {"body": autoencoder}, top=4, lens=False)
     """
     subject = beside(base, [feature_site(path, encoder, top) for path, encoder in encoders.items()], lens)
     digest = hashlib.sha256(base.fingerprint.encode())
@@ -60,6 +63,9 @@ def feature_site(module: str, encoder: Any, top: int, decoder: Float[Tensor, "N 
 
     Raises:
         InputError: there is no decoder, which says how many features there are, or there are fewer than ``top``.
+
+    Example:
+        >>> site = feature_site("body", autoencoder, top=4)
     """
     rows = getattr(encoder, "W_dec", None) if decoder is None else decoder
     if not isinstance(rows, Tensor):

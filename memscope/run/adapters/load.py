@@ -27,6 +27,10 @@ def open_subject(
 
     Raises:
         InputError: the folder holds no model, or one without a layer that selects; or a run shall read other windows.
+
+    Example:
+        >>> subject = open_subject(Path("runs/demo"))
+        >>> [site.layer for site in subject.sites]
     """
     if is_hugging_face(folder):
         return folder_neurons(folder, neurons, device, window) if neurons else open_hugging_face(folder, device, window)

@@ -29,6 +29,9 @@ def bag_site(
         selected: entries that all heads together select for a token (K).
         values: path in the memory of its table.
         is_output: the weighted sum of rows is what the memory adds to the residual stream; then rows have a logit lens.
+
+    Example:
+        >>> site = bag_site(pkm_model, "memory", gate_heads=2, selected=4)
     """
     table = find_module(model, f"{module}.{values}")
     weight = table.get_parameter("weight")
@@ -56,6 +59,9 @@ def peer_site(model: nn.Module, module: str) -> ModuleSite:
 
     An expert adds its read weight times its row of ``weight_up_embed``, the value of the logit lens. With
     ``separate_embed_per_head`` every head has experts of its own, N times H altogether.
+
+    Example:
+        >>> site = peer_site(peer_model, "memory")
     """
     peer: Any = find_module(model, module)
     return ModuleSite(

@@ -41,6 +41,12 @@ class ModuleSubject:
 
     Raises:
         InputError: a path names no module of the model, or sites of one bank differ in their number of entries.
+
+    Example:
+        >>> site = ModuleSite("memory", entries=16, selected=2, reads=lambda call: Choice(*call.output[1:]))
+        >>> subject = ModuleSubject(own_model, own_tokenizer, [site], window=64)
+        >>> with subject.capture() as captured:
+        ...     subject.logits(torch.tensor([[5, 6, 7]]))
     """
 
     model: nn.Module

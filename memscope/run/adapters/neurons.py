@@ -36,6 +36,9 @@ def run_neurons(run: LoadedRun, top: int = TOP) -> ModuleSubject:
 
     Raises:
         InputError: the run has no feed-forward layer, or fewer neurons than are asked for.
+
+    Example:
+        >>> subject = run_neurons(load_run("runs/ffn"), top=8)
     """
     kinds = run.config.model.blocks
     sites = [
@@ -51,7 +54,11 @@ def run_neurons(run: LoadedRun, top: int = TOP) -> ModuleSubject:
 def folder_neurons(
     folder: Path, top: int = TOP, device: torch.device | None = None, window: int | None = None
 ) -> ModuleSubject:
-    """The neurons of a model in a Hugging Face folder; raises as ``load_hugging_face`` and ``model_neurons``."""
+    """The neurons of a model in a Hugging Face folder; raises as ``load_hugging_face`` and ``model_neurons``.
+
+    Example:
+        >>> subject = folder_neurons(Path("models/dense"), top=8)
+    """
     model, tokenizer, fingerprint = load_hugging_face(folder, device)
     return model_neurons(model, tokenizer, top, str(folder.resolve()), fingerprint, window)
 
@@ -72,6 +79,9 @@ def model_neurons(
     Raises:
         InputError: it has no feed-forward layer or fewer neurons than are asked for, the tokenizer is not the model's,
             or the window is longer than it takes.
+
+    Example:
+        >>> subject = model_neurons(dense, tokenizer, top=8, name="my-model")
     """
     config = model.config.get_text_config()
     name = name or config.name_or_path or type(model).__name__
@@ -111,6 +121,9 @@ def neuron_sites(model: nn.Module, dim: int, top: int = TOP) -> list[ModuleSite]
 
     Raises:
         InputError: there is none, or one with fewer neurons than are asked for.
+
+    Example:
+        >>> sites = neuron_sites(dense, dim=32, top=8)
     """
     paths = find_outputs(model, dim)
     if not paths:

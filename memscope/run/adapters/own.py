@@ -40,6 +40,11 @@ def capture_memory(
         model: the model.
         keep_pattern: keep read weights per read head, by far the largest tensor.
         detail: also compare the selection with that of raw scores, and keep read weights without their signs.
+
+    Example:
+        >>> with capture_memory(run.model) as captured:
+        ...     run.model(run.tokens("Apollo was the god of"))
+        >>> captured[0].indices[0, -1]  # the entries that the last token selects in layer 0
     """
     captured: dict[int, Selected] = {}
     latest: dict[str, Tensor] = {}
@@ -107,6 +112,11 @@ class OwnRun(OwnModel):
     Args:
         run: a run whose model has memory layers.
         dtype: precision of the forward pass; none takes the run's.
+
+    Example:
+        >>> subject = OwnRun(load_run("runs/demo"))
+        >>> with subject.capture() as captured:
+        ...     subject.logits(run.tokens("Apollo was the god of"))
     """
 
     def __init__(self, run: LoadedRun, dtype: str | None = None):
