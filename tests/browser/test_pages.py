@@ -431,9 +431,9 @@ def test_a_bad_address_gets_a_sentence(page, address: str) -> None:
     expect(page.get_by_text("There is no such recording")).to_be_visible()
 
 
-def test_five_readers_keep_their_own_views_and_memory_settles(browser, server) -> None:
+def test_three_readers_keep_their_own_views_and_memory_settles(browser, server) -> None:
     address, process = server
-    tabs = [reader(browser).new_page() for _ in range(5)]
+    tabs = [reader(browser).new_page() for _ in range(3)]
     for tab in tabs:
         tab.goto(f"{address}/prompts?recording=tiny&doc=1")
     for tab in tabs:
