@@ -15,20 +15,64 @@ recording = state.recording()
 info = recording.info
 
 st.title("Facts")
-if any(site.kind == "text" for site in info.sites):
-    st.write(
-        "Facts of a model that reads sentences are asked on the command line: is a sentence that states the fact "
-        "selected, are the words of the answer read, and does the answer need them?"
-    )
-    outside.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
+if reading := [site.layer for site in info.sites if site.kind == "text"]:
     asked = fact_report.load_sentence_facts(recording.path)
-    if asked is not None:
-        outside.table(asked, alt="Facts that were asked, with 95% intervals")
-        st.caption(
-            "Shares and means over facts, with 95% intervals. Selected: a stating sentence was. Answered: the answer "
-            "is the likeliest next token. On object: share of the read on words of the answer, of answered facts. "
-            "Fall: of the answer's logit without the stating sentences; control: without as many others."
+    if asked is None:
+        st.write(
+            "Facts that sentences state were not asked yet: is the sentence selected, is it read, and does the answer "
+            "need it? This command asks them; then reload the page."
         )
+        outside.code(fact_report.ask_command(recording), language="bash")
+        st.stop()
+    assert asked is not None
+    st.write(f"**{fact_report.sentence_finding(asked)}**")
+    left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
+    with left:
+        state.show_figure(
+            fact_report.sentence_figure, lambda: (asked,), alt="Shares of facts that are found and answered"
+        )
+    right.caption(
+        "Shares of facts, with 95% intervals over subjects. Held out: the sentences are in the bank, and training made "
+        "no statements of them, so the model can only read the answer. Taught: training made statements of them."
+    )
+    outside.table(
+        fact_report.sentence_table(asked),
+        hide_index=True,
+        height="content",
+        column_config={"measure": "share of facts, or mean"},
+        alt="Facts that were asked, with 95% intervals",
+    )
+    st.caption("Of the read, and falls: over facts whose sentence was selected. The search by words uses no training.")
+    answers = fact_report.load_sentence_answers(recording.path)
+    assert answers is not None
+    st.subheader("Facts")
+    questions = answers["question"].tolist()
+
+    def read_it() -> None:
+        rows = st.session_state["answers"].selection.rows
+        if not rows:
+            return
+        question = questions[rows[0]]
+        last = len(recording.tokenizer.prompt(question)) - 1
+        address.go("prompts", source="your text", text=question, token=last, layer=reading[0])
+
+    outside.table(
+        answers,
+        hide_index=True,
+        key="answers",
+        on_select=read_it,
+        selection_mode="single-row",
+        column_config={
+            "rank": _NUMBER(format="localized", help="Of the answer's first token; 1 is the likeliest of all."),
+            "rank_silent": _NUMBER("without reading", format="localized", help="The same where nothing is read."),
+            "selected": st.column_config.CheckboxColumn("sentence selected"),
+            "on_object": _NUMBER("read on answer", format="percent"),
+            "fall": _NUMBER(format="%+.2f", help="Of the answer's logit without the stating sentences."),
+        },
+        alt="Every fact that was asked",
+    )
+    st.caption(f"{len(answers):,} facts. Select a row to read the question token by token.")
+    state.download("Facts as CSV", lambda: answers, "facts")
     st.stop()
 if info.kind != "memory" or not info.has("starts"):
     st.info(

@@ -88,6 +88,7 @@ elif part == "training":
         "selected at least once; a falling line means that the gate stops selecting entries."
     )
     overview.gate_over_time(curve)
+    overview.checkpoints(recording)
 
 elif part == "recordings":
     recordings.all_recordings()

@@ -7,9 +7,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
-from app.live import record_again
 from app.parts import figures, tables
-from app.state import RECORD
 from memscope.base.words import first_upper, span
 from memscope.query.read_sample import head_shares, unread_entries
 from memscope.report.plots import bias as bias_plots
@@ -42,7 +40,8 @@ d = f"D = {selections(recording, having='reads')} selections a layer."
 chosen = [site.selected for site in info.sites if "reads" in site.has]
 selected, most = span(chosen, ","), max(chosen)
 view = address.View("reading")
-parts = [name for name in PARTS if name != HEADS or max(info.site(one).read_heads for one in having) > 1]
+per_head = info.head_weights and max(info.site(one).read_heads for one in having) > 1
+parts = [name for name in PARTS if name != HEADS or per_head]
 part = view.field("part", choice(parts, name="part"))
 layer = view.field("layer", choice(having, name="layer"))
 view.write()
@@ -113,10 +112,6 @@ elif part == AGAINST:
 
 elif part == HEADS:
     heads = state.answer(head_shares, layer)
-    if heads is None:
-        st.info("This recording holds read weights summed over heads. Record with --per-head to see each head:")
-        outside.code(f"{record_again(info, 'recordings/NAME') or RECORD} --per-head", language="bash")
-        st.stop()
     left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
     with left:
         state.show_figure(

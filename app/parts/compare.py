@@ -83,6 +83,8 @@ def sides(a: Recording, b: Recording, name_a: str, name_b: str) -> None:
         notes.append("Both recordings come from the same model file.")
     if a.info.corpus_sha256 != b.info.corpus_sha256:
         notes.append("The corpora differ, so part of every difference comes from the text.")
+    if a.info.rows != b.info.rows:
+        notes.append("More tokens use more of a bank: compare recordings of equally many to see what a model changed.")
     if a.info.layers != b.info.layers:
         memory = "memory " * (a.info.kind == b.info.kind == "memory")
         notes.append(f"Their {memory}layers differ; only those in both are compared.")

@@ -9,9 +9,11 @@ from app.components.contexts import context_view
 from app.parts import figures
 from app.parts.tables import score_name
 from memscope.base.words import first_upper, span
+from memscope.query.catalog import training_history
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.health import telling_entry
+from memscope.report.plots.history import history_curves
 from memscope.report.words import a_word, shared_by
 
 _OVER_TIME = {
@@ -190,6 +192,27 @@ def gate_over_time(curve: pd.DataFrame) -> None:
     st.caption(
         f"Usage on validation documents at each evaluation, D = {d:,.0f} selections a layer; fewer than in the "
         "recording, so coverage is lower here."
+    )
+
+
+def checkpoints(recording: Recording) -> None:
+    """Show what changed between the checkpoints of the run, where they were recorded."""
+    found = state.find_recordings(state.root())
+    history = training_history(recording, found, state.root())
+    if history is None:
+        return
+    st.subheader("From checkpoint to checkpoint")
+    steps = history["step"].unique().tolist()
+    state.show_figure(
+        history_curves,
+        lambda: (history, recording.info.word(2)),
+        *steps,
+        alt="Use, drift, and what woke and died from checkpoint to checkpoint",
+    )
+    st.caption(
+        f"Checkpoints at steps {', '.join(f'{step:,}' for step in steps)}, each recorded on the same text, "
+        f"D = {history['selections'].max():,} selections a layer. Woke: used now and not at the checkpoint before; "
+        "died: the other way round. Compare sets two of them side by side."
     )
 
 

@@ -27,6 +27,14 @@ STAGES = (
         "record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo",
         lambda: _is_complete(Path("recordings/demo")),
     ),
+    Stage(
+        "record runs/demo --corpus data/wiki/valid.jsonl --out recordings/demo-steps --tokens 4096 --checkpoints all",
+        lambda: Path("recordings/demo-steps/history.parquet").is_file(),
+    ),
+    Stage(
+        "facts runs/demo runs/demo/clozes.json --recording recordings/demo",
+        lambda: Path("recordings/demo/sentence_facts.json").is_file(),
+    ),
     Stage("report recordings/demo --out reports/demo", lambda: Path("reports/demo/gate_bias.html").is_file()),
     Stage("map runs/demo recordings/demo", lambda: Path("recordings/demo/map.parquet").is_file()),
 )
@@ -45,7 +53,7 @@ def register(app: typer.Typer) -> None:
                 if code := app(stage.command.split(), standalone_mode=False):  # stopped
                     raise typer.Exit(code)
         print("report: reports/demo/gate_bias.html", file=sys.stderr, flush=True)
-        app(["app", "recordings/demo", "--port", str(port)], standalone_mode=False)
+        app(["app", "recordings", "--port", str(port)], standalone_mode=False)
 
     app.command()(corpus)
     app.command()(presets)

@@ -68,18 +68,19 @@ def ask_sentences(
     run: Path, facts: Path, folder: Path, limit: int | None, as_json: bool, seed: int, device: str
 ) -> None:
     """Ask the facts of a file of a run with a text layer, print the answers and write them into a folder."""
-    from memscope.causal.sentences.facts import ask_facts, plain_summary, summarise, write_answers
+    from memscope.causal.sentences.facts import ask_facts, plain_summary, summarise_groups, write_answers
     from memscope.text.fact_files import read_facts
 
     known, loaded = read_facts(facts), load(run, device)
     with one_writer(folder):
         table = ask_facts(loaded, known, limit, seed)
-        summary = summarise(table, seed=seed)
-        written = write_answers(table, summary, folder)
+        groups = summarise_groups(table, seed=seed)
+        written = write_answers(table, groups, folder)
     if as_json:
-        print_json(plain_summary(summary))
+        print_json(plain_summary(groups))
         return
-    show(summary.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"))
+    for name, summary in groups.items():
+        show(f"{name}\n{summary.to_string(float_format=lambda value: f'{value:.4g}', na_rep='-')}\n")
     show(*written)
 
 

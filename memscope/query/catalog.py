@@ -14,11 +14,14 @@ import pandas as pd
 
 from memscope.base.errors import InputError
 from memscope.base.lock import has_writer
+from memscope.base.parquet import read_parquet
 from memscope.query.recording import Recording
 from memscope.recording.census_file import read_census
 from memscope.recording.info import AGGREGATES, INFO, read_info
 from memscope.run.metrics_log import read_metrics
 
+HISTORY = "history.parquet"
+"""Beside recordings of all checkpoints of a run: what changed from one to the next (``report/compare/history.py``)."""
 DEPTH = 3
 """Folders below the given one in which recordings are found."""
 
@@ -92,6 +95,20 @@ def runs_without_recording(folder: Path, found: dict[str, Path]) -> list[Path]:
     configs.append(folder / "config.yaml")
     runs = {path.parent for path in configs if (path.parent / "metrics.jsonl").is_file()}
     return sorted(run for run in runs if not (run / INFO).is_file() and run.resolve() not in recorded)
+
+
+def training_history(recording: Recording, found: dict[str, Path], root: Path) -> pd.DataFrame | None:
+    """What changed between the checkpoints of the run of a recording; none where they were not recorded in ``root``.
+
+    Raises:
+        InputError: the table is damaged, or links lead out of ``root``.
+    """
+    for path in found.values():
+        table = path.parent / HISTORY
+        if table.is_file() and read_info(path).run == recording.info.run:
+            check_inside(table, root)
+            return read_parquet(table).to_pandas()
+    return None
 
 
 class RunProgress(NamedTuple):

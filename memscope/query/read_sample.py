@@ -79,14 +79,12 @@ def unread_entries(recording: Recording, sample: ReadSample, limit: int = 50) ->
     return known_columns(recording.info, table)
 
 
-def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray | None:
+def head_shares(recording: Recording, layer: int, bins: int = 50) -> np.ndarray:
     """Selections of a sample by the share of a read head that they get, int64 ``[head, bin]`` over [0, 1].
 
-    None where the recording keeps no read weights per head.
+    The recording keeps read weights per head (``info.head_weights``).
     """
     info = recording.info
-    if not info.head_weights:
-        return None
     axis, heads = info.layers.index(layer), info.site(layer).read_heads
     histogram = np.zeros((heads, bins), np.int64)
     for rows in _sampled(recording):

@@ -2,6 +2,7 @@
 
 audit = load_audit(recording.path)
 recall_figure(audit.recall), drop_figure(audit.facts)
+sentence_finding(load_sentence_facts(recording.path))        # of a model that reads sentences
 """
 
 from collections.abc import Iterator
@@ -13,10 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from memscope.base.files import read_json
+from memscope.base.parquet import read_parquet
 from memscope.causal.fact_tables import ANY, FactAudit, load_audit
+from memscope.query.recording import Recording
 from memscope.report.document import Column, ReportFigure, ReportTable, make_table
 from memscope.report.findings import Finding
 from memscope.report.plots.style import GREEN, ORANGE, PERCENT, blue, ink, legend, panel, panels
+from memscope.run.folder import CLOZES
+from memscope.text.fact_files import Fact
 
 PLACES = {"asked": "at the asked token", "anywhere": "anywhere in the question"}
 PREDICATES = {
@@ -152,11 +157,109 @@ def fact_tables(folder: Path) -> Iterator[ReportTable]:
     )
 
 
+SENTENCE_MEASURES = {
+    "selected": "a stating sentence is selected",
+    "searched": "the search by words alone finds one",
+    "answered": "the answer is the likeliest next token",
+    "silent": "the same without reading any sentence",
+    "on_object": "of the read falls on words of the answer",
+    "fall": "fall of the answer's logit without the stating sentences",
+    "control": "fall without as many other sentences",
+    "logprob": "log-probability of the answer, nats",
+}
+"""Measures of ``causal/sentences/facts.py``; those before ``fall`` are shares."""
+_SHARES = tuple(SENTENCE_MEASURES)[:5]
+_DRAWN = {"selected": "sentence selected", "answered": "answered", "silent": "answered without reading"}
+
+
+def ask_command(recording: Recording) -> str:
+    """The command that asks facts of a recorded run: those that it keeps for it, if it does."""
+    run, info = Path(recording.info.run), recording.info
+    facts = run / CLOZES if (run / CLOZES).is_file() else "FACTS"
+    return f"memscope facts {info.run} {facts} --recording {recording.path}"
+
+
 def load_sentence_facts(folder: Path) -> pd.DataFrame | None:
     """The summary that ``memscope facts`` wrote of a model that reads sentences; none if it did not.
 
-    Columns ``mean low high facts``, one row per measure (``causal/sentences/facts.py``).
+    Columns ``group measure mean low high facts``; a group is ``taught`` or ``held out``.
     """
     if not (folder / "sentence_facts.json").is_file():
         return None
-    return pd.DataFrame(read_json(folder / "sentence_facts.json")).T.astype(float)
+    groups = read_json(folder / "sentence_facts.json")
+    rows = [
+        {"group": group, "measure": measure} | {name: np.nan if value is None else value for name, value in row.items()}
+        for group, measures in groups.items()
+        for measure, row in measures.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def sentence_finding(summary: pd.DataFrame) -> str:
+    """What became of the facts that say most, the held-out ones where there are some, in one sentence."""
+    group = "held out" if (summary["group"] == "held out").any() else "taught"
+    rows = summary[summary["group"] == group].set_index("measure")
+    told = "training asked nothing about" if group == "held out" else "training asked about, too"
+    share = rows["mean"].map("{:.0%}".format)
+    return (
+        f"Of {int(rows.loc['selected', 'facts']):,} facts whose sentences {told}, {share['answered']} are answered "
+        f"when the model may read, {share['silent']} when it may not; {share['selected']} select a sentence that "
+        "states them."
+    )
+
+
+def sentence_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """``load_sentence_facts`` in words: one row per measure, one column per group, with 95% intervals."""
+
+    def said(row: Any) -> str:
+        if not row.facts:
+            return "–"
+        form = "{:.1%}" if row.measure in _SHARES else "{:+.2f}"
+        mean, low, high = (form.format(value) for value in (row.mean, row.low, row.high))
+        return f"{mean}  ({low} to {high})"
+
+    texts = [said(row) for row in summary.rename(columns=str).itertuples()]
+    table = summary.assign(said=texts).pivot(index="measure", columns="group", values="said")
+    groups = [group for group in ("held out", "taught") if group in table]
+    table = table.reindex(SENTENCE_MEASURES)[groups].reset_index()
+    return table.assign(measure=table["measure"].map(SENTENCE_MEASURES)).rename_axis(columns=None)
+
+
+def sentence_figure(summary: pd.DataFrame, *, dark: bool = False) -> Figure:
+    """Shares of facts that are found and answered, with 95% intervals, of each group."""
+    figure, axes = panel(dark)
+    for shift, group, color in ((0.12, "held out", blue(dark)), (-0.12, "taught", ORANGE)):
+        rows = summary[summary["group"] == group].set_index("measure").reindex(_DRAWN)
+        if rows["mean"].isna().all():
+            continue
+        at = np.arange(len(rows))[::-1] + shift
+        apart = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        axes.errorbar(rows["mean"], at, xerr=apart, fmt="o", color=color, label=group, capsize=3)
+    axes.set_yticks(np.arange(len(_DRAWN))[::-1], list(_DRAWN.values()))
+    axes.set(xlabel="share of facts", xlim=(0, 1))
+    axes.xaxis.set_major_formatter(PERCENT)
+    legend(axes, loc="best")
+    return figure
+
+
+def load_sentence_answers(folder: Path) -> pd.DataFrame | None:
+    """Every fact that was asked of a model that reads sentences, those of held-out sentences first; none if none was.
+
+    Columns ``question answer group rank rank_silent selected on_object fall``.
+    """
+    if not (folder / "sentence_facts.parquet").is_file():
+        return None
+    table = read_parquet(folder / "sentence_facts.parquet").to_pandas()
+    asked = [
+        Fact(*row) for row in table[["uuid", "subject", "predicate", "object", "template"]].itertuples(index=False)
+    ]
+    answers = pd.DataFrame(
+        {
+            "question": [fact.question for fact in asked],
+            "answer": table["object"],
+            "group": np.where(table["taught"], "taught", "held out"),
+            **{name: table[name] for name in ("rank", "rank_silent", "selected", "on_object")},
+            "fall": table["logit"] - table["logit_without"],
+        }
+    )
+    return answers.sort_values(["group", "rank"], kind="stable", ignore_index=True)

@@ -19,6 +19,8 @@ from memscope.text.special_tokens import ROLES_FILE
 
 CONFIG, MODEL, START = "config.yaml", "model.safetensors", "start.json"
 SENTENCES = "text_bank.parquet"
+CLOZES = "clozes.json"
+"""What a run may be asked whose statements are made of its own sentences (``train/lessons/clozes.py``)."""
 SETTINGS = (CONFIG, "tokenizer.json", ROLES_FILE)
 ORIGIN = ("bank_init.parquet", "bank_init.safetensors", "bank_spare.parquet", SENTENCES)
 """Files with a run's settings, and with the starts of its entries."""

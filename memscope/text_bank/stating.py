@@ -7,13 +7,19 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from memscope.text.fact_files import Fact
-from memscope.text.sentences import Triple
+from memscope.text.sentences import Sentence, Triple
 from memscope.text_bank.bank import SentenceBank
 
 
 def is_held_out(subject: str, share: float) -> bool:
     """Whether a subject is among the held-out ones: the first 32 bits of its SHA-256, as a share of all."""
     return int(hashlib.sha256(subject.encode()).hexdigest()[:8], 16) < share * 2**32
+
+
+def asks_nothing(sentence: Sentence, share: float) -> bool:
+    """Whether a sentence is held out: one of its subjects is, or where it has none the sentence itself."""
+    names = {triple.subject for triple in sentence.triples if triple.subject} or {sentence.text}
+    return any(is_held_out(name, share) for name in names)
 
 
 def stating_entries(facts: Sequence[Fact], bank: SentenceBank) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from memscope.base.errors import InputError
-from memscope.base.files import write_text
+from memscope.base.files import write_json, write_text
 from memscope.base.runtime import pick_device, pick_dtype
 from memscope.base.seals import LIST
 from memscope.config.load import Config, dump_config, load_config
@@ -27,16 +27,20 @@ from memscope.run.checkpoint import (
     read_checkpoint,
     set_aside_damaged,
 )
-from memscope.run.folder import CONFIG, check_steps, write_start
+from memscope.run.folder import CLOZES, CONFIG, check_steps, write_start
 from memscope.run.metrics_log import MetricsLog
 from memscope.run.text_bank import run_bank
 from memscope.text.corpus import PackedCorpus, TrainingOrder
 from memscope.text.tokenizer import Tokenizer
 from memscope.train.lessons.batches import Batches, Teacher
+from memscope.train.lessons.clozes import asked_facts
 from memscope.train.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
 from memscope.train.prepare import prepare_run
 from memscope.train.revive import Reviver
 from memscope.train.timing import Progress, Throughput
+
+_ASKED = 400
+"""Facts that are written for ``memscope facts``."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def set_up(config: Config, run: Path, device: str) -> Training:
     teacher = None
     if net.text_bank is not None or config.text.facts_path:
         teacher = Teacher(config, run_bank(run), tokenizer)
+        if accelerator.is_main_process:
+            _write_clozes(config, run)
     batches = Batches(order, config, accelerator, teacher)
     n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_windows)
     check_steps(run, first_step, n_steps)
@@ -138,6 +144,15 @@ def set_up(config: Config, run: Path, device: str) -> Training:
         progress=progress,
         started=started,
     )
+
+
+def _write_clozes(config: Config, run: Path) -> None:
+    """Write what a run may be asked whose statements are made of its own sentences."""
+    text, path = config.text, run / CLOZES
+    if text.facts_path or not text.statement_share or path.is_file():
+        return
+    if facts := asked_facts(run_bank(run), text.held_out, config.train.seed, _ASKED):
+        write_json(path, [fact._asdict() for fact in facts])
 
 
 def _spread(net: MemoryTransformer, settings: TrainConfig, run: Path, accelerator: Accelerator) -> tuple[Parallel, int]:

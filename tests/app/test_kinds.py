@@ -21,7 +21,7 @@ PARTS = {
     "entries": ("",),
     "map": ("",),
     "gate_bias": ("evenness", "concentration", "profiles", "layers", "anomalies", "report"),
-    "reading": ("shares", "gate against read", "heads", "unread entries", "certainty"),
+    "reading": ("shares", "gate against read", "unread entries", "certainty"),
     "routing": ("load", "atlas", "domains", "tokens", "pairs", "paths"),
     "facts": ("",),
     "what_if": ("",),

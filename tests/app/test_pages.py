@@ -23,9 +23,11 @@ from memscope.query.bank_table import entry_numbers
 from memscope.query.charts import map_points
 from memscope.query.charts.map_points import inside, unit_places
 from memscope.query.recording import Recording
+from memscope.record.checkpoints import record_checkpoints
 from memscope.record.loop import RecordOptions, record
 from memscope.recording.info import read_info, write_info
 from memscope.report.anomalies import anomalies_in_words
+from memscope.report.compare.history import write_history
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun
 from memscope.testing.anomalies import plant_anomalies
@@ -38,7 +40,7 @@ PARTS = {
     "entries": ("",),
     "map": ("",),
     "gate_bias": ("evenness", "concentration", "preferences", "profiles", "layers", "anomalies", "report"),
-    "reading": ("shares", "gate against read", "heads", "unread entries", "certainty"),
+    "reading": ("shares", "gate against read", "unread entries", "certainty"),
     "compare": ("metrics", "entries", "prompt"),
 }
 VIEWS = [(page, part) for page, parts in PARTS.items() for part in parts]
@@ -80,7 +82,7 @@ def test_every_view_runs_and_is_titled(page: str, part: str) -> None:
 @pytest.mark.parametrize(("page", "part"), [view for view in VIEWS if view[0] in ("gate_bias", "reading", "map")])
 def test_captions_say_over_how_much_they_hold(page: str, part: str) -> None:
     captions = " ".join(caption.value for caption in open_page(page, part=part).caption)
-    if part not in ("report", "heads"):
+    if part != "report":
         assert any(word in captions for word in ("D = ", " tokens", "selections"))
 
 
@@ -102,6 +104,36 @@ def test_the_overview_lists_recordings_and_opens_one() -> None:
     test.selectbox(key="chosen").select("deeper/twin").run()
     assert not test.exception
     assert asked(test, "recording") == "deeper/twin"
+
+
+def test_heads_are_a_part_where_they_were_recorded(
+    slot_run: LoadedRun, corpus_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = RecordOptions(max_tokens=200, head_weights=True)
+    record(OwnRun(slot_run), corpus_dir / "valid.jsonl", tmp_path / "heads", options)
+    parts = [open_page("reading").button_group[0].options]
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
+    test = open_page("reading", "heads", part="heads")
+    assert not test.exception
+    parts.append(test.button_group[0].options)
+    assert ["Heads" in options for options in parts] == [False, True]
+    assert "Each head has 1,600 selections" in markdown(test)
+
+
+def test_what_changed_between_checkpoints_is_shown_beside_the_training(
+    tiny_run_path: Path, corpus_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    title = "From checkpoint to checkpoint"
+    assert title not in [heading.value for heading in open_page("overview", part="training").subheader]
+    shutil.copytree(folder / "tiny", tmp_path / "tiny")
+    steps = record_checkpoints(tiny_run_path, corpus_dir / "valid.jsonl", tmp_path / "steps", RecordOptions(300), "cpu")
+    write_history([Recording(path) for path in steps], tmp_path / "steps")
+    monkeypatch.setenv("MEMSCOPE_RECORDINGS", str(tmp_path))
+    test = open_page("overview", part="training")
+    assert not test.exception and title in [heading.value for heading in test.subheader]
+    assert "Checkpoints at steps 10, 20, each recorded on the same text, D = 1,200 selections" in markdown(test)
+    compared = open_page("compare", "tiny")
+    assert not compared.exception and "compare recordings of equally many" in markdown(compared)
 
 
 def test_a_token_is_chosen_by_its_number() -> None:

@@ -1,8 +1,10 @@
 """Pages of runs whose layers read sentences: which words were read, and what a sentence that is typed anew changes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from memscope.query.recording import Recording
@@ -11,7 +13,7 @@ from memscope.run.adapters.own import OwnRun
 from tests.app.open_page import open_page
 from tests.app.test_causal import compared
 from tests.app.test_kinds import PARTS, VIEWS, said, spoken
-from tests.conftest import HOSTILE, untrained_run
+from tests.conftest import HOSTILE, CliResult, untrained_run
 from tests.text_runs import text_config, write_world
 
 pytestmark = pytest.mark.slow
@@ -127,15 +129,27 @@ def test_sentences_are_changed_on_the_page_what_if(folder: Path) -> None:
     assert "choose layers 1" in test.code[0].value
 
 
-def test_facts_are_explained_and_shown_once_they_were_asked(folder: Path) -> None:
+def test_facts_are_explained_and_shown_once_they_were_asked(folder: Path, cli: Callable[..., CliResult]) -> None:
     test = open_page("facts", "beside")
     assert not test.exception and not test.dataframe
-    assert "memscope facts" in test.code[0].value
-    summary = {"selected": {"mean": 0.5, "low": 0.4, "high": 0.6, "facts": 64.0}}
-    path = folder / "recordings" / "beside" / "sentence_facts.json"
-    path.write_text(json.dumps(summary | {"on_object": dict.fromkeys(("mean", "low", "high", "facts"))}))
+    run, recording = folder / "beside", folder / "recordings" / "beside"
+    assert test.code[0].value == f"memscope facts {run} FACTS --recording {recording}"
+    assert cli("facts", run, run / "facts.json", "--recording", recording).code == 0
+    written = [recording / f"sentence_facts.{kind}" for kind in ("json", "parquet")]
+    summary, answers = json.loads(written[0].read_text()), pd.read_parquet(written[1])
     try:
         test = open_page("facts", "beside")
     finally:
-        path.unlink()
-    assert not test.exception and test.dataframe[0].value.loc["selected", "mean"] == 0.5
+        for path in written:
+            path.unlink()
+    assert not test.exception
+    shares, facts = (table.value for table in test.dataframe)
+    assert shares.columns.tolist() == ["measure", "held out", "taught"]
+    for group in ("held out", "taught"):
+        assert shares[group][0].startswith(f"{summary[group]['selected']['mean']:.1%}  (")
+    assert not spoken(said(test), ("nan", "none"))
+    assert f"Of {int(summary['held out']['selected']['facts'])} facts" in test.main.markdown[0].value
+    assert len(facts) == len(answers) and facts["group"].tolist() == sorted(facts["group"])
+    assert (facts["group"] == "taught").sum() == answers["taught"].sum()
+    assert sorted(facts["rank"]) == sorted(answers["rank"])
+    assert "Eva Lind works as a" in facts["question"].tolist()

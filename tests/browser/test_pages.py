@@ -30,9 +30,7 @@ VIEWS = {
         f"gate_bias?part={part}"
         for part in ("evenness", "concentration", "preferences", "profiles", "layers", "report")
     ],
-    "Reading": [
-        f"reading?part={part}" for part in ("shares", "gate+against+read", "heads", "unread+entries", "certainty")
-    ],
+    "Reading": [f"reading?part={part}" for part in ("shares", "gate+against+read", "unread+entries", "certainty")],
     "Facts": ["facts"],
     "What if": ["what_if", "what_if?change=ablate&entries=0%2C1&text=Ada+%3Cb%3EHolm%3C%2Fb%3E"],
     "Compare": ["compare?part=metrics", "compare?part=entries", "compare?part=prompt&text=Ada+%3Cb%3EHolm%3C%2Fb%3E"],

@@ -47,16 +47,17 @@ def test_the_demo_does_what_is_missing_and_opens_the_app(
     monkeypatch.setattr(presets, "FOLDER", tmp_path / "presets")
     shutil.copytree(corpus_dir, tmp_path / "data" / "wiki")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "STAGES", STAGES[:3])  # report and map take as long as all the rest, and have their tests
+    monkeypatch.setattr(demo, "STAGES", STAGES[:4])  # facts need a text layer; report and map take as long as the rest
     done = cli("demo", "--port", 8765)
     assert done.code == 0, done.err
     assert [line for line in done.err.splitlines() if line.startswith("$")] == [
-        f"$ memscope {stage.command}" for stage in STAGES[1:3]
+        f"$ memscope {stage.command}" for stage in STAGES[1:4]
     ]
     assert len(Recording("recordings/demo").entries(limit=3)) == 3
+    assert Recording("recordings/demo-steps/step-00000002").info.step == 2
     again = cli("demo")
     assert (again.code, again.err) == (0, "report: reports/demo/gate_bias.html\n")
-    assert served == [(Path("recordings/demo"), "127.0.0.1", port) for port in (8765, 8501)]
+    assert served == [(Path("recordings"), "127.0.0.1", port) for port in (8765, 8501)]
 
 
 def test_a_demo_that_is_stopped_begins_no_further_stage(
@@ -76,6 +77,11 @@ def test_what_the_demo_calls_are_commands_as_they_are() -> None:
     for stage in STAGES:
         name, *words = stage.command.split()
         commands[name].make_context(name, words)  # an option that there is not would raise
+
+
+def test_the_demo_keeps_checkpoints_to_compare() -> None:
+    train = load_config("demo").train
+    assert train.steps % train.save_interval == 0 and train.steps // train.save_interval >= train.keep_checkpoints > 2
 
 
 def test_a_preset_is_found_by_name_unless_a_file_has_it(

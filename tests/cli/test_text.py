@@ -14,6 +14,7 @@ from memscope.base.parquet import read_parquet
 from memscope.run.checkpoint import LoadedRun, list_files, load_run
 from memscope.run.replace_bank import read_bank
 from memscope.text_bank.bank import FILE, load_bank
+from memscope.text_bank.stating import is_held_out
 from tests.cli.test_bad_input import assert_refused
 from tests.conftest import CliResult, untrained_run
 from tests.text_runs import text_config, world, write_world
@@ -135,9 +136,17 @@ def test_a_run_without_sentences_has_no_bank_to_change(cli: Cli, tiny_run_path: 
 def test_facts_are_asked_and_their_sentences_taken_out(cli: Cli, run: LoadedRun, tmp_path: Path) -> None:
     done = cli("facts", run.path, run.path / "facts.json", "--out", tmp_path / "facts", "--json")
     assert done.code == 0, done.err
-    summary = json.loads(done.out)
-    table = read_parquet(tmp_path / "facts" / "sentence_facts.parquet").to_pandas()
-    assert len(table) == summary["selected"]["facts"] > 50
+    groups = json.loads(done.out)
+    everything = read_parquet(tmp_path / "facts" / "sentence_facts.parquet").to_pandas()
+    assert everything["taught"].tolist() == [
+        not is_held_out(subject, run.config.text.held_out) for subject in everything["subject"]
+    ]
+    assert {name: one["selected"]["facts"] for name, one in groups.items()} == {
+        "taught": everything["taught"].sum(),
+        "held out": (~everything["taught"]).sum(),
+    }
+    table, summary = everything[everything["taught"]], groups["taught"]
+    assert len(table) > 30
     assert summary["selected"]["mean"] == pytest.approx(table["selected"].mean())
     assert table["searched"].mean() > 0.5 and (table["searched"] == table["selected"]).mean() > 0.9
     fall = (table["logit"] - table["logit_without"])[table["selected"]]

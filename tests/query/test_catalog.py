@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.query.catalog import (
     find_documents,
@@ -13,6 +14,7 @@ from memscope.query.catalog import (
     recordings_table,
     run_progress,
     runs_without_recording,
+    training_history,
     usage_now,
 )
 from memscope.query.recording import Recording
@@ -36,6 +38,23 @@ def test_recordings_are_named_by_their_path(folder: Path) -> None:
     assert list(found) == ["a/b/deep", "broken", "unfinished", "whole"]
     assert find_recordings(folder / "whole") == {"whole": folder / "whole"}
     assert find_recordings(folder / "nothing") == {}
+
+
+def test_the_history_of_a_run_is_found_beside_recordings_of_it(folder: Path, tmp_path: Path) -> None:
+    recording = Recording(folder / "whole")
+    shutil.rmtree(folder / "broken")
+    assert training_history(recording, find_recordings(folder), folder) is None
+    pd.DataFrame({"step": [1, 2]}).to_parquet(folder / "a" / "b" / "history.parquet")
+    history = training_history(recording, find_recordings(folder), folder)
+    assert history is not None and history["step"].tolist() == [1, 2]
+    other = folder / "a" / "b" / "deep"
+    write_info(other, read_info(other).model_copy(update={"run": "another"}))
+    assert training_history(recording, find_recordings(folder), folder) is None
+    write_info(other, read_info(folder / "whole"))
+    (folder / "a" / "b" / "history.parquet").rename(tmp_path / "outside.parquet")
+    (folder / "a" / "b" / "history.parquet").symlink_to(tmp_path / "outside.parquet")
+    with pytest.raises(InputError, match="leads out of"):
+        training_history(recording, find_recordings(folder), folder)
 
 
 def test_the_table_says_what_each_is_and_what_is_wrong(folder: Path) -> None:

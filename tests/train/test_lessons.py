@@ -2,6 +2,7 @@
 reading is learned.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -22,14 +23,15 @@ from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import list_checkpoints, load_run
 from memscope.run.metrics_log import read_metrics
 from memscope.run.text_bank import fill_text_bank, run_bank
+from memscope.text.fact_files import read_facts
 from memscope.text.sentences import Sentence, Triple
 from memscope.text.tokenizer import Tokenizer
 from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.lexical import LexicalIndex
-from memscope.text_bank.stating import is_held_out
+from memscope.text_bank.stating import asks_nothing, is_held_out, stating_entries
 from memscope.text_bank.words import WordReader
 from memscope.train.lessons.batches import Batches, Teacher, alignment, teaching
-from memscope.train.lessons.clozes import make_clozes
+from memscope.train.lessons.clozes import asked_facts, make_clozes
 from memscope.train.lessons.retold import retell
 from memscope.train.lessons.statements import StatementMaker, taught_facts
 from memscope.train.loop import train
@@ -168,6 +170,29 @@ def test_clozes_ask_for_rare_words_of_sentences_that_are_not_held_out(tokenizer:
     assert len(rare) > 0.9 * len(asked)  # though a sentence has up to eight words that may be asked for
     assert make_clozes(bank, held_out=share, seed=0)[7].fact == clozes[7].fact
     assert make_clozes(bank, held_out=share, seed=1)[7].fact != clozes[7].fact
+
+
+def test_clozes_are_kept_as_facts_half_of_them_of_held_out_sentences(bank: SentenceBank, tmp_path: Path) -> None:
+    share = 0.4
+    facts = asked_facts(bank, held_out=share, seed=0, most=12)
+    assert {fact.predicate for fact in facts} <= {"name", "number"}
+    assert all(len(fact.question.split()) >= 5 for fact in facts)
+    (tmp_path / "clozes.json").write_text(json.dumps([fact._asdict() for fact in facts]))
+    assert read_facts(tmp_path / "clozes.json") == facts and len(set(facts)) == 12
+    taught = {fact._replace(uuid="") for fact, _ in make_clozes(bank, held_out=share, seed=0)}
+    for number, (fact, entries) in enumerate(zip(facts, stating_entries(facts, bank), strict=True)):
+        [sentence] = [bank.sentences[entry] for entry in entries]
+        rest = fact.template.partition("[Y]")[2]
+        assert fact.object in sentence.text and sentence.text.endswith(rest)
+        assert asks_nothing(sentence, share) == (number < 6)
+        assert (fact._replace(uuid="") in taught) == (number >= 6)
+    assert len(asked_facts(bank, held_out=0.0, seed=0, most=12)) == 6  # nothing is held out
+
+
+def test_a_sentence_without_a_number_gives_no_fact(tokenizer: Tokenizer) -> None:
+    texts = ["The old painter Ada Holm was born in Farley .", "Nobody knew what the printer Finn Frost sold there ."]
+    plain = SentenceBank.of([Sentence(text, ()) for text in texts], tokenizer.encode_batch(texts))
+    assert make_clozes(plain, held_out=0.0, seed=0) and not asked_facts(plain, held_out=0.0, seed=0, most=9)
 
 
 def test_clozes_are_found_by_the_words_that_are_left(tokenizer: Tokenizer, bank: SentenceBank) -> None:

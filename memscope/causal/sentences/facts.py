@@ -2,10 +2,12 @@
 
     table = ask_facts(run, facts)            # one row per fact
     summarise(table)                         # shares with intervals over facts
+    summarise_groups(table)                  # the same of facts that training taught, and of those held out
 
 A fact is asked as in ``causal/facts.py``: its template up to the object; the answer is the object's first token. Every
 number is of the asked position, the last token of the question:
 
+``taught``         training made statements of the sentences that state it, or of its subject with a file of facts
 ``selected``       a sentence that states the fact is among those selected, in any text layer
 ``searched``       one is among as many that share most words with the question: no gate should fall below this
 ``rank logprob``   of the answer over the vocabulary, from 1 and in nats
@@ -34,7 +36,8 @@ from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun
 from memscope.run.subject import evaluating
 from memscope.text.fact_files import Fact
-from memscope.text_bank.stating import stating_entries
+from memscope.text_bank.bank import SentenceBank
+from memscope.text_bank.stating import asks_nothing, is_held_out, stating_entries
 
 _BATCH = 64
 
@@ -68,7 +71,17 @@ def ask_facts(run: LoadedRun, facts: Sequence[Fact], limit: int | None = None, s
     batches = [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
     found = [_ask(run, asked, batch, facts, stating) for batch in watched(batches, "asking", "questions", size=len)]
     table = pd.DataFrame(facts, index=pd.RangeIndex(len(facts))).drop(columns="evidence")
+    table["taught"] = [_is_taught(run, bank, fact, entries) for fact, entries in chosen]
     return table.join(pd.concat(found).sort_index())
+
+
+def _is_taught(run: LoadedRun, bank: SentenceBank, fact: Fact, entries: np.ndarray) -> bool:
+    text = run.config.text
+    if not text.statement_share:
+        return False
+    if text.facts_path:
+        return not is_held_out(fact.subject, text.held_out)
+    return not all(asks_nothing(bank.sentences[entry], text.held_out) for entry in entries)
 
 
 def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -95,17 +108,22 @@ def summarise(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataF
     ).T
 
 
-def plain_summary(summary: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """``summarise`` as plain values; none where no fact tells, as when none was answered."""
-    rows: dict[str, dict[str, float | None]] = summary.astype(object).where(summary.notna(), None).to_dict("index")
-    return rows
+def summarise_groups(table: pd.DataFrame, draws: int = 2000, seed: int = 0) -> dict[str, pd.DataFrame]:
+    """``summarise`` of the facts that were ``taught``, and of those ``held out``; none of a group without facts."""
+    groups = {"taught": table[table["taught"]], "held out": table[~table["taught"]]}
+    return {name: summarise(rows, draws, seed) for name, rows in groups.items() if len(rows)}
 
 
-def write_answers(table: pd.DataFrame, summary: pd.DataFrame, folder: Path) -> list[Path]:
+def plain_summary(groups: dict[str, pd.DataFrame]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """``summarise_groups`` as plain values; none where no fact tells, as when none was answered."""
+    return {name: one.astype(object).where(one.notna(), None).to_dict("index") for name, one in groups.items()}
+
+
+def write_answers(table: pd.DataFrame, groups: dict[str, pd.DataFrame], folder: Path) -> list[Path]:
     """Write ``sentence_facts.parquet`` and ``sentence_facts.json``."""
     written = [folder / "sentence_facts.parquet", folder / "sentence_facts.json"]
     write_table(written[0], pa.Table.from_pandas(table, preserve_index=False))
-    write_json(written[1], plain_summary(summary))
+    write_json(written[1], plain_summary(groups))
     return written
 
 

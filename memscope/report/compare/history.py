@@ -15,11 +15,11 @@ from scipy.stats import spearmanr
 
 from memscope.base.files import atomic_path, write_csv
 from memscope.base.parquet import fixed_lists, write_table
+from memscope.query.catalog import HISTORY
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.plots.history import history_curves
 
-TABLE = "history.parquet"
 _METRICS = ("coverage", "even_coverage", "kl_to_uniform", "gini", "top50", "dead", "hot")
 
 
@@ -36,13 +36,13 @@ def write_history(recordings: Sequence[Recording], out: Path) -> Path:
         ],
         ignore_index=True,
     )
-    write_table(out / TABLE, pa.Table.from_pandas(table, preserve_index=False))
+    write_table(out / HISTORY, pa.Table.from_pandas(table, preserve_index=False))
     write_csv(out / "history.csv", table)
     write_table(out / "history_entries.parquet", _entries(recordings[0].info, usage, drift, steps))
     for kind in ("svg", "png"):
         with atomic_path(out / "figures" / f"history.{kind}") as temporary:
             history_curves(table, recordings[0].info.word(2)).savefig(temporary, format=kind, dpi=150)
-    return out / TABLE
+    return out / HISTORY
 
 
 def _changes(
