@@ -12,8 +12,8 @@ from memscope.base.printable import printable, printable_values
 
 
 def table(data: pd.DataFrame | dict[str, Any], **options: Any) -> Any:
-    """``st.dataframe``."""
-    return st.dataframe(printable_frame(pd.DataFrame(data)), **options)
+    """``st.dataframe``, with a dash where a value is missing."""
+    return st.dataframe(printable_frame(pd.DataFrame(data)), placeholder="–", **options)
 
 
 def text(body: str, **options: Any) -> None:

@@ -106,6 +106,12 @@ def test_the_overview_lists_recordings_and_opens_one() -> None:
     assert asked(test, "recording") == "deeper/twin"
 
 
+def test_a_missing_value_is_a_dash() -> None:
+    for page, part in (("entries", ""), ("overview", "recordings"), ("gate_bias", "layers")):
+        shown = open_page(page, **({"part": part} if part else {})).dataframe
+        assert [table.proto.placeholder for table in shown] == ["–"] * len(shown) != []
+
+
 def test_heads_are_a_part_where_they_were_recorded(
     slot_run: LoadedRun, corpus_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
