@@ -4,8 +4,8 @@ PORT ?= 8501
 BIN := .venv/bin
 # One more than two cores have: the one that drives the browser waits most of its time.
 WORKERS ?= 3
-# Forked from one that has imported and collected; a module's tests stay in one of them (tests/workers.py).
-PYTEST = $(BIN)/pytest --workers $(WORKERS)
+# A module's tests stay in one process, which shares what the module made; slow modules start first (tests/conftest.py).
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 # Tests start many processes; without files of bytecode each would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Bytecode of packages is written when they are first imported: most of what is installed never is.

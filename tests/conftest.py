@@ -26,8 +26,6 @@ os.environ["OMP_NUM_THREADS"] = THREADS
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes that import torch first
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")  # else its first question compiles six programs
 
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asks for a GPU and leaves it to what is forked
-
 # A shell has its background jobs ignore Ctrl-C, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +33,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 TESTS = Path(__file__).resolve().parent
 SHARED = TESTS.parents[1] / "shared" / "data"
 
-FIRST = ("browser/test_pages.py", "train/test_parallel.py", "cli/test_demo.py", "testing/test_recordings.py")
+FIRST = ("browser/test_pages.py", "train/test_parallel.py", "testing/test_recordings.py", "testing/test_models.py")
 """The modules that take longest: one that began last would keep one process at work alone."""
 
 HOSTILE = (
@@ -49,17 +47,13 @@ _TOWNS = ["Aston", "Berrow", "Calder", "Dunmore", "Elham", "Farley"]
 _WORK = ["a painter", "an engineer", "a physician", "a composer", "a farmer", "a printer"]
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--workers", type=int, default=1, help="run the tests in as many processes (tests/workers.py)")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    import torch
+    if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        import torch
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it then
-    config.pluginmanager.import_plugin("tests.made")
-    config.pluginmanager.import_plugin("tests.workers")
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it then
+        config.pluginmanager.import_plugin("tests.made")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,9 +1,9 @@
 """What tests share: runs, recordings of them and what is done around every test; made once per process.
 
-A plugin of pytest that ``conftest.py`` adds, for what this imports reads variables that are set there first.
+A plugin of pytest that ``conftest.py`` adds in processes that run tests: the one that only deals tests out to others
+need not load what this takes.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,9 +73,7 @@ def tiny_run(tiny_run_path: Path) -> LoadedRun:
 @pytest.fixture(scope="session")
 def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recordings") / "tiny"
-    with (tmp_path_factory.getbasetemp() / ".first").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the first process compiles what the others load then
-        record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
+    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
     return path
 
 

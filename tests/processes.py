@@ -3,17 +3,14 @@
 A script that needs no process of its own runs in this one.
 """
 
-import importlib
 import multiprocessing
 import os
 import runpy
-import select
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import arbitrary_address, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +19,11 @@ import pytest
 from memscope.__main__ import main
 
 FRESH = multiprocessing.get_context("forkserver")
-"""Starts a process without anything that a test did to this one; ``fork_template`` comes first."""
-_IMPORTED = ["memscope.train.loop", "memscope.record.loop", "memscope.cli.main", "tests.processes"]
+"""Starts a process without anything that a test did to this one."""
+_IMPORTED = ["memscope.train.loop", "memscope.record.loop", "memscope.cli.main"]
 _IMPORTED += ["torch._dynamo", "torch.distributed.fsdp", "tests.warm"]
+FRESH.set_forkserver_preload(_IMPORTED)
 TIMEOUT = 900
-
-
-def fork_template() -> None:
-    """Fork the server that ``FRESH`` and all that is forked later ask for processes, before any test has run.
-
-    Its own would be started anew: seconds of imports for each process that runs tests.
-    """
-    server = forkserver._forkserver  # type: ignore[attr-defined]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONWARNINGS", "ignore")  # it would name the locks of those that tests kill
-        resource_tracker.ensure_running()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address := arbitrary_address("AF_UNIX"))
-    listener.listen(64)
-    needed, held = os.pipe()
-    if not (process := os.fork()):
-        os.close(held)
-        try:
-            _serve(listener, needed)
-        finally:
-            os._exit(0)
-    os.close(needed)
-    listener.close()
-    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, held, process
-    server.ensure_running = lambda: None
-
-
-def _serve(listener: socket.socket, needed: int) -> None:
-    """Serve processes to those that hold the other end of the pipe ``needed``.
-
-    The package is imported anew, without the checks of types, which dynamo cannot trace.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-    asked, _, _ = select.select([listener, needed], [], [])
-    if listener in asked:
-        changing = ("jaxtyping", "_pytest")
-        sys.meta_path[:] = [one for one in sys.meta_path if not type(one).__module__.startswith(changing)]
-        for name in [name for name in sys.modules if name.partition(".")[0] in ("memscope", "app", "tests")]:
-            del sys.modules[name]
-        for name in _IMPORTED:
-            importlib.import_module(name)
-        forkserver.main(listener.fileno(), needed, [])
 
 
 def run_group(
