@@ -57,10 +57,12 @@ class LexicalIndex:
     @classmethod
     def build(cls, ids: np.ndarray, lengths: np.ndarray, reader: WordReader, bos: int, window: int) -> "LexicalIndex":
         """Index a bank of token ids ``[N, L]``, of which the first ``lengths [N]`` of a row are text."""
-        found = [reader.read(row[:length]) for row, length in zip(ids, lengths, strict=True)]
-        words = np.concatenate([ends.words[ends.whole] for ends in found])
-        sizes = np.array([ends.whole.sum() for ends in found])
-        owners = np.repeat(np.arange(len(ids)), sizes)
+        # All rows are read as one text, a bos behind each: no word goes on beyond it.
+        place = np.arange(ids.shape[1] + 1)
+        rows = np.where(place == lengths[:, None], bos, np.pad(ids, ((0, 0), (0, 1))))
+        ends = reader.read(rows[place <= lengths[:, None]])
+        owners = np.repeat(np.arange(len(ids)), lengths + 1)[ends.whole]
+        words, sizes = ends.words[ends.whole], np.bincount(owners, minlength=len(ids))
         vocabulary, word = np.unique(words, return_inverse=True)
         pairs, counts = np.unique(word * len(ids) + owners, return_counts=True)
         word, owners = np.divmod(pairs, len(ids))  # by word, then by entry
