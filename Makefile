@@ -44,7 +44,7 @@ dist: .venv/installed-dev  ## build the sdist, and the wheel from it
 	$(BIN)/python -m build --no-isolation
 
 clean-demo:  ## forget the demo's run, recording and report
-	rm -rf runs/demo recordings/demo reports/demo
+	rm -rf runs/demo recordings/demo recordings/demo-steps reports/demo
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 # torch first and alone: it is the large one, and an index of CPU wheels given by PIP_EXTRA_INDEX_URL then decides it.
