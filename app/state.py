@@ -5,6 +5,8 @@ Cached values are read-only and shared by all readers; a reader's choices are on
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -253,7 +255,10 @@ def _show(
 ) -> None:
     dark = st.context.theme.type == "dark"
     image = _draw(versions, f"{draw.__module__}.{draw.__name__}", dark, by, draw, arguments)
-    st.image(image, width="stretch", output_format="PNG", alt=alt)
+    width, height = struct.unpack(">II", image[16:24])  # as a PNG begins
+    kind = "wide" if width > 2 * height else "figure"
+    with st.container(key=f"{kind}-{draw.__name__}-{zlib.crc32(repr((versions, by)).encode())}"):
+        st.image(image, width="stretch", output_format="PNG", alt=alt)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)

@@ -330,6 +330,11 @@ def test_what_is_chosen_in_a_histogram_filters_the_others_the_table_and_the_map(
     settle(page)
     stage = map_stage(page).bounding_box()
     assert stage["height"] <= stage["width"] + 1 < 480  # so that all points are in its frame
+    visit(page, f"{address}/?recording=tiny&part=training", "Overview")
+    wide = page.locator("[class*=st-key-wide-] img").first
+    wide.wait_for()
+    assert wide.evaluate("image => image.clientWidth") > 600  # legible: it is moved, and the page is not
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_points_of_the_map_are_hovered_clicked_and_lassoed(page, address: str) -> None:
