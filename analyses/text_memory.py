@@ -119,7 +119,7 @@ def leakage(run: LoadedRun, corpus: Path, tokens: int) -> pd.DataFrame:
         counted += int((targets >= 0).sum())
         none = torch.empty(0, dtype=torch.int64)
         blocked = [overlaps.find(row[mask]) for row, mask in zip(batch.tokens, batch.mask, strict=True)]
-        lesson = Lesson(step=0, rows=none, positions=none, stating=[], swapped={}, blocked=blocked)
+        lesson = Lesson(step=0, rows=none, positions=none, answers=none, stating=[], swapped={}, blocked=blocked)
         silent = OwnRun(run).rewrite(lambda layer, i, s: _silence(run, layer, i, s))
         with evaluating(run.model):
             for name, change in (("as it is", nullcontext()), ("nothing selected", silent)):

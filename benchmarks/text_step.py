@@ -19,7 +19,7 @@ from statistics import mean
 from memscope.base.runtime import autocast, keep_freed_memory, peak_rss_bytes
 from memscope.config.load import load_config
 from memscope.model.transformer import next_token_loss
-from memscope.train.lessons.batches import alignment, teaching
+from memscope.train.lessons.batches import taught_loss, teaching
 from memscope.train.setup import Training, set_up, settle_dtype
 
 PRESETS = Path(__file__).resolve().parents[1] / "memscope" / "presets"
@@ -33,7 +33,7 @@ def step(training: Training, number: int, clock: Callable[[], float]) -> float:
     with autocast(tokens.device, settings.dtype), teaching(net, lesson):
         logits = parallel.model(tokens[:, :-1])
     loss = next_token_loss(logits, tokens[:, 1:]).mean()
-    parallel.backward(loss + alignment(lesson, training.config))
+    parallel.backward(loss + taught_loss(lesson))
     parallel.step(settings.grad_clip)
     for balance in net.balances:
         balance.step(1.0)

@@ -44,6 +44,9 @@ class TextConfig(Section):
     alignment: float = Field(1.0, ge=0)
     """Weight of the loss that teaches the gate to score the sentences that state a fact where it is asked (the
     retrieval loss of arXiv 2004.04906 over the candidates); 0 = the language model's loss alone."""
+    read_alignment: float = Field(0.1, ge=0)
+    """Weight of the loss that teaches the read to fall on the answer, where a selected sentence that states the fact
+    has it (supervised attention, arXiv 1609.04186); 0 = the language model's loss alone. 1 drowns that loss."""
     held_out: float = Field(0.2, ge=0, lt=1)
     """Share of subjects, by a hash of their name, whose facts are never made statements of."""
     leak_ngram: int = Field(8, ge=0)

@@ -21,7 +21,7 @@ from memscope.config.training import TrainConfig
 from memscope.model.transformer import next_token_loss
 from memscope.run.checkpoint import save_checkpoint
 from memscope.run.folder import check_run_folder
-from memscope.train.lessons.batches import alignment, teaching
+from memscope.train.lessons.batches import taught_loss, teaching
 from memscope.train.measures import check_finite, samples, step_values, summary, validation_line, validation_values
 from memscope.train.setup import check_set_up, set_up, settle_dtype
 from memscope.train.timing import StepClock
@@ -90,7 +90,7 @@ def train(config: Config, run: Path, resume: bool = False, device: str = "auto")
                         logits = parallel.model(tokens[:, :-1])
                     loss = next_token_loss(logits, tokens[:, 1:]).mean() / settings.accumulation_steps
                     clock.lap("forward")
-                    parallel.backward(loss + alignment(lesson, config) / settings.accumulation_steps)
+                    parallel.backward(loss + taught_loss(lesson) / settings.accumulation_steps)
                     clock.lap("backward")
                 loss_sum += loss.detach()
             grad_norm = parallel.step(settings.grad_clip)

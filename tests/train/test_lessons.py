@@ -18,6 +18,7 @@ from memscope.base.errors import InputError
 from memscope.config.load import Config
 from memscope.model.text.bank import Lesson
 from memscope.model.text.gate import alignment_loss
+from memscope.model.text.read import read_alignment_loss
 from memscope.model.transformer import MemoryTransformer, next_token_loss
 from memscope.run.adapters.own import capture_memory
 from memscope.run.checkpoint import list_checkpoints, load_run
@@ -30,7 +31,7 @@ from memscope.text_bank.bank import SentenceBank
 from memscope.text_bank.lexical import LexicalIndex
 from memscope.text_bank.stating import asks_nothing, is_held_out, stating_entries
 from memscope.text_bank.words import WordReader
-from memscope.train.lessons.batches import Batches, Teacher, alignment, teaching
+from memscope.train.lessons.batches import Batches, Teacher, taught_loss, teaching
 from memscope.train.lessons.clozes import asked_facts, make_clozes
 from memscope.train.lessons.retold import retell
 from memscope.train.lessons.statements import StatementMaker, taught_facts
@@ -226,7 +227,7 @@ def test_blocked_sentences_are_not_selected_in_their_window(
     blocked = teacher.blocked(tokens)
     assert [entries.tolist() for entries in blocked] == [[3], [18]]
     none = torch.empty(0, dtype=torch.int64)
-    lesson = Lesson(0, none, none, [], {}, blocked)
+    lesson = Lesson(0, none, none, none, [], {}, blocked)
     for taught in (None, lesson):
         with teaching(model, taught), capture_memory(model) as captured:
             model(torch.from_numpy(tokens))
@@ -256,6 +257,22 @@ def test_alignment_loss_equals_a_loop() -> None:
     assert float(nothing) == 0
 
 
+def test_read_alignment_loss_equals_a_loop() -> None:
+    torch.manual_seed(0)
+    pattern = torch.randn(6, 3, 11).softmax(-1)[..., 1:]  # the first is what is read of nothing
+    answer = torch.rand(6, 10) < 0.3
+    answer[2] = False
+    losses = []
+    for heads, is_it in zip(pattern, answer, strict=True):
+        share = sum(float(head[slot]) for head in heads for slot in range(10) if is_it[slot]) / 3
+        if is_it.any():
+            losses.append(-math.log(share))
+    assert len(losses) == 5
+    assert float(read_alignment_loss(pattern, answer)) == pytest.approx(sum(losses) / 5, rel=1e-5)
+    nothing = read_alignment_loss(pattern[2:3].requires_grad_(), answer[2:3])
+    assert float(nothing) == 0
+
+
 def taught(config: Config, tokenizer: Tokenizer, bank: SentenceBank) -> tuple[torch.Tensor, Lesson]:
     """Two windows of statements and their lesson."""
     made = StatementMaker(taught_facts(world(), bank, 0.0), bank, tokenizer, 0.5).windows((0, 0), 2, 65)
@@ -263,6 +280,7 @@ def taught(config: Config, tokenizer: Tokenizer, bank: SentenceBank) -> tuple[to
         step=0,
         rows=torch.tensor(made.rows),
         positions=torch.tensor(made.positions),
+        answers=torch.from_numpy(made.tokens[made.rows, np.array(made.positions) + 1]),
         stating=[torch.from_numpy(entries) for entries in made.stating],
         swapped=made.swapped,
         blocked=[np.empty(0, np.int64)] * 2,
@@ -291,7 +309,32 @@ def test_the_lesson_asks_at_the_last_token_before_the_object(
             losses.append(totals.logsumexp(0) - totals[states].logsumexp(0))
     assert len(losses) > 5
     expected = float(torch.stack(losses).mean())
-    assert alignment(lesson, config).item() == pytest.approx(expected, rel=1e-4)
+    assert taught_loss(lesson).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_lesson_shows_where_the_answer_stands(
+    corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
+) -> None:
+    """By hand, from the recorded pattern: what falls on the answer's token in stating sentences, swapped ones too."""
+    config = text_config(corpus_dir, folder, text={"alignment": 0.0, "read_alignment": 2.0})
+    model = filled_model(config, tokenizer).train()
+    tokens, lesson = taught(config, tokenizer, bank)
+    with teaching(model, lesson), capture_memory(model) as captured:
+        model(tokens[:, :-1])
+    read, losses = captured[1], []
+    for row, at, own in zip(lesson.rows, lesson.positions, lesson.stating, strict=True):
+        answer, share = int(tokens[row, at + 1]), torch.zeros(())
+        for place, number in enumerate(read.indices[row, at].tolist()):
+            entry = number - config.first_sentence
+            ids = lesson.swapped.get(entry, bank.ids[entry, : bank.lengths[entry]].tolist())
+            if entry in own.tolist() and answer in ids:
+                assert read.slot_weights is not None
+                weights = read.slot_weights[row, at, place]
+                share += sum(weight for weight, token in zip(weights, ids, strict=False) if token == answer)
+        if share > 0:
+            losses.append(-share.log())
+    assert len(losses) > 5
+    assert taught_loss(lesson).item() == pytest.approx(2 * float(torch.stack(losses).mean()), rel=1e-4)
 
 
 @pytest.mark.slow
@@ -306,7 +349,7 @@ def test_gradients_are_those_without_gradient_checkpointing(
         tokens, lesson = taught(config, tokenizer, bank)
         with teaching(model, lesson):
             logits = model(tokens[:, :-1])
-        (next_token_loss(logits, tokens[:, 1:]).mean() + alignment(lesson, config)).backward()
+        (next_token_loss(logits, tokens[:, 1:]).mean() + taught_loss(lesson)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-4, msg=name)
@@ -349,6 +392,7 @@ class Planted:
             step=seed,
             rows=torch.arange(rows),
             positions=at,
+            answers=answer,
             stating=[torch.tensor([n]) for n in asked],
             swapped=swapped,
             blocked=[none] * rows,
@@ -374,7 +418,7 @@ def test_reading_is_learned(corpus_dir: Path, folder: Path) -> None:
         tokens, _, _, lesson = task.batch(32, step)
         with teaching(model, lesson):
             logits = model(tokens[:, :-1])
-        (next_token_loss(logits, tokens[:, 1:]).mean() + alignment(lesson, config)).backward()
+        (next_token_loss(logits, tokens[:, 1:]).mean() + taught_loss(lesson)).backward()
         optimizer.step()
         optimizer.zero_grad()
     assert share_right(400, 10_000) > 0.5  # an eighth by chance

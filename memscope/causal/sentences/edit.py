@@ -4,7 +4,8 @@
 
 Every sentence of the bank that states the fact names the new object instead, and so does one that names its subject and
 its object and says of nobody else that the object is theirs. One that states the fact in other words becomes the plain
-statement of the new one, so that none is left that says the old one.
+statement of the new one, so that none is left that says the old one; one that does not name the subject in full has
+the statement before it, so that the gate finds it by the name.
 """
 
 import re
@@ -63,7 +64,13 @@ def retyped(fact: Fact, new_object: str, bank: SentenceBank) -> dict[int, str]:
     """What a person would type: the sentences that say a fact, with a new object, by entry."""
     [own] = stating_entries([fact], bank)
     statement = fact.template.replace("[X]", fact.subject).replace("[Y]", new_object)
-    changes = {int(entry): _renamed(fact, new_object, bank.sentences[entry].text) or statement for entry in own}
+    changes: dict[int, str] = {}
+    for entry in own.tolist():
+        renamed = _renamed(fact, new_object, bank.sentences[entry].text)
+        if renamed is None:
+            changes[entry] = statement
+        else:
+            changes[entry] = renamed if fact.subject in renamed else f"{statement} {renamed}"
     for entry, sentence in enumerate(bank.sentences):
         if entry in changes or fact.subject not in sentence.text:
             continue

@@ -31,6 +31,8 @@ class Lesson:
     rows: Int[Tensor, " asked"]
     positions: Int[Tensor, " asked"]
     """Where in the batch a fact is asked."""
+    answers: Int[Tensor, " asked"]
+    """The first token of each answer."""
     stating: list[Int[Tensor, " entry"]]
     """Sentences that state it."""
     swapped: dict[int, list[int]]
@@ -38,7 +40,7 @@ class Lesson:
     blocked: list[np.ndarray]
     """Sentences that each row of the batch must not select."""
     losses: list[Tensor] = field(default_factory=list)
-    """The alignment loss of every text layer, filled by the forward pass."""
+    """The weighted losses of every text layer, filled by the forward pass."""
 
 
 class TextBank(nn.Module):

@@ -4,18 +4,20 @@ x [batch, pos, dim] --TextGate over candidates--> sentences, gate scores [batch,
 TextSlots[sentences] --TextRead(x)--> out [batch, pos, dim]
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config.text import TextConfig
 from memscope.model.ops.native import native_for
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, TableSlots
-from memscope.model.text.bank import Candidates, TextBank
+from memscope.model.text.bank import Candidates, Lesson, TextBank
 from memscope.model.text.gate import Chosen, TextGate, alignment_loss
-from memscope.model.text.read import TextRead
+from memscope.model.text.read import TextRead, read_alignment_loss
 from memscope.model.text.slots import AT_ONCE, TextSlots
 
 _KEYS_AT_ONCE = 1024
@@ -81,7 +83,7 @@ class TextLayer(nn.Module):
         keys = F.embedding(selected.place, self.gate.keys(selected.values, selected.there))
         scores, totals = self.gate.scores(query, chosen, keys)
         if text.lesson is not None and self.training:
-            self._teach(text, query, chosen, totals)
+            self._teach_gate(text, query, chosen, totals)
         numbers = torch.where(chosen.entries < 0, -1, chosen.entries + self.first)
         self.selection = (numbers, scores)
         self.hook_margin(chosen.margin)
@@ -92,6 +94,8 @@ class TextLayer(nn.Module):
             scores = scores.masked_fill(entries < 0, 0.0)
             selected = _Selected(self.slots, text, entries)
         watch = self.hook_pattern if self.hook_pattern.has_hooks() else None
+        if text.lesson is not None and self.training:
+            watch = partial(self._teach_read, text.lesson, selected)
         per_slot = scores.repeat_interleave(selected.there.shape[1], -1)
         out: Tensor = self.read(x, selected.slots(), per_slot, selected.is_there(), watch)
         return out
@@ -129,7 +133,7 @@ class TextLayer(nn.Module):
         self._ids, self._made_of = bank.ids, made_of
         return self._keys
 
-    def _teach(self, text: OpenText, query: Tensor, chosen: Chosen, totals: Tensor) -> None:
+    def _teach_gate(self, text: OpenText, query: Tensor, chosen: Chosen, totals: Tensor) -> None:
         """Note the alignment loss of this batch: selected sentences by their keys as they are, others by the latest."""
         lesson = text.lesson
         assert lesson is not None and self._keys is not None
@@ -143,17 +147,30 @@ class TextLayer(nn.Module):
         all_totals = all_totals.scatter(-1, chosen.place[rows, positions], totals[rows, positions].to(all_totals))
         all_totals = all_totals.masked_fill(found < 0, -torch.inf)
         stating = torch.stack([torch.isin(row, entries) for row, entries in zip(found, lesson.stating, strict=True)])
-        lesson.losses.append(alignment_loss(all_totals, stating))
+        lesson.losses.append(self.config.alignment * alignment_loss(all_totals, stating))
+
+    def _teach_read(self, lesson: Lesson, selected: "_Selected", pattern: Tensor) -> Tensor:
+        """Note the loss of what is read where facts are asked; the pattern stays as it is."""
+        rows, positions = lesson.rows, lesson.positions
+        if len(rows) and self.config.read_alignment:
+            asked = selected.entries[rows, positions]
+            stating = torch.stack([torch.isin(row, own) for row, own in zip(asked, lesson.stating, strict=True)])
+            answer = selected.holds(rows, positions, lesson.answers) & stating.unsqueeze(-1)
+            loss = read_alignment_loss(pattern[rows, positions], answer.flatten(1))
+            lesson.losses.append(self.config.read_alignment * loss)
+        return self.hook_pattern(pattern)
 
 
 class _Selected:
     """Slots of the sentences that a batch selects, each made once."""
 
     def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
+        self.entries = entries
         unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
         ids, there = text.bank.read(unique, text.lesson)
         spare = (0, 0, 0, -len(ids) % AT_ONCE)  # rows without a token, so that tensors have few sizes
         ids, self.there = F.pad(ids, spare), F.pad(there, spare)
+        self.ids = ids
         self.values = encode(ids, self.there, encode.project(text.table)).float()
 
     def slots(self) -> Slots:
@@ -164,6 +181,11 @@ class _Selected:
             return GatheredSlots(gathered.unflatten(-1, (length, -1)).flatten(2, 3))
         rows = self.place.unsqueeze(-1) * length + torch.arange(length, device=self.place.device)
         return TableSlots(OpenTable(self.values), rows.flatten(-2))
+
+    def holds(self, rows: Tensor, positions: Tensor, tokens: Int[Tensor, " asked"]) -> Bool[Tensor, "asked K slot"]:
+        """Whether a slot that is selected at a place in the batch holds a token, one token a place."""
+        place = self.place[rows, positions]
+        return (self.ids[place] == tokens[:, None, None]) & self.there[place]
 
     def is_there(self) -> Tensor:
         """Whether a token stands in a slot, bool ``[batch, pos, K * L]``."""

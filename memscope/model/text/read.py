@@ -83,3 +83,17 @@ class TextRead(nn.Module):
         values = torch.einsum("btad,ahd->btah", mixed, self.v_proj.weight.unflatten(0, (self.heads, -1)))
         out: Tensor = self.o_proj(values.flatten(2))
         return out
+
+
+def read_alignment_loss(
+    pattern: Float[Tensor, "asked head slot"], answer: Bool[Tensor, "asked slot"]
+) -> Float[Tensor, ""]:
+    """Mean negative log of the share of the read that falls on the answer's slots, over all heads, in nats.
+
+    Questions of which no slot holds the answer teach nothing; 0 if there are no others.
+    """
+    teaches = answer.any(-1)
+    if not teaches.any():
+        return pattern.new_zeros(())
+    share = (pattern.mean(1) * answer).sum(-1)
+    return -share[teaches].clamp(min=1e-9).log().mean()

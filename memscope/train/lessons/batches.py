@@ -78,11 +78,11 @@ def teaching(net: MemoryTransformer, lesson: Lesson | None) -> Iterator[None]:
         net.text_bank.lesson = None
 
 
-def alignment(lesson: Lesson | None, config: Config) -> Tensor:
-    """The alignment losses of the forward pass that was just made, weighted; 0 where nothing was asked."""
+def taught_loss(lesson: Lesson | None) -> Tensor:
+    """What text layers add to the loss of the forward pass that was just made; 0 where nothing was asked."""
     if lesson is None or not lesson.losses:
         return torch.zeros(())
-    return config.text.alignment * torch.stack(lesson.losses).sum()
+    return torch.stack(lesson.losses).sum()
 
 
 class Batches:
@@ -127,6 +127,7 @@ class Batches:
             step=step,
             rows=torch.tensor(made.rows, dtype=torch.int64, device=self.device) + rows,
             positions=torch.tensor(made.positions, dtype=torch.int64, device=self.device),
+            answers=on_device(made.tokens[made.rows, np.array(made.positions, np.int64) + 1], self.device),
             stating=[on_device(entries, self.device) for entries in made.stating],
             swapped=made.swapped,
             blocked=self.teacher.blocked(corpus) + [np.empty(0, np.int64)] * self.statement_rows,

@@ -31,6 +31,13 @@ def test_a_sentence_in_other_words_becomes_the_statement() -> None:
     }
 
 
+def test_a_sentence_with_part_of_the_name_has_the_statement_before_it() -> None:
+    own = (triple("University of Lund", "Lund", "f1"),)
+    assert changed(("The University has been in Lund since 1666 .", own)) == {
+        0: "University of Lund is in Oslo . The University has been in Oslo since 1666 ."
+    }
+
+
 def test_other_sentences_with_both_names_are_changed_unless_the_object_is_anothers() -> None:
     assert changed(
         ("From Lund one walks to the University of Lund .", ()),
