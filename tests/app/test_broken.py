@@ -194,8 +194,8 @@ def _downloaded(data: Any) -> str | bytes:
 
 
 def test_all_downloads_are_downloaded_in_these_tests() -> None:
-    """Facts have theirs in test_causal.py, anomalies in test_pages.py, domains in test_routing.py, the report in the
-    browser."""
+    """Facts have theirs in test_causal.py and test_sentences.py, anomalies in test_pages.py, domains in
+    test_routing.py, the report in the browser."""
     calls = sum(path.read_text().count("state.download(") for path in FRAME.parent.rglob("*.py"))
     tested = len(set.union(*DOWNLOADS.values())) - 1  # the config's button is Streamlit's own
-    assert calls == tested + 3  # those of the facts, of the anomalies and of domains
+    assert calls == tested + 4  # those of the facts, twice, of the anomalies and of domains

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import streamlit as st
 
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
@@ -129,7 +130,9 @@ def test_sentences_are_changed_on_the_page_what_if(folder: Path) -> None:
     assert "choose layers 1" in test.code[0].value
 
 
-def test_facts_are_explained_and_shown_once_they_were_asked(folder: Path, cli: Callable[..., CliResult]) -> None:
+def test_facts_are_explained_and_shown_once_they_were_asked(
+    folder: Path, cli: Callable[..., CliResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = open_page("facts", "beside")
     assert not test.exception and not test.dataframe
     run, recording = folder / "beside", folder / "recordings" / "beside"
@@ -137,6 +140,8 @@ def test_facts_are_explained_and_shown_once_they_were_asked(folder: Path, cli: C
     assert cli("facts", run, run / "facts.json", "--recording", recording).code == 0
     written = [recording / f"sentence_facts.{kind}" for kind in ("json", "parquet")]
     summary, answers = json.loads(written[0].read_text()), pd.read_parquet(written[1])
+    offered: dict[str, Callable[[], str]] = {}
+    monkeypatch.setattr(st, "download_button", lambda label, data, name, *_, **__: offered.update({name: data}))
     try:
         test = open_page("facts", "beside")
     finally:
@@ -153,3 +158,4 @@ def test_facts_are_explained_and_shown_once_they_were_asked(folder: Path, cli: C
     assert (facts["group"] == "taught").sum() == answers["taught"].sum()
     assert sorted(facts["rank"]) == sorted(answers["rank"])
     assert "Eva Lind works as a" in facts["question"].tolist()
+    assert len(offered["beside-facts.csv"]().splitlines()) == len(answers) + 1

@@ -22,7 +22,6 @@ KEPT = {
     "train.compile": "docs/log/compiled-training.md#does-torchcompile-make-a-step-faster",
     "train.revive_after": "docs/log/new-starts.md#do-entries-that-follow-their-readers-or-that-start-again-help",
     "train.seed": "docs/log/sentence-initialisation.md#does-it-help-to-start-entries-from-sentences",
-    "train.keep_checkpoints": "docs/reference/training.md#going-on",
 }
 """Keys that no preset sets, and the section of the docs that shows what they are worth or needed for."""
 

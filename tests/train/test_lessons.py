@@ -293,7 +293,7 @@ def test_the_lesson_asks_at_the_last_token_before_the_object(
     corpus_dir: Path, folder: Path, tokenizer: Tokenizer, bank: SentenceBank
 ) -> None:
     """By hand: of the candidates where each fact is asked, what stating sentences have of the softmax of totals."""
-    config = text_config(corpus_dir, folder)
+    config = text_config(corpus_dir, folder, text={"read_alignment": 0.0})
     model = filled_model(config, tokenizer).train()
     tokens, lesson = taught(config, tokenizer, bank)
     with teaching(model, lesson):
