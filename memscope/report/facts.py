@@ -236,7 +236,7 @@ def sentence_figure(summary: pd.DataFrame, *, dark: bool = False) -> Figure:
         apart = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
         axes.errorbar(rows["mean"], at, xerr=apart, fmt="o", color=color, label=group, capsize=3)
     axes.set_yticks(np.arange(len(_DRAWN))[::-1], list(_DRAWN.values()))
-    axes.set(xlabel="share of facts", xlim=(0, 1))
+    axes.set(xlabel="share of facts", xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PERCENT)
     legend(axes, loc="best")
     return figure
