@@ -32,6 +32,7 @@ from memscope.run.metrics_log import MetricsLog
 from memscope.run.text_bank import run_bank
 from memscope.text.corpus import PackedCorpus, TrainingOrder
 from memscope.text.tokenizer import Tokenizer
+from memscope.text_bank.bank import SentenceBank
 from memscope.train.lessons.batches import Batches, Teacher
 from memscope.train.lessons.clozes import asked_facts
 from memscope.train.parallel import Parallel, TorchParallel, check_strategy, make_accelerator, strategy
@@ -109,9 +110,10 @@ def set_up(config: Config, run: Path, device: str) -> Training:
     order = TrainingOrder(train_corpus, config.model.max_seq_len, settings.seed)
     teacher = None
     if net.text_bank is not None or config.text.facts_path:
-        teacher = Teacher(config, run_bank(run), tokenizer)
+        bank = run_bank(run)
+        teacher = Teacher(config, bank, tokenizer)
         if accelerator.is_main_process:
-            _write_clozes(config, run)
+            _write_clozes(config, bank, run)
     batches = Batches(order, config, accelerator, teacher)
     n_steps = settings.steps or max(1, settings.epochs * order.n_windows // batches.step_windows)
     check_steps(run, first_step, n_steps)
@@ -146,12 +148,12 @@ def set_up(config: Config, run: Path, device: str) -> Training:
     )
 
 
-def _write_clozes(config: Config, run: Path) -> None:
+def _write_clozes(config: Config, bank: SentenceBank, run: Path) -> None:
     """Write what a run may be asked whose statements are made of its own sentences."""
     text, path = config.text, run / CLOZES
     if text.facts_path or not text.statement_share or path.is_file():
         return
-    if facts := asked_facts(run_bank(run), text.held_out, config.train.seed, _ASKED):
+    if facts := asked_facts(bank, text.held_out, config.train.seed, _ASKED):
         write_json(path, [fact._asdict() for fact in facts])
 
 

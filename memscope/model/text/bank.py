@@ -42,6 +42,10 @@ class Lesson:
     losses: list[Tensor] = field(default_factory=list)
     """The weighted losses of every text layer, filled by the forward pass."""
 
+    def states(self, entries: Int[Tensor, "asked entry"]) -> Bool[Tensor, "asked entry"]:
+        """Whether entries, some a question, are sentences that state its fact."""
+        return torch.stack([torch.isin(row, own) for row, own in zip(entries, self.stating, strict=True)])
+
 
 class TextBank(nn.Module):
     """Sentences as the model reads them. They are no weights: a run keeps them beside its model and can replace them.

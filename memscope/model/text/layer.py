@@ -146,16 +146,14 @@ class TextLayer(nn.Module):
         all_totals = all_totals + torch.einsum("nq,ncq->nc", query[rows, positions, 0], known)
         all_totals = all_totals.scatter(-1, chosen.place[rows, positions], totals[rows, positions].to(all_totals))
         all_totals = all_totals.masked_fill(found < 0, -torch.inf)
-        stating = torch.stack([torch.isin(row, entries) for row, entries in zip(found, lesson.stating, strict=True)])
-        lesson.losses.append(self.config.alignment * alignment_loss(all_totals, stating))
+        lesson.losses.append(self.config.alignment * alignment_loss(all_totals, lesson.states(found)))
 
     def _teach_read(self, lesson: Lesson, selected: "_Selected", pattern: Tensor) -> Tensor:
         """Note the loss of what is read where facts are asked; the pattern stays as it is."""
         rows, positions = lesson.rows, lesson.positions
         if len(rows) and self.config.read_alignment:
-            asked = selected.entries[rows, positions]
-            stating = torch.stack([torch.isin(row, own) for row, own in zip(asked, lesson.stating, strict=True)])
-            answer = selected.holds(rows, positions, lesson.answers) & stating.unsqueeze(-1)
+            stating = lesson.states(selected.entries[rows, positions]).unsqueeze(-1)
+            answer = selected.holds(rows, positions, lesson.answers) & stating
             loss = read_alignment_loss(pattern[rows, positions], answer.flatten(1))
             lesson.losses.append(self.config.read_alignment * loss)
         return self.hook_pattern(pattern)
