@@ -1,9 +1,10 @@
 """Run the recorded model on texts that a reader types; one model serves all readers.
 
-torch is loaded when the first reader is about to type, in the background.
+torch and the model are loaded in the background, before a reader types.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import streamlit as st
+from streamlit.runtime.scriptrunner import add_script_run_ctx, get_script_run_ctx
 
 from app.state import RECORD, recording
 from memscope.base.errors import InputError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from memscope.record.trace import TextTrace
     from memscope.run.subject import Subject
 
+SMALL = 500_000_000
+"""Most bytes of weights that are loaded before a reader asks."""
 _REMEMBERED = 16
 """Answers of ``_remembered`` that a session keeps."""
 Answer = TypeVar("Answer")
@@ -169,6 +173,15 @@ def expect_text() -> None:
         _loading(Path(info.run), max(weights), *_how(info))
 
 
+def expect_later(wait: float) -> None:
+    """``expect_text`` some seconds later, of a model that may be loaded although nobody asked for it."""
+    info = recording().info
+    run = Path(info.run)
+    weights = _weights(run)
+    if weights and can_type(info) and sum(path.stat().st_size for path in run.glob("*.safetensors")) <= SMALL:
+        _loading(run, max(weights), *_how(info), _wait=wait)
+
+
 def _weights(run: Path) -> list[int]:
     """Times at which the files of a model's weights, and of the sentences that it reads, were written."""
     files = [path for path in run.glob("*.safetensors") if path.stem != "bank_init"]
@@ -189,12 +202,20 @@ def _load(run: Path, modified: int, window: int, neurons: int | None) -> "Subjec
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _loading(run: Path, modified: int, window: int, neurons: int | None) -> threading.Thread:
-    def load() -> None:
-        with suppress(InputError):  # the error is shown when a text is sent
-            _load(run, modified, window, neurons)
+def _loading(run: Path, modified: int, window: int, neurons: int | None, _wait: float = 0) -> threading.Thread:
+    """The thread that loads a model, and reads a first text, which makes what later texts are read by."""
 
-    thread = threading.Thread(target=load, daemon=True)
+    def load() -> None:
+        time.sleep(_wait)
+        with suppress(Exception):  # the error is shown when a text is sent
+            subject = _load(run, modified, window, neurons)
+            from memscope.record.trace import trace_text
+
+            with model_lock():
+                trace_text(subject, ".")
+
+    thread = threading.Thread(target=load, name="memscope-ahead", daemon=True)
+    add_script_run_ctx(thread, get_script_run_ctx())  # or else Streamlit's caches complain in the terminal
     thread.start()
     return thread
 

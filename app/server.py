@@ -1,6 +1,8 @@
 """The app's web server: Streamlit's, behind a guard that refuses requests of pages of other sites."""
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +13,8 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from streamlit import App
+
+from app import ahead
 
 # Streamlit's own scripts make functions out of text, its components run from blobs; nothing comes from another site.
 POLICY = (
@@ -62,7 +66,14 @@ class Guard:
 def serve(host: str, port: int) -> None:
     """Serve the app until a signal comes."""
     script = Path(__file__).with_name("streamlit_app.py")
-    App(script, middleware=[Middleware(Guard)]).run(config=server_options(host, port))
+    App(script, middleware=[Middleware(Guard)], lifespan=_begin).run(config=server_options(host, port))
+
+
+@asynccontextmanager
+async def _begin(app: App) -> AsyncIterator[None]:
+    """Begin with what pages need, once the server can answer."""
+    ahead.start()
+    yield
 
 
 def server_options(host: str, port: int) -> dict[str, Any]:
@@ -84,6 +95,7 @@ def server_options(host: str, port: int) -> dict[str, Any]:
         "client.toolbarMode": "viewer",
         "logger.hideWelcomeMessage": True,
         "logger.level": "warning",
+        "runner.magicEnabled": False,  # pages show what they show by calls
     }
 
 

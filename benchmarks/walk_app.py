@@ -7,9 +7,11 @@
 Opens the app in headless Chromium and does what a reader does: goes through all pages, clicks a token, types texts,
 lets the model write, sorts, filters and opens entries, draws a lasso, changes layers, asks what if. Every round has
 other texts, tokens, layers and entries. An action takes from the click until its answer stands, figures and all.
-Prints medians and the worst of all rounds, the CPU time of the server beside them (which tells what is slow on a busy
-machine), and how long the first typed text took, which loads the model. The recording is of a run that memscope
-trained, whose entries started from sentences; that of the demo with 246,154 tokens has 12.8 million selections.
+Prints medians and the worst of all rounds, and the CPU time of the server beside them, which tells what is slow on a
+busy machine. Before the walk it starts the app twice anew: from the command to the first page, and from there to the
+first typed answer, for a reader who types at once and for one who looks at the page first (``--look``). The recording
+is of a run that memscope trained, whose entries started from sentences; that of the demo with 246,154 tokens has 12.8
+million selections.
 """
 
 import argparse
@@ -39,7 +41,7 @@ TEXTS = (
     "Aristotle was a Greek",
     "Anarchism is a political",
 )
-FIRST = "first typed answer"
+STARTED = "from the command to the first page"
 
 
 class Walk:
@@ -74,7 +76,7 @@ class Walk:
 
     def heading(self, name: str) -> Callable[[], object]:
         """Wait for a heading."""
-        return self.page.get_by_role("heading", name=name, exact=True).wait_for
+        return self.page.get_by_role("heading", name=name, exact=True).first.wait_for
 
     def text(self, said: str) -> Callable[[], object]:
         """Wait for a text."""
@@ -122,11 +124,17 @@ def prompts(reader: Walk, turn: int) -> None:
     reader.do("Prompts: your text", own.click, page.get_by_label("Text to read").wait_for)
     for more in ("", " and"):
         page.get_by_label("Text to read").fill(text + more)
-        named = "Prompts: read a text" if reader.seconds[FIRST] else FIRST
-        shown = page.get_by_role("listbox", name=re.compile("Tokens")).filter(has_text=text + more)
-        reader.do(named, page.get_by_role("button", name="Read it").click, shown.wait_for)
+        read(reader, text + more, "Prompts: read a text")
     going = page.get_by_role("radio", name="Your text, continued", exact=True)
     reader.do("Prompts: 40 tokens written", going.click, page.locator(".token.new").last.wait_for)
+
+
+def read(reader: Walk, text: str, name: str) -> None:
+    """Have the model read a text."""
+    page = reader.page
+    page.get_by_label("Text to read").fill(text)
+    shown = page.get_by_role("listbox", name=re.compile("Tokens")).filter(has_text=text)
+    reader.do(name, page.get_by_role("button", name="Read it").click, shown.wait_for)
 
 
 def entries(reader: Walk, turn: int) -> None:
@@ -206,10 +214,28 @@ def show(reader: Walk, recording: Recording) -> None:
     for name, values in rows:
         numbers = f"{1e3 * median(values):>11,.0f}{1e3 * max(values):>10,.0f}{1e3 * median(reader.cpu[name]):>15,.0f}"
         print(f"{name:<34}{numbers}{len(values):>7}")
-    every = [value for name, values in rows for value in values if name != FIRST]
-    cpu = [value for name, _ in rows for value in reader.cpu[name] if name != FIRST]
+    walked = [(name, values) for name, values in rows if not name.startswith(("from ", "first "))]
+    every = [value for _, values in walked for value in values]
+    cpu = [value for name, _ in walked for value in reader.cpu[name]]
     print(f"\n{'all actions':<34}{1e3 * median(every):>11,.0f}{1e3 * max(every):>10,.0f}{1e3 * median(cpu):>15,.0f}")
-    print(f"{FIRST:<34}{1e3 * reader.seconds[FIRST][0]:>11,.0f}")
+
+
+def start(reader: Walk, recordings: Path, name: str, look: int) -> None:
+    """Start the app, open its first page, look at it for some seconds, then have a text read."""
+    page, began = reader.page, time.perf_counter()
+    with running_app(recordings) as address:
+        reader.server = _server()
+        page.goto(f"{address}/?recording={name}")
+        reader.heading("Overview")()
+        page.wait_for_function(STANDS)
+        reader.seconds[STARTED].append(time.perf_counter() - began)
+        reader.cpu[STARTED].append(_cpu(reader.server))
+        page.wait_for_timeout(1000 * look)
+        page.goto(f"{address}/prompts?recording={name}&source=your+text")
+        page.get_by_label("Text to read").wait_for()
+        page.wait_for_function(STANDS)
+        read(reader, TEXTS[0], f"first typed answer, {f'{look} s later' if look else 'at once'}")
+        page.goto("about:blank")
 
 
 def main() -> None:
@@ -218,22 +244,32 @@ def main() -> None:
     parser.add_argument("recordings", type=Path, help="a recording, or a folder of them")
     parser.add_argument("--recording", help="name of the one to walk through, where there are several")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--look", type=int, default=10, help="seconds that a reader looks at the first page")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     arguments = parser.parse_args()
     found = find_recordings(arguments.recordings)
     name = arguments.recording or next(iter(found))
     recording = Recording(found[name])
-    with running_app(arguments.recordings) as address, sync_playwright() as driver:
-        [server] = [one for one in psutil.Process().children(True) if "app" in one.cmdline()]
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=arguments.chromium, args=ARGUMENTS)
         context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
         page = context.new_page()
         page.set_default_timeout(120_000)  # a busy machine is no failure
-        reader = Walk(page, server)
-        for turn in range(arguments.rounds):
-            walk(reader, f"{address}/?recording={name}", recording, turn, len(found) > 1)
+        reader = Walk(page, psutil.Process())
+        for look in (0, arguments.look):
+            start(reader, arguments.recordings, name, look)
+        with running_app(arguments.recordings) as address:
+            reader.server = _server()
+            for turn in range(arguments.rounds):
+                walk(reader, f"{address}/?recording={name}", recording, turn, len(found) > 1)
         browser.close()
     show(reader, recording)
+
+
+def _server() -> psutil.Process:
+    """The process of the app."""
+    [server] = [one for one in psutil.Process().children(True) if "app" in one.cmdline()]
+    return server
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import poisson
+from scipy.special import pdtrc
 
 from memscope.base.words import visible
 from memscope.query.recording import Recording
@@ -149,7 +149,8 @@ def _dead(recording: Recording) -> pd.DataFrame:
     even = n * (1 - layers["even_coverage"].to_numpy())
     rare = ((recording.usage_folds() > 0).sum(0) == 1).sum(1)
     dead, by_chance = layers["dead"].to_numpy(), np.maximum(even, rare)
-    p = np.minimum(1, poisson.sf(dead - 1, by_chance) * len(layers))
+    at_least = pdtrc(np.maximum(dead - 1, 0), by_chance)  # of a Poisson distribution
+    p = np.minimum(1, at_least * len(layers))
     table = _table("dead", layers["layer"], effect=dead / n, p=p, tokens=recording.info.rows)
     return table[(dead - by_chance) / n >= DEAD_EXCESS]
 

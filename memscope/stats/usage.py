@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.special import gammaln, xlogy
-from scipy.stats import binom
 
 from memscope.stats.jackknife import Jackknife
 
@@ -197,9 +196,9 @@ def even_selection(banks: tuple[Bank, ...]) -> EvenSelection:
         counts = _range(draws, share)
         relative = counts / mean
         # E[relative] = 1 over all banks, which allows terms without cancellation.
-        terms = binom.pmf(counts, draws, share) * (xlogy(relative, relative) - relative + 1)
+        terms = _binomial(draws, share).pmf(counts) * (xlogy(relative, relative) - relative + 1)
         kl += bank.entries / n_entries * float(terms.sum())
-        coverage += bank.entries / n_entries * float(binom.sf(0, draws, share))
+        coverage += bank.entries / n_entries * float(_binomial(draws, share).sf(0))
         one_of_two = (  # probability that a draw takes one of two entries and not the other
             share * (bank.entries - bank.distinct) / max(bank.entries - 1, 1)
         )
@@ -216,7 +215,15 @@ def _draws(bank: Bank) -> tuple[int, float]:
 
 def _range(draws: int, share: float) -> np.ndarray:
     """Counts that a binomial takes with any noteworthy chance."""
-    return np.arange(max(binom.ppf(1e-15, draws, share) - 1, 0), binom.isf(1e-15, draws, share) + 2)
+    binomial = _binomial(draws, share)
+    return np.arange(max(binomial.ppf(1e-15) - 1, 0), binomial.isf(1e-15) + 2)
+
+
+def _binomial(draws: int, share: float) -> Any:
+    """The distribution of an entry's count."""
+    from scipy.stats import binom  # the import takes longer than what else a page of the app needs to stand
+
+    return binom(draws, share)
 
 
 @lru_cache(maxsize=64)
@@ -227,13 +234,13 @@ def _between(bank: Bank, other: Bank) -> float:
         return _mean_distance(draws, share * (1 - share))
     span = [_range(draws, share), _range(draws_other, share_other)]
     counts = np.arange(min(part[0] for part in span), max(part[-1] for part in span) + 1)
-    below, below_other = binom.cdf(counts, draws, share), binom.cdf(counts, draws_other, share_other)
+    below, below_other = _binomial(draws, share).cdf(counts), _binomial(draws_other, share_other).cdf(counts)
     return float((below * (1 - below_other) + below_other * (1 - below)).sum())
 
 
 def _mean_distance(steps: int, share: float) -> float:
     """Mean distance from its start of a walk of ``steps`` that goes up, and down, with the chance ``share``."""
-    moves = np.arange(max(binom.ppf(1e-15, steps, 2 * share) - 1, 0), binom.isf(1e-15, steps, 2 * share) + 2)
+    moves = _range(steps, 2 * share)
     pairs = np.ceil(moves / 2)  # of 2 j moves, as of 2 j - 1: 2 j C(2 j, j) / 4^j
     distance = 2 * pairs * np.exp(gammaln(2 * pairs + 1) - 2 * gammaln(pairs + 1) - 2 * pairs * np.log(2))
-    return float((binom.pmf(moves, steps, 2 * share) * distance).sum())
+    return float((_binomial(steps, 2 * share).pmf(moves) * distance).sum())

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from app import ahead
+
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 # WebGL comes from software here, so the GPU is not switched off.
 ARGUMENTS = [
@@ -37,7 +39,8 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "memscope", "app", str(folder), "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {ahead.OFF: "1"}  # most tests ask no model, which takes seconds to load
+    server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(240):
             try:

@@ -1,0 +1,53 @@
+"""Do before a reader asks what takes long at first: import what pages need, and load the model that they may ask.
+
+The server starts it. Nothing here may fail for a reader: what goes wrong is said when it is asked for.
+"""
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
+
+OFF = "MEMSCOPE_NOT_AHEAD"
+"""Environment variable under which nothing is done ahead."""
+_FIRST = (
+    "app.recordings",
+    "app.parts.overview",
+    "app.parts.tables",
+    "app.parts.report.page",
+    "memscope.report.findings",
+    "memscope.report.health",
+    "memscope.report.plots.usage",
+)
+"""Modules that the first page waits for."""
+_QUIET = 1.0
+"""Seconds between the end of a page and the start of work that makes the next one slower."""
+_SWITCH = 0.0005
+"""Seconds for which a thread keeps Python to itself; by default a page waits ten times as long for each turn."""
+_started = False
+
+
+def start() -> None:
+    """Import what pages need, in the background; once for each server."""
+    global _started
+    if os.environ.get(OFF) or _started:
+        return
+    _started = True
+    sys.setswitchinterval(_SWITCH)
+    threading.Thread(target=_import, name="memscope-ahead", daemon=True).start()
+
+
+def page_stands() -> None:
+    """Load the model of the open recording, where the server runs and the model is small."""
+    if _started:
+        from app import live
+
+        with suppress(Exception):
+            live.expect_later(_QUIET)
+
+
+def _import() -> None:
+    with suppress(Exception):
+        for name in _FIRST:
+            import_module(name)
