@@ -102,6 +102,13 @@ def visit(page, url: str, title: str) -> None:
     settle(page)
 
 
+def follow(page, url: str, title: str) -> None:
+    """Open a view as the button for back and forward does: by its address, but in the page that is there."""
+    page.evaluate("url => { history.pushState({}, '', url); dispatchEvent(new PopStateEvent('popstate')) }", url)
+    page.get_by_role("heading", name=title, exact=True).wait_for()
+    settle(page)
+
+
 def settle(page) -> None:
     """Wait until the script has run."""
     page.wait_for_timeout(300)

@@ -13,7 +13,18 @@ import pytest
 
 from memscope.query.recording import Recording
 from tests.app_folder import HOSTILE_CLUSTER, make_folder
-from tests.browser.app_browser import ARGUMENTS, CHROMIUM, check, menu, reader, served, settle, visit, watched_tab
+from tests.browser.app_browser import (
+    ARGUMENTS,
+    CHROMIUM,
+    check,
+    follow,
+    menu,
+    reader,
+    served,
+    settle,
+    visit,
+    watched_tab,
+)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -204,9 +215,10 @@ def test_back_and_forward_lead_through_what_was_seen(page, address: str) -> None
 @pytest.mark.parametrize("title", VIEWS)
 def test_every_view_stands_with_all_text_as_text(context, address: str, title: str) -> None:
     with watched_tab(context, address) as tab:
-        for number, view in enumerate(VIEWS[title]):
-            tab.emulate_media(color_scheme="dark" if number % 2 else "light")
-            visit(tab, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
+        tab.emulate_media(color_scheme="dark" if list(VIEWS).index(title) % 2 else "light")
+        for number, view in enumerate(VIEWS[title]):  # the first as a new page, which takes longest
+            go = follow if number else visit
+            go(tab, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
             tab.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
             check(tab)
             assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -434,9 +446,9 @@ def test_a_bad_address_gets_a_sentence(page, address: str) -> None:
     expect(page.get_by_text("There is no such recording")).to_be_visible()
 
 
-def test_three_readers_keep_their_own_views_and_memory_settles(browser, server) -> None:
+def test_three_readers_keep_their_own_views_and_memory_settles(context, server) -> None:
     address, process = server
-    tabs = [reader(browser).new_page() for _ in range(3)]
+    tabs = [context.new_page() for _ in range(3)]  # the server knows readers by their tabs
     for tab in tabs:
         tab.goto(f"{address}/prompts?recording=tiny&doc=1")
     for tab in tabs:
@@ -465,5 +477,5 @@ def test_three_readers_keep_their_own_views_and_memory_settles(browser, server) 
             tab.get_by_role("heading", name=f"Token {token}", exact=True).wait_for()
         sizes.append(process.memory_info().rss / 1e6)
     for tab in tabs:
-        tab.context.close()
+        tab.close()
     assert sizes[-1] < 1.05 * sizes[1] + 10, sizes
