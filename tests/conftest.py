@@ -8,6 +8,7 @@ import os
 import random
 import signal
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ import pytest
 
 from memscope.cli import main as command_line
 from memscope.config.load import Config, dump_config, validate_config
+from tests.once import made_once
 from tests.processes import run_group
 
 if TYPE_CHECKING:
@@ -36,6 +38,14 @@ SHARED = TESTS.parents[1] / "shared" / "data"
 FIRST = ("browser/test_pages.py", "train/test_parallel.py", "testing/test_recordings.py", "testing/test_models.py")
 """The modules that take longest: one that began last would keep one process at work alone."""
 
+IMPORTED_FIRST = (
+    ("torch",),
+    ("scipy.stats", "sklearn.feature_extraction.text", "numba"),
+    ("pandas", "matplotlib.figure", "duckdb", "huggingface_hub", "pyarrow.parquet"),
+)
+"""What each process imports before the rest. In a new environment an import first makes bytecode, and a process that
+comes later to the same package reads what another one made."""
+
 HOSTILE = (
     "The <script>window.hacked = true</script> tag and <img src=x onerror='window.hacked = true'> are text here. "
     "So are **bold**, `code`, $x^2$, [a link](javascript:alert(1)) and =HYPERLINK(1). "
@@ -49,6 +59,9 @@ _WORK = ["a painter", "an engineer", "a physician", "a composer", "a farmer", "a
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.getoption("dist", "no") == "no":
+        worker = getattr(config, "workerinput", {}).get("workerid", "gw0")
+        for name in IMPORTED_FIRST[int(worker[2:]) % len(IMPORTED_FIRST)]:
+            import_module(name)
         import torch
 
         if not torch.cuda.is_available():
@@ -91,7 +104,12 @@ def make_sentences(count: int, seed: int) -> list[str]:
 @pytest.fixture(scope="session")
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.jsonl (40 documents), valid.jsonl (6, the first with hostile text) and sentences.json (T-REx shape)."""
-    folder = tmp_path_factory.mktemp("corpus")
+    return made_once(tmp_path_factory, "corpus", write_corpus)
+
+
+def write_corpus(folder: Path) -> None:
+    """Write what ``corpus_dir`` says."""
+    folder.mkdir()
     for name, documents, seed in (("train", 40, 1), ("valid", 6, 2)):
         lines = []
         for number in range(documents):
@@ -106,7 +124,6 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n, text in enumerate([HOSTILE.strip(), *dict.fromkeys(make_sentences(60, 3))])
     ]
     (folder / "sentences.json").write_text(json.dumps([{"target": [row]} for row in rows]))
-    return folder
 
 
 def tiny_config(corpus_dir: Path, **sections: dict[str, object]) -> Config:

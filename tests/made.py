@@ -1,12 +1,13 @@
-"""What tests share: runs, recordings of them and what is done around every test; made once per process.
+"""What tests share: runs, recordings of them and what is done around every test; made once.
 
 A plugin of pytest that ``conftest.py`` adds in processes that run tests: the one that only deals tests out to others
 need not load what this takes.
 """
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from memscope.run.checkpoint import LoadedRun, load_run
 from memscope.text.corpus import PackedCorpus, pack_corpus
 from memscope.train import measures
 from memscope.train.loop import train
+from tests import compiled  # noqa: F401
 from tests.conftest import THREADS, tiny_config, untrained_run
 from tests.kinds import KINDS, write_kind
+from tests.once import made_once
 
 torch.set_num_threads(int(THREADS))
 
@@ -60,9 +63,7 @@ def _fresh_accelerator():
 
 @pytest.fixture(scope="session")
 def tiny_run_path(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_config(corpus_dir), run, device="cpu")
-    return run
+    return made_once(tmp_path_factory, "runs/tiny", lambda run: train(tiny_config(corpus_dir), run, device="cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +73,8 @@ def tiny_run(tiny_run_path: Path) -> LoadedRun:
 
 @pytest.fixture(scope="session")
 def tiny_recording_path(tiny_run: LoadedRun, corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recordings") / "tiny"
-    record(OwnRun(tiny_run), corpus_dir / "valid.jsonl", path, RecordOptions(part_tokens=500))
-    return path
+    corpus, options = corpus_dir / "valid.jsonl", RecordOptions(part_tokens=500)
+    return made_once(tmp_path_factory, "recordings/tiny", lambda path: record(OwnRun(tiny_run), corpus, path, options))
 
 
 @pytest.fixture(scope="session")
@@ -106,18 +106,26 @@ def slot_run(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Load
 @pytest.fixture(scope="session")
 def kinds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recording of every kind of layer, in a folder of its name."""
-    folder = tmp_path_factory.mktemp("kinds")
-    for name in KINDS:
-        write_kind(name, folder / name)
-    return folder
+
+    def write(folder: Path) -> None:
+        for name in KINDS:
+            write_kind(name, folder / name)
+
+    return made_once(tmp_path_factory, "kinds", write)
+
+
+EMPTY_SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 
 @contextmanager
 def rough_drawing() -> Iterator[None]:
-    """Draw figures small and without a layout, which takes most of the time, where no test looks at them."""
+    """Draw figures small, once and without a layout, which takes most of the time, where no test looks at them."""
     savefig = Figure.savefig
 
-    def draw(figure: Figure, target: object, **options: Any) -> None:
+    def draw(figure: Figure, target: Any, **options: Any) -> None:
+        if options.get("format") == "svg" and isinstance(target, io.BytesIO):
+            target.write(EMPTY_SVG)  # the figure is drawn as PNG too
+            return
         figure.set_layout_engine(None)
         savefig(figure, target, **options | {"dpi": 20, "bbox_inches": None})
 
@@ -131,4 +139,21 @@ def rough_drawing() -> Iterator[None]:
 def rough_figures() -> Iterator[None]:
     """``rough_drawing`` in all tests of a module."""
     with rough_drawing():
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_figures() -> Iterator[None]:
+    """In all tests of a module figures are made but not drawn: their pictures are empty."""
+    dot = io.BytesIO()
+    Figure((0.1, 0.1)).savefig(dot, format="png", dpi=10)
+    pictures = {"png": dot.getvalue(), "svg": EMPTY_SVG}
+
+    def draw(figure: Figure, target: Any, *, format: str, **options: Any) -> None:
+        with target.open("wb") if isinstance(target, Path) else nullcontext(target) as file:
+            file.write(pictures[format])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", draw)
+        patch.setattr(document, "lay_out", lambda figure: figure.bbox_inches)
         yield

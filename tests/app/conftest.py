@@ -24,8 +24,8 @@ def _packages_are_not_scanned() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _rough(rough_figures: None) -> None:
-    """No test looks at the figures of pages."""
+def _blank(blank_figures: None) -> None:
+    """No test looks at the figures of pages; those of plots and of reports are drawn."""
 
 
 @pytest.fixture(autouse=True)
