@@ -14,6 +14,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.runtime.scriptrunner import add_script_run_ctx, get_script_run_ctx
 
+from app import ahead
 from app.state import RECORD, recording
 from memscope.base.errors import InputError
 from memscope.recording.info import RecordingInfo
@@ -213,6 +214,7 @@ def _loading(run: Path, modified: int, window: int, neurons: int | None, _wait: 
 
             with model_lock():
                 trace_text(subject, ".")
+        ahead.settle()
 
     thread = threading.Thread(target=load, name="memscope-ahead", daemon=True)
     add_script_run_ctx(thread, get_script_run_ctx())  # or else Streamlit's caches complain in the terminal

@@ -25,7 +25,7 @@ class PageName(NamedTuple):
 
 def pages() -> dict[str, PageName]:
     """Titles and tooltips of all pages, by what the chosen recording holds; of a memory where it cannot be opened."""
-    names = state.usable_first()
+    names = state.opening_order()
     info = None
     if names:
         with suppress(InputError, OSError):
@@ -86,7 +86,7 @@ def choose_recording() -> None:
         )
         outside.code(state.RECORD, language="bash")
         st.stop()
-    name, missing = address.choose(state.usable_first())
+    name, missing = address.choose(state.opening_order())
     if missing:
         st.warning("There is no such recording as the address names; this is another one.")
     st.session_state["_recording"] = st.session_state["chosen"] = name

@@ -18,10 +18,8 @@ import streamlit as st
 from matplotlib.figure import Figure
 
 from memscope.base.files import csv_text
-from memscope.query import bank_table
+from memscope.query import bank_table, catalog
 from memscope.query import read_sample as samples
-from memscope.query.catalog import find_recordings as find
-from memscope.query.catalog import open_recording, trouble
 from memscope.query.charts import histograms, map_points
 from memscope.query.recording import Recording
 from memscope.recording.info import INFO, RECORDINGS
@@ -42,7 +40,17 @@ def root() -> Path:
 @st.cache_data(ttl=5, show_spinner=False)
 def find_recordings(folder: Path) -> dict[str, Path]:
     """``catalog.find_recordings``, looked up again after five seconds."""
-    return find(folder)
+    return catalog.find_recordings(folder)
+
+
+def opening_order() -> list[str]:
+    """Names of all recordings: ``catalog.opening_order``."""
+    return _opening_order(root())
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def _opening_order(folder: Path) -> list[str]:
+    return catalog.opening_order(find_recordings(folder), folder)
 
 
 def usable_first() -> list[str]:
@@ -53,7 +61,7 @@ def usable_first() -> list[str]:
 
 @st.cache_data(ttl=5, show_spinner=False)
 def _in_trouble(folder: Path) -> set[str]:
-    return {name for name, path in find_recordings(folder).items() if trouble(path, folder)}
+    return {name for name, path in find_recordings(folder).items() if catalog.trouble(path, folder)}
 
 
 def open_by_name(name: str) -> None:
@@ -83,7 +91,7 @@ def _version(name: str | None = None) -> Version:
 
 @st.cache_resource(max_entries=8, show_spinner="Opening the recording ...")
 def _open(path: Path, modified: int) -> Recording:
-    return open_recording(path, root())
+    return catalog.open_recording(path, root())
 
 
 def _cached(

@@ -218,8 +218,5 @@ def predicates(recording: Recording, most: int = 8) -> tuple[np.ndarray, list[st
         "SELECT entry, coalesce(nullif(predicate[1], ''), NULL) AS predicate FROM bank ORDER BY entry"
     )
     names = frame["predicate"].value_counts().head(most).index.tolist()
-    codes = pd.Categorical(frame["predicate"], categories=names).codes.astype(np.int8)
-    other = (codes < 0) & frame["predicate"].notna().to_numpy()
-    codes[(codes < 0) & ~other] = len(names) + 1
-    codes[other] = len(names)
-    return codes, names
+    codes = frame["predicate"].map({name: code for code, name in enumerate(names)}).fillna(len(names))
+    return codes.mask(frame["predicate"].isna(), len(names) + 1).to_numpy(np.int8), names

@@ -73,6 +73,20 @@ def trouble(path: Path, root: Path) -> str | None:
     return None
 
 
+def opening_order(found: dict[str, Path], root: Path) -> list[str]:
+    """Names of recordings in the order in which a reader expects to open them.
+
+    Those that can be used come first, of these those of whole runs before those of checkpoints, then the newest.
+    """
+
+    def place(name: str) -> tuple[int, float]:
+        if trouble(found[name], root):
+            return 2, 0
+        return int(read_info(found[name]).step is not None), -(found[name] / INFO).stat().st_mtime
+
+    return sorted(found, key=place)
+
+
 def recordings_table(found: dict[str, Path], root: Path) -> pd.DataFrame:
     """One row per recording in ``root``: ``recording run step corpus tokens selections entries loss map state``.
 

@@ -28,6 +28,14 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     st.cache_resource.clear()
 
 
+@pytest.fixture(autouse=True)
+def frozen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One number for every time that garbage was left to later searches; nothing is."""
+    times: list[int] = []
+    monkeypatch.setattr(ahead.gc, "freeze", lambda: times.append(1))
+    return times
+
+
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs whose models were loaded; none can be."""
@@ -60,6 +68,17 @@ def test_modules_are_imported_once_and_one_that_fails_is_no_error(monkeypatch: p
     ahead.start()
     wait()
     assert names == ["app.recordings"]
+
+
+def test_what_is_loaded_is_not_searched_for_garbage_again(frozen: list[int], loaded: list[Path]) -> None:
+    ahead.settle()
+    assert frozen == []
+    ahead.start()
+    wait()
+    assert len(frozen) == 1
+    assert not open_page("overview").exception
+    wait()
+    assert len(loaded) == 1 and len(frozen) == 2
 
 
 def test_nothing_is_done_ahead_where_that_is_off(monkeypatch: pytest.MonkeyPatch, loaded: list[Path]) -> None:

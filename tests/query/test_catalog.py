@@ -1,5 +1,6 @@
 """Recordings in a folder: what is found, what is said of it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from memscope.base.lock import one_writer
 from memscope.query.catalog import (
     find_documents,
     find_recordings,
+    opening_order,
     recordings_table,
     run_progress,
     runs_without_recording,
@@ -38,6 +40,16 @@ def test_recordings_are_named_by_their_path(folder: Path) -> None:
     assert list(found) == ["a/b/deep", "broken", "unfinished", "whole"]
     assert find_recordings(folder / "whole") == {"whole": folder / "whole"}
     assert find_recordings(folder / "nothing") == {}
+
+
+def test_a_reader_opens_the_newest_recording_of_a_whole_run(folder: Path) -> None:
+    shutil.copytree(folder / "whole", folder / "later")
+    shutil.copytree(folder / "whole", folder / "checkpoint")
+    write_info(folder / "checkpoint", read_info(folder / "whole").model_copy(update={"step": 20}))
+    for age, name in enumerate(("broken", "checkpoint", "later", "whole", "a/b/deep", "unfinished")):
+        os.utime(folder / name / "recording.json", times=(1e9 - age, 1e9 - age))
+    found = find_recordings(folder)
+    assert opening_order(found, folder) == ["later", "whole", "a/b/deep", "checkpoint", "broken", "unfinished"]
 
 
 def test_the_history_of_a_run_is_found_beside_recordings_of_it(folder: Path, tmp_path: Path) -> None:
