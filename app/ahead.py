@@ -1,4 +1,4 @@
-"""Do before a reader asks what takes long at first: import what pages need, and load the model that they may ask.
+"""Do before a reader asks what takes long at first: import what pages need; ``live`` loads the model that they may ask.
 
 The server starts it. Nothing here may fail for a reader: what goes wrong is said when it is asked for.
 """
@@ -22,8 +22,6 @@ _FIRST = (
     "memscope.report.plots.usage",
 )
 """Modules that the first page waits for."""
-_QUIET = 1.0
-"""Seconds between the end of a page and the start of work that makes the next one slower."""
 _SWITCH = 0.0005
 """Seconds for which a thread keeps Python to itself; by default a page waits ten times as long for each turn."""
 _started = False
@@ -39,13 +37,9 @@ def start() -> None:
     threading.Thread(target=_import, name="memscope-ahead", daemon=True).start()
 
 
-def page_stands() -> None:
-    """Load the model of the open recording, where the server runs and the model is small."""
-    if _started:
-        from app import live
-
-        with suppress(Exception):
-            live.expect_later(_QUIET)
+def works() -> bool:
+    """Whether this process serves the app, and does work ahead."""
+    return _started
 
 
 def settle() -> None:

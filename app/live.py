@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SMALL = 500_000_000
 """Most bytes of weights that are loaded before a reader asks."""
+QUIET = 1.0
+"""Seconds between the end of a page and the start of work that makes the next one slower."""
 _REMEMBERED = 16
 """Answers of ``_remembered`` that a session keeps."""
 Answer = TypeVar("Answer")
@@ -174,13 +176,15 @@ def expect_text() -> None:
         _loading(Path(info.run), max(weights), *_how(info))
 
 
-def expect_later(wait: float) -> None:
-    """``expect_text`` some seconds later, of a model that may be loaded although nobody asked for it."""
+def expect_later() -> None:
+    """``expect_text`` when a page stands, of a model that is small enough to be loaded although nobody asked for it."""
+    if not ahead.works():
+        return
     info = recording().info
     run = Path(info.run)
     weights = _weights(run)
     if weights and can_type(info) and sum(path.stat().st_size for path in run.glob("*.safetensors")) <= SMALL:
-        _loading(run, max(weights), *_how(info), _wait=wait)
+        _loading(run, max(weights), *_how(info), _wait=QUIET)
 
 
 def _weights(run: Path) -> list[int]:

@@ -263,8 +263,8 @@ def _show(
 ) -> None:
     dark = st.context.theme.type == "dark"
     image = _draw(versions, f"{draw.__module__}.{draw.__name__}", dark, by, draw, arguments)
-    width, height = struct.unpack(">II", image[16:24])  # as a PNG begins
-    kind = "wide" if width > 2 * height else "figure"
+    [width] = struct.unpack(">I", image[16:20])  # as a PNG begins
+    kind = "wide" if width > 1000 else "figure"
     with st.container(key=f"{kind}-{draw.__name__}-{zlib.crc32(repr((versions, by)).encode())}"):
         st.image(image, width="stretch", output_format="PNG", alt=alt)
 

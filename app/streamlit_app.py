@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import ahead, recordings
+from app import live, recordings
 from app.components.place import place_line
 
 # An icon of Streamlit's own would be fetched from another site.
@@ -49,4 +49,4 @@ recordings.choose_recording()
 place_line(recordings.place())
 with recordings.say_what_is_wrong():
     page.run()
-ahead.page_stands()
+live.expect_later()

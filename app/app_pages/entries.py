@@ -63,7 +63,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     st.selectbox("Sort by", sorts, format_func=names, width=135, **view.widget("sort", show_table))
     st.selectbox("Order", ORDERS, width=125, **view.widget("order", show_table))
     st.selectbox("Show", STATES, width=115, **view.widget("show", show_table))
-    tables.entry_box(view, info, f"Open {word}", st.container(width=115))
+    tables.entry_box(view, info, f"Open {word}", st.container(width=170 if info.private else 115))
 
 if entry is None:
     filters.show(view, recording, chosen, among, show_table)

@@ -38,7 +38,7 @@ having = tuple(site.layer for site in info.sites if "reads" in site.has)
 reading = rows_having(recording, recording.reading_metrics(), "reads")
 d = f"D = {selections(recording, having='reads')} selections a layer."
 chosen = [site.selected for site in info.sites if "reads" in site.has]
-selected, most = span(chosen, ","), max(chosen)
+selected, most, even = span(chosen, ","), max(chosen), span([1 / one for one in chosen], ".1%")
 view = address.View("reading")
 per_head = info.head_weights and max(info.site(one).read_heads for one in having) > 1
 parts = [name for name in PARTS if name != HEADS or per_head]
@@ -66,8 +66,8 @@ if part == SHARES:
         )
     right.caption(
         f"Share of a token's read that each of its {selected} selected {many} gets. The first bin holds selected "
-        f"{many} that are hardly read. An equal split puts every {word} at {1 / most:.1%}; a token that reads "
-        f"one {word} alone puts it at 100%. {d}"
+        f"{many} that are hardly read. An equal split puts every {word} at {even}; a token that reads one {word} "
+        f"alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
     outside.table(

@@ -9,6 +9,7 @@ from app.address import View
 from app.components.tokens import token_view
 from app.parts import tables
 from memscope.base.errors import InputError
+from memscope.base.words import span
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
 from memscope.report.compare.findings import numbers_mean
@@ -251,6 +252,10 @@ def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
         alt="Entries that either model selects on this token",
     )
     st.caption(
-        f"A cell is empty where a model does not select the entry. A selects {a.info.selected} entries a layer, B "
-        f"{b.info.selected}. A number names the same entry only if both banks started alike. Sentences are those of A."
+        f"A dash: a model does not select the entry. A selects {_selected(a)} entries a layer, B {_selected(b)}. A "
+        "number names the same entry only if both banks started alike. Sentences are those of A."
     )
+
+
+def _selected(recording: Recording) -> str:
+    return span([site.selected for site in recording.info.sites], ",")

@@ -163,7 +163,7 @@ def model_card(recording: Recording) -> None:
     with right:
         st.subheader("Config")
         flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
-        _facts({name: str(value) for name, value in flat.items()}, "Config of the run", height=480)
+        _facts({name: _plain(value) for name, value in flat.items()}, "Config of the run", height=480)
         st.download_button(
             "Config as YAML",
             (recording.path / "config.yaml").read_bytes(),
@@ -172,6 +172,10 @@ def model_card(recording: Recording) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _each(info: RecordingInfo, name: str) -> str:

@@ -139,7 +139,8 @@ def reading_columns(info: RecordingInfo) -> dict[str, Any]:
     """``READING`` in the words of what selects and reads."""
     if info.kind == "memory":
         return READING
-    score, against = score_name(info), f"{score_name(info)} ~ {info.reader}"
+    score = score_name(info)
+    against = f"{score} ~ {info.reader}" if info.reader != "read" else f"{score} ~ read / {score}"
     return columns_of(info, READING) | {
         "gate_entropy": _NUMBER(f"{score} entropy", format="%.3f", help=f"Entropy of a token's {score} shares, nats."),
         "gate_top_share": _NUMBER(f"top {score} share", format="percent", help=f"Largest {score} share of a token."),

@@ -81,7 +81,7 @@ def opening_order(found: dict[str, Path], root: Path) -> list[str]:
 
     def place(name: str) -> tuple[int, float]:
         if trouble(found[name], root):
-            return 2, 0
+            return 2, 0.0
         return int(read_info(found[name]).step is not None), -(found[name] / INFO).stat().st_mtime
 
     return sorted(found, key=place)

@@ -20,7 +20,7 @@ def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ahead, "_started", False)
-    monkeypatch.setattr(ahead, "_QUIET", 0)
+    monkeypatch.setattr(live, "QUIET", 0)
     monkeypatch.setattr(ahead, "_SWITCH", 0.005)
     monkeypatch.delenv(ahead.OFF, raising=False)
     st.cache_resource.clear()

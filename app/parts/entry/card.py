@@ -89,7 +89,7 @@ def decodings(recording: Recording, card: EntryCard, key: str = "") -> None:
     words = words_of(recording, [card.entry])[card.entry]
     owners = [site for site in recording.info.sites if site.own.start <= card.entry < site.own.stop]
     lensed = any("lens" in site.has for site in owners)
-    if lensed or len(card.nearest):
+    if len(card.nearest):
         st.markdown("**What it says**")
     if not len(card.nearest):
         pass

@@ -73,7 +73,7 @@ def beside(view: View, recording: Recording, both: tuple[EntryCard, EntryCard], 
     for place, one, key in zip(st.columns(2, gap="large"), both, "ab", strict=True):
         with place:
             st.markdown("**Where it fires**")
-            with st.container(height=560, border=False):
+            with st.container(height=560 if one.usage["count"].any() else "content", border=False):
                 cards.contexts(recording, one.entry, None, order, key)
 
 
@@ -96,7 +96,7 @@ def alone(view: View, recording: Recording, card: EntryCard, layer: object, orde
                 st.segmented_control(
                     "Order of contexts", orders, required=True, label_visibility="collapsed", **view.widget("contexts")
                 )
-        with st.container(height=640, border=False):
+        with st.container(height=640 if used else "content", border=False):
             cards.contexts(recording, entry, here, order)
     with right:
         cards.decodings(recording, card)

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import streamlit as st
 
 from app import outside
 from app.address import View
 from app.components.tokens import token_view
 from app.parts import tables
+from memscope.base.words import first_upper
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
 from memscope.query.token_measures import known_measures, layer_measure, over_layers
@@ -52,18 +52,20 @@ def two_texts(
             )
     shared = shared_selections(traces[0], traces[1], chosen[0], chosen[1])
     counts = shared_by_layer(shared, info.layers)
+    of = np.array([info.site(layer).selected for layer in counts.index])
     st.subheader("What the two tokens share")
     outside.table(
-        pd.DataFrame({"layer": counts.index, "shared": counts.to_numpy(), "share": counts.to_numpy() / info.selected}),
+        {"layer": counts.index, "shared": counts.to_numpy(), "of": of, "share": counts.to_numpy() / of},
         hide_index=True,
         height="content",
         column_config={
-            "shared": st.column_config.NumberColumn(f"shared entries, of {info.selected}"),
+            "shared": st.column_config.NumberColumn(f"shared {info.word(2)}"),
+            "of": st.column_config.NumberColumn("of"),
             "share": st.column_config.ProgressColumn("share", format="percent", min_value=0, max_value=1),
         },
-        alt="Entries that both tokens select, per layer",
+        alt=f"{first_upper(info.word(2))} that both tokens select, per layer",
     )
-    st.caption(f"Entries that both tokens select, of {info.selected} selections a layer and token.")
+    st.caption(f"{first_upper(info.word(2))} that both tokens select, of those that a token selects in the layer.")
     sentences = recording.sentences(shared["entry"])
     outside.table(
         tables.named(info, shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])),
@@ -73,4 +75,5 @@ def two_texts(
         column_config=tables.entry_columns(info) | tables.sides(info),
         alt="Entries that either token selects",
     )
-    st.caption("Entries that either token selects, shared ones first. None: a token does not select it.")
+    said = "that either token selects, shared ones first. A dash: the token does not select it."
+    st.caption(f"{first_upper(info.word(2))} {said}")

@@ -19,6 +19,7 @@ def history_curves(history: pd.DataFrame, words: str = "entries", *, dark: bool 
     if "drift_used" in history:
         drawn["drift_used"] = f"median drift of used {words}"
     figure, axes = style.panels(len(drawn) + 1, dark)
+    figure.set_size_inches(2.9 * len(axes), 2.7)
     for (column, name), panel in zip(drawn.items(), axes[:-1], strict=True):
         for layer, color in zip(layers, style.layer_colors(len(layers), dark), strict=True):
             rows = history[history["layer"] == layer]
@@ -28,7 +29,7 @@ def history_curves(history: pd.DataFrame, words: str = "entries", *, dark: bool 
     totals = history.groupby("step")[["woke", "died"]].sum()
     axes[-1].plot(totals.index, totals["woke"], "o-", color="#009E73", label="woke")
     axes[-1].plot(totals.index, totals["died"], "s--", color="#D55E00", label="died")
-    axes[-1].set(xlabel="training step", ylabel="(layer, entry) pairs since the step before", ylim=(0, None))
+    axes[-1].set(xlabel="training step", ylabel="(layer, entry) pairs", ylim=(0, None))
     axes[-1].yaxis.set_major_formatter(style.THOUSANDS)
     axes[-1].legend(frameon=False, fontsize=8, labelcolor=axes[-1].xaxis.label.get_color())
     style.layer_legend(axes[0], layers, dark)
