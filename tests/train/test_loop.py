@@ -1,12 +1,9 @@
 """The training loop: it learns, keeps its schedule and says what it does."""
 
 import json
-import logging
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -231,33 +228,6 @@ def test_unusable_inputs_are_refused(
     monkeypatch.setattr(run_folder, "find_spec", lambda name: None)  # no tracker is installed
     with pytest.raises(InputError, match=message):
         train(tiny_config(corpus_dir, **change), tmp_path / "run", device="cpu")
-
-
-def say_what_is_traced() -> None:
-    torch._logging.set_logs(dynamo=logging.INFO)
-
-
-@pytest.mark.compiler
-def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]) -> None:
-    # The shapes are those of a process in test_parallel.py, so that what the compiler made serves both.
-    settings = {"steps": 3, "batch_size": 2, "dtype": "float32", "log_interval": 1, "eval_interval": 2}
-    losses = []
-    for compiled in (False, True):
-        run = tmp_path / f"compiled-{compiled}"
-        model = {"block": "both", "max_seq_len": 32}
-        config = tiny_config(corpus_dir, model=model, train={**settings, "compile": compiled})
-        if compiled:  # in another process: here types are checked, which dynamo cannot trace
-            done = group(config, run, processes=1, before=say_what_is_traced)
-            assert done.returncode == 0, done.stderr
-            assert "start tracing forward" in done.stderr
-        else:
-            train(config, run, device="cpu")
-        lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
-        assert sum("layer_0/coverage" in line for line in lines) == 3  # evaluation still sees its hooks
-        losses.append([line["loss"] for line in lines])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
-    files = [load_file(tmp_path / f"compiled-{compiled}" / "model.safetensors") for compiled in (False, True)]
-    assert files[0].keys() == files[1].keys()
 
 
 def test_compiling_without_a_compiler_is_refused(

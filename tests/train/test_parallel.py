@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -90,6 +91,33 @@ def assert_same_weights(run: Path, reference: Path) -> None:
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-3)
+
+
+def say_what_is_traced() -> None:
+    torch._logging.set_logs(dynamo=logging.INFO)
+
+
+@pytest.mark.compiler
+def test_compiled_layers_train_the_same_model(corpus_dir: Path, tmp_path: Path, group: Callable[..., Any]) -> None:
+    # First, in one process: what the compiler made serves the copies below, whose shapes are the same.
+    settings = {"steps": 3, "batch_size": 2, "dtype": "float32", "log_interval": 1, "eval_interval": 2}
+    losses = []
+    for compiled in (False, True):
+        run = tmp_path / f"compiled-{compiled}"
+        model = {"block": "both", "max_seq_len": 32}
+        config = tiny_config(corpus_dir, model=model, train={**settings, "compile": compiled})
+        if compiled:  # in another process, which dynamo leaves as it is
+            done = group(config, run, processes=1, before=say_what_is_traced)
+            assert done.returncode == 0, done.stderr
+            assert "start tracing forward" in done.stderr
+        else:
+            train(config, run, device="cpu")
+        lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+        assert sum("layer_0/coverage" in line for line in lines) == 3  # evaluation still sees its hooks
+        losses.append([line["loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    files = [load_file(tmp_path / f"compiled-{compiled}" / "model.safetensors") for compiled in (False, True)]
+    assert files[0].keys() == files[1].keys()
 
 
 @pytest.mark.parametrize(
