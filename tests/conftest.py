@@ -38,6 +38,11 @@ SHARED = TESTS.parents[1] / "shared" / "data"
 FIRST = ("browser/test_pages.py", "train/test_parallel.py", "testing/test_recordings.py", "testing/test_models.py")
 """The modules that take longest: one that began last would keep one process at work alone."""
 
+STARTING = ("base/test_lock", "base/test_stop", "cli/test_main", "model/test_bank_groups", "model/test_entry_dtype")
+STARTING += ("record/test_loop", "run/test_generate", "train/test_lessons", "train/test_parallel", "train/test_resume")
+STARTING += ("train/test_revive",)
+"""Modules that start processes, which are forked from one that takes seconds to load: one worker needs one."""
+
 IMPORTED_FIRST = (
     ("torch",),
     ("scipy.stats", "sklearn.feature_extraction.text", "numba"),
@@ -67,6 +72,23 @@ def pytest_configure(config: pytest.Config) -> None:
         if not torch.cuda.is_available():
             os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton, which reads it then
         config.pluginmanager.import_plugin("tests.made")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A module's tests go to one worker, those of the modules that start processes to one too."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    modules = {f"tests/{name}.py" for name in STARTING}
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::")[0]
+            return "modules that start processes" if module in modules else module
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
