@@ -4,6 +4,7 @@ The server starts it. Nothing here may fail for a reader: what goes wrong is sai
 """
 
 import gc
+import logging
 import os
 import sys
 import threading
@@ -24,6 +25,7 @@ _FIRST = (
 """Modules that the first page waits for."""
 _SWITCH = 0.0005
 """Seconds for which a thread keeps Python to itself; by default a page waits ten times as long for each turn."""
+_NO_SESSION = "streamlit.runtime.scriptrunner_utils.script_run_context"
 _started = False
 
 
@@ -34,6 +36,7 @@ def start() -> None:
         return
     _started = True
     sys.setswitchinterval(_SWITCH)
+    logging.getLogger(_NO_SESSION).setLevel(logging.ERROR)  # caches are filled by threads without a reader, on purpose
     threading.Thread(target=_import, name="memscope-ahead", daemon=True).start()
 
 

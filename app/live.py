@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import streamlit as st
-from streamlit.runtime.scriptrunner import add_script_run_ctx, get_script_run_ctx
 
 from app import ahead
 from app.state import RECORD, recording
@@ -221,7 +220,6 @@ def _loading(run: Path, modified: int, window: int, neurons: int | None, _wait: 
         ahead.settle()
 
     thread = threading.Thread(target=load, name="memscope-ahead", daemon=True)
-    add_script_run_ctx(thread, get_script_run_ctx())  # or else Streamlit's caches complain in the terminal
     thread.start()
     return thread
 

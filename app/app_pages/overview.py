@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import address, outside, recordings, state
+from app import address, live, outside, recordings, state
 from app.address import choice
 from app.parts import overview, tables, training
 from app.parts.report import page as report
@@ -31,6 +31,8 @@ view = address.View("overview")
 part = view.field("part", choice(parts, name="part"))
 view.write()
 
+if live.can_type(info):
+    overview.text_box(info)
 with st.container(horizontal=True):
     overview.number("Recorded tokens", f"{info.rows:,}", "Tokens of the corpus that went through the model.")
     overview.number("Selections (D)", f"{recording.total_selections():,}", f"One token, layer and {info.word()} each.")

@@ -14,6 +14,7 @@ from memscope.base.errors import InputError
 from memscope.base.words import first_upper
 from memscope.query.fired import fired_entries, recorded_slots
 from memscope.query.token_measures import default_measure, known_measures, layer_measure, measure_name, over_layers
+from memscope.report.words import entry_name
 
 WINDOW = 256  # tokens shown at once
 DOCUMENT, TYPED, GOING, TWO = "document", "your text", "your text, continued", "two texts"
@@ -61,7 +62,7 @@ def act() -> None:
     entry, where = int(clicked["entry"]), int(clicked["layer"])
     if clicked["act"] == "ablate":
         read = text if source != DOCUMENT else document.text_until(recording, doc, at)
-        address.go("what_if", entries=entry, text=read)
+        address.go("what_if", entries=entry_name(info, entry), text=read)
     if clicked["act"] != "light":
         address.go("entries", entry=entry, layer=where)
     view.put(by=default_measure(info) if entry < 0 else "one entry", entry=None if entry < 0 else entry)
@@ -129,7 +130,8 @@ if measure == "loss":
 else:
     values = layer_measure(trace, info.layers, measure, drift, lit)
     per_token = over_layers(values, measure)
-text_side, token_side = st.columns([3, 1.05], gap="medium")
+# What a typed text reads is to be seen without scrolling.
+text_side, token_side = st.columns([3, 1.05] if source == DOCUMENT else [1, 1], gap="medium")
 with text_side:
     token_view(
         trace.tokens,

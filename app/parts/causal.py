@@ -8,6 +8,7 @@ import streamlit as st
 from app import outside
 from app.address import View
 from app.live import can_type, compare_typed, expect_text
+from app.parts.texts.typed import EXAMPLE
 from memscope.base.errors import InputError
 from memscope.base.words import first_upper, visible
 from memscope.recording.info import RecordingInfo
@@ -190,7 +191,7 @@ def retype(entry: int, sentence: str) -> None:
     with st.form("retype", border=False):
         left, right = st.columns(2)
         new = left.text_area("The sentence reads", sentence, key=f"retype.{entry}", height=100)
-        text = right.text_area("Text to read", key="retype.text", placeholder="Ada Lovelace was born in", height=100)
+        text = right.text_area("Text to read", key="retype.text", placeholder=EXAMPLE, height=100)
         st.form_submit_button("Read the text with it", type="primary")
     st.caption("Nothing is trained: the sentence is found by its new words and read word by word, in this text alone.")
     if not text.strip():

@@ -8,6 +8,7 @@ from app import live, outside, state
 from app.address import View
 from app.components.tokens import token_view
 from app.parts import tables
+from app.parts.texts.typed import EXAMPLE
 from memscope.base.errors import InputError
 from memscope.base.words import span
 from memscope.query.fired import shared_by_layer, shared_selections
@@ -171,7 +172,7 @@ def changed(a: Recording, b: Recording, name: str, layer: int | None) -> pd.Data
 def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, token: int) -> None:
     """One text under both models."""
     with st.form("prompt", border=False):
-        st.text_area("Text to read under both", key=view.key("text"), height=80, placeholder="Ada Lovelace was born in")
+        st.text_area("Text to read under both", key=view.key("text"), height=80, placeholder=EXAMPLE)
         st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0))
     live.expect_text()
     if not text:

@@ -8,6 +8,7 @@ from app import address, outside, state
 from app.components.contexts import context_view
 from app.parts import figures
 from app.parts.tables import score_name
+from app.parts.texts import typed
 from memscope.base.words import first_upper, span
 from memscope.query.catalog import training_history
 from memscope.query.recording import Recording
@@ -27,6 +28,17 @@ _OVER_TIME = {
 def number(label: str, value: str, help_: str | None = None) -> None:
     """Show a number in a frame."""
     st.metric(label, value, border=True, height="stretch", help=help_)
+
+
+def text_box(info: RecordingInfo) -> None:
+    """A box for a text, which the page Prompts has the model read; left empty, it is the example in grey."""
+    with st.form("read", border=False):
+        left, right = st.columns([6, 1], vertical_alignment="bottom")
+        said = f"Type a text and see, token by token, the {info.word(2)} that it selects"
+        text = left.text_input(said, key="read.text", placeholder=typed.EXAMPLE)
+        sent = right.form_submit_button("Read it", type="primary")
+    if sent:
+        address.go("prompts", source="your text", text=text or typed.EXAMPLE)
 
 
 def example(recording: Recording) -> None:

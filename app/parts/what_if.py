@@ -18,6 +18,7 @@ from memscope.base.words import visible
 from memscope.query.fired import fired_entries, selected_entries
 from memscope.query.recording import Recording
 from memscope.recording.token_table import Trace
+from memscope.report.words import entry_name
 
 if TYPE_CHECKING:
     from memscope.causal.what_if import Change
@@ -72,7 +73,10 @@ def nowhere(trace: Trace, change: "Change") -> bool:
 
 
 def choices(view: View, recording: Recording, trace: Trace, layers: list[int]) -> None:
-    """A table of the entries that the text selects; its rows name the entries of the change."""
+    """A table of the entries that the text selects; its rows name the entries of the change.
+
+    It is closed where a reader comes with an entry, so that what changes stands higher; else it stays open.
+    """
     info = recording.info
     table = selected_entries(recording, trace, layers)
     offered = table.head(SHOWN)
@@ -81,31 +85,33 @@ def choices(view: View, recording: Recording, trace: Trace, layers: list[int]) -
     def name() -> None:
         rows = st.session_state["choices"].selection.rows
         if rows:
-            view.put(entries=", ".join(str(st.session_state["_choices"][row]) for row in rows), token=None)
+            view.put(entries=", ".join(entry_name(info, st.session_state["_choices"][row]) for row in rows), token=None)
 
-    outside.table(
-        tables.named(info, offered),
-        hide_index=True,
-        height=275,
-        row_height=tables.ROW_HEIGHT,
-        key="choices",
-        on_select=name,
-        selection_mode="multi-row",
-        column_order=["entry", "tokens", "sentence", "title", "layers", "gate", "read"],
-        column_config=tables.entry_columns(info)
-        | {
-            "tokens": st.column_config.NumberColumn("tokens", width=60, help="Tokens of this text that select it."),
-            "layers": st.column_config.TextColumn("in layers", width=80),
-            "gate": st.column_config.NumberColumn(f"{info.score}, sum", format="%.3g", width=80),
-            "read": st.column_config.NumberColumn("read, sum", format="%.3g", width=80),
-        },
-        alt=f"{info.word(2)} that this text selects",
-    )
-    order = "most read" if info.has("reads") else "of the largest scores" if info.has("scores") else "most often"
-    st.caption(
-        f"The {len(table):,} {info.word(2)} that this text selects in the chosen layers"
-        f"{f', {len(offered)} shown' * (len(offered) < len(table))}, {order} first. Select rows to name them below."
-    )
+    text, named = (st.session_state[view.key(name)] for name in ("text", "entries"))
+    if st.session_state.get("_offered", ("", True))[0] != text:
+        st.session_state["_offered"] = text, not named
+    there = f"The {len(table):,} {info.word(2)} that this text selects in the chosen layers"
+    with st.expander(there, expanded=st.session_state["_offered"][1]):
+        outside.table(
+            tables.named(info, offered),
+            hide_index=True,
+            height=275,
+            row_height=tables.ROW_HEIGHT,
+            key="choices",
+            on_select=name,
+            selection_mode="multi-row",
+            column_order=["entry", "tokens", "sentence", "title", "layers", "gate", "read"],
+            column_config=tables.entry_columns(info)
+            | {
+                "tokens": st.column_config.NumberColumn("tokens", width=60, help="Tokens of this text that select it."),
+                "layers": st.column_config.TextColumn("in layers", width=80),
+                "gate": st.column_config.NumberColumn(f"{info.score}, sum", format="%.3g", width=80),
+                "read": st.column_config.NumberColumn("read, sum", format="%.3g", width=80),
+            },
+            alt=f"{info.word(2)} that this text selects",
+        )
+        order = "most read" if info.has("reads") else "of the largest scores" if info.has("scores") else "most often"
+        st.caption(f"{f'{len(offered)} shown, ' * (len(offered) < len(table))}{order} first. Select rows to name them.")
 
 
 @contextmanager

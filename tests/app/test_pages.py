@@ -16,6 +16,7 @@ from app import address
 from app.components.component import color_levels, color_range
 from app.parts.entry.pins import Pin, read_pins
 from app.parts.report import kept as reports
+from app.parts.texts.typed import EXAMPLE
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.seals import read_sealed, write_sealed
@@ -68,6 +69,17 @@ def asked(test: AppTest, name: str) -> str | None:
     """What the address says of a field."""
     value = test.query_params.get(name)
     return value[0] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize(("typed", "read"), [("Ada Holm was born in", "Ada Holm was born in"), ("", EXAMPLE)])
+def test_a_text_typed_on_the_first_page_is_read(typed: str, read: str) -> None:
+    test = open_page("overview")
+    test.text_input(key="read.text").input(typed)
+    press(test, "Read it")
+    assert not test.exception and not test.warning
+    assert test.title[0].value == "Prompts"
+    assert (asked(test, "source"), asked(test, "text")) == ("your text", read)
+    assert "What comes next" in markdown(test)
 
 
 @pytest.mark.parametrize(("page", "part"), VIEWS)

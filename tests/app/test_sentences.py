@@ -130,6 +130,18 @@ def test_sentences_are_changed_on_the_page_what_if(folder: Path) -> None:
     assert "choose layers 1" in test.code[0].value
 
 
+def test_a_sentence_keeps_its_name_on_the_way_to_what_if(folder: Path) -> None:
+    entry = sentence_of(folder, "beside", "People knew Eva Lind")
+    test = open_page("entries", "beside", entry=entry)
+    [ablate] = [button for button in test.button if button.label == "Ablate"]
+    ablate.click().run()
+    assert not test.exception
+    assert test.title[0].value == "What if"
+    assert test.text_input(key="what_if.entries").value == f"layer 1, sentence {entry - 64}"
+    [there] = [part for part in test.expander if "that this text selects" in part.label]
+    assert not there.proto.expanded  # what changes stands higher
+
+
 def test_facts_are_explained_and_shown_once_they_were_asked(
     folder: Path, cli: Callable[..., CliResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

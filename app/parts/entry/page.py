@@ -11,6 +11,7 @@ from app.parts.entry.pins import Pin, note_box, pin_button
 from memscope.base.words import first_upper
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
+from memscope.report.words import entry_name
 
 ALL = "all"
 
@@ -54,7 +55,7 @@ def actions(view: View, recording: Recording, entry: int, kept: tuple[Pin, ...])
             icon=":material/science:",
             help=f"What if this {word} were not selected? On a text where it fires.",
         ):
-            address.go("what_if", entries=entry, text=cards.example_text(recording, entry))
+            address.go("what_if", entries=entry_name(info, entry), text=cards.example_text(recording, entry))
         tables.entry_box(view, info, f"Beside {word}", st.container(width=170), "beside")
     note_box(view, entry, kept)
 

@@ -33,23 +33,26 @@ def token_facts(
     at = int(token - trace.tokens["pos"].iloc[0])
     chosen = trace.tokens.iloc[at]
     following = label(trace.tokens.iloc[at + 1]) if at + 1 < len(trace.tokens) else None
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.subheader(f"Token {token}", width="content")
-        outside.code(visible(label(chosen)), language=None, width="content")
-    if chosen["bytes"]:
-        st.caption(f"Bytes {chosen['bytes']}")
-    st.caption("  \n".join(_numbers(info, chosen)))
-    st.markdown("**What comes next**")
-    if following is not None:
-        outside.text(f"In the text: {visible(following)}")
-    if predictions is not None:
-        likely_next(predictions, token)
-        return
-    assert doc is not None
-    if info.predictions:
-        outside.text(f"Likeliest: {visible(state.answer(predicted_token, doc, token))}")
-    if live.can_type(info):
-        st.button("Probabilities", help="Runs the recorded model.", on_click=lambda: view.put(next=True))
+    here, then = st.columns(2) if doc is None else (st.container(), st.container())
+    with here:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.subheader(f"Token {token}", width="content")
+            outside.code(visible(label(chosen)), language=None, width="content")
+        if chosen["bytes"]:
+            st.caption(f"Bytes {chosen['bytes']}")
+        st.caption("  \n".join(_numbers(info, chosen)))
+    with then:
+        st.markdown("**What comes next**")
+        if following is not None:
+            outside.text(f"In the text: {visible(following)}")
+        if predictions is not None:
+            likely_next(predictions, token)
+            return
+        assert doc is not None
+        if info.predictions:
+            outside.text(f"Likeliest: {visible(state.answer(predicted_token, doc, token))}")
+        if live.can_type(info):
+            st.button("Probabilities", help="Runs the recorded model.", on_click=lambda: view.put(next=True))
 
 
 def _numbers(info: RecordingInfo, chosen: pd.Series) -> list[str]:

@@ -8,6 +8,9 @@ from app import state
 from app.address import MAX_TEXT, View
 from memscope.query.recording import Recording
 
+EXAMPLE = "Apollo was the god of"
+"""A text to begin with. The demo's model reads the answer in a sentence of its bank."""
+
 
 def token_count(recording: Recording, text: str) -> int:
     """Tokens of a text as the model reads it: those that open a text, and its own; 0 of an empty text."""
@@ -28,7 +31,7 @@ def text_boxes(view: View, labels: dict[str, str], button: str = "Read it", heig
         text, draft, shown = st.session_state[view.key(name)], f"{view.key(name)}.draft", f"{view.key(name)}.shown"
         if st.session_state.get(shown) != text or draft not in st.session_state:
             st.session_state[draft] = st.session_state[shown] = text  # the address or a link brought another text
-        place.text_area(label, key=draft, placeholder="Ada Lovelace was born in", height=height)
+        place.text_area(label, key=draft, placeholder=EXAMPLE, height=height)
     send, *counts = st.columns([1, *[6 / len(labels)] * len(labels)], vertical_alignment="center")
     for place, name in zip(counts, labels, strict=True):
         place.caption(_counted(state.recording(), st.session_state[f"{view.key(name)}.draft"]))
