@@ -64,7 +64,7 @@ with torch.no_grad():
     before = float(run.model(tokens)[at][:, planted.pushed].mean())
 control = int(raised.index[len(raised) // 2])
 effect, control_effect = before - logit([suspect]), before - logit([control])
-print(f"without entry {suspect}: -{effect:.3f}; without entry {control}, a control: -{control_effect:.3f}")
+print(f"without entry {suspect}: {-effect:+.3f}; without entry {control}, a control: {-control_effect:+.3f}")
 
 # %% [markdown]
 # An ablation always changes something, so an effect says little without a control. `memscope ablate` draws controls of

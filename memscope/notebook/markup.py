@@ -15,11 +15,14 @@ import numpy as np
 from memscope.base.printable import printable
 from memscope.base.words import visible
 
+# A class written twice outweighs the rules of notebooks, which would set texts of tables to the right.
 _STYLE = (
     "<style>.memscope{font-family:system-ui,sans-serif;font-size:13px;line-height:1.5;max-width:60em}"
     ".memscope table{border-collapse:collapse;margin:.4em 0;font-size:inherit}"
-    ".memscope td,.memscope th{padding:.1em .7em .1em 0;text-align:left;vertical-align:top;border:0;background:none}"
-    ".memscope th{font-weight:600;opacity:.75}"
+    ".memscope.memscope td,.memscope.memscope th{padding:.1em .7em .1em 0;text-align:left;vertical-align:top;"
+    "border:0;background:none}"
+    ".memscope.memscope th{font-weight:600;opacity:.75}"
+    ".memscope.memscope tr{background:none}"
     ".memscope .text{white-space:pre-wrap;overflow-wrap:anywhere}"
     ".memscope .text span{border-radius:2px}"
     ".memscope .chip{white-space:pre;font-family:monospace;font-size:.9em;padding:0 .3em;margin-right:.3em;"

@@ -6,6 +6,7 @@ Layers are ordered, so they run along viridis; other colours are Okabe and Ito's
 that nothing global remembers.
 """
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,15 @@ LABELLED = 8
 """Layers that are all named; of more, only some."""
 
 
+class NotebookFigure(Figure):
+    """A figure that notebooks show as a picture; plain figures of matplotlib need pyplot for that."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
 def panel(dark: bool = False) -> tuple[Figure, Axes]:
     """A figure of one panel."""
     figure, [axes] = panels(1, dark)
@@ -36,7 +46,7 @@ def panel(dark: bool = False) -> tuple[Figure, Axes]:
 
 def panels(count: int, dark: bool = False) -> tuple[Figure, list[Axes]]:
     """An empty figure of panels side by side, without a box and with a faint grid."""
-    figure = Figure(figsize=(SIZE[0] * count, SIZE[1]), layout="constrained")
+    figure = NotebookFigure(figsize=(SIZE[0] * count, SIZE[1]), layout="constrained")
     figure.patch.set_alpha(0.0 if dark else 1.0)
     made = [figure.add_subplot(1, count, number + 1) for number in range(count)]
     for axes in made:

@@ -12,6 +12,7 @@ from memscope.query.recording import Recording
 from memscope.recording.census_file import ClassProfile, Overlap
 from memscope.report.plots import bias as bias_plots
 from memscope.report.plots import compare as compare_plots
+from memscope.report.plots import style
 from memscope.report.plots import usage as plots
 
 
@@ -224,3 +225,9 @@ def test_entries_of_one_side_alone_lie_on_an_axis(n_layers: int) -> None:
     points = figure.axes[0].lines[0].get_xydata().tolist()
     assert points == [[5, 5], [7, 0.4], [0.4, 9]]
     assert len(figure.axes) == min(2, n_layers)
+
+
+def test_a_notebook_shows_a_figure_as_a_picture() -> None:
+    figure, axes = style.panel(False)
+    axes.plot([0, 1], [1, 0])
+    assert figure._repr_png_().startswith(b"\x89PNG")
