@@ -6,8 +6,8 @@
 The run is trained with ``text.sentences_path`` and ``text.facts_path`` set to ``sentences.jsonl`` and
 ``facts_train.jsonl`` of the second folder. The facts of every part are asked, held-out ones apart by whether a sentence
 has the subject's full name. Then the run is given a bank of sentences that training never saw, with those kept aside,
-and these are asked. Then held-out facts are edited by typing. Every number has a 95% interval over subjects, of edits
-over edits.
+and these are asked, and with ``--larger`` one of more sentences. Held-out facts are edited by typing. Every number has
+a 95% interval over subjects, of edits over edits.
 """
 
 import json
@@ -75,7 +75,14 @@ def is_stated(facts: Sequence[Fact], bank: SentenceBank) -> bool:
     return any(len(own) for own in stating_entries(facts, bank))
 
 
-def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[str, object]]:
+def larger_bank(run: LoadedRun, data: Path, size: int) -> SentenceBank:
+    """``size`` sentences of the collection, or all, those of up to twice the length that the run's bank allows too."""
+    limit = 2 * run.config.text.sentence_length
+    every = read_sentences(data / "sentences.jsonl")
+    return choose_bank(every, run.tokenizer, size, limit, run.config.train.seed)
+
+
+def measure(run: LoadedRun, data: Path, edits: int, larger: int) -> tuple[pd.DataFrame, dict[str, object]]:
     """A row per part and measure: ``part measure mean low high facts``; and the summary of the edits."""
     assert run.model.text_bank is not None
     bank, index = run.model.text_bank.sentences, run.model.text_bank.index
@@ -89,11 +96,15 @@ def measure(run: LoadedRun, data: Path, edits: int) -> tuple[pd.DataFrame, dict[
     }
     tables = {part: summarise(ask_facts(run, some)) for part, some in asked.items() if is_stated(some, bank)}
     edited = edit_sentences(run, facts["held"], edits).summary
-    fill_text_bank(run.model, unseen_bank(run, data), run.tokenizer)
-    full = named_in_full(facts["aside"], run.model.text_bank.sentences)
-    aside = [fact for fact, one in zip(facts["aside"], full, strict=True) if one]
-    if is_stated(aside, run.model.text_bank.sentences):
-        tables["bank swapped"] = summarise(ask_facts(run, aside))
+    others = {"bank swapped": (unseen_bank(run, data), "aside")}
+    if larger:
+        others["bank enlarged"] = (larger_bank(run, data, larger), "held")
+    for part, (other, of) in others.items():
+        fill_text_bank(run.model, other, run.tokenizer)
+        full = named_in_full(facts[of], other)
+        some = [fact for fact, one in zip(facts[of], full, strict=True) if one]
+        if is_stated(some, other):
+            tables[part] = summarise(ask_facts(run, some))
     run.model.text_bank.fill(bank, index)
     parts = [table.rename_axis("measure").reset_index().assign(part=part) for part, table in tables.items()]
     return pd.concat(parts, ignore_index=True)[["part", "measure", "mean", "low", "high", "facts"]], edited
@@ -176,11 +187,12 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=65536, help="tokens of it")
     parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--larger", type=int, default=0, help="sentences of a larger bank that is asked too; 0 = none")
     arguments = parser.parse_args()
     run = load_run(arguments.run)
     if run.model.text_bank is None:
         raise InputError(f"{arguments.run}: no layer reads sentences; train with block: text")
-    table, edited = measure(run, arguments.data, arguments.edits)
+    table, edited = measure(run, arguments.data, arguments.edits, arguments.larger)
     headline = table[table["part"] == "held out"].set_index("measure")
     print(
         f"of {int(headline.loc['answered', 'facts']):,} facts that training never stated, "

@@ -107,7 +107,7 @@ def edit_facts(
         entry = locate_entry(run.model, question, edit.true_token)
         if method == "sentence":
             stated = edit.fact._replace(object=edit.new_object)
-            slots = encode_sentence(run, stated.template.replace("[X]", stated.subject).replace("[Y]", stated.object))
+            slots = encode_sentence(run, stated.statement)
         else:
             slots = fit_row(run.model, entry, question, edit.new_token, steps, rate)
         before = probabilities(run, edit)

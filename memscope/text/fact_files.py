@@ -46,6 +46,11 @@ class Fact(NamedTuple):
         return self._before[len(self.question) :] + self.object
 
     @property
+    def statement(self) -> str:
+        """The template with subject and object in it."""
+        return self.template.replace("[X]", self.subject).replace("[Y]", self.object)
+
+    @property
     def _before(self) -> str:
         return self.template.partition("[Y]")[0].replace("[X]", self.subject)
 

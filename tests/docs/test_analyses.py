@@ -184,7 +184,7 @@ def test_facts_that_sentences_state_are_found_by_their_words(reader: list[Path])
     from text_memory import measure
 
     run, data = reader
-    table, edited = measure(load_run(run), data, edits=3)
+    table, edited = measure(load_run(run), data, edits=3, larger=200)
     found = table[table["measure"] == "selected"].set_index("part")
     assert (found["mean"] == 1).all()  # names stand in the sentences, and four of them are selected
     assert {"held out", "seen in training", "bank swapped"} <= set(found.index)
@@ -193,6 +193,7 @@ def test_facts_that_sentences_state_are_found_by_their_words(reader: list[Path])
         "held out": parts["held"],
         "seen in training": parts["train"],
         "bank swapped": parts["aside"],
+        "bank enlarged": parts["held"],
     }
     assert edited["edits"] == 3
 

@@ -63,7 +63,7 @@ def edit_sentences(run: LoadedRun, facts: Sequence[Fact], count: int = 100, seed
 def retyped(fact: Fact, new_object: str, bank: SentenceBank) -> dict[int, str]:
     """What a person would type: the sentences that say a fact, with a new object, by entry."""
     [own] = stating_entries([fact], bank)
-    statement = fact.template.replace("[X]", fact.subject).replace("[Y]", new_object)
+    statement = fact._replace(object=new_object).statement
     changes: dict[int, str] = {}
     for entry in own.tolist():
         renamed = _renamed(fact, new_object, bank.sentences[entry].text)

@@ -33,7 +33,7 @@ class Lesson:
     """Where in the batch a fact is asked."""
     answers: Int[Tensor, " asked"]
     """The first token of each answer."""
-    stating: list[Int[Tensor, " entry"]]
+    stating: list[Int[Tensor, " _entry"]]
     """Sentences that state it."""
     swapped: dict[int, list[int]]
     """Token ids of the sentences that read otherwise for this step."""
