@@ -27,6 +27,9 @@ class TextConfig(Section):
     """Heads of the attention that reads; divides ``dim``."""
     text_key_dim: int = Field(16, gt=0)
     """Width of the learned part of queries and keys of the gate."""
+    gate_sharpness: float = Field(1.0, gt=0)
+    """What totals of sentences are multiplied by before the softmax that makes gate scores of them, once trained:
+    sentences that the gate doubts are then read less. Training has 1, so that gradients reach all that are selected."""
     refresh_interval: int = Field(25, gt=0)
     """Training steps between two times that the keys of all sentences are made anew."""
     facts_path: str | None = None

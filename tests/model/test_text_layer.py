@@ -75,7 +75,9 @@ def slow_slots(layer: TextLayer, table: Tensor, ids: list[int]) -> list[Tensor]:
     return slots
 
 
-def slow_layer(layer: TextLayer, model: MemoryTransformer, x: Tensor, tokens: Tensor) -> tuple[Tensor, list[list[int]]]:
+def slow_layer(
+    layer: TextLayer, model: MemoryTransformer, x: Tensor, tokens: Tensor, sharpness: float
+) -> tuple[Tensor, list[list[int]]]:
     """What one text reads, ``x [pos, dim]``, and its sentences, best first."""
     bank, table, read, gate = model.text_bank, model.embed.weight, layer.read, layer.gate
     assert bank is not None and bank.index is not None
@@ -95,7 +97,7 @@ def slow_layer(layer: TextLayer, model: MemoryTransformer, x: Tensor, tokens: Te
         }
         best = sorted(totals, key=lambda entry: -float(totals[entry]))[:K]
         selected.append(best)
-        logs = torch.stack([totals[entry] for entry in best]).log_softmax(0) if best else []
+        logs = (sharpness * torch.stack([totals[entry] for entry in best])).log_softmax(0) if best else []
         heads = []
         for head in range(HEADS):
             own = slice(head * width, (head + 1) * width)
@@ -117,13 +119,15 @@ def open_text(model: MemoryTransformer, tokens: Tensor) -> OpenText:
     return OpenText(model.text_bank, model.text_bank.find(tokens), model.embed.weight)
 
 
-def test_the_layer_equals_a_slow_one(model: MemoryTransformer, tokens: Tensor) -> None:
-    layer = model.text_layer(1)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_layer_equals_a_slow_one(model: MemoryTransformer, tokens: Tensor, training: bool) -> None:
+    layer = model.train(training).text_layer(1)
+    layer.gate.sharpness = 3.0  # of a trained model
     x = torch.randn(*tokens.shape, 32, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         out = layer(x, open_text(model, tokens))
         for row in range(len(tokens)):
-            expected, selected = slow_layer(layer, model, x[row], tokens[row])
+            expected, selected = slow_layer(layer, model, x[row], tokens[row], 1.0 if training else 3.0)
             torch.testing.assert_close(out[row], expected, atol=1e-5, rtol=1e-4)
             found = layer.selection[0][row] - layer.first
             assert [[entry for entry in entries if entry >= 0] for entries in found.tolist()] == selected

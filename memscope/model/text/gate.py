@@ -1,6 +1,7 @@
 """The gate of a text layer: chooses sentences by the words that they share, and by what training adds to that.
 
     total = lexical_gain * share of the query's words + learned query . key of the sentence
+    gate scores = softmax over the selected sentences of sharpness * total
 
 The learned part starts at 0, so that a model selects as well as a search by words before its first step, and it stays
 small: queries have a largest length, keys have length 1. Left alone it grew to 12 and drowned what words say, for the
@@ -46,11 +47,12 @@ class TextGate(nn.Module):
         slot_dim: width of a slot.
         key_dim: width of learned queries and keys.
         selected: sentences that a token selects.
+        sharpness: what totals are multiplied by once the model is trained.
     """
 
-    def __init__(self, dim: int, slot_dim: int, key_dim: int, selected: int):
+    def __init__(self, dim: int, slot_dim: int, key_dim: int, selected: int, sharpness: float = 1.0):
         super().__init__()
-        self.selected = selected
+        self.selected, self.sharpness = selected, sharpness
         self.query_proj = nn.Linear(dim, key_dim, bias=False)
         self.key_proj = nn.Linear(slot_dim, key_dim, bias=False)
         self.lexical_gain = nn.Parameter(torch.tensor(_LEXICAL_GAIN))
@@ -101,7 +103,8 @@ class TextGate(nn.Module):
         """Gate scores of the selected sentences, which sum to 1 (0 where there is none), and their totals."""
         totals = self.lexical_gain * chosen.shares + torch.einsum("btq,btkq->btk", query.squeeze(2), keys)
         there = chosen.entries >= 0
-        scores = totals.float().masked_fill(~there, -1e9).softmax(-1) * there
+        sharpness = 1.0 if self.training else self.sharpness  # flat scores let gradients reach every sentence
+        scores = (sharpness * totals.float()).masked_fill(~there, -1e9).softmax(-1) * there
         return scores, totals
 
 

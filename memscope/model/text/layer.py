@@ -56,7 +56,9 @@ class TextLayer(nn.Module):
         super().__init__()
         self.first, self.config = first, config
         self.slots = TextSlots(dim, config.slot_dim)
-        self.gate = TextGate(dim, config.slot_dim, config.text_key_dim, config.sentences_selected)
+        self.gate = TextGate(
+            dim, config.slot_dim, config.text_key_dim, config.sentences_selected, config.gate_sharpness
+        )
         self.read = TextRead(dim, config.slot_dim, config.text_heads)
         self.hook_query, self.hook_indices, self.hook_gate_scores = HookPoint(), HookPoint(), HookPoint()
         self.hook_margin, self.hook_pattern = HookPoint(), HookPoint()
