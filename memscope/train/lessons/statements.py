@@ -7,6 +7,7 @@ the bank. So a model can be asked about facts that it could only have read.
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -171,6 +172,7 @@ class _Step(NamedTuple):
     """Entries that state what was told."""
 
 
+@cache
 def whole(name: str) -> re.Pattern[str]:
     """A name as whole words."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
@@ -178,5 +180,5 @@ def whole(name: str) -> re.Pattern[str]:
 
 def _lost(name: str, before: dict[int, str], now: dict[int, str]) -> bool:
     """Whether a sentence named something before an object was replaced in it, for the sake of another fact."""
-    word = whole(name)
-    return any(word.search(text) and not word.search(now[entry]) for entry, text in before.items())
+    changed = [(text, now[entry]) for entry, text in before.items() if now[entry] != text]
+    return any(whole(name).search(text) and not whole(name).search(after) for text, after in changed)
