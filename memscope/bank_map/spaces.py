@@ -27,6 +27,7 @@ from memscope.bank_map.layout import MIN_ENTRIES
 from memscope.bank_map.names import text_weights
 from memscope.base.errors import InputError
 from memscope.base.parquet import matrix, read_parquet
+from memscope.model.gate import MemoryGate
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import read_columns
 from memscope.run.checkpoint import LoadedRun
@@ -110,8 +111,12 @@ def entry_keys(run: LoadedRun, layers: Sequence[int]) -> np.ndarray:
     """The gate's keys of every entry in the layers that can select it, heads and layers side by side, ``[N, F]``."""
     config = run.config.memory
     columns: dict[int, list[np.ndarray]] = {}
-    for layer in layers:
+    with_keys = [layer for layer in layers if layer not in run.config.model.ngram_layers]
+    if not with_keys:
+        raise InputError(f"{run.path}: entries are looked up by hashes of n-grams, no gate has keys; map another space")
+    for layer in with_keys:
         gate = run.model.memory_layer(layer).gate
+        assert isinstance(gate, MemoryGate)
         of_heads = gate.keys.detach().float().cpu().numpy()  # [H, n, q], or [H, 2, side, q / 2] of a product gate
         if config.gate == "product":
             row, column = np.divmod(np.arange(config.group_size), of_heads.shape[2])

@@ -63,7 +63,21 @@ class Config(Section):
                 f"bank_groups={self.memory.bank_groups} does not divide the {len(self.model.memory_layers)} memory "
                 "layers; lower it or change n_layers or block"
             )
+        if self.model.ngram_layers:
+            self._check_ngrams()
         return self
+
+    def _check_ngrams(self) -> None:
+        memory = self.memory
+        if len(memory.ngram_orders) != memory.gate_heads:
+            raise ValueError(
+                f"ngram_orders={list(memory.ngram_orders)} has {len(memory.ngram_orders)} orders for "
+                f"gate_heads={memory.gate_heads}: a head looks up n-grams of one order"
+            )
+        if memory.group_size < memory.selected:
+            raise ValueError(f"{memory.selected} hashes need as many entries; a group has {memory.group_size}")
+        if self.train.revive_after:
+            raise ValueError("revive_after is for gates that learn what they select; block=ngram looks entries up")
 
     def entries_of(self, layer: int) -> slice:
         """The entries that a memory layer can select; all of them unless ``bank_groups`` says otherwise."""

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from memscope.config.section import Section
 
@@ -40,6 +40,9 @@ class MemoryConfig(Section):
     """The second half of every gate query is that of the token before (token shift, RWKV, arXiv 2305.13048). The rows
     of a product gate's square then follow the token and its columns the one before: entries are looked up by bigrams,
     as Engram's are by hashes of n-grams (arXiv 2601.07372)."""
+    ngram_orders: tuple[PositiveInt, ...] = (2, 3)
+    """Orders of the n-grams that layers of ``block: ngram`` look up, one a gate head; each of the ``num_selected``
+    entries of a head is looked up by a hash of its own (Engram, arXiv 2601.07372)."""
     balance_bias: float = Field(0.0, ge=0)
     """Step of the selection bias that evens out the use of keys without a loss (arXiv 2408.15664), at the peak of the
     learning rate, whose schedule it follows; 0 = none."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from memscope.base.errors import InputError
 from memscope.config.section import Section
 
-BlockKind = Literal["memory", "ffn", "both", "text", "text_ffn"]
+BlockKind = Literal["memory", "ngram", "ffn", "both", "text", "text_ffn"]
 
 
 class ModelConfig(Section):
@@ -26,9 +26,10 @@ class ModelConfig(Section):
     max_seq_len: int = Field(512, gt=1)
     """Longest sequence in tokens; also the training window."""
     block: BlockKind | tuple[BlockKind, ...] = "memory"
-    """The part after attention: ``memory`` (gate + cross-attention over the bank), ``ffn`` (SwiGLU), ``both`` side by
-    side, ``text`` (gate + cross-attention over sentences) or ``text_ffn``, text and SwiGLU side by side; one for all
-    layers or one per layer."""
+    """The part after attention: ``memory`` (gate + cross-attention over the bank), ``ngram`` (the same, but entries are
+    looked up by hashes of n-grams), ``ffn`` (SwiGLU), ``both``, memory and SwiGLU side by side, ``text`` (gate +
+    cross-attention over sentences) or ``text_ffn``, text and SwiGLU side by side; one for all layers or one per layer.
+    """
     hidden_dim: int = Field(0, ge=0)
     """Width of the SwiGLU; 0 derives MiniMind's 64 * ceil(8 * dim / 3 / 64)."""
     bigram_rows: int = Field(0, ge=0)
@@ -74,7 +75,12 @@ class ModelConfig(Section):
     @property
     def memory_layers(self) -> tuple[int, ...]:
         """Numbers of the layers that read the bank."""
-        return tuple(layer for layer, kind in enumerate(self.blocks) if kind in ("memory", "both"))
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind in ("memory", "ngram", "both"))
+
+    @property
+    def ngram_layers(self) -> tuple[int, ...]:
+        """Those of them that look entries up by hashes of n-grams."""
+        return tuple(layer for layer, kind in enumerate(self.blocks) if kind == "ngram")
 
     @property
     def text_layers(self) -> tuple[int, ...]:

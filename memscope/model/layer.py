@@ -15,6 +15,7 @@ from transformer_lens.hook_points import HookPoint
 from memscope.config.memory import MemoryConfig
 from memscope.model.bank import MemoryBank, OpenBank
 from memscope.model.gate import MemoryGate
+from memscope.model.ngram_gate import NgramGate
 from memscope.model.read import CrossAttentionMemory
 
 
@@ -27,11 +28,18 @@ class MemoryLayer(nn.Module):
     the model reads these three; the last two are made if hooked), ``hook_pattern`` ``[batch, pos, A, K * L]``.
     A hook that changes indices changes what is read; the gate scores stay those of the entries that were selected
     first unless their hook changes them too.
+
+    Args:
+        dim: width of the residual stream.
+        read_heads: heads of the read.
+        config: the memory's.
+        first: number of the first entry of the layer's group.
+        hashed: entries are looked up by hashes of n-grams, not by keys; hook_query then holds a raw score a lookup.
     """
 
-    def __init__(self, dim: int, read_heads: int, config: MemoryConfig, first: int = 0):
+    def __init__(self, dim: int, read_heads: int, config: MemoryConfig, first: int = 0, hashed: bool = False):
         super().__init__()
-        self.gate = MemoryGate(dim, config, first)
+        self.gate = NgramGate(dim, config, first) if hashed else MemoryGate(dim, config, first)
         self.read = CrossAttentionMemory(dim, read_heads, config)
         self.hook_query, self.hook_indices, self.hook_gate_scores = HookPoint(), HookPoint(), HookPoint()
         self.hook_margin, self.hook_score_margin, self.hook_by_score = HookPoint(), HookPoint(), HookPoint()

@@ -137,7 +137,8 @@ class Block(nn.Module):
             self.hook_text_out = HookPoint()
         if layer in model.memory_layers:
             first = config.entries_of(layer).start
-            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, first)
+            hashed = self.kind == "ngram"
+            self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, first, hashed)
             self.hook_mem_out = HookPoint()
         if self.kind in ("ffn", "both", "text_ffn"):
             self.ffn = SwiGLU(model.dim, model.ffn_dim)
@@ -249,6 +250,8 @@ class MemoryTransformer(HookedRootModule):
         text = None
         if self.text_bank is not None:
             text = OpenText(self.text_bank, self.text_bank.find(tokens), self.embed.weight)
+        for layer in self.cfg.model.ngram_layers:
+            self.memory_layer(layer).gate.tokens = tokens
         for block in self.blocks:
             if self.training and self.cfg.train.gradient_checkpointing:
                 x = checkpoint(block, x, rotation, bank, None, text, use_reentrant=False)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, distributed, nn
 
+from memscope.model.gate import MemoryGate
 from memscope.model.transformer import MemoryTransformer
 from memscope.run.bank_init import FreshStarts
 
@@ -112,6 +113,7 @@ class Reviver:
             mine = (rows >= own.start) & (rows < own.stop)
             query, best = self._look_up(layer, tokens[mine])
             head, key = torch.arange(gate.heads, device=rows.device), rows[mine] - own.start
+            assert isinstance(gate, MemoryGate)
             length = gate.keys[head, best].norm(dim=-1, keepdim=True)
             gate.keys[:, key] = (length * F.normalize(query, dim=-1)).transpose(0, 1).to(gate.keys.dtype)
             self._forget_moments(gate.keys, (slice(None), key))
