@@ -39,6 +39,8 @@ VARIANTS = {
     "memory beside a slim FFN": SLIM,
     "experiment's design": EXPERIMENT,
     "FFN, hashed bigram table": ["block=ffn", "bigram_rows=6151"],  # as many numbers as the bank of memory_small.yaml
+    "memory of hashed n-grams in the first layer, FFN above": ["block=[ngram,ffn,ffn,ffn]"],
+    "memory, n-grams hashed in the first layer": ["block=[ngram,memory,memory,memory]"],
     "memory, FFN in the first layer": ["block=[ffn,memory,memory,memory]"],
     "memory, entries start apart": ["entry_cosine=0"],
     "memory, entries start apart, slow bias": STARTING_APART,

@@ -136,8 +136,7 @@ class Block(nn.Module):
             self.text = TextLayer(model.dim, config.text, first=config.first_sentence)
             self.hook_text_out = HookPoint()
         if layer in model.memory_layers:
-            first = config.entries_of(layer).start
-            hashed = self.kind == "ngram"
+            first, hashed = config.entries_of(layer).start, self.kind == "ngram"
             self.memory = MemoryLayer(model.dim, config.read_heads, config.memory, first, hashed)
             self.hook_mem_out = HookPoint()
         if self.kind in ("ffn", "both", "text_ffn"):
@@ -247,9 +246,8 @@ class MemoryTransformer(HookedRootModule):
         if self.bigrams is not None:
             x = x + self.bigrams(tokens, cache.last if cache is not None else None)
         bank = self.bank.open() if self.bank is not None else None
-        text = None
-        if self.text_bank is not None:
-            text = OpenText(self.text_bank, self.text_bank.find(tokens), self.embed.weight)
+        words = self.text_bank
+        text = None if words is None else OpenText(words, words.find(tokens), self.embed.weight)
         for layer in self.cfg.model.ngram_layers:
             self.memory_layer(layer).gate.tokens = tokens
         for block in self.blocks:
@@ -271,8 +269,7 @@ class MemoryTransformer(HookedRootModule):
 
     def unembed(self, resid: Float[Tensor, "*lead dim"]) -> Float[Tensor, "*lead vocab"]:
         """Final norm and tied unembedding of residual-stream vectors."""
-        logits: Tensor = F.linear(self.norm(resid), self.embed.weight)
-        return logits
+        return F.linear(self.norm(resid), self.embed.weight)
 
     def memory_layer(self, layer: int) -> MemoryLayer:
         """Gate and read of a memory layer.
