@@ -146,7 +146,7 @@ def test_compiled_loops_and_plain_pytorch_agree(
         return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     logits, gradients = run()
-    for module in ("text.layer", "text.slots", "ops.fused", "bank"):
+    for module in ("text.selected", "text.slots", "ops.fused", "ops.softmax_read", "bank"):
         monkeypatch.setattr(f"memscope.model.{module}.native_for", lambda _: None)
     plain_logits, plain_gradients = run()
     torch.testing.assert_close(logits, plain_logits, atol=1e-5, rtol=1e-4)
@@ -154,6 +154,22 @@ def test_compiled_loops_and_plain_pytorch_agree(
     for name, gradient in gradients.items():
         assert gradient.isfinite().all() and gradient.abs().max() > 0, name
         torch.testing.assert_close(gradient, plain_gradients[name], atol=1e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.compiler
+def test_reading_while_the_read_weights_are_watched_changes_nothing(model: MemoryTransformer, tokens: Tensor) -> None:
+    watched: list[Tensor] = []
+    found = []
+    for hooks in ([], [("blocks.1.text.hook_pattern", lambda pattern, hook: watched.append(pattern))]):
+        model.zero_grad()
+        logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+        next_token_loss(logits[:, :-1], tokens[:, 1:]).mean().backward()
+        found.append((logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (logits, gradients), (watched_logits, watched_gradients) = found
+    [pattern] = watched
+    assert pattern.shape[-1] == K * model.text_bank.ids.shape[1] and pattern.any()
+    torch.testing.assert_close(logits, watched_logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradients, watched_gradients, atol=1e-6, rtol=1e-3)
 
 
 def test_an_untrained_gate_selects_what_the_search_by_words_finds(
@@ -257,8 +273,9 @@ def test_a_bank_of_another_size_takes_the_place_of_the_first(
     texts = [f"{fact.subject} , number {number} , liked Aston ." for number, fact in enumerate(world() * 2)][:count]
     bank = SentenceBank.of([Sentence(text, ()) for text in texts], tokenizer.encode_batch(texts))
     fill_text_bank(model, bank, tokenizer)
+    after = logits_of(model, tokens)
     with capture_memory(model) as captured:
-        after = model(tokens)
+        model(tokens)
     assert not torch.allclose(after, before)
     assert torch.equal(after, logits_of(fresh(model, config, tokenizer, bank), tokens))
     assert captured[1].indices.max() < config.first_sentence + count

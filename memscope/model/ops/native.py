@@ -58,7 +58,7 @@ def kernels() -> Any:
 def native_for(tensor: Tensor) -> Any:
     """The loops or kernels for the device of a tensor, else none: then the caller takes its plain PyTorch path.
 
-    Both have the same names and arguments, but that ``gated_gelu`` is for the CPU alone.
+    Both have the same names and arguments, but that ``gated_gelu`` and ``softmax_read`` are for the CPU alone.
     """
     match tensor.device.type:
         case "cpu":

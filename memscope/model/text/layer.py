@@ -4,21 +4,18 @@ x [batch, pos, dim] --TextGate over candidates--> sentences, gate scores [batch,
 TextSlots[sentences] --TextRead(x)--> out [batch, pos, dim]
 """
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from memscope.config.text import TextConfig
-from memscope.model.ops.native import native_for
-from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, TableSlots
 from memscope.model.text.bank import Candidates, Lesson, TextBank
 from memscope.model.text.gate import Chosen, TextGate, alignment_loss
 from memscope.model.text.read import TextRead, read_alignment_loss
-from memscope.model.text.slots import AT_ONCE, TextSlots
+from memscope.model.text.selected import Selected
+from memscope.model.text.slots import TextSlots
 
 _KEYS_AT_ONCE = 1024
 
@@ -81,7 +78,8 @@ class TextLayer(nn.Module):
         """What the layer adds to the residual stream, for normalised input ``x``."""
         query = self.hook_query(self.gate.query(x))
         chosen = self.gate.choose(query, text.found, self._latest_keys(text))
-        selected = _Selected(self.slots, text, chosen.entries)
+        table = self.slots.project(text.table)
+        selected = Selected(self.slots, table, text.bank, text.lesson, chosen.entries)
         keys = F.embedding(selected.place, self.gate.keys(selected.values, selected.there))
         scores, totals = self.gate.scores(query, chosen, keys)
         if text.lesson is not None and self.training:
@@ -94,12 +92,11 @@ class TextLayer(nn.Module):
         if entries is not numbers:
             entries = torch.where(entries < 0, -1, entries - self.first)
             scores = scores.masked_fill(entries < 0, 0.0)
-            selected = _Selected(self.slots, text, entries)
-        watch = self.hook_pattern if self.hook_pattern.has_hooks() else None
+            selected = Selected(self.slots, table, text.bank, text.lesson, entries)
         if text.lesson is not None and self.training:
-            watch = partial(self._teach_read, text.lesson, selected)
-        per_slot = scores.repeat_interleave(selected.there.shape[1], -1)
-        out: Tensor = self.read(x, selected.slots(), per_slot, selected.is_there(), watch)
+            self._teach_read(text.lesson, x, selected, scores)
+        watch = self.hook_pattern if self.hook_pattern.has_hooks() else None
+        out: Tensor = self.read(x, selected, scores, watch)
         return out
 
     @torch.no_grad()
@@ -150,43 +147,13 @@ class TextLayer(nn.Module):
         all_totals = all_totals.masked_fill(found < 0, -torch.inf)
         lesson.losses.append(self.config.alignment * alignment_loss(all_totals, lesson.states(found)))
 
-    def _teach_read(self, lesson: Lesson, selected: "_Selected", pattern: Tensor) -> Tensor:
-        """Note the loss of what is read where facts are asked; the pattern stays as it is."""
-        rows, positions = lesson.rows, lesson.positions
-        if len(rows) and self.config.read_alignment:
-            stating = lesson.states(selected.entries[rows, positions]).unsqueeze(-1)
-            answer = selected.holds(rows, positions, lesson.answers) & stating
-            loss = read_alignment_loss(pattern[rows, positions], answer.flatten(1))
-            lesson.losses.append(self.config.read_alignment * loss)
-        return self.hook_pattern(pattern)
-
-
-class _Selected:
-    """Slots of the sentences that a batch selects, each made once."""
-
-    def __init__(self, encode: TextSlots, text: OpenText, entries: Int[Tensor, "batch pos K"]):
-        self.entries = entries
-        unique, self.place = entries.clamp(min=0).unique(return_inverse=True)
-        ids, there = text.bank.read(unique, text.lesson)
-        spare = (0, 0, 0, -len(ids) % AT_ONCE)  # rows without a token, so that tensors have few sizes
-        ids, self.there = F.pad(ids, spare), F.pad(there, spare)
-        self.ids = ids
-        self.values = encode(ids, self.there, encode.project(text.table)).float()
-
-    def slots(self) -> Slots:
-        """To be read by dot products and sums, ``[batch, pos, K * L]``."""
-        length = self.there.shape[1]
-        if native_for(self.values) is None:
-            gathered = F.embedding(self.place, self.values.flatten(1))
-            return GatheredSlots(gathered.unflatten(-1, (length, -1)).flatten(2, 3))
-        rows = self.place.unsqueeze(-1) * length + torch.arange(length, device=self.place.device)
-        return TableSlots(OpenTable(self.values), rows.flatten(-2))
-
-    def holds(self, rows: Tensor, positions: Tensor, tokens: Int[Tensor, " asked"]) -> Bool[Tensor, "asked K slot"]:
-        """Whether a slot that is selected at a place in the batch holds a token, one token a place."""
-        place = self.place[rows, positions]
-        return (self.ids[place] == tokens[:, None, None]) & self.there[place]
-
-    def is_there(self) -> Tensor:
-        """Whether a token stands in a slot, bool ``[batch, pos, K * L]``."""
-        return self.there[self.place].flatten(-2)
+    def _teach_read(self, lesson: Lesson, x: Tensor, selected: Selected, scores: Tensor) -> None:
+        """Note the loss of what is read where facts are asked."""
+        asked = (lesson.rows, lesson.positions)
+        if not len(lesson.rows) or not self.config.read_alignment:
+            return
+        there = selected.of(*asked)
+        stating = lesson.states(there.entries[0]).unsqueeze(-1)
+        answer = there.holds(lesson.answers[None])[0] & stating
+        pattern = self.read.pattern(x[asked][None], there, scores[asked][None])[0]
+        lesson.losses.append(self.config.read_alignment * read_alignment_loss(pattern, answer.flatten(1)))

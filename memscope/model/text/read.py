@@ -3,6 +3,7 @@
     pattern = softmax over [nothing, all slots] of (q . k + log gate score of the slot's sentence)
 
 The gate's score is part of the softmax, so the language model's loss teaches the gate, and a token can read nothing.
+Where nobody watches the pattern, the loops of ``ops/cpu/softmax_read.cpp`` read without making it.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from memscope.model.ops.fused import RMSNorm
 from memscope.model.ops.sparse_read import Slots
+from memscope.model.text.selected import Selected, log_scores
 
 _COPY = 0.05
 """Size at first of what reading one token adds of its embedding, over all heads."""
@@ -57,32 +59,46 @@ class TextRead(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch pos dim"],
-        slots: Slots,
-        scores: Float[Tensor, "batch pos slot"],
-        there: Bool[Tensor, "batch pos slot"],
+        selected: Selected,
+        scores: Float[Tensor, "batch pos K"],
         watch: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "batch pos dim"]:
         """What the layer adds to the residual stream.
 
         Args:
             x: normalised residual stream.
-            slots: of the selected sentences.
-            scores: gate score of every slot's sentence.
-            there: whether a slot holds a token.
+            selected: the sentences.
+            scores: their gate scores.
             watch: is given the read weights and returns those to use.
         """
-        query = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1)))
-        query = torch.einsum("btah,ahd->btad", query, self.k_proj.weight.unflatten(0, (self.heads, -1)))
-        logits = slots.dot(query).float() + scores.clamp(min=1e-9).log().unsqueeze(2)
-        logits = logits.masked_fill(~(there & (scores > 0)).unsqueeze(2), -torch.inf)
-        nothing = self.nothing.float()[:, None].expand(*logits.shape[:2], self.heads, 1)
-        pattern = torch.cat([nothing, logits], -1).softmax(-1)[..., 1:]
-        if watch is not None:
-            pattern = watch(pattern)
-        mixed = slots.sum(pattern, 0, self.v_proj.in_features)
+        query = self._query(x)
+        mixed = selected.read(query, scores, self.nothing.float()) if watch is None else None
+        if mixed is None:
+            slots = selected.slots()
+            pattern = self._pattern(query, slots, selected, scores)
+            if watch is not None:
+                pattern = watch(pattern)
+            mixed = slots.sum(pattern, 0, self.v_proj.in_features)
         values = torch.einsum("btad,ahd->btah", mixed, self.v_proj.weight.unflatten(0, (self.heads, -1)))
         out: Tensor = self.o_proj(values.flatten(2))
         return out
+
+    def pattern(
+        self, x: Float[Tensor, "batch pos dim"], selected: Selected, scores: Float[Tensor, "batch pos K"]
+    ) -> Float[Tensor, "batch pos head slot"]:
+        """The read weights of tokens, as ``forward`` reads by them."""
+        return self._pattern(self._query(x), selected.slots(), selected, scores)
+
+    def _query(self, x: Float[Tensor, "batch pos dim"]) -> Float[Tensor, "batch pos head slot_dim"]:
+        query = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, -1)))
+        return torch.einsum("btah,ahd->btad", query, self.k_proj.weight.unflatten(0, (self.heads, -1)))
+
+    def _pattern(self, query: Tensor, slots: Slots, selected: Selected, scores: Tensor) -> Tensor:
+        per_slot = scores.repeat_interleave(selected.length, -1)
+        logits = slots.dot(query).float() + log_scores(per_slot).unsqueeze(2)
+        logits = logits.masked_fill(~(selected.is_there() & (per_slot > 0)).unsqueeze(2), -torch.inf)
+        nothing = self.nothing.float()[:, None].expand(*logits.shape[:2], self.heads, 1)
+        return torch.cat([nothing, logits], -1).softmax(-1)[..., 1:]
 
 
 def read_alignment_loss(

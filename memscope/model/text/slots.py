@@ -19,6 +19,8 @@ _PLACES = _BEFORE + 1 + _AFTER
 _MIXED = 5
 AT_ONCE = 512
 """Sentences that are encoded together: tensors of one size, whose memory the allocator uses again."""
+_STEP = 8
+"""Lengths that sentences are encoded at are multiples of it, for the same reason."""
 
 
 class Projected(NamedTuple):
@@ -65,7 +67,13 @@ class TextSlots(nn.Module):
             table: of ``project``.
         """
         parts = zip(ids.split(AT_ONCE), there.split(AT_ONCE), strict=True)
-        return torch.cat([self._encode(*part, table) for part in parts])
+        return torch.cat([self._encode_no_longer(*part, table) for part in parts])
+
+    def _encode_no_longer(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
+        """Only as far as the longest of these sentences goes, but for a few sizes of tensors."""
+        longest = -(-int(there.any(0).sum()) // _STEP) * _STEP
+        slots = self._encode(ids[:, :longest], there[:, :longest], table)
+        return F.pad(slots, (0, 0, 0, ids.shape[1] - slots.shape[1]))
 
     def _encode(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
         near = F.pad(ids, (_BEFORE, _AFTER)).unfold(1, _PLACES, 1) * _PLACES + torch.arange(_PLACES, device=ids.device)

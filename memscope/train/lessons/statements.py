@@ -140,8 +140,9 @@ class StatementMaker:
             now = {entry: step.texts.get(entry, text) for entry, text in before.items()}
             if not any(_lost(name, before, now) for name in (fact.subject, fact.object)):
                 break
-        naming = [entry for entry, text in now.items() if whole(fact.object).search(text)]
-        if swaps and naming and step.relied.isdisjoint(before):
+        may_change = swaps and step.relied.isdisjoint(before)
+        naming = [entry for entry, text in now.items() if may_change and whole(fact.object).search(text)]
+        if naming:
             others = self._objects[fact.predicate]
             other = others[int(chance.integers(len(others)))]
             step.texts.update({entry: whole(fact.object).sub(lambda _: other, now[entry]) for entry in naming})

@@ -40,7 +40,13 @@ def by_kernels(monkeypatch: pytest.MonkeyPatch) -> Use:
 
     def use(on: bool) -> None:
         chosen = (lambda _: kernels()) if on else (lambda _: None)
-        for module in (*(f"ops.{name}" for name in ASK_FOR_LOOPS), "bank", "text.slots", "text.layer"):
+        for module in (
+            *(f"ops.{name}" for name in ASK_FOR_LOOPS),
+            "bank",
+            "text.slots",
+            "text.selected",
+            "ops.softmax_read",
+        ):
             monkeypatch.setattr(f"memscope.model.{module}.native_for", chosen)
 
     return use
@@ -276,7 +282,7 @@ def test_kernels_have_names_and_arguments_of_the_loops_and_name_their_reference(
             declared[name] = re.findall(r"(\w+)(?:,|$)", arguments)
     for name in kernels().__all__:
         assert [*inspect.signature(getattr(kernels(), name)).parameters] == declared.pop(name), name
-    assert sorted(declared) == ["gated_gelu", "gated_gelu_backward"]
+    assert {name.removesuffix("_backward") for name in declared} == {"gated_gelu", "softmax_read"}
     for path in (folder / "gpu").glob("[!_]*.py"):
         if path.stem not in ("loops", "tiles"):
             [docstring] = path.read_text().split('"""')[1:2]

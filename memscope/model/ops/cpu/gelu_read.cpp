@@ -12,15 +12,7 @@ namespace {
 // The normal distribution function of 16 numbers, and its density. Both use one exponential: Abramowitz and Stegun
 // 7.1.26, as PyTorch's vectorised erf, so with an error of up to 1.5e-7.
 inline std::pair<Lanes, Lanes> normal_cdf_and_density(Lanes x) {
-  const Lanes exponent = x * x * -0.7213475204f;  // of 2
-  const Lanes bounded = exponent < -126.0f ? Lanes{} - 126.0f : exponent;
-  const auto whole = __builtin_convertvector(bounded - 0.5f, IntLanes);
-  const Lanes fraction = bounded - __builtin_convertvector(whole, Lanes);  // -0.5 to 0.5
-  Lanes power = fraction * 1.525273380e-5f + 1.540353039e-4f;
-  for (const float c : {1.333355815e-3f, 9.618129108e-3f, 5.550410866e-2f, 2.402265070e-1f, 6.931471806e-1f, 1.0f})
-    power = power * fraction + c;
-  const IntLanes scaled = reinterpret_cast<const IntLanes&>(power) + (whole << 23);
-  const Lanes exponential = reinterpret_cast<const Lanes&>(scaled);
+  const Lanes exponential = power_of_two(x * x * -0.7213475204f);
   const Lanes size = x < 0.0f ? -x : x, t = 1.0f / (1.0f + 0.2316418883f * size);
   Lanes tail = t * 0.5307027145f - 0.7265760135f;
   for (const float c : {0.7107068705f, -0.142248368f, 0.127414796f}) tail = tail * t + c;

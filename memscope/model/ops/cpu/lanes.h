@@ -110,13 +110,30 @@ inline void store_lanes(Lanes values, float* to, int64_t n) {
 
 inline int64_t padded_to_lanes(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+inline float sum_of(Lanes values) {
+  float total = 0;
+  for (int64_t l = 0; l < LANES; l++) total += values[l];
+  return total;
+}
+
+// 2 to the power of numbers that are not positive; 2^-126 for all below -126.
+inline Lanes power_of_two(Lanes exponent) {
+  const Lanes bounded = exponent < -126.0f ? Lanes{} - 126.0f : exponent;
+  const auto whole = __builtin_convertvector(bounded - 0.5f, IntLanes);
+  const Lanes fraction = bounded - __builtin_convertvector(whole, Lanes);  // -0.5 to 0.5
+  Lanes power = fraction * 1.525273380e-5f + 1.540353039e-4f;
+  for (const float c : {1.333355815e-3f, 9.618129108e-3f, 5.550410866e-2f, 2.402265070e-1f, 6.931471806e-1f, 1.0f})
+    power = power * fraction + c;
+  const IntLanes scaled = reinterpret_cast<const IntLanes&>(power) + (whole << 23);
+  return reinterpret_cast<const Lanes&>(scaled);
+}
+
 // Sum of a[i] * b[i].
 inline float dot_product(const float* a, const float* b, int64_t n) {
   Lanes sums = {};
   int64_t d = 0;
   for (; d + LANES <= n; d += LANES) sums += load_lanes(a + d) * load_lanes(b + d);
-  float total = 0;
-  for (int64_t l = 0; l < LANES; l++) total += sums[l];
+  float total = sum_of(sums);
   for (; d < n; d++) total += a[d] * b[d];
   return total;
 }

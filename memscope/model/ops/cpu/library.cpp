@@ -7,3 +7,4 @@
 #include "product_keys.cpp"
 #include "rms_norm.cpp"
 #include "scatter.cpp"
+#include "softmax_read.cpp"

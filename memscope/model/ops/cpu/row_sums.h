@@ -69,7 +69,10 @@ struct RowSums {
   // Every thread adds to slices that are its alone. With more threads than slices, the threads of one slice walk the
   // same selections, and each adds to the rows whose hash is its number. So there are no atomics and no sort, and the
   // sum is the same with any number of threads. All terms are added at once: to fetch a row costs more than to add.
-  void add(const std::vector<Term>& terms, const int64_t* row, int64_t n_slots, int64_t first, int64_t last) const {
+  //
+  // With counts, a token has that many slots; the rows after them are valid, and nothing is added to them.
+  void add(const std::vector<Term>& terms, const int64_t* row, int64_t n_slots, int64_t first, int64_t last,
+           const int64_t* counts = nullptr) const {
     const int64_t n_threads = at::get_num_threads(), n_slices = terms[0].slices.count;
     const int64_t n_parts = std::gcd(n_threads, n_slices);
     const auto n_owners = static_cast<uint64_t>(n_threads / n_parts);
@@ -86,8 +89,9 @@ struct RowSums {
         const auto owner = static_cast<uint64_t>(thread / n_parts);
         for (int64_t t = first; t < last; t++) {
           const int64_t *token_rows = row + t * n_slots, *next_rows = t + 1 < last ? token_rows + n_slots : token_rows;
+          const int64_t count = counts ? counts[t] : n_slots;
           int64_t n = 0;
-          for (int64_t s = 0; s < n_slots; s++) {  // no branch: the owner of a row cannot be predicted
+          for (int64_t s = 0; s < count; s++) {  // no branch: the owner of a row cannot be predicted
             slot_numbers[n] = s;
             targets[n] = rows + token_rows[s] * row_stride;
             n += owner_of(token_rows[s]) == owner;

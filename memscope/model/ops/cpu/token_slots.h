@@ -40,19 +40,29 @@ struct Slices {
 struct TokenSlots {
   static constexpr int64_t MIN_HEADS_TO_TRANSPOSE = 4;  // a slice; with fewer, transposing takes longer than it saves
   Vectors table;
-  int64_t row_stride, count, padded_count;
+  int64_t row_stride, result_stride;  // result_stride: from one head's results to the next head's
+  int64_t count, padded_count;  // slots of the token that is open
   std::vector<const float*> slots;
   std::vector<float> copies;  // of the rows of a bfloat16 table, in the columns that are read
   std::vector<float> columns;  // transposed: [column, slot], so that a register holds a column of 16 slots
 
-  TokenSlots(const Tensor& table, int64_t count)
+  // most: slots that a token can have. Tokens have as many where nothing else is said.
+  TokenSlots(const Tensor& table, int64_t most)
       : table(Vectors::contiguous(table)),
         row_stride(table.size(1)),
-        count(count),
-        padded_count(padded_to_lanes(count)),
+        result_stride(padded_to_lanes(most)),
+        count(most),
+        padded_count(result_stride),
         slots(padded_count),
-        copies(this->table.is_bfloat16 ? count * row_stride : 0),
+        copies(this->table.is_bfloat16 ? most * row_stride : 0),
         columns(row_stride * padded_count) {}
+
+  // The same for a token that has n slots; next_rows has as many valid rows at least.
+  void open(const int64_t* rows, int64_t n, const int64_t* next_rows, int64_t column, int64_t n_columns) {
+    count = n;
+    padded_count = padded_to_lanes(n);
+    open(rows, next_rows, column, n_columns);
+  }
 
   // rows: those of this token. next_rows: those of the token after it, which are prefetched.
   void open(const int64_t* rows, const int64_t* next_rows, int64_t column, int64_t n_columns) {
@@ -81,11 +91,11 @@ struct TokenSlots {
     }
   }
 
-  // out[a, s] = vectors[a] . columns of head a of slot s. Rows of out are padded_count long.
+  // out[a, s] = vectors[a] . columns of head a of slot s. Rows of out are result_stride long.
   void dot(const float* vectors, const Slices& slices, float* out) const {
     slices.for_heads([&](int64_t a, int64_t column, auto n_heads) {
       const float* query = vectors + a * slices.width;
-      float* logits = out + a * padded_count;
+      float* logits = out + a * result_stride;
       if (slices.heads_per_slice < MIN_HEADS_TO_TRANSPOSE) {
         for (int64_t s = 0; s < count; s++) logits[s] = dot_product(query, slots[s] + column, slices.width);
         return;
@@ -109,7 +119,7 @@ struct TokenSlots {
       }
     }
     for (int a = 0; a < n_heads; a++)
-      for (int r = 0; r < n_registers; r++) store_lanes(sums[a][r], logits + a * padded_count + s + r * LANES);
+      for (int r = 0; r < n_registers; r++) store_lanes(sums[a][r], logits + a * result_stride + s + r * LANES);
   }
 
   // out[a] = sum over slots of weights[a, s] * columns of head a of slot s. Rows of weights are weight_stride apart.
