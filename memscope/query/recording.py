@@ -22,6 +22,7 @@ from memscope.base.words import did_you_mean
 from memscope.config.load import load_config
 from memscope.notebook import markup
 from memscope.query import entry_cards as entry_pages
+from memscope.query import ngrams as ngram_tables
 from memscope.query.entry_cards import EntryCard
 from memscope.query.needs import is_known, known_columns, known_numbers
 from memscope.query.tables import RecordingTables
@@ -266,6 +267,10 @@ class Recording(RecordingTables):
         """Every selection of an entry in a layer: ``row gate``, in the order of rows."""
         _, rows, gates = self._selections.read(layer, entry, entry)
         return pd.DataFrame({"row": rows.astype(np.int64), "gate": gates.astype(np.float32)})
+
+    def ngrams(self, entry: int, layer: int, order: int = 2, limit: int = 20) -> pd.DataFrame:
+        """The n-grams that an entry fires on in a layer, most frequent first; columns in ``query/ngrams.py``."""
+        return ngram_tables.ngrams(self, self.selections(entry, layer)["row"].to_numpy(), order, limit)
 
     def preferences(self) -> pd.DataFrame:
         """Lift of selection by what an entry's init sentence is, per layer; columns in docs/reference/metrics.md."""

@@ -153,7 +153,7 @@ DOWNLOADS = {
     ("routing", "pairs"): {"tiny-pairs-layer-0.csv"},
     ("map", None): {"tiny-map-entries.csv"},
     ("entries", None): {"tiny-entries.csv"},
-    ("entries", "card"): {"tiny-contexts-3.csv", "tiny-logit-lens-3.csv", "tiny-typical-tokens-3.csv"},
+    ("entries", "card"): {f"tiny-{table}-3.csv" for table in ("contexts", "logit-lens", "ngrams", "typical-tokens")},
     ("entries", "pins"): {"tiny-entries.csv", "tiny-pins.csv"},
     ("prompts", None): {"tiny-document-0.csv"},
 }

@@ -106,6 +106,11 @@ def test_a_run_trains_is_recorded_and_changed(corpus_dir: Path, tmp_path: Path) 
     entry = int(captured[0].indices[0, 5, 0])
     first = int((captured[0].indices[0] == entry).any(-1).nonzero()[0])  # other n-grams may fall on it before
     assert recording.contexts(entry, layer=0)["token"].notna().all()
+    stands_for = recording.ngrams(entry, layer=0, order=2)
+    assert (stands_for["fires"] == 1).all() and stands_for[
+        "share"
+    ].sum() > 0.9  # wherever its bigrams stand, for certain
+    assert (recording.ngrams(entry, layer=0, order=1)["fires"] < 1).any()
     with torch.no_grad(), ablate(run.model, [entry], layers=[0]):
         after = run.model(tokens)
     torch.testing.assert_close(before[:, :first], after[:, :first])

@@ -177,8 +177,7 @@ def usage(recording: Recording, card: EntryCard) -> None:
             figures.score_histogram, lambda: (*scores(), score), card.entry, alt=f"Histogram of this {word}'s {score}s"
         )
         total = int(card.usage["count"].sum())
-        said = ": how well tokens matched its key." if score == "gate score" else "."
-        st.caption(f"{first_upper(score)}s of all its {total:,} selections{said}{_as_used(owners[0].kind) or ''}")
+        st.caption(f"{first_upper(score)}s of all its {total:,} selections.{_as_used(owners[0].kind) or ''}")
 
 
 def contexts(recording: Recording, entry: int, layer: int | None, order: str, key: str = "") -> None:

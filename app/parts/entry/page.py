@@ -7,6 +7,7 @@ from app import address
 from app.address import View
 from app.parts import causal, tables
 from app.parts.entry import card as cards
+from app.parts.entry.ngrams import ngrams
 from app.parts.entry.pins import Pin, note_box, pin_button
 from memscope.base.words import first_upper
 from memscope.query.entry_cards import EntryCard
@@ -107,6 +108,7 @@ def alone(view: View, recording: Recording, card: EntryCard, layer: object, orde
     st.subheader("Usage")
     cards.usage(recording, card)
     cards.firing(recording, entry)
+    ngrams(view, recording, card, here)
     left, right = st.columns([3, 1.2], gap="large")
     with left:
         st.markdown("**Selected together with**")
