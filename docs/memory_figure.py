@@ -32,7 +32,7 @@ def draw(table: dict[str, list[float]]) -> Figure:
         axes.plot([mean, mean], [row - 0.3, row + 0.3], color="#1f2933", linewidth=1.5)
     axes.set_yticks(range(len(table)), list(table))
     axes.invert_yaxis()
-    axes.set_xlabel("validation loss, nats per token, after 2.46 million tokens (dim 256)")
+    axes.set_xlabel("validation loss, nats per token, after 2.46 million tokens (dim 256)", loc="right")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
