@@ -246,6 +246,6 @@ def test_the_page_of_the_recommended_memory_is_short_and_its_losses_are_in_the_l
     assert text.count("\n") <= 150
     log = "".join(entry.read_text() for entry in LOG)
     rows = [*memory_figure.losses("256").items(), *memory_figure.losses("512").items()]
-    assert len(rows) == 8
+    assert len(rows) == 9
     for model, seeds in rows:
         assert seeds and all(re.search(rf"\b{loss:.3f}\b", log) for loss in seeds), model
