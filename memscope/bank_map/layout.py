@@ -275,21 +275,26 @@ def _load_umap() -> Any:
     """The package ``umap``, without the functions that its neighbour search compiles when first imported.
 
     They take most of 20 seconds, and a map calls none of them: without a signature, numba compiles a function at its
-    first call. UMAP's own functions keep theirs, which decide the type that its random numbers are rounded to.
+    first call. UMAP's own functions keep theirs, which decide the type that its random numbers are rounded to; what is
+    compiled of them is kept in files, as that of memscope's own loops is, so that the next process reads it.
     """
-    numba: Any = import_module("numba")
-    compile_now = numba.njit
 
     def compile_at_first_call(function: Any = None, **options: Any) -> Any:
         return compile_now(function if callable(function) else None, **options)
 
-    numba.njit = compile_at_first_call
+    def compile_once(*arguments: Any, **options: Any) -> Any:
+        return compile_now(*arguments, **{"cache": True} | options)
+
+    numba: Any = import_module("numba")
+    compile_now = numba.njit
     try:
+        numba.njit = compile_at_first_call
         import pynndescent  # noqa: F401
+
+        numba.njit = compile_once
+        import umap
     finally:
         numba.njit = compile_now
-    import umap
-
     return umap
 
 

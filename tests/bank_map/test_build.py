@@ -78,6 +78,12 @@ def verdict(vectors: np.ndarray, seed: int = 0) -> list[str]:
     return why_not_trusted(make_map(vectors, MapSettings(seed=seed), trial.rows).quality, trial)
 
 
+def test_what_umap_compiles_is_kept_for_the_next_process(planted: tuple[np.ndarray, np.ndarray, BankMap]) -> None:
+    loops = _load_umap().umap_
+    for loop in (loops.smooth_knn_dist, loops.compute_membership_strengths):
+        assert list(Path(loop.stats.cache_path).glob(f"*.{loop.__name__}-*.nbi"))
+
+
 @pytest.mark.parametrize(("n", "groups"), [(300, 4), (500, 8)])
 def test_a_map_of_entries_in_clear_groups_is_trusted(n: int, groups: int) -> None:
     assert verdict(blobs(n, groups)[0]) == []
