@@ -120,9 +120,13 @@ def _calibrate(shares: tuple[float, ...], squared: tuple[float, ...]) -> _Calibr
     """Simulate normal documents of these lengths: fold means of variance ``squares / share^2``."""
     share, squares = np.array(shares), np.array(squared)
     draws = int(np.clip(_DRAWN // len(share), 4_000, 100_000))
-    means = np.random.default_rng(0).standard_normal((len(share), draws)) * (np.sqrt(squares) / share)[:, None]
-    value = share @ means
-    errors = _raw_errors(share, squares, value, (value - share[:, None] * means) / (1 - share)[:, None])
+    left = np.random.default_rng(0).standard_normal((len(share), draws))
+    left *= (np.sqrt(squares) / share)[:, None]  # means of the folds, in place, as all steps: a copy takes longer
+    value = share @ left
+    left *= share[:, None]
+    np.subtract(value, left, out=left)
+    left /= (1 - share)[:, None]
+    errors = _raw_errors(share, squares, value, left)
     scale = float(np.sqrt(squares.sum()) / errors.mean())
     return _Calibration(scale, float(np.quantile(np.abs(value) / (scale * errors), 0.95)))
 
@@ -131,9 +135,11 @@ def _raw_errors(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left:
     """Root of the sum of squared residuals, each scaled to its variance under documents of equal variance."""
     shape = (-1, *(1 for _ in value.shape))
     bend = _bend(share, squares, value, left) * _fewer(share, squares).reshape(shape)
-    residual = (1 - share).reshape(shape) * (value + bend - left)
-    relative = squares / (squares * (1 - 2 * share) + share**2 * squares.sum())
-    return np.asarray(np.sqrt((relative.reshape(shape) * residual**2).sum(0)))
+    residual = value + bend - left
+    residual *= (1 - share).reshape(shape)
+    np.square(residual, out=residual)
+    residual *= (squares / (squares * (1 - 2 * share) + share**2 * squares.sum())).reshape(shape)
+    return np.asarray(np.sqrt(residual.sum(0)))
 
 
 def _bend(share: np.ndarray, squares: np.ndarray, value: np.ndarray, left: np.ndarray) -> np.ndarray:
