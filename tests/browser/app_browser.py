@@ -26,7 +26,9 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--enable-unsafe-swiftshader",
+    "--process-per-site",  # tabs of the app share a process, which has read Streamlit's scripts
 ]
+SIZE = {"width": 1280, "height": 900}
 # On a page's address Streamlit's client looks for the server below that page first, and then at the root. A page that
 # is left early asks in vain for pictures that the server has dropped; those of pages that stand are looked at.
 _IN_VAIN = re.compile(r"/\w+/_stcore/(health|host-config)$|/media/\w+\.png$")
@@ -58,14 +60,19 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 def reader(browser):
     """A reader's own browser: its tabs load Streamlit's scripts once, and nothing moves, which takes time to draw."""
-    return browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    return browser.new_context(viewport=SIZE, reduced_motion="reduce")
+
+
+def new_tab(context):
+    """An empty tab."""
+    tab = context.new_page()
+    tab.set_default_timeout(120_000)  # a busy machine is no failure
+    return tab
 
 
 @contextmanager
-def watched_tab(context, address: str) -> Iterator[object]:
-    """An empty tab; at its end nothing may have gone wrong in it."""
-    tab = context.new_page()
-    tab.set_default_timeout(120_000)  # a busy machine is no failure
+def watched(tab, address: str) -> Iterator[object]:
+    """A tab, in which nothing may have gone wrong at the end of the block."""
     wrong: list[str] = []
 
     def note_console(message) -> None:
@@ -76,13 +83,33 @@ def watched_tab(context, address: str) -> Iterator[object]:
         if not request.url.startswith((address, address.replace("http", "ws", 1), "data:", "blob:")):
             wrong.append(f"request to {request.url}")
 
-    tab.on("console", note_console)
-    tab.on("pageerror", lambda error: wrong.append(f"page error: {error}"))
-    tab.on("request", note_request)
-    tab.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-    yield tab
-    check(tab)
-    assert wrong == [], wrong
+    def note_dialog(dialog) -> None:
+        wrong.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    notes = {
+        "console": note_console,
+        "pageerror": lambda error: wrong.append(f"page error: {error}"),
+        "request": note_request,
+        "dialog": note_dialog,
+    }
+    for event, note in notes.items():
+        tab.on(event, note)
+    try:
+        yield tab
+        check(tab)
+        assert wrong == [], wrong
+    finally:
+        for event, note in notes.items():
+            tab.remove_listener(event, note)
+
+
+@contextmanager
+def watched_tab(context, address: str) -> Iterator[object]:
+    """An empty tab of its own; at its end nothing may have gone wrong in it."""
+    tab = new_tab(context)
+    with watched(tab, address):
+        yield tab
     tab.close()
 
 

@@ -16,13 +16,16 @@ from tests.app_folder import HOSTILE_CLUSTER, make_folder
 from tests.browser.app_browser import (
     ARGUMENTS,
     CHROMIUM,
+    SIZE,
     check,
     follow,
     menu,
+    new_tab,
     reader,
     served,
     settle,
     visit,
+    watched,
     watched_tab,
 )
 
@@ -81,10 +84,21 @@ def context(browser):
     return reader(browser)
 
 
+@pytest.fixture(scope="module")
+def kept_tab(context):
+    """What tests use one after the other: the first page of a tab takes twice as long as the next ones."""
+    return new_tab(context)
+
+
 @pytest.fixture
-def page(context, address: str):
-    with watched_tab(context, address) as tab:
-        yield tab
+def page(kept_tab, address: str):
+    """A tab without a page of the app; each load of one is a session of its own for the server."""
+    kept_tab.goto(f"{address}/_stcore/health")
+    kept_tab.set_viewport_size(SIZE)
+    kept_tab.emulate_media(color_scheme="light")
+    kept_tab.mouse.move(0, 0)
+    with watched(kept_tab, address):
+        yield kept_tab
 
 
 def tokens(page):
@@ -213,15 +227,14 @@ def test_back_and_forward_lead_through_what_was_seen(page, address: str) -> None
 
 
 @pytest.mark.parametrize("title", VIEWS)
-def test_every_view_stands_with_all_text_as_text(context, address: str, title: str) -> None:
-    with watched_tab(context, address) as tab:
-        tab.emulate_media(color_scheme="dark" if list(VIEWS).index(title) % 2 else "light")
-        for number, view in enumerate(VIEWS[title]):  # the first as a new page, which takes longest
-            go = follow if number else visit
-            go(tab, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
-            tab.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
-            check(tab)
-            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def test_every_view_stands_with_all_text_as_text(page, address: str, title: str) -> None:
+    page.emulate_media(color_scheme="dark" if list(VIEWS).index(title) % 2 else "light")
+    for number, view in enumerate(VIEWS[title]):  # the first as a new page, which takes longest
+        go = follow if number else visit
+        go(page, f"{address}/{view}{'&' if '?' in view else '?'}recording=tiny", title)
+        page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
+        check(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_hostile_text_is_text(page, address: str, hostile_entry: int) -> None:
