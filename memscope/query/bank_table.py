@@ -67,9 +67,9 @@ def entry_numbers(recording: Recording) -> pd.DataFrame:
            FROM (SELECT entry, drift, kept FROM decodings) d LEFT JOIN (
                SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                       sum(read_signed_sum) AS read_signed_sum, count(*) AS layers_used,
-                      arg_max(layer, count) AS top_layer FROM usage GROUP BY entry) u
+                      arg_max(layer, row(count, -layer::INT)) AS top_layer FROM usage GROUP BY entry) u
            USING (entry) LEFT JOIN (
-               SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) r
+               SELECT entry, arg_max(readability, row(tokens, -layer)) AS readability FROM readability GROUP BY entry) r
            USING (entry) ORDER BY d.entry"""
     )
     return known_numbers(recording.info, frame)

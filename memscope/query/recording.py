@@ -340,7 +340,8 @@ _ENTRY_NUMBERS = """
            if(count IS NULL, 0, read_sum) AS read_sum, if(count IS NULL, 0, signed) AS read_signed_sum,
            coalesce(layers_used, 0)::BIGINT AS layers_used, readability
     FROM decodings LEFT JOIN (
-        SELECT entry, arg_max(readability, tokens) AS readability FROM readability GROUP BY entry) USING (entry)
+        SELECT entry, arg_max(readability, row(tokens, -layer)) AS readability FROM readability GROUP BY entry)
+    USING (entry)
     LEFT JOIN (
         SELECT entry, sum(count) AS count, sum(gate_sum) AS gate_sum, sum(read_sum) AS read_sum,
                sum(read_signed_sum) AS signed, count(*) AS layers_used

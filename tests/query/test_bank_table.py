@@ -2,7 +2,9 @@
 
 import re
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 
 from memscope.base.errors import InputError
@@ -124,6 +126,33 @@ def test_predicates_are_numbered_by_frequency(tiny_recording: Recording) -> None
     assert (codes == 0).tolist() == (first == names[0]).tolist()
     assert (codes == 1).tolist() == (first.notna() & (first != names[0])).tolist()
     assert (codes == 2).tolist() == first.isna().tolist()
+
+
+def test_of_layers_that_select_an_entry_as_often_the_first_counts(tiny_recording: Recording) -> None:
+    usage = tiny_recording.usage()
+    assert ((usage == usage.max(0)).sum(0) > 1)[usage.max(0) > 0].any()  # there are such entries
+    numbers = entry_numbers(tiny_recording)
+    first = np.array(tiny_recording.info.layers)[usage.argmax(0)]
+    assert numbers["top_layer"].tolist() == np.where(usage.any(0), first, -1)[numbers["entry"]].tolist()
+    tables = {
+        name: tiny_recording.sql(f"SELECT * FROM {name} ORDER BY layer DESC") for name in ("usage", "readability")
+    }
+    tables["decodings"] = tiny_recording.sql("SELECT entry, drift, kept FROM decodings")
+
+    class Reordered:
+        """The recording with the rows of its tables in another order, which DuckDB may read them in."""
+
+        info = tiny_recording.info
+
+        def sql(self, query: str) -> pd.DataFrame:
+            with duckdb.connect() as connection:
+                for name, table in tables.items():
+                    connection.register(name, table)
+                return connection.execute(query).df()
+
+    other = entry_numbers(Reordered())  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(other[["entry", "top_layer"]], numbers[["entry", "top_layer"]])
+    pd.testing.assert_series_equal(other["readability"], numbers["readability"])
 
 
 def test_readability_is_that_of_the_layer_that_selects_an_entry_most(tiny_recording: Recording) -> None:
