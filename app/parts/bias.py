@@ -11,6 +11,7 @@ from app.parts import figures, tables
 from memscope.query.recording import Recording
 from memscope.recording.census_file import ClassProfile
 from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import in_common
 from memscope.report.plots import bias as bias_plots
 from memscope.report.words import layer_name, reworded
 
@@ -176,24 +177,25 @@ def _along(rows: dict[int, pd.DataFrame], kind: str, axis: str, value: str, name
 def overlap(recording: Recording, d: str) -> None:
     """How alike the layers use the bank."""
     overlaps = recording.census.overlap
-    layers = recording.info.layers
+    layers, together = recording.info.layers, in_common(recording.info.sites)
     if len(layers) == 1:
         st.info(f"There is one {layer_name(recording.info)}, so there is nothing to compare.")
         return
+    apart = "Layers of different banks have no entry in common: their cells are empty. "
     state.show_figure(
         bias_plots.overlap_heatmap,
-        lambda: (overlaps, layers),
+        lambda: (overlaps, layers, together),
         "overlap",
         alt=f"Which layers use the same {recording.info.word(2)}",
     )
     st.caption(
         "Left: entries used by both layers over entries used by either. Orange pairs share more than independent sets "
         "of their sizes, purple pairs less. Right: Jensen-Shannon divergence of usage, 0 for equal usage and "
-        f"ln 2 = 0.69 for no entry in common. {d}"
+        f"ln 2 = 0.69 for no entry in common. {apart * (not together.all())}{d}"
     )
     names = [f"layer {layer}" for layer in layers]
     outside.table(
-        pd.DataFrame(overlaps.rank_correlation, columns=names).assign(layer=names).set_index("layer"),
+        pd.DataFrame(overlaps.rank_correlation, columns=names).where(together).assign(layer=names).set_index("layer"),
         height="content",
         column_config={name: st.column_config.NumberColumn(format="%.2f") for name in names},
         alt="Rank correlation of usage between layers",

@@ -1,6 +1,7 @@
 """Numbers and tokens in words for readers."""
 
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -12,11 +13,27 @@ _LISTED = 30
 """Known names that a message lists at most."""
 
 
+def command_line(*parts: object) -> str:
+    """A command as a shell takes it, also where a folder's name holds a space."""
+    return shlex.join(map(str, parts))
+
+
 def span(values: Iterable[Any], form: str) -> str:
     """``lowest to highest``, or one number when both look alike."""
     ordered = sorted(values)
     low, high = format(ordered[0], form), format(ordered[-1], form)
     return low if low == high else f"{low} to {high}"
+
+
+def short_percent(share: float) -> str:
+    """A share with as many digits as tell it from none and from all."""
+    if 0 < share < 5e-5:
+        return "under 0.01%"
+    if 1 - 5e-5 < share < 1:
+        return "over 99.99%"
+    if share in (0, 1) or 0.01 <= share <= 0.99:
+        return f"{share:.0%}"
+    return f"{share:.1%}" if 0.001 <= share <= 0.999 else f"{share:.2%}"
 
 
 def interval(low: float, high: float) -> str:

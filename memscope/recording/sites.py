@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from memscope.base.errors import InputError
@@ -116,6 +117,12 @@ class Site(BaseModel):
     def word(self, count: int = 1) -> str:
         """What ``count`` of its entries are called."""
         return WORDS[self.kind][count != 1]
+
+
+def in_common(sites: Sequence[Site]) -> np.ndarray:
+    """Which layers select from the same bank, bool ``[site, site]``; others have no entry in common."""
+    firsts = np.array([site.first_entry for site in sites])
+    return firsts[:, None] == firsts
 
 
 def is_private(sites: Sequence[Site], site: Site) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import pdtrc
 
-from memscope.base.words import visible
+from memscope.base.words import short_percent, visible
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.recording.sites import Has
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 _EXACTLY = "; the lower one of precision and recall is {effect:.1%}"
 KINDS = {
-    "dead": Kind(0.03, "never selects {effect:.0%} of its {words}"),
+    "dead": Kind(0.03, "never selects {share} of its {words}"),
     "unread": Kind(0.0, "selected, and read with {effect:.2%} of the layer's weight", "reads"),
     "duplicate": Kind(0.03, "selected with {other} at {effect:.0%} of their tokens"),
     "everywhere": Kind(0.0, "selected at {effect:.1%} of all tokens"),
@@ -132,7 +132,8 @@ def anomalies_in_words(recording: Recording, error_rate: float = ERROR_RATE) -> 
     order = {name: number for number, name in enumerate(KINDS)}
     info = recording.info
     others = [info.label(other) if other >= 0 else "" for other in table["other"]]
-    rows = table.assign(label=table["label"].map(visible), other=others, words=info.word(2)).to_dict("records")
+    said = {"label": table["label"].map(visible), "share": table["effect"].map(short_percent), "other": others}
+    rows = table.assign(**said, words=[info.site(layer).word(2) for layer in table["layer"]]).to_dict("records")
     table = table.assign(text=[KINDS[row["kind"]].words.format(**row) for row in rows])
     return table.sort_values("kind", key=lambda kind: kind.map(order), kind="stable", ignore_index=True)
 

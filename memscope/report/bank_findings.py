@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from memscope.base.words import plural, span
+from memscope.base.words import plural, short_percent, span
 from memscope.query.recording import Recording
 from memscope.report.words import (
     Reply,
@@ -62,8 +62,9 @@ def layers(recording: Recording) -> Reply:
     pairs = [(a, b) for a, b in pairs if info.sites[a].first_entry == info.sites[b].first_entry]
     divergence = recording.census.overlap.jensen_shannon
     two = "two layers" if together == len(info.layers) else "two layers of a group"
+    alone = short_percent(once / max(1, used))
     short = (
-        f"{once / max(1, used):.0%} of the {used:,} {words} in use are used by one layer only; usage of {two} "
+        f"{alone} of the {used:,} {words} in use are used by one layer only; usage of {two} "
         f"lies {span([divergence[a][b] for a, b in pairs], '.2f')} nats apart (0.69 = no {info.word()} in common)."
     )
     answer = (

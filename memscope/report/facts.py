@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from memscope.base.files import read_json
 from memscope.base.parquet import read_parquet
+from memscope.base.words import command_line, short_percent
 from memscope.causal.fact_tables import ANY, FactAudit, load_audit
 from memscope.query.recording import Recording
 from memscope.report.document import Column, ReportFigure, ReportTable, make_table
@@ -176,7 +177,7 @@ def ask_command(recording: Recording) -> str:
     """The command that asks facts of a recorded run: those that it keeps for it, if it does."""
     run, info = Path(recording.info.run), recording.info
     facts = run / CLOZES if (run / CLOZES).is_file() else "FACTS"
-    return f"memscope facts {info.run} {facts} --recording {recording.path}"
+    return command_line("memscope", "facts", info.run, facts, "--recording", recording.path)
 
 
 def load_sentence_facts(folder: Path) -> pd.DataFrame | None:
@@ -200,7 +201,7 @@ def sentence_finding(summary: pd.DataFrame) -> str:
     group = "held out" if (summary["group"] == "held out").any() else "taught"
     rows = summary[summary["group"] == group].set_index("measure")
     told = "training asked nothing about" if group == "held out" else "training asked about, too"
-    share = rows["mean"].map("{:.0%}".format)
+    share = rows["mean"].map(short_percent)
     return (
         f"Of {int(rows.loc['selected', 'facts']):,} facts whose sentences {told}, {share['answered']} are answered "
         f"when the model may read, {share['silent']} when it may not; {share['selected']} select a sentence that "
@@ -215,7 +216,7 @@ def sentence_table(summary: pd.DataFrame) -> pd.DataFrame:
         if not row.facts:
             return "–"
         form = "{:.1%}" if row.measure in _SHARES else "{:+.2f}"
-        mean, low, high = (form.format(value) for value in (row.mean, row.low, row.high))
+        mean, low, high = (form.format(value).replace("-0.00", "+0.00") for value in (row.mean, row.low, row.high))
         return f"{mean}  ({low} to {high})"
 
     texts = [said(row) for row in summary.rename(columns=str).itertuples()]
@@ -238,7 +239,7 @@ def sentence_figure(summary: pd.DataFrame, *, dark: bool = False) -> Figure:
     axes.set_yticks(np.arange(len(_DRAWN))[::-1], list(_DRAWN.values()))
     axes.set(xlabel="share of facts", xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter(PERCENT)
-    legend(axes, loc="best")
+    legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memscope.base.words import first_upper
+from memscope.base.words import first_upper, short_percent
 from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE, FAULTS, fault_in_words, find_anomalies
 from memscope.report.words import bias_name
@@ -210,17 +210,6 @@ def _telling_sentence(recording: Recording, layers: list[int]) -> tuple[int, int
         if len(word) > 4 and word.lower() in re.findall(r"\w+", row.sentence.lower()):
             return int(row.entry), int(row.layer)
     return (int(frame["entry"][0]), int(frame["layer"][0])) if len(frame) else None
-
-
-def short_percent(share: float) -> str:
-    """A share with as many digits as tell it from none and from all."""
-    if 0 < share < 5e-5:
-        return "under 0.01%"
-    if 1 - 5e-5 < share < 1:
-        return "over 99.99%"
-    if share in (0, 1) or 0.01 <= share <= 0.99:
-        return f"{share:.0%}"
-    return f"{share:.1%}" if 0.001 <= share <= 0.999 else f"{share:.2%}"
 
 
 def short_number(number: int) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from memscope.base.words import short_percent
 from memscope.query.recording import Recording
 from memscope.recording.info import read_info, write_info
 from memscope.report.gate_findings import choice
-from memscope.report.health import Flag, health, short_number, short_percent, telling_entry
+from memscope.report.health import Flag, health, short_number, telling_entry
 from tests.synthetic import change_layer
 
 

@@ -96,7 +96,7 @@ const memscope = (() => {
     const own = Object.values(site.sites).filter(one => one.own[0] <= entry && entry < one.own[1]);
     const has = new Set(own.flatMap(one => one.has));
     const started = sentence === null ? make("span.soft", null, "started random") : sentence;
-    const facts = [["Selections", `${count(total)} of ${count(site.all_selections)} in all layers (rank ${count(rank + 1)} of ${count(order.length)} used ${site.words})`]];
+    const facts = [["Selections", `${count(total)} of ${count(site.all_selections)} in all layers (rank ${count(rank + 1)} of the ${count(order.length)} ${site.words} listed here)`]];
     if (page.drift !== null) facts.push(["Drift", `${page.drift.toFixed(4)} (1 − cosine to the initial entry)`]);
     if (page.kept !== null) facts.push(["Kept", `${percent(page.kept[0], 0)} of the nearest tokens stand in the init sentence; ${percent(page.kept[1], 0)} before training`]);
     return [

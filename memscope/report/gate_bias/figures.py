@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from memscope.base.words import first_upper, span
 from memscope.query.recording import Recording
-from memscope.recording.sites import Has
+from memscope.recording.sites import Has, in_common
 from memscope.report.document import ReportFigure
 from memscope.report.plots import bias, usage
 from memscope.report.words import a_word, rows_having, selections
@@ -171,8 +171,11 @@ PLANS = (
         "layer_overlap",
         "Overlap of layers",
         "Left: Jaccard index of the sets of entries that two layers use, orange above and purple below what "
-        "independent sets of these sizes would have. Right: distance of usage, 0.69 = no entry in common. {d}.",
-        lambda numbers: bias.overlap_heatmap(numbers.recording.census.overlap, numbers.layers),
+        "independent sets of these sizes would have. Right: distance of usage, 0.69 = no entry in common. Layers of "
+        "different banks have none, and their cells are empty. {d}.",
+        lambda numbers: bias.overlap_heatmap(
+            numbers.recording.census.overlap, numbers.layers, in_common(numbers.recording.info.sites)
+        ),
         wide=True,
         needs=lambda numbers: max(map(len, numbers.recording.info.banks)) > 1,  # else none in common by construction
     ),

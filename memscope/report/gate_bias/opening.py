@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from memscope.base.words import plural, span
+from memscope.base.words import plural, short_percent, span
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
 from memscope.report.document import Column, Opening, ReportTable, Step, make_table
 from memscope.report.findings import Finding
-from memscope.report.health import Flag, short_percent
+from memscope.report.health import Flag
 from memscope.report.words import place, rows_having
 
 FIGURE = "lorenz"

@@ -70,17 +70,18 @@ def preference_forest(preferences: pd.DataFrame, limit: int = 24, *, dark: bool 
     return figure
 
 
-def overlap_heatmap(overlap: Overlap, layers: Sequence[int], *, dark: bool = False) -> Figure:
+def overlap_heatmap(overlap: Overlap, layers: Sequence[int], together: np.ndarray, *, dark: bool = False) -> Figure:
     """Which layers use the same entries: Jaccard index beside chance, and Jensen-Shannon divergence of usage.
 
     Args:
         overlap: ``Recording.census.overlap``.
         layers: names of the layers, in the order of the matrices.
+        together: which layers select from the same bank, ``[layer, layer]`` (``sites.in_common``); others stay empty.
         dark: for a dark page.
     """
     figure, [left, right] = style.panels(2, dark)
     jaccard, chance, divergence = map(np.array, (overlap.jaccard, overlap.even_jaccard, overlap.jensen_shannon))
-    pairs = ~np.eye(len(layers), dtype=bool)
+    pairs = together & ~np.eye(len(layers), dtype=bool)
     beyond = np.where(pairs, jaccard - chance, np.nan)
     widest = max(0.02, float(np.nanmax(np.abs(beyond), initial=0)))
     _matrix(figure, left, beyond, jaccard, layers, "PuOr_r", (-widest, widest), dark)

@@ -193,7 +193,9 @@ def training_curve(curve: pd.DataFrame, *, dark: bool = False) -> Figure:
         entries.set(xlabel="training step", ylabel="entries used on validation", ylim=(0, None))
         entries.yaxis.set_major_formatter(style.THOUSANDS)
         style.layer_legend(entries, list(used), dark)
-    for axes in both:
+    last = max(1, curve["step"].max()) if len(curve) else 1
+    for axes in both:  # a run that has just begun has one validation: its step alone makes no axis
+        axes.set_xlim(-0.03 * last, 1.03 * last)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 

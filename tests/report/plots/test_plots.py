@@ -94,6 +94,15 @@ def test_a_run_without_memory_has_a_loss_curve_alone() -> None:
     assert axes.get_ylabel() == "loss (nats per token)"
 
 
+def test_steps_of_a_run_that_has_just_begun_are_whole_numbers() -> None:
+    curve = pd.DataFrame({"kind": ["eval"], "step": [0], "loss": [8.8], "layer_0/entries": [16], "layer_0/dead": [3]})
+    figure = plots.training_curve(curve)
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        steps = [step for step in axes.get_xticks() if low <= step <= high]
+        assert 0 in steps and all(step == int(step) >= 0 for step in steps)
+
+
 def test_an_empty_log_draws_an_empty_panel() -> None:
     assert len(plots.training_curve(pd.DataFrame(columns=["kind", "step", "loss"])).axes) == 1
 
@@ -157,16 +166,23 @@ def test_overlap_names_every_pair_of_layers_once_in_each_half() -> None:
         rank_correlation=((1.0, 0.5), (0.5, 1.0)),
         jensen_shannon=((0.0, 0.3), (0.3, 0.0)),
     )
-    left, right, *_ = bias_plots.overlap_heatmap(overlap, [0, 5]).axes
+    left, right, *_ = bias_plots.overlap_heatmap(overlap, [0, 5], np.ones((2, 2), bool)).axes
     assert [text.get_text() for text in left.texts] == ["0.25", "0.25"]
     assert [text.get_text() for text in right.texts] == ["0.30", "0.30"]
     assert left.images[0].get_array()[0, 1] == pytest.approx(0.05)
     assert right.images[0].get_clim() == (0, pytest.approx(np.log(2)))
 
 
+def test_layers_of_different_banks_have_no_overlap_to_draw() -> None:
+    overlap = Overlap.model_validate(dict.fromkeys(Overlap.model_fields, np.full((3, 3), 0.5).tolist()))
+    together = np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]], bool)
+    for axes in bias_plots.overlap_heatmap(overlap, [0, 1, 2], together).axes[:2]:
+        assert sorted(text.get_position() for text in axes.texts) == [(0, 2), (2, 0)]
+
+
 def test_many_layers_overlap_without_numbers_in_cells() -> None:
     overlap = Overlap.model_validate(dict.fromkeys(Overlap.model_fields, np.ones((24, 24)).tolist()))
-    assert len(bias_plots.overlap_heatmap(overlap, range(24)).axes[0].texts) == 0
+    assert len(bias_plots.overlap_heatmap(overlap, range(24), np.ones((24, 24), bool)).axes[0].texts) == 0
 
 
 def test_classes_that_a_layer_lacks_leave_a_gap() -> None:
