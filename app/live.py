@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -16,6 +16,7 @@ import streamlit as st
 from app import ahead
 from app.state import RECORD, recording
 from memscope.base.errors import InputError
+from memscope.base.words import command_line
 from memscope.recording.info import RecordingInfo
 
 if TYPE_CHECKING:
@@ -35,6 +36,16 @@ _TYPED = {"memory", "text", "experts", "neurons"}
 """Kinds of layers whose models a folder gives back; others were recorded from Python or imported."""
 
 
+class How(NamedTuple):
+    """How a recorded model is opened again."""
+
+    window: int
+    neurons: int | None
+    """Neurons that were recorded of each layer, if it was neurons."""
+    step: int | None
+    """Training step, where a checkpoint was recorded."""
+
+
 def can_type(info: RecordingInfo) -> bool:
     """Whether the model of a recording can be opened again and run on typed text."""
     return info.predictions and {site.kind for site in info.sites} <= _TYPED
@@ -44,9 +55,10 @@ def record_again(info: RecordingInfo, out: str) -> str:
     """The command that records the same model in the same way; empty where no command does."""
     if not can_type(info):
         return ""
-    neurons = f" --neurons {info.selected}" if info.kind == "neurons" else ""
-    window = "" if (Path(info.run) / "config.yaml").is_file() or info.kind == "memory" else f" --window {info.window}"
-    return f"memscope record {info.run} --corpus {info.corpus} --out {out}{neurons}{window}"
+    neurons = ["--neurons", info.selected] if info.kind == "neurons" else []
+    own_window = (Path(info.run) / "config.yaml").is_file() or info.kind == "memory"
+    window = [] if own_window else ["--window", info.window]
+    return command_line("memscope", "record", info.run, "--corpus", info.corpus, "--out", out, *neurons, *window)
 
 
 def recorded_subject(name: str | None = None) -> "Subject":
@@ -63,7 +75,7 @@ def recorded_subject(name: str | None = None) -> "Subject":
             f"model, or record again: {record_again(info, 'recordings/NAME') or RECORD}"
         )
     with st.spinner("Loading the model ..."):
-        loaded = _load(run, max(weights), *_how(info))
+        loaded = _load(run, max(weights), _how(info))
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
             f"{run}: the model was trained further after it was recorded, so its answers would not match this "
@@ -172,7 +184,7 @@ def expect_text() -> None:
     """Load the model of the open recording in the background: it is there when the reader has typed a text."""
     info = recording().info
     if weights := _weights(Path(info.run)):
-        _loading(Path(info.run), max(weights), *_how(info))
+        _loading(Path(info.run), max(weights), _how(info))
 
 
 def expect_later() -> None:
@@ -183,7 +195,7 @@ def expect_later() -> None:
     run = Path(info.run)
     weights = _weights(run)
     if weights and can_type(info) and sum(path.stat().st_size for path in run.glob("*.safetensors")) <= SMALL:
-        _loading(run, max(weights), *_how(info), _wait=QUIET)
+        _loading(run, max(weights), _how(info), _wait=QUIET)
 
 
 def _weights(run: Path) -> list[int]:
@@ -192,27 +204,33 @@ def _weights(run: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in files + [*run.glob("text_bank.parquet")] * bool(files)]
 
 
-def _how(info: RecordingInfo) -> tuple[int, int | None]:
-    """Window of a recording, and the neurons that it has of each layer, if it is of neurons."""
-    return info.window, info.selected if info.kind == "neurons" else None
+def _how(info: RecordingInfo) -> How:
+    return How(info.window, info.selected if info.kind == "neurons" else None, info.step)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _load(run: Path, modified: int, window: int, neurons: int | None) -> "Subject":
+def _load(run: Path, modified: int, how: How) -> "Subject":
     from memscope.run.adapters.load import open_subject
-    from memscope.run.folder import is_hugging_face
+    from memscope.run.adapters.own import OwnRun
+    from memscope.run.checkpoint import load_run
+    from memscope.run.folder import is_hugging_face, list_checkpoints
 
-    return open_subject(run, window=window if is_hugging_face(run) else None, neurons=neurons)
+    if how.step is None:
+        return open_subject(run, window=how.window if is_hugging_face(run) else None, neurons=how.neurons)
+    for checkpoint in list_checkpoints(run):
+        if checkpoint.name == f"step-{how.step:08d}":
+            return OwnRun(load_run(run, checkpoint=checkpoint))
+    raise InputError(f"{run}: the checkpoint of step {how.step:,} is gone. Recorded documents can still be read")
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _loading(run: Path, modified: int, window: int, neurons: int | None, _wait: float = 0) -> threading.Thread:
+def _loading(run: Path, modified: int, how: How, _wait: float = 0) -> threading.Thread:
     """The thread that loads a model, and reads a first text, which makes what later texts are read by."""
 
     def load() -> None:
         time.sleep(_wait)
         with suppress(Exception):  # the error is shown when a text is sent
-            subject = _load(run, modified, window, neurons)
+            subject = _load(run, modified, how)
             from memscope.record.trace import trace_text
 
             with model_lock():
@@ -231,7 +249,7 @@ def model_lock() -> threading.Lock:
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_typed(fingerprint: str, how: tuple[int, int | None], text: str, _subject: "Subject") -> "TextTrace":
+def _trace_typed(fingerprint: str, how: How, text: str, _subject: "Subject") -> "TextTrace":
     from memscope.record.trace import trace_text
 
     with model_lock():
@@ -239,7 +257,7 @@ def _trace_typed(fingerprint: str, how: tuple[int, int | None], text: str, _subj
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_ids(fingerprint: str, how: tuple[int, int | None], ids: tuple[int, ...], _subject: "Subject") -> "TextTrace":
+def _trace_ids(fingerprint: str, how: How, ids: tuple[int, ...], _subject: "Subject") -> "TextTrace":
     from memscope.record.trace import trace_ids
 
     with model_lock():
@@ -247,9 +265,7 @@ def _trace_ids(fingerprint: str, how: tuple[int, int | None], ids: tuple[int, ..
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _compare_typed(
-    fingerprint: str, how: tuple[int, int | None], text: str, change: "Change", _subject: "Subject"
-) -> pd.DataFrame:
+def _compare_typed(fingerprint: str, how: How, text: str, change: "Change", _subject: "Subject") -> pd.DataFrame:
     from memscope.causal.what_if import compare_text
 
     with model_lock():

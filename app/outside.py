@@ -22,8 +22,8 @@ def text(body: str, **options: Any) -> None:
 
 
 def code(body: str, **options: Any) -> None:
-    """``st.code``, a box that a reader can copy."""
-    st.code(printable(body), **options)
+    """``st.code``, a box that a reader can copy; long lines are wrapped, so that none is cut."""
+    st.code(printable(body), **({"wrap_lines": True} | options))
 
 
 def printable_frame(frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from app import address, outside, state
 from app.address import choice, integer, words
 from app.live import can_type, record_again
 from app.parts import compare, figures, tables
+from app.parts.texts import typed
 from memscope.base.words import first_upper
 from memscope.report.compare.pairs import paired_metrics
 from memscope.report.words import reworded, selections
@@ -37,7 +38,7 @@ part = view.field("part", choice(parts, name="part"))
 name = view.field("with", choice(names, name="recording"))
 layer = view.field("layer", choice([ALL, *info.layers], name="layer"))
 text = view.field("text", words())
-token = view.field("token", integer(0, info.window, 0, "token"))
+token = view.field("token", integer(0, max(1, typed.token_count(a, text)), None, "token"))
 view.write()
 
 left, right = st.columns([3, 2], vertical_alignment="bottom")

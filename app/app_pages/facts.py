@@ -4,6 +4,7 @@ import streamlit as st
 
 from app import address, outside, state
 from app.address import choice
+from memscope.base.words import command_line
 from memscope.causal.fact_tables import load_audit
 from memscope.report import facts as fact_report
 
@@ -63,6 +64,7 @@ if reading := [site.layer for site in info.sites if site.kind == "text"]:
         on_select=read_it,
         selection_mode="single-row",
         column_config={
+            "question": st.column_config.TextColumn(width="large"),
             "rank": _NUMBER(format="localized", help="Of the answer's first token; 1 is the likeliest of all."),
             "rank_silent": _NUMBER("without reading", format="localized", help="The same where nothing is read."),
             "selected": st.column_config.CheckboxColumn("sentence selected"),
@@ -89,7 +91,7 @@ if audit is None:
         "There is no audit yet. A file of facts has one JSON object per line, with uuid, subject, predicate, object "
         "and a template such as “[X] was born in [Y] .”. Entries must have started from sentences that state facts."
     )
-    outside.code(f"memscope facts {info.run} FACTS --recording {recording.path}", language="bash")
+    outside.code(command_line("memscope", "facts", info.run, "FACTS", "--recording", recording.path), language="bash")
     st.stop()
 assert audit is not None
 summary, recall, facts = audit.summary, audit.recall, audit.facts

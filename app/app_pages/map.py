@@ -7,7 +7,7 @@ from app import address, outside, state
 from app.address import choice, corners, flag, integer, words
 from app.components.scatter import legend, scatter, tip
 from app.parts import filters, tables
-from memscope.base.words import first_upper
+from memscope.base.words import command_line, first_upper
 from memscope.query.bank_table import entry_rows
 from memscope.query.charts.map_points import DENSE, inside, known_colors, trust_in_words
 from memscope.report.words import has_start, reworded
@@ -24,7 +24,7 @@ st.title("Map")
 places = state.map_places()
 if places is None:
     st.write("This recording has no map yet. Make one, then reload this page:")
-    outside.code(f"memscope map {info.run} {recording.path}", language="bash")
+    outside.code(command_line("memscope", "map", info.run, recording.path), language="bash")
     st.stop()
 assert places is not None
 

@@ -70,21 +70,22 @@ if part == SHARES:
         f"alone puts it at 100%. {d}"
     )
     st.subheader("Per layer")
+    columns = tables.reading_columns(info)
     outside.table(
         reading,
         hide_index=True,
         height="content",
         column_order=["layer", *tables.READING],
-        column_config=tables.reading_columns(info),
+        column_config=columns,
         alt=say("How the attention weighs what the gate selected, per layer"),
     )
     st.caption(
         say(
             "Effective entries is the exponential of the entropy of read shares. A selection is unread if it gets less "
             "than 1% of its token's read. By norm, read heads of different signs do not cancel. The read weight "
-            "contains the gate score; gate ~ attention divides by it. "
+            "contains the gate score; "
         )
-        + d
+        + f"{columns['gate_attention_rank_correlation']['label']} divides by it. {d}"
     )
     state.download("Reading as CSV", lambda: reading[["layer", *tables.READING]], "reading")
 

@@ -52,6 +52,10 @@ if trace is None:
     st.caption("Type a text and choose a change: the recorded model runs on it without and with the change.")
     st.stop()
 assert trace is not None
+if causal.unnamed(view, kind):
+    view.write()
+    st.caption(f"Name {info.word(2)} or select rows of the table, and you see what changes.")
+    st.stop()
 try:
     change = causal.read_change(view, kind, info)
     compared = live.compare_typed(text, change)

@@ -35,6 +35,17 @@ def color_range(values: np.ndarray) -> tuple[float, float]:
     return float(known.min()), float(np.quantile(known, 0.98))
 
 
+def scale_ends(low: float, high: float) -> tuple[str, str]:
+    """Both ends of a scale with as many decimals as the larger one needs for three digits: no -0, no 5.46e-05."""
+    size = max(abs(low), abs(high))
+    decimals = max(0, 2 - int(np.floor(np.log10(size)))) if size else 0
+    if decimals > 6:
+        return f"{low:.3g}", f"{high:.3g}"
+    said = (f"{end:,.{decimals}f}" for end in (low, high))
+    first, second = (end if float(end.replace(",", "")) else "0" for end in said)
+    return first, second
+
+
 def color_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Strength of the colour per value, 0 at ``low`` to 1 at ``high`` and above; NaN gets none."""
     return np.nan_to_num(np.clip((values - low) / max(high - low, 1e-12), 0, 1))

@@ -25,6 +25,7 @@ def fired_view(
     key: str,
     on_act: Callable[[], None],
     changes: bool = False,
+    lights: bool = True,
     few: int = FEW,
 ) -> None:
     """Show the entries that a token selected, layer by layer.
@@ -38,6 +39,7 @@ def fired_view(
         on_act: called when the reader clicks an action: ``st.session_state[key].acted`` has ``act`` (``open``,
             ``light`` or ``ablate``), ``entry`` (-1: none) and ``layer``.
         changes: whether the model can be changed and run, so that rows offer to ablate.
+        lights: whether an entry can colour the text of the page, so that rows offer it.
         few: entries of a layer that are shown at first.
     """
     data = [
@@ -57,6 +59,7 @@ def fired_view(
             "few": few,
             "word": info.word(),
             "changes": changes,
+            "lights": lights,
         },
         key=key,
         on_acted_change=on_act,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from app.components.component import color_range, make_component
+from app.components.component import color_range, make_component, scale_ends
 from memscope.recording.token_table import token_label
 
 _GRID = make_component(
@@ -42,14 +42,15 @@ def layer_grid(
         on_click: called before the rerun that a click starts.
     """
     low, high = color_range(values.ravel())
+    ends = scale_ends(low, high)
     data = {
         "rows": [f"layer {name}" for name in layers],
         "texts": [token_label(row.whole, row.part, row.parts) for row in tokens.itertuples()],
         "values": [[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in values],
         "low": low,
         "high": high,
-        "low_text": f"{low:.3g}",
-        "high_text": f"{high:.3g}",
+        "low_text": ends[0],
+        "high_text": ends[1],
         "meaning": meaning,
         "first": int(tokens["pos"].iloc[0]),
         "selected": int(selected),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from app.components.component import color_levels, color_range, make_component
+from app.components.component import color_levels, color_range, make_component, scale_ends
 from memscope.base.words import visible
 from memscope.recording.token_table import token_label
 
@@ -51,6 +51,7 @@ def token_view(
     values = np.where(control, np.nan, values)
     low, high = color_range(np.abs(values) if signed else values)
     levels = color_levels(np.abs(values) if signed else values, 0.0 if signed else low, high)
+    ends = scale_ends(-high if signed else low, high)
     data: dict[str, Any] = {
         "tokens": [
             {
@@ -68,8 +69,8 @@ def token_view(
         "first": int(tokens["pos"].iloc[0]),
         "selected": int(selected),
         "signed": signed,
-        "low": f"{-high if signed else low:.3g}",
-        "high": f"{high:.3g}",
+        "low": ends[0],
+        "high": ends[1],
         "meaning": meaning,
         "label": f"{label}: arrow keys move, Enter selects",
     }

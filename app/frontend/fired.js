@@ -37,8 +37,8 @@ const show = ({ data, parentElement, setTriggerValue }) => {
     const lit = entry.entry === data.lit
     const act = (kind, text, tip, which = entry.entry) =>
       button("link", text, tip, () => setTriggerValue("acted", { act: kind, entry: which, layer: layer.layer }))
-    const acts = within(make("div", "acts"),
-      act("light", lit ? "colour as before" : "colour text", `Colour this text by where this ${data.word} fires`, lit ? -1 : entry.entry))
+    const acts = make("div", "acts")
+    if (data.lights) acts.append(act("light", lit ? "colour as before" : "colour text", `Colour this text by where this ${data.word} fires`, lit ? -1 : entry.entry))
     if (data.changes) acts.append(act("ablate", "ablate", `What if this ${data.word} were not selected?`))
     return within(make("div", entry.entry === data.lit ? "row lit" : "row"), number,
       bar("gate", entry.gate_share, entry.gate, `${layer.heads[1]}; the bar compares it with the largest of the layer`),

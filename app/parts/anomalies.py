@@ -10,6 +10,8 @@ from memscope.query.recording import Recording
 from memscope.report.anomalies import ERROR_RATE, anomalies_in_words, known_kinds
 
 _ALL = "all"
+_LINE = 75
+"""Characters that a row of one line shows."""
 
 
 def anomalies(view: View, recording: Recording) -> None:
@@ -42,6 +44,7 @@ def anomalies(view: View, recording: Recording) -> None:
         [{} if row["entry"] < 0 else row for row in shown[["entry", "layer"]].to_dict("records")],
         key="anomalies",
         height="content" if len(shown) <= 15 else 560,
+        row_height=tables.ROW_HEIGHT if shown["text"].str.len().max() > _LINE else None,
         column_order=["kind", "layer", "entry", "text", "tokens", "p"],
         column_config={
             "kind": st.column_config.TextColumn(width=90),
@@ -52,7 +55,7 @@ def anomalies(view: View, recording: Recording) -> None:
                 format="localized", help=f"Tokens that select the {recording.info.word()}."
             ),
             "p": st.column_config.NumberColumn(
-                "p, corrected", format="%.1e", help="Corrected for all tests; 0 where chance cannot produce it."
+                "p, corrected", format="%.2g", help="Corrected for all tests; 0 where chance cannot produce it."
             ),
         },
         alt="Anomalies of the recording",

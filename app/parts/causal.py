@@ -89,6 +89,8 @@ _WAYS: dict[Kind, dict[str, Way]] = {
 }
 """Ways to change the layers of models that a folder gives back."""
 _AMOUNTS = {"force", "scale"}
+_ONE = {"force", "rewrite"}
+"""Changes of one entry."""
 _TOKENS = {
     "pos": _NUMBER("token"),
     "text": "text",
@@ -131,13 +133,13 @@ def refusal(info: RecordingInfo) -> str:
 def change_form(view: View, kind: str, info: RecordingInfo) -> None:
     """Show a form for the values that the kind of change needs."""
     word, many = info.word(), info.word(2)
-    named = "numbers with commas between them"
+    named = "number" if kind in _ONE else "numbers with commas between them"
     if info.private:
-        named = f"{info.label(info.knowledge_num - 1)}; more with commas between them"
+        named = info.label(info.knowledge_num - 1) + "; more with commas between them" * (kind not in _ONE)
     with st.form("change", border=False):
         fields = iter(st.columns(2))
         if kind != "scale":
-            label = {"swap": f"Two {many}", "force": word, "rewrite": word}.get(kind, many)
+            label = f"Two {many}" if kind == "swap" else word if kind in _ONE else many
             next(fields).text_input(first_upper(label), key=view.key("entries"), placeholder=named)
         if kind in _AMOUNTS:
             amount = "factor" if kind == "scale" else info.score
@@ -147,6 +149,11 @@ def change_form(view: View, kind: str, info: RecordingInfo) -> None:
             column.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
         st.segmented_control("Layers", list(info.layers), selection_mode="multi", key=view.key("layers"))
         st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=None))
+
+
+def unnamed(view: View, kind: str) -> bool:
+    """Whether a change needs entries and none is named yet."""
+    return kind != "scale" and not st.session_state[view.key("entries")].strip()
 
 
 def cannot(error: InputError, said: str = "This cannot be done.") -> NoReturn:

@@ -1,5 +1,7 @@
 """Parts of the compare page: the two recordings, their metrics, likeness of usage, one prompt under both."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -10,12 +12,15 @@ from app.components.tokens import token_view
 from app.parts import tables
 from app.parts.texts.typed import EXAMPLE
 from memscope.base.errors import InputError
-from memscope.base.words import span
+from memscope.base.words import span, visible
 from memscope.query.fired import shared_by_layer, shared_selections
 from memscope.query.recording import Recording
 from memscope.report.compare.findings import numbers_mean
 from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.report.words import selections
+
+if TYPE_CHECKING:
+    from memscope.record.trace import TextTrace
 
 _METRICS = {
     "coverage": ("coverage", "percent"),
@@ -169,11 +174,11 @@ def changed(a: Recording, b: Recording, name: str, layer: int | None) -> pd.Data
     return table
 
 
-def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, token: int) -> None:
-    """One text under both models."""
+def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, token: int | None) -> None:
+    """One text under both models, and what they make of a token: the last one if none is chosen."""
     with st.form("prompt", border=False):
         st.text_area("Text to read under both", key=view.key("text"), height=80, placeholder=EXAMPLE)
-        st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=0))
+        st.form_submit_button("Read it", type="primary", on_click=lambda: view.put(token=None))
     live.expect_text()
     if not text:
         st.caption("Type a text: both models read it, and you see where they differ.")
@@ -187,7 +192,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
     losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
     for letter, traced, loss, column in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
         with column:
-            at = min(token, len(traced.trace.tokens) - 1)
+            at = _place(token, traced)
 
             def pick(letter: str = letter) -> None:
                 view.put(token=int(st.session_state[f"prompt_{letter}"].clicked))
@@ -204,7 +209,9 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
             st.caption(f"Mean loss {np.nanmean(loss):.3f} nats over {np.isfinite(loss).sum():,} tokens.")
             likely = traced.predictions[traced.predictions["pos"] == at]
             outside.table(
-                pd.DataFrame({f"{letter}: next token": likely["text"], "probability": likely["probability"]}),
+                pd.DataFrame(
+                    {f"{letter}: next token": likely["text"].map(visible), "probability": likely["probability"]}
+                ),
                 hide_index=True,
                 height="content",
                 column_config={
@@ -212,7 +219,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
                 },
                 alt=f"Most likely next tokens under {letter}",
             )
-    places = [min(token, len(traced.trace.tokens) - 1) for traced in traces]
+    places = [_place(token, traced) for traced in traces]
     if a.info.knowledge_num == b.info.knowledge_num and a.info.layers == b.info.layers:
         _shared(a, b, shared_selections(traces[0].trace, traces[1].trace, *places))
         return
@@ -223,15 +230,22 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
         fired = traced.trace.selections
         fired = fired[(fired["pos"] == pos) & (fired["rank"] < _MOST_READ)]
         sentences = r.sentences(fired["entry"])
-        column.dataframe(
-            tables.named(r.info, fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]])),
-            hide_index=True,
-            height=320,
-            column_order=["layer", "entry", "gate", "read", "sentence"],
-            column_config=tables.entry_columns(r.info)
-            | {kind: st.column_config.NumberColumn(format="%.3g", width=60) for kind in ("gate", "read")},
-            alt="Most read entries of this token",
-        )
+        with column:
+            outside.table(
+                tables.named(r.info, fired.assign(sentence=[sentences[int(entry)] for entry in fired["entry"]])),
+                hide_index=True,
+                height=320,
+                row_height=tables.ROW_HEIGHT,
+                column_order=["layer", "entry", "gate", "read", "sentence"],
+                column_config=tables.entry_columns(r.info)
+                | {kind: st.column_config.NumberColumn(format="%.3g", width=60) for kind in ("gate", "read")},
+                alt="Most read entries of this token",
+            )
+
+
+def _place(token: int | None, traced: "TextTrace") -> int:
+    last = len(traced.trace.tokens) - 1
+    return last if token is None else min(token, last)
 
 
 def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
@@ -248,6 +262,7 @@ def _shared(a: Recording, b: Recording, shared: pd.DataFrame) -> None:
         tables.named(a.info, shared.assign(sentence=[sentences[int(entry)] for entry in shared["entry"]])),
         hide_index=True,
         height=320,
+        row_height=tables.ROW_HEIGHT,
         column_order=["layer", "entry", "gate_a", "gate_b", "read_a", "read_b", "sentence"],
         column_config=tables.entry_columns(a.info) | tables.sides(a.info),
         alt="Entries that either model selects on this token",

@@ -245,3 +245,5 @@ def paired_metrics(both: pd.DataFrame, metrics: dict[str, str], *, dark: bool = 
 def _percent(axes: Axes, metric: str) -> None:
     if metric in _SHARES:
         axes.yaxis.set_major_formatter(style.PERCENT if axes.get_ylim()[1] > 0.05 else PercentFormatter(1))
+    elif axes.get_ylim()[1] >= 1000:
+        axes.yaxis.set_major_formatter(style.THOUSANDS)

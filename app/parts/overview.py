@@ -1,5 +1,8 @@
 """Parts of the overview: what an entry is, the model card, gate metrics over training, all recordings."""
 
+import re
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -13,6 +16,7 @@ from memscope.base.words import first_upper, span
 from memscope.query.catalog import training_history
 from memscope.query.recording import Recording
 from memscope.recording.info import RecordingInfo
+from memscope.recording.sites import Site
 from memscope.report.health import telling_entry
 from memscope.report.plots.history import history_curves
 from memscope.report.words import a_word, shared_by
@@ -153,7 +157,7 @@ def model_card(recording: Recording) -> None:
         info.word(2): f"{info.knowledge_num:,}"
         + (f", of {_each(info, 'slots')} slot(s)" if memory else "")
         + f", {shared_by(info)}",
-        **({} if memory else {"modules": ", ".join(site.module for site in info.sites)}),
+        **({} if memory else {"modules": _modules(info.sites)}),
         **({"always on": ", ".join(always)} if (always := [s.always for s in info.sites if s.always]) else {}),
         **({"read heads": _each(info, "read_heads")} if memory or max(s.read_heads for s in info.sites) > 1 else {}),
         "precision": info.dtype + (f"; scores keep {info.score_bits} bits of their mantissa" * info.has("scores")),
@@ -184,6 +188,14 @@ def model_card(recording: Recording) -> None:
             icon=":material/download:",
             on_click="ignore",
         )
+
+
+def _modules(sites: Sequence[Site]) -> str:
+    """Modules, those that differ by the layer's number alone as one: ``blocks.*.memory, blocks.2.text``."""
+    patterns: dict[str, list[str]] = {}
+    for site in sites:
+        patterns.setdefault(re.sub(rf"\b{site.layer}\b", "*", site.module, count=1), []).append(site.module)
+    return ", ".join(pattern if len(modules) > 1 else modules[0] for pattern, modules in patterns.items())
 
 
 def _plain(value: object) -> str:

@@ -7,6 +7,8 @@ import streamlit as st
 from app import outside, state
 from app.parts import tables
 from memscope.base.errors import InputError
+from memscope.base.words import command_line
+from memscope.config.load import load_config
 from memscope.query.catalog import RunProgress, run_progress, runs_without_recording, usage_now
 from memscope.report.plots import usage as plots
 
@@ -56,7 +58,16 @@ def _follow(path: Path) -> None:
         for sample in progress.samples.head(3).to_dict("records"):
             outside.text(f"step {sample['step']:,}: {sample['prompt']} → {sample['text']}")
     st.caption("Record the run when it is finished, and all pages open:")
-    outside.code(f"memscope record {path} --corpus FILE --out {state.root() / path.name}", language="bash")
+    command = command_line("memscope", "record", path, "--corpus", _corpus(path), "--out", state.root() / path.name)
+    outside.code(command, language="bash")
+
+
+def _corpus(path: Path) -> str:
+    """The text that the run was validated on."""
+    try:
+        return load_config(path / "config.yaml").data.valid_path or "FILE"
+    except InputError:
+        return "FILE"
 
 
 def _how_far(progress: RunProgress) -> None:

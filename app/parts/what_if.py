@@ -167,7 +167,9 @@ def two_continuations(view: View, recording: Recording, text: str, asked: genera
         clicked = st.session_state["fired"].acted
         address.go("entries", entry=int(clicked["entry"]), layer=int(clicked["layer"]))
 
-    fired_view(fired_entries(recording, trace, at, slots), -1, None, recording.info, key="fired", on_act=act)
+    fired_view(
+        fired_entries(recording, trace, at, slots), -1, None, recording.info, key="fired", on_act=act, lights=False
+    )
 
 
 def _first_difference(both: "list[live.Continued]") -> int | None:

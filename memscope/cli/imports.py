@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from memscope.base.lock import one_writer
+from memscope.base.words import command_line
 from memscope.cli.options import hint, print_json
 
 TokenizerOption = Annotated[
@@ -64,4 +65,5 @@ def import_checkpoint(
 
         model = import_minimind(checkpoint, settings, tokenizer, out)
     print_json({"run": str(out), "parameters": model.count_parameters(), "read_scores": read_scores})
-    hint(f"next: memscope record {out} --corpus data/wiki/valid.jsonl --out recordings/{out.name}")
+    to = f"recordings/{out.name}"
+    hint("next: " + command_line("memscope", "record", out, "--corpus", "data/wiki/valid.jsonl", "--out", to))

@@ -13,6 +13,7 @@ import typer
 
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
+from memscope.base.words import command_line
 from memscope.cli import causal as cli_causal
 from memscope.cli import demo as cli_demo
 from memscope.cli import doctor as cli_doctor
@@ -129,7 +130,8 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # under torchrun the main process prints for all
         return
     print_json(summary)
-    hint(f"next: memscope record {run} --corpus {settings.data.valid_path} --out recordings/{run.name}")
+    out = f"recordings/{run.name}"
+    hint("next: " + command_line("memscope", "record", run, "--corpus", settings.data.valid_path, "--out", out))
 
 
 @app.command("eval")
@@ -231,7 +233,8 @@ def record(
             "peak_rss_bytes": peak_rss_bytes(),
         }
     )
-    hint(f"next: memscope report {out} --out reports/{out.name}   or   memscope app {out}")
+    report = command_line("memscope", "report", out, "--out", f"reports/{out.name}")
+    hint(f"next: {report}   or   {command_line('memscope', 'app', out)}")
 
 
 @app.command()

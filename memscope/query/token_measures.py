@@ -133,4 +133,4 @@ def _shares(weights: np.ndarray) -> np.ndarray:
 def _entropy(shares: np.ndarray) -> np.ndarray:
     """Entropy along the last axis, nats."""
     entropy: np.ndarray = -(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)).sum(-1)
-    return entropy
+    return entropy + 0.0  # one share alone gives -0

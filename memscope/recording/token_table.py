@@ -125,7 +125,7 @@ def make_trace(
     gate = np.nan_to_num(gates.astype(np.float64))
     total = gate.sum(-1, keepdims=True)
     share = np.divide(gate, total, out=np.full_like(gate, np.nan), where=total > 0)
-    entropy = -(np.nan_to_num(share) * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(-1)
+    entropy = -(np.nan_to_num(share) * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(-1) + 0.0  # no -0
     silent = np.nan_to_num(np.abs(reads)).sum(-1) == 0  # [token, layer]
     reading = [axis for axis, site in enumerate(sites) if "reads" in site.has]
     tokens = pd.DataFrame(

@@ -103,7 +103,7 @@ def test_contexts_that_change_most_are_listed_on_demand(tiny_recording: Recordin
     [
         ({"entries": "9999"}, "entry 9999 is not in the bank"),
         ({"entries": "one"}, "names no entry"),
-        ({"entries": ""}, "takes one entry or more"),
+        ({"entries": ","}, "takes one entry or more"),
         ({"entries": "1,2,3", "change": "swap"}, "takes two entries, not 3"),
         ({"change": "rewrite", "entries": "1"}, "has no tokens"),
     ],
@@ -112,6 +112,13 @@ def test_what_cannot_be_done_is_said(values: dict[str, str], message: str) -> No
     test = open_page("what_if", **({"text": TEXT} | values))
     assert not test.exception
     assert message in test.code[0].value
+
+
+@pytest.mark.parametrize("change", ["ablate", "force", "swap", "rewrite"])
+def test_before_an_entry_is_named_nothing_is_wrong(change: str) -> None:
+    test = open_page("what_if", text=TEXT, change=change)
+    assert not test.exception and not test.warning
+    assert any("select rows of the table" in caption.value for caption in test.caption)
 
 
 @pytest.mark.parametrize("part", ["recall", "ablation", "predicates", "facts"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app import address
-from app.components.component import color_levels, color_range
+from app.components.component import color_levels, color_range, scale_ends
 from app.parts.entry.pins import Pin, read_pins
 from app.parts.report import kept as reports
 from app.parts.texts.typed import EXAMPLE
@@ -152,6 +153,9 @@ def test_what_changed_between_checkpoints_is_shown_beside_the_training(
     assert "Checkpoints at steps 10, 20, each recorded on the same text, D = 1,200 selections" in markdown(test)
     compared = open_page("compare", "tiny")
     assert not compared.exception and "compare recordings of equally many" in markdown(compared)
+    read = open_page("compare", "steps/step-00000010", part="prompt", text="Ada Holm was", **{"with": "tiny"})
+    assert not read.exception and not read.warning, [code.value for code in read.code]
+    assert "Mean loss" in markdown(read)
 
 
 def test_a_token_is_chosen_by_its_number() -> None:
@@ -541,6 +545,9 @@ def test_one_prompt_is_read_by_both_models() -> None:
     test = open_page("compare", part="prompt", text="Ada Holm was born in", **{"with": "deeper/twin"})
     assert not test.exception
     assert "Mean loss" in " ".join(caption.value for caption in test.caption)
+    [ours] = [table.value for table in test.dataframe if "A: next token" in table.value]
+    read = open_page("prompts", source="your text", text="Ada Holm was born in")  # opens on its last token, too
+    assert ours["A: next token"].tolist() == read.dataframe[0].value["next token"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -595,6 +602,8 @@ def test_a_run_is_followed_without_a_recording(
     assert set(values) == {"Training loss", "Validation loss", "Speed", "Time left"}
     assert test.dataframe[0].value["layer"].tolist() == [0, 1]
     assert any(text.value.startswith("step 10: ") for text in test.main.text)
+    said = shlex.split(test.code[0].value)
+    assert said[:4] == ["memscope", "record", str(run), "--corpus"] and Path(said[4]).name == "valid.jsonl"
     test = AppTest.from_file(str(FRAME), default_timeout=60).run()
     assert "Time left" not in {metric.label for metric in test.metric}  # it has stopped
 
@@ -657,3 +666,18 @@ def test_colours_run_from_the_lowest_to_the_98th_percentile() -> None:
     assert levels[0] == 0 and levels[100] == 1 and levels[101] == 0
     assert color_range(np.array([np.nan])) == (0.0, 0.0)
     assert color_levels(np.array([3.0, 3.0]), 3.0, 3.0).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.0, 2.7726, ("0", "2.77")),
+        (5.46e-05, 0.0222, ("0.0001", "0.0222")),
+        (-8.63, 8.63, ("-8.63", "8.63")),
+        (-0.0, 0.0, ("0", "0")),
+        (3.0, 12345.6, ("3", "12,346")),
+        (0.0, 3.2e-9, ("0", "3.2e-09")),
+    ],
+)
+def test_ends_of_a_scale_are_plain_numbers(low: float, high: float, said: tuple[str, str]) -> None:
+    assert scale_ends(low, high) == said

@@ -10,7 +10,7 @@ from app.components.contexts import context_view
 from app.components.decoding import decoding_view
 from app.parts import figures, tables
 from app.parts.texts.document import text_until
-from memscope.base.words import first_upper, visible
+from memscope.base.words import command_line, first_upper, visible
 from memscope.query.bank_table import words_of
 from memscope.query.entry_cards import EntryCard
 from memscope.query.recording import Recording
@@ -55,23 +55,28 @@ def header(recording: Recording, card: EntryCard) -> None:
         )
     with st.container(horizontal=True):
         _metric(
-            "Selections", f"{total:,}", f"{total / max(even, 1e-9):,.1f} x even", f"Even selection gives {even:,.1f}."
+            "Selections",
+            f"{total:,}",
+            f"{_times(total / max(even, 1e-9))} x even",
+            f"Even selection gives {even:,.1f}.",
         )
         _metric(
             "Layers that select it",
             f"{int((card.usage['count'] > 0).sum())} of {len(owners)}",
             status,
         )
-        if "reads" in has:
+        if not total:
+            pass  # nothing to take a mean of
+        elif "reads" in has:
             _metric(
                 "Read per selection",
-                f"{read / max(1, total):.3g}",
-                f"{signed / max(1, total):+.3g} with its sign",
+                f"{read / total:.3g}",
+                f"{signed / total:+.3g} with its sign",
                 "Mean absolute read weight. With its sign it is below 0 where the entry is mostly subtracted.",
             )
         elif "scores" in has:
             score = SCORES[owners[0].kind]
-            mean = float(card.usage["gate_sum"].sum()) / max(1, total)
+            mean = float(card.usage["gate_sum"].sum()) / total
             _metric(f"Mean {score}", f"{mean:.3g}", "over its selections", _as_used(owners[0].kind))
         if card.drift is not None:
             _metric("Drift", f"{card.drift:.4f}", "1 - cosine to its start")
@@ -177,7 +182,8 @@ def usage(recording: Recording, card: EntryCard) -> None:
             figures.score_histogram, lambda: (*scores(), score), card.entry, alt=f"Histogram of this {word}'s {score}s"
         )
         total = int(card.usage["count"].sum())
-        st.caption(f"{first_upper(score)}s of all its {total:,} selections.{_as_used(owners[0].kind) or ''}")
+        of = f"all its {total:,} selections" if total > 1 else "its one selection"
+        st.caption(f"{first_upper(score)}s of {of}.{_as_used(owners[0].kind) or ''}")
 
 
 def contexts(recording: Recording, entry: int, layer: int | None, order: str, key: str = "") -> None:
@@ -288,7 +294,7 @@ def map_position(recording: Recording, entry: int) -> None:
     st.markdown("**Position on the map**")
     if places is None:
         st.caption("No map yet. Make one:")
-        outside.code(f"memscope map {recording.info.run} {recording.path}", language="bash")
+        outside.code(command_line("memscope", "map", recording.info.run, recording.path), language="bash")
         return
 
     def coordinates() -> tuple[np.ndarray, np.ndarray, int]:
@@ -305,6 +311,11 @@ def map_position(recording: Recording, entry: int) -> None:
     )
     if st.button("Show on the map", icon=":material/scatter_plot:"):
         address.go("map", entry=entry)
+
+
+def _times(ratio: float) -> str:
+    """How many times as much, with two digits where it is less than one."""
+    return f"{ratio:,.1f}" if ratio >= 1 else f"{ratio:.2g}"
 
 
 def _as_used(kind: str) -> str | None:

@@ -15,6 +15,8 @@ from memscope.query.recording import Recording
 from memscope.report.words import entry_name
 
 ALL = "all"
+FEW = 6
+"""Contexts that are shown without a frame of their own that scrolls."""
 
 
 def way(view: View, order: np.ndarray, entry: int, many: str) -> None:
@@ -98,7 +100,8 @@ def alone(view: View, recording: Recording, card: EntryCard, layer: object, orde
                 st.segmented_control(
                     "Order of contexts", orders, required=True, label_visibility="collapsed", **view.widget("contexts")
                 )
-        with st.container(height=640 if used else "content", border=False):
+        rows = card.usage if here is None else card.usage[card.usage["layer"] == here]
+        with st.container(height=640 if rows["count"].sum() > FEW else "content", border=False):
             cards.contexts(recording, entry, here, order)
     with right:
         cards.decodings(recording, card)

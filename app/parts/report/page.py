@@ -8,6 +8,7 @@ import streamlit as st
 from app import address, outside
 from app.components.component import make_component
 from app.parts.report.kept import make_report, report_file, report_page
+from memscope.base.words import command_line
 from memscope.query.recording import Recording
 
 _WANTED = "_report_wanted"
@@ -37,7 +38,8 @@ def report(recording: Recording) -> None:
         )
         if not wanted and not st.button("Make the report", icon=":material/summarize:", type="primary"):
             st.caption("It is made once and stays in the recording's folder. The command in a shell is:")
-            outside.code(f"memscope report {recording.path} --out reports/{recording.path.name}", language="bash")
+            out = f"reports/{recording.path.name}"
+            outside.code(command_line("memscope", "report", recording.path, "--out", out), language="bash")
             return
         _make(recording)
         st.rerun()

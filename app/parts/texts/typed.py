@@ -27,7 +27,7 @@ def text_boxes(view: View, labels: dict[str, str], button: str = "Read it", heig
         button: its label. When it is pressed the fields ``token`` and ``token_b`` go to their defaults.
         height: of the boxes, in pixels.
     """
-    for place, (name, label) in zip(st.columns(len(labels)), labels.items(), strict=True):
+    for place, (name, label) in zip(st.columns(len(labels), gap="medium"), labels.items(), strict=True):
         text, draft, shown = st.session_state[view.key(name)], f"{view.key(name)}.draft", f"{view.key(name)}.shown"
         if st.session_state.get(shown) != text or draft not in st.session_state:
             st.session_state[draft] = st.session_state[shown] = text  # the address or a link brought another text
