@@ -1,7 +1,8 @@
 """Screenshots of every page of the app, for the README and the guide.
 
     python docs/screenshots.py recordings/demo                     # writes docs/images/*.png
-    python docs/screenshots.py recordings --recording demo --with later     # with the compare page
+    python docs/screenshots.py recordings --recording demo-steps/step-00000800 \
+        --with demo-steps/step-00000600 --only compare             # two checkpoints on the same text
     python docs/screenshots.py recordings/olmoe                    # of a mixture of experts: the page of routing
 
 Every page must show a number that the recording itself gives (``numbers``). ``docs/images/pictures.json`` keeps it and
@@ -15,6 +16,7 @@ import argparse
 import hashlib
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -34,6 +36,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from memscope.base.files import write_text
 from memscope.query.charts import map_points
 from memscope.query.recording import Recording
+from memscope.report.facts import load_sentence_facts, sentence_finding
 from memscope.report.routing import is_routed
 
 SIZE: ViewportSize = {"width": 1280, "height": 900}
@@ -91,6 +94,8 @@ def numbers(recording: Recording) -> dict[str, str]:
         known["training"] = f"{run['parameters']:,}"
     if places is not None:
         known["map"] = f"{len(places):,} in all"
+    if (asked := load_sentence_facts(recording.path)) is not None:
+        known["facts"] = next(iter(re.findall(r"\S+ are answered", sentence_finding(asked))))
     total = int(recording.entry(entry_shown(recording)).usage["count"].sum())
     return known | {"entry": f"{total:,}", "": f"{info.rows:,}"}
 
@@ -116,7 +121,7 @@ def views(recording: Recording, other: str | None) -> dict[str, str]:
     reading = [site.layer for site in recording.info.sites if site.kind == "text"]
     if reading:
         pages["words"] = ("prompts", {"source": "your text", "text": READ, "layer": reading[0]})
-    if (recording.path / "facts.json").is_file():
+    if any((recording.path / name).is_file() for name in ("facts.json", "sentence_facts.json")):
         pages["facts"] = ("facts", {})
     pages["what_if"] = ("what_if", {"change": "scale", "amount": 0, "text": WHAT_IF, "token": 5})
     places = recording.map()

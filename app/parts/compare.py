@@ -1,7 +1,5 @@
 """Parts of the compare page: the two recordings, their metrics, likeness of usage, one prompt under both."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -18,9 +16,6 @@ from memscope.query.recording import Recording
 from memscope.report.compare.findings import numbers_mean
 from memscope.report.compare.pairs import changed_entries, likeness_by_layer, paired_metrics
 from memscope.report.words import selections
-
-if TYPE_CHECKING:
-    from memscope.record.trace import TextTrace
 
 _METRICS = {
     "coverage": ("coverage", "percent"),
@@ -192,7 +187,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
     losses = [traced.trace.tokens["loss"].to_numpy(np.float64) for traced in traces]
     for letter, traced, loss, column in zip("AB", traces, losses, st.columns(2, gap="medium"), strict=True):
         with column:
-            at = _place(token, traced)
+            at = _place(token, traced.trace.tokens)
 
             def pick(letter: str = letter) -> None:
                 view.put(token=int(st.session_state[f"prompt_{letter}"].clicked))
@@ -219,7 +214,7 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
                 },
                 alt=f"Most likely next tokens under {letter}",
             )
-    places = [_place(token, traced) for traced in traces]
+    places = [_place(token, traced.trace.tokens) for traced in traces]
     if a.info.knowledge_num == b.info.knowledge_num and a.info.layers == b.info.layers:
         _shared(a, b, shared_selections(traces[0].trace, traces[1].trace, *places))
         return
@@ -243,8 +238,8 @@ def same_prompt(view: View, a: Recording, b: Recording, name: str, text: str, to
             )
 
 
-def _place(token: int | None, traced: "TextTrace") -> int:
-    last = len(traced.trace.tokens) - 1
+def _place(token: int | None, tokens: pd.DataFrame) -> int:
+    last = len(tokens) - 1
     return last if token is None else min(token, last)
 
 

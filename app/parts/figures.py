@@ -146,7 +146,7 @@ def profile(rows: dict[int, pd.DataFrame], value: str, name: str, axis: str, *, 
     axes.set_xticks(np.arange(len(labels)), map(style.plain_label, labels), rotation=35, ha="right")
     axes.set(xlabel=axis, ylabel=name)
     _percent(axes, value)
-    style.layer_legend(axes, layers, dark, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
+    style.layer_legend(axes, layers, dark)
     return figure
 
 
@@ -190,7 +190,7 @@ def gate_against_read(
     bar = figure.colorbar(mesh, ax=axes, label="selections, log10")
     bar.ax.yaxis.label.set_color(style.ink(dark))
     bar.ax.tick_params(colors=style.ink(dark))
-    style.legend(axes, loc="upper left")
+    style.legend(axes, **style.ABOVE | {"ncols": 2})
     return figure
 
 
@@ -213,7 +213,7 @@ def metrics_over_time(curve: pd.DataFrame, metrics: dict[str, str], *, dark: boo
         panel.set_ylim(bottom=0)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         _percent(panel, metric)
-    style.layer_legend(axes[0], layers, dark)
+    style.layer_legend(axes[0], layers, dark, columns=2)
     return figure
 
 

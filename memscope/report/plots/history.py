@@ -32,5 +32,5 @@ def history_curves(history: pd.DataFrame, words: str = "entries", *, dark: bool 
     axes[-1].set(xlabel="training step", ylabel="(layer, entry) pairs", ylim=(0, None))
     axes[-1].yaxis.set_major_formatter(style.THOUSANDS)
     axes[-1].legend(frameon=False, fontsize=8, labelcolor=axes[-1].xaxis.label.get_color())
-    style.layer_legend(axes[0], layers, dark)
+    style.layer_legend(axes[0], layers, dark, columns=2)
     return figure

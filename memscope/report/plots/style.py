@@ -86,13 +86,17 @@ def layer_colors(count: int, dark: bool) -> np.ndarray:
     return np.asarray(colormaps["viridis"](np.linspace(first, last, count)))
 
 
-def layer_legend(axes: Axes, layers: Sequence[int], dark: bool, **place: Any) -> None:
-    """Name the layers: all when few, first, middle and last when many."""
+ABOVE = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 5, "columnspacing": 1.2, "handlelength": 1.5}
+"""The place of a legend where lines may run anywhere."""
+
+
+def layer_legend(axes: Axes, layers: Sequence[int], dark: bool, columns: int = 5) -> None:
+    """Name the layers above the axes: all when few, first, middle and last when many."""
     colors = layer_colors(len(layers), dark)
     named = range(len(layers)) if len(layers) <= LABELLED else (0, len(layers) // 2, len(layers) - 1)
     for number in named:
         axes.plot([], [], color=colors[number], label=f"layer {layers[number]}")
-    legend(axes, **place)
+    legend(axes, **ABOVE | {"ncols": columns})
 
 
 def legend(axes: Axes, **place: Any) -> None:
