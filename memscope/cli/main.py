@@ -130,8 +130,8 @@ def train(
     if os.environ.get("RANK", "0") != "0":  # under torchrun the main process prints for all
         return
     print_json(summary)
-    out = f"recordings/{run.name}"
-    hint("next: " + command_line("memscope", "record", run, "--corpus", settings.data.valid_path, "--out", out))
+    recorded = f"recordings/{run.name}"
+    hint("next: " + command_line("memscope", "record", run, "--corpus", settings.data.valid_path, "--out", recorded))
 
 
 @app.command("eval")
