@@ -137,7 +137,7 @@ def change_form(view: View, kind: str, info: RecordingInfo) -> None:
     if info.private:
         named = info.label(info.knowledge_num - 1) + "; more with commas between them" * (kind not in _ONE)
     with st.form("change", border=False):
-        fields = iter(st.columns(2))
+        fields = iter(st.columns(3 if kind in ("force", "rewrite") else 2))  # all in one row: answers stand higher
         if kind != "scale":
             label = f"Two {many}" if kind == "swap" else word if kind in _ONE else many
             next(fields).text_input(first_upper(label), key=view.key("entries"), placeholder=named)
@@ -147,7 +147,7 @@ def change_form(view: View, kind: str, info: RecordingInfo) -> None:
         if kind == "rewrite":
             column = next(fields)
             column.text_input("Sentence", key=view.key("sentence"), placeholder="Ada Lovelace was born in Paris .")
-        st.segmented_control("Layers", list(info.layers), selection_mode="multi", key=view.key("layers"))
+        next(fields).segmented_control("Layers", list(info.layers), selection_mode="multi", key=view.key("layers"))
         st.form_submit_button("Change it", type="primary", on_click=lambda: view.put(token=None))
 
 
