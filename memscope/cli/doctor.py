@@ -110,8 +110,8 @@ def _threads(used: int, notes: list[str]) -> str:
         notes.append(f"torch uses {used} of {cores} cores{f', as {limits[0]} says' if limits else ''}")
     if busy > cores:
         notes.append(
-            f"other processes want the {cores} cores: the load of the last minute was {busy:.1f}; training with "
-            "several threads is far faster then with OMP_WAIT_POLICY=PASSIVE"
+            f"other processes want the {cores} cores: the load of the last minute was {busy:.1f}; several threads "
+            "are far faster then with GOMP_SPINCOUNT=1000, which memscope train sets if it sees that at its start"
         )
     return f"{used} of {cores} cores{''.join(f', {limit}' for limit in limits)}; load {busy:.1f}"
 

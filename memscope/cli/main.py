@@ -14,6 +14,7 @@ import typer
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.words import command_line
+from memscope.base.work import SPINS, yield_to_neighbours
 from memscope.cli import causal as cli_causal
 from memscope.cli import demo as cli_demo
 from memscope.cli import doctor as cli_doctor
@@ -121,6 +122,11 @@ def train(
         check_run_folder(settings, run, resume)
     with one_writer(run):
         check_run_folder(settings, run, resume)
+        if used := yield_to_neighbours():
+            cores = os.cpu_count()
+            hint(
+                f"others use {used:.1f} of {cores} cores: threads that wait sleep sooner ({SPINS}={os.environ[SPINS]})"
+            )
 
         from memscope.base.runtime import keep_freed_memory
         from memscope.train.loop import train as run_training

@@ -193,7 +193,7 @@ def fail_without_memory(error: Exception) -> None:
 
 
 def hint(text: str) -> None:
-    """Print the next step, if a person reads standard error at a terminal."""
+    """Print a next step or a remark, if a person reads standard error at a terminal."""
     if sys.stderr.isatty():
         print(printable(text), file=sys.stderr)
 

@@ -1,6 +1,10 @@
 """Results of threads come in order, few at a time, and errors come out; bars count what was done."""
 
 import io
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -71,3 +75,30 @@ def test_a_terminal_alone_shows_how_far_work_is(monkeypatch: pytest.MonkeyPatch,
     assert list(watched(batches, "asking", "questions", size=len)) == batches
     shown = stream.getvalue()
     assert ("asking" in shown, "3/3" in shown, "questions/s" in shown) == (stream.isatty(),) * 3
+
+
+# --- neighbours -------------------------------------------------------------------------------------------------------
+
+YIELDING = "import psutil; psutil.cpu_percent = lambda _: {percent}; from memscope.base.work import yield_to_neighbours"
+YIELDING += "; print(yield_to_neighbours()); import torch; torch.ones(2)"
+
+
+def spins(percent: float, **variables: str) -> tuple[float, str | None]:
+    """What a fresh process is told, and how often the OpenMP of its torch says that it spins."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **variables}
+    command = [sys.executable, "-c", YIELDING.format(percent=percent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    return float(done.stdout), found and found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="GCC's OpenMP")
+def test_threads_spin_less_beside_a_neighbour_and_as_usual_alone() -> None:
+    used, few = spins(60.0)
+    assert used == pytest.approx(0.6 * (os.cpu_count() or 1)) and few == "1000"
+    nobody, usual = spins(0.1)
+    assert nobody == 0.0 and usual is not None and int(usual) > 1000
+    assert spins(60.0, GOMP_SPINCOUNT="77") == (0.0, "77")
+    assert spins(60.0, OMP_WAIT_POLICY="ACTIVE")[0] == 0.0
