@@ -7,7 +7,7 @@ import streamlit as st
 from app import address, outside, state
 from app.address import choice, integer, words
 from app.parts import filters, tables
-from app.parts.entry import card, page, pins
+from app.parts.entry import card, ngrams, page, pins
 from memscope.base.words import first_upper
 from memscope.query.bank_table import STATES, entry_rows, known_fields, known_sorts
 from memscope.report.words import reworded
@@ -34,7 +34,7 @@ entry = view.field("entry", integer(0, info.knowledge_num, None, "entry"))
 layer = view.field("layer", choice([page.ALL, *info.layers], name="layer"))
 beside = view.field("beside", integer(0, info.knowledge_num, None, "entry"))
 contexts = view.field("contexts", choice([card.BY_SCORE, *[card.BY_READ] * info.has("reads")], name="order"))
-view.field("ngrams", choice([2, 1, 3], name="tokens"))
+view.field("ngrams", choice(ngrams.ORDERS, name="tokens"))
 kept = view.field("pins", pins.pins(info.knowledge_num))
 chosen = filters.fields(view, recording)
 among = state.entry_order(search, field, kind, sort, order == ORDERS[0])

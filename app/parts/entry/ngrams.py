@@ -7,9 +7,10 @@ from app.address import View
 from app.components.chips import chip_table
 from memscope.base.words import visible
 from memscope.query.entry_cards import EntryCard
-from memscope.query.ngrams import MOST
 from memscope.query.recording import Recording
 
+ORDERS = (2, 1, 3)
+"""Tokens of an n-gram that a reader can choose; the first at first."""
 _MOST_SHOWN = 12
 
 
@@ -20,9 +21,8 @@ def ngrams(view: View, recording: Recording, card: EntryCard, layer: int | None)
     layer = int(card.usage.loc[card.usage["count"].idxmax(), "layer"]) if layer is None else layer
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown("**The last tokens when it fires**", width="content")
-        orders = list(range(1, MOST + 1))
         order = st.segmented_control(
-            "Tokens", orders, required=True, label_visibility="collapsed", **view.widget("ngrams")
+            "Tokens", sorted(ORDERS), required=True, label_visibility="collapsed", **view.widget("ngrams")
         )
     table = state.answer(Recording.ngrams, card.entry, layer, order, 200)
     chip_table(
