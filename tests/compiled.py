@@ -37,4 +37,4 @@ def one_process_at_a_time(compile_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Dispatcher.compile = one_process_at_a_time(Dispatcher.compile)
-native._library = one_process_at_a_time(native._library)
+native._load = one_process_at_a_time(native._load)

@@ -33,7 +33,7 @@ def native() -> Any:
     if os.environ.get(OFF):
         return None
     try:
-        torch.ops.load_library(_library())
+        _load()
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         warnings.warn(f"training runs without compiled loops, up to twice as slow: {reason}", stacklevel=2)
@@ -68,27 +68,38 @@ def native_for(tensor: Tensor) -> Any:
     return None
 
 
-def _library() -> Path:
-    """The shared library, built if it is not there."""
+def _load() -> None:
+    """Load the shared library, built if it is not there."""
     from torch.utils import cpp_extension
 
-    name = _name()
-    root = Path(cpp_extension.get_default_build_root())
-    library = root / f"{name}.so"
+    library = Path(cpp_extension.get_default_build_root()) / f"{_name()}.so"
     if library.is_file():
-        return library
-    root.mkdir(parents=True, exist_ok=True)
+        torch.ops.load_library(library)
+    else:
+        _build(library)
+
+
+def _build(library: Path) -> None:
+    """Build the shared library, load it and keep it.
+
+    The kept file is not loaded: a process that built at the same time may have put its own there by then, and PyTorch
+    ends a process that registers the same operators from two files.
+    """
+    from torch.utils import cpp_extension
+
+    library.parent.mkdir(parents=True, exist_ok=True)
     # In a folder of its own, then renamed: a build that was killed leaves a lock on its folder that the next waits for.
-    with TemporaryDirectory(dir=root, prefix=name) as folder:
+    with TemporaryDirectory(dir=library.parent, prefix=library.stem) as folder:
         path = os.environ.get("PATH", "")
         os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), path])  # where pip put ninja
+        source = str(SOURCES / "library.cpp")
         try:
-            source = str(SOURCES / "library.cpp")
-            cpp_extension.load(name, [source], extra_cflags=FLAGS, build_directory=folder, is_python_module=False)
+            cpp_extension.load(
+                library.stem, [source], extra_cflags=FLAGS, build_directory=folder, is_python_module=False
+            )
         finally:
             os.environ["PATH"] = path
-        (Path(folder) / f"{name}.so").replace(library)
-    return library
+        (Path(folder) / library.name).replace(library)
 
 
 def _name() -> str:

@@ -188,6 +188,26 @@ def test_the_library_has_every_file_of_loops_and_every_file_names_its_reference(
         assert all(name in (ROOT / reference).read_text() for reference in references), name
 
 
+def test_a_library_that_was_built_here_is_not_loaded_from_a_second_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PyTorch aborts a process that registers an operator twice; another build may have replaced the kept file."""
+    loaded = []
+
+    def build_and_load(name: str, sources: list[str], *, build_directory: str, **options: object) -> None:
+        (Path(build_directory) / f"{name}.so").touch()
+        loaded.append("its own")
+
+    monkeypatch.setattr("torch.utils.cpp_extension.get_default_build_root", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.utils.cpp_extension.load", build_and_load)
+    monkeypatch.setattr(torch.ops, "load_library", lambda _: loaded.append("the kept one"))
+    native_module._load()
+    assert loaded == ["its own"]
+    native_module._load()
+    assert loaded == ["its own", "the kept one"]
+    assert [path.name for path in tmp_path.rglob("*.so")] == [f"{native_module._name()}.so"]
+
+
 @pytest.mark.parametrize("name", ["lanes.h", "gather.cpp"])
 def test_a_change_of_any_source_makes_another_library(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
