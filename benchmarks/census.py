@@ -47,25 +47,25 @@ def main() -> None:
 
 
 def _measure(folder: Path, n_entries: int, selections: int) -> None:
-    info, seconds, _ = _timed(write_recording, folder, n_entries, selections)
+    info, seconds, _ = timed(write_recording, folder, n_entries, selections)
     size = sum(path.stat().st_size for path in folder.rglob("part-*.parquet"))
     n_tokens = info.rows
     print(f"\n{n_entries:,} entries, {selections:,} selections, {n_tokens:,} tokens, {size / n_tokens:.0f} bytes/token")
     print(f"(written in {seconds:.0f} s; {multiprocessing.cpu_count()} cores)\n")
-    _timed(_warm_up)  # numba compiles or loads what it compiled before
-    peer, peer_seconds, peer_rss = _timed(_count_in_duckdb, folder, info)
+    timed(_warm_up)  # numba compiles or loads what it compiled before
+    peer, peer_seconds, peer_rss = timed(count_in_duckdb, folder, info)
     print(f"{'':38}{'seconds':>9}{'x DuckDB':>10}{'M selections/s':>16}{'peak RSS GiB':>14}")
     _line("DuckDB, counts only", peer_seconds, peer_seconds, selections, peer_rss)
-    counted, census_seconds, rss = _timed(_count, folder, info)
+    counted, census_seconds, rss = timed(_count, folder, info)
     _line("census: evenness, reading, profiles ...", census_seconds, peer_seconds, selections, rss)
-    _, firing_seconds, rss = _timed(write_firing, folder, info)
+    _, firing_seconds, rss = timed(write_firing, folder, info)
     _line("contexts, typical tokens, titles", firing_seconds, peer_seconds, selections, rss)
-    _, neighbour_seconds, rss = _timed(write_neighbours, folder, info)
+    _, neighbour_seconds, rss = timed(write_neighbours, folder, info)
     _line("co-selection", neighbour_seconds, peer_seconds, selections, rss)
     _compare(counted, n_entries, peer)
 
 
-def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
     """Result, wall seconds and peak RSS in GiB of ``work`` in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_run, (work, arguments))
@@ -86,11 +86,12 @@ def _warm_up() -> None:
     shutil.rmtree(folder)
 
 
-def _count(folder: Path, info: RecordingInfo) -> CountedUsage:
+def _count(folder: Path, info: RecordingInfo) -> CountedUsage | None:
     return write_usage(folder, info, divide_recording(folder, info))
 
 
-def _count_in_duckdb(folder: Path, info: RecordingInfo) -> int:
+def count_in_duckdb(folder: Path, info: RecordingInfo) -> int:
+    """Used (layer, entry) pairs, counted by DuckDB from the token-major parts."""
     database = duckdb.connect()
     total = 0
     for layer in info.layers:

@@ -45,7 +45,7 @@ def main() -> None:
 def _measure(folder: Path, n_entries: int, selections: int, pages: int) -> None:
     info = write_recording(folder, n_entries, selections)
     write_aggregates(folder, info)
-    _write_decodings(folder, info)
+    write_decodings(folder, info)
     write_info(folder, info.model_copy(update={"complete": True}))
     recording = Recording(folder)
     rng = np.random.default_rng(0)
@@ -56,13 +56,13 @@ def _measure(folder: Path, n_entries: int, selections: int, pages: int) -> None:
         "entry page, drawn by usage": by_usage,
         "entry page, the most used": [int(shares.argmax())] * 20,
     }
-    _page(recording, 0)  # opens files and loads token ids
+    page(recording, 0)  # opens files and loads token ids
     scan = _times(lambda entry: _scan(folder, entry), by_usage[:10])
     print(f"{n_entries:,} entries, {selections:,} selections, {info.rows:,} tokens\n")
     print(f"{'':36}{'median ms':>11}{'95% ms':>9}{'x scan':>8}")
     print(f"{'scan of the token-major parts':36}{np.median(scan):11.1f}{np.quantile(scan, 0.95):9.1f}{1:8.2f}")
     for name, entries in chosen.items():
-        times = _times(lambda entry: _page(recording, entry), entries)
+        times = _times(lambda entry: page(recording, entry), entries)
         ratio = np.median(times) / np.median(scan)
         print(f"{name:36}{np.median(times):11.1f}{np.quantile(times, 0.95):9.1f}{ratio:8.2f}")
     questions: dict[str, Callable[[int], object]] = {
@@ -78,7 +78,8 @@ def _measure(folder: Path, n_entries: int, selections: int, pages: int) -> None:
         )
 
 
-def _page(recording: Recording, entry: int) -> None:
+def page(recording: Recording, entry: int) -> None:
+    """Ask for all that the page of an entry shows."""
     recording.entry(entry)
     assert len(recording.contexts(entry).head(CONTEXTS)) <= CONTEXTS
     recording.firing_of([entry])
@@ -106,7 +107,7 @@ def _times(work: Callable[[int], object], entries: list[int]) -> np.ndarray:
     return np.array(times)
 
 
-def _write_decodings(folder: Path, info: RecordingInfo) -> None:
+def write_decodings(folder: Path, info: RecordingInfo) -> None:
     """Decodings of the usual shape; their values do not matter here."""
     n = info.knowledge_num
     rng = np.random.default_rng(4)

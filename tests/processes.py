@@ -9,14 +9,19 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from memscope.__main__ import main
+from memscope.base.work import Processes
+
+T = TypeVar("T")
 
 FRESH = multiprocessing.get_context("forkserver")
 """Starts a process without anything that a test did to this one."""
@@ -140,3 +145,24 @@ def wait_for(started: list[Any]) -> int:
         for process in running.values():
             process.kill()
             process.join()
+
+
+def threads_as_processes(count: int, work: Callable[[Processes], T]) -> list[T]:
+    """Results of ``work`` in every process of a group, by rank; threads stand for the processes."""
+    everyone, lists = threading.Barrier(count, timeout=60), [[] for _ in range(count)]
+
+    def meet() -> None:
+        everyone.wait()
+
+    def process(rank: int) -> T:
+        def gather(own: list[Any]) -> list[Any]:
+            lists[rank] = own
+            meet()
+            found = [each for list_ in lists for each in list_] if rank == 0 else []
+            meet()
+            return found
+
+        return work(Processes(rank, count, meet, gather))
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(process, range(count)))

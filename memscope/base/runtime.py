@@ -5,16 +5,17 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from memscope.base.errors import InputError
+from memscope.base.work import ALONE, Processes
 
 
 def pick_device(name: str) -> torch.device:
@@ -55,29 +56,23 @@ def pick_dtype(name: str, device: torch.device) -> str:
     return "bfloat16" if fast else "float32"
 
 
-class Processes(NamedTuple):
-    """The processes that ``torchrun`` started together, seen from one of them."""
-
-    rank: int
-    world_size: int
-    wait: Callable[[], None]
-    """Block until all processes have arrived."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the process that prints and writes for all."""
-        return self.rank == 0
-
-
 def processes() -> Processes:
     """This process among those of ``torchrun``, joined through Accelerate; a single process without ``torchrun``."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes(0, 1, lambda: None)
+        return ALONE
     from accelerate import PartialState
 
-    # Processes only wait for one another here; gloo can do that on every device. The timeout is long for slow ones.
+    # Processes wait for one another and send results here; gloo can do that on every device. The timeout is long for
+    # slow ones.
     state = PartialState(cpu=True, timeout=timedelta(days=7))
-    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone, _gather_lists)
+
+
+def _gather_lists(own: list[Any]) -> list[Any]:
+    is_main = torch.distributed.get_rank() == 0
+    lists: list[list[Any]] | None = [[] for _ in range(torch.distributed.get_world_size())] if is_main else None
+    torch.distributed.gather_object(own, lists)
+    return [each for list_ in lists or () for each in list_]
 
 
 def agreed(number: int, device: torch.device) -> int:

@@ -1,14 +1,16 @@
-"""Long work: on all cores, and with its progress shown."""
+"""Long work: on all cores, shared out over processes, and with its progress shown."""
 
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+R = TypeVar("R")
 S = TypeVar("S")
 T = TypeVar("T")
 SPINS = "GOMP_SPINCOUNT"
@@ -41,8 +43,12 @@ def yield_to_neighbours() -> float:
 
 
 def in_threads(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Results of ``work`` in the order of ``items``, as many at a time as there are cores, none far ahead."""
+    """Results of ``work`` in the order of ``items``, as many at a time as there are cores, none far ahead.
+
+    Processes that torchrun started on one machine share its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(cores) as pool:
         for item in items:
@@ -51,6 +57,43 @@ def in_threads(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+class Processes(NamedTuple):
+    """The processes that ``torchrun`` started together, seen from one of them."""
+
+    rank: int
+    world_size: int
+    wait: Callable[[], None]
+    """Block until all processes have arrived."""
+    gather: Callable[[list[Any]], list[Any]]
+    """All processes' lists, one behind the other, in the first of them; an empty list in the others."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that prints and writes for all."""
+        return self.rank == 0
+
+    def share(self, work: Callable[[S], T], items: Sequence[S], join: Callable[[Iterator[T]], R]) -> R | None:
+        """What ``join`` makes of the results of ``work`` in the order of ``items``, in the main process; else none.
+
+        Items are dealt out to the processes in turn, and each process does its own in threads. All processes call this
+        with the same items, and go on once ``join`` has ended, so that files which it wrote are there.
+        """
+        results = self._results(work, items)
+        joined = join(results) if self.is_main else None
+        deque(results, maxlen=0)  # other processes work and send, and join nothing
+        self.wait()
+        return joined
+
+    def _results(self, work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+        own = in_threads(work, items[self.rank :: self.world_size])
+        for _ in range(0, len(items), self.world_size):
+            yield from self.gather(list(islice(own, 1)))
+
+
+ALONE = Processes(0, 1, lambda: None, lambda own: own)
+"""A process without others."""
 
 
 def bar_options(what: str, unit: str, shown: bool = True) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
     write_aggregates(recording, read_info(recording))
 
-Layers are independent, so they are counted in parallel threads, each over all parts in order. Memory depends on the
-bank and the number of strata, not on the number of tokens. Counts are integers and weights are sums of numbers with
-few bits in float64, so nothing depends on who recorded which part.
+Layers are independent, so they are counted in parallel threads, each over all parts in order. Under torchrun processes
+share the layers, and the first one writes. Memory depends on the bank and the number of strata, not on the number of
+tokens. Counts are integers and weights are sums of numbers with few bits in float64, so nothing depends on who recorded
+which part.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +19,8 @@ import pyarrow as pa
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, fixed_lists, matrix, read_parquet, write_table
-from memscope.base.work import in_threads
-from memscope.census.anomalies.entries import layer_anomalies
-from memscope.census.anomalies.looks import row_text
+from memscope.base.work import ALONE, Processes
+from memscope.census.anomalies.entries import write_anomalies
 from memscope.census.counts import count_layer
 from memscope.census.firing.firing import write_firing
 from memscope.census.information import held_out_information
@@ -55,15 +55,6 @@ from memscope.recording.census_file import (
 from memscope.recording.info import STARTS, RecordingInfo, write_info
 from memscope.recording.sites import HAS, Has, Site
 from memscope.stats.usage import Bank
-from memscope.text.tokenizer import Tokenizer
-
-ANOMALIES = pa.schema(
-    [
-        *(("kind", pa.string()), ("layer", pa.int32()), ("entry", pa.int64()), ("other", pa.int64())),
-        *(("label", pa.string()), ("effect", pa.float64()), ("p", pa.float64()), ("tokens", pa.int64())),
-    ]
-)
-"""Columns of ``anomalies.parquet``."""
 
 
 class CountedLayer(NamedTuple):
@@ -100,11 +91,16 @@ class CountedUsage(NamedTuple):
     groups: dict[str, Group]
 
 
-def write_aggregates(recording: Path, info: RecordingInfo) -> None:
+def write_aggregates(recording: Path, info: RecordingInfo, group: Processes = ALONE) -> None:
     """Write all aggregates of a recording whose parts are finished.
 
     These are ``usage``, ``bias``, ``contexts``, ``firing``, ``titles``, ``neighbours``, ``anomalies`` and
     ``readability`` as Parquet, and ``census.json``; their hashes go to ``recording.json``.
+
+    Args:
+        recording: its folder, which all processes see.
+        info: its description.
+        group: the processes that call this together and share its layers; files do not depend on their number.
 
     Raises:
         InputError: a part or another file is missing, damaged, or not of this recording; no token has a successor, or
@@ -112,26 +108,38 @@ def write_aggregates(recording: Path, info: RecordingInfo) -> None:
     """
     check_sources(recording, info)
     strata = divide_recording(recording, info)
-    usage = write_usage(recording, info, strata)
-    write_preferences(recording, info, strata)
-    of_tokens = write_firing(recording, info)
-    write_anomalies(recording, info, write_neighbours(recording, info))
-    write_readability(recording, info, strata)
-    held_out = held_out_information(recording, info, strata)
+    usage = write_usage(recording, info, strata, group)
+    write_preferences(recording, info, strata, group)
+    of_tokens = write_firing(recording, info, group)
+    pairs = write_neighbours(recording, info, group)
+    write_anomalies(recording, info, pairs, group)
+    write_readability(recording, info, strata, group)
+    held_out = held_out_information(recording, info, strata, group)
+    if usage is None or of_tokens is None or held_out is None:
+        return  # the main process writes for all
     information = [{**counted, **told} for counted, told in zip(of_tokens, held_out, strict=True)]
     write_census(recording, make_census(info, strata, usage, information))
     write_info(recording, list_files(recording, info))
 
 
-def write_usage(recording: Path, info: RecordingInfo, strata: Strata) -> CountedUsage:
-    """Count all layers, write ``usage.parquet`` and sum up."""
+def write_usage(recording: Path, info: RecordingInfo, strata: Strata, group: Processes = ALONE) -> CountedUsage | None:
+    """Count all layers, write ``usage.parquet`` and sum up; none in processes other than the main one."""
+    return group.share(
+        lambda axis: _count_and_sum_up(recording, info, axis, strata),
+        range(len(info.layers)),
+        lambda counted: _sum_up(recording, info, strata, counted),
+    )
+
+
+def _sum_up(
+    recording: Path, info: RecordingInfo, strata: Strata, counted: Iterator[tuple[CountedLayer, LayerUsage]]
+) -> CountedUsage:
     cells = np.zeros((strata.cells, info.knowledge_num), np.int64)
     weights = np.zeros((len(strata.groups), info.knowledge_num, N_WEIGHTS))
     layers: list[CountedLayer] = []
     of_layers: list[np.ndarray] = []  # selections of the entries that each layer can select
     with atomic_path(recording / "usage.parquet") as temporary:
         writer = TableWriter(temporary)
-        counted = in_threads(lambda axis: _count_and_sum_up(recording, info, axis, strata), range(len(info.layers)))
         for layer, usage in counted:
             cells += usage.cells
             weights += usage.weights
@@ -214,7 +222,7 @@ def make_census(
     )
 
 
-def write_preferences(recording: Path, info: RecordingInfo, strata: Strata) -> None:
+def write_preferences(recording: Path, info: RecordingInfo, strata: Strata, group: Processes = ALONE) -> None:
     """Write ``bias.parquet``: what kind of init sentence each layer prefers, from ``usage.parquet``."""
     usage = read_parquet(recording / "usage.parquet")
     layer, entry, folds = usage["layer"].to_numpy(), usage["entry"].to_numpy(), matrix(usage["folds"])
@@ -227,24 +235,11 @@ def write_preferences(recording: Path, info: RecordingInfo, strata: Strata) -> N
         own = info.entries_of(number)
         return layer_preferences(counts[:, own], labels.among(own), seed=number, spread=strata.jackknife())
 
-    tables = dict(zip(info.layers, in_threads(prefer, info.layers), strict=True))
-    write_table(recording / "bias.parquet", pa.Table.from_pandas(adjust(tables), preserve_index=False))
+    def write(tables: Iterator[pd.DataFrame]) -> None:
+        table = adjust(dict(zip(info.layers, tables, strict=True)))
+        write_table(recording / "bias.parquet", pa.Table.from_pandas(table, preserve_index=False))
 
-
-def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame) -> None:
-    """Write ``anomalies.parquet``: what may stand out, by how far and by what chance; ``report/anomalies.py`` decides.
-
-    Args:
-        recording: its folder.
-        info: its description.
-        pairs: of ``write_neighbours``.
-    """
-    text, tokenizer = row_text(recording, info), Tokenizer.load(recording / "tokenizer.json")
-    found = [*in_threads(lambda layer: layer_anomalies(recording, info, layer, text, tokenizer), info.layers), pairs]
-    rows = [row for table in found for row in table.to_dict("records")]
-    blank = {"entry": -1, "other": -1, "label": ""}
-    table = pa.Table.from_pylist([blank | row for row in rows], schema=ANOMALIES)
-    write_table(recording / "anomalies.parquet", table.sort_by([(name, "ascending") for name in ANOMALIES.names[:4]]))
+    group.share(prefer, info.layers, write)
 
 
 def _count_and_sum_up(

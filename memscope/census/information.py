@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 
 from memscope.base.parquet import read_parquet
-from memscope.base.work import in_threads
+from memscope.base.work import ALONE, Processes
 from memscope.census.strata import Strata
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns
@@ -34,8 +34,13 @@ _BLOCK = 1 << 21
 """Selections read at once."""
 
 
-def held_out_information(recording: Path, info: RecordingInfo, strata: Strata) -> list[dict[str, float | None]]:
-    """Per layer ``{kind}_held_out`` in nats and ``{kind}_held_out_se`` of ``KINDS``; none with fewer than two folds."""
+def held_out_information(
+    recording: Path, info: RecordingInfo, strata: Strata, group: Processes = ALONE
+) -> list[dict[str, float | None]] | None:
+    """Per layer ``{kind}_held_out`` in nats and ``{kind}_held_out_se`` of ``KINDS``; none with fewer than two folds.
+
+    Processes other than the main one get nothing.
+    """
     labels, fold = _labels(recording, info, strata)
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry", "count"]).to_pandas()
     reader, spread = SelectionReader(recording, info), strata.jackknife()
@@ -56,7 +61,7 @@ def held_out_information(recording: Path, info: RecordingInfo, strata: Strata) -
             numbers |= {f"{kind}_held_out": nats, f"{kind}_held_out_se": error}
         return numbers
 
-    return list(in_threads(measure, info.layers))
+    return group.share(measure, info.layers, list)
 
 
 class HeldOut:

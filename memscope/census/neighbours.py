@@ -8,6 +8,7 @@ extraction"). Only positive ones are kept, of pairs seen ``MIN_TOGETHER`` times 
 The same pass over pairs finds those that are always or never selected together (``census/anomalies/pairs.py``).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -17,7 +18,7 @@ from numba import njit
 
 from memscope.base.files import atomic_path
 from memscope.base.parquet import TableWriter, matrix
-from memscope.base.work import in_threads
+from memscope.base.work import ALONE, Processes
 from memscope.census.anomalies.looks import first_indices, row_text, stretch_length
 from memscope.census.anomalies.pairs import N_APART, CoSelection, most_frequent_apart, pair_anomalies
 from memscope.recording.info import RecordingInfo
@@ -31,26 +32,30 @@ MAX_SELECTIONS = 1 << 24
 """Selections of a layer held in memory; likewise."""
 
 
-def write_neighbours(recording: Path, info: RecordingInfo) -> pd.DataFrame:
+def write_neighbours(recording: Path, info: RecordingInfo, group: Processes = ALONE) -> pd.DataFrame | None:
     """Write ``layer entry rank other together npmi tokens``, sorted by layer, entry and rank.
 
     ``together`` counts tokens, ``tokens`` is the number of tokens that were looked at. Returns pairs that are always or
-    never selected together, as ``pair_anomalies`` gives them.
+    never selected together, as ``pair_anomalies`` gives them; none in processes other than the main one.
     """
-    text, pairs = row_text(recording, info), []
+    text = row_text(recording, info)
 
     def of_layer(layer: int) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
         found = co_selection(recording, info, layer)
         stretch = stretch_length(first_indices(recording, info, layer), text)
         return neighbour_columns(found, layer), pair_anomalies(found, info, layer, text, stretch)
 
-    with atomic_path(recording / "neighbours.parquet") as temporary:
-        writer = TableWriter(temporary)
-        for table, anomalies in in_threads(of_layer, info.layers):
-            writer.write(table)
-            pairs.append(anomalies)
-        writer.close()
-    return pd.concat(pairs, ignore_index=True)
+    def write(of_layers: Iterator[tuple[dict[str, np.ndarray], pd.DataFrame]]) -> pd.DataFrame:
+        pairs = []
+        with atomic_path(recording / "neighbours.parquet") as temporary:
+            writer = TableWriter(temporary)
+            for table, anomalies in of_layers:
+                writer.write(table)
+                pairs.append(anomalies)
+            writer.close()
+        return pd.concat(pairs, ignore_index=True)
+
+    return group.share(of_layer, info.layers, write)
 
 
 def neighbour_columns(found: CoSelection, layer: int) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ a lower bound of what a reader could explain. ``control`` asks the same rule whe
 Scores are exact: a rule sees input token and pair alone, so the tokens of the other half fall into few classes.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from memscope.base.parquet import matrix, write_table
-from memscope.base.work import in_threads
+from memscope.base.work import ALONE, Processes
 from memscope.census.anomalies.looks import RowText, row_text
 from memscope.census.strata import Strata
 from memscope.recording.info import RecordingInfo
@@ -62,7 +63,7 @@ class _Rules(NamedTuple):
     """Share of the rows with this label that select the entry."""
 
 
-def write_readability(recording: Path, info: RecordingInfo, strata: Strata) -> None:
+def write_readability(recording: Path, info: RecordingInfo, strata: Strata, group: Processes = ALONE) -> None:
     """Write ``readability.parquet``: ``layer entry tokens readability balanced_accuracy control purity``.
 
     ``readability`` is the AUROC of an entry's rule, ``tokens`` the tokens of both halves that select the entry,
@@ -74,9 +75,12 @@ def write_readability(recording: Path, info: RecordingInfo, strata: Strata) -> N
     def score(layer: int) -> pd.DataFrame:
         return layer_readability(recording, info, layer, text, strata)
 
-    table = pd.concat(in_threads(score, info.layers), ignore_index=True)
-    arrays = {name: pa.array(table[name], kind) for name, kind in COLUMNS.items()}
-    write_table(recording / "readability.parquet", pa.table(arrays))
+    def write(of_layers: Iterator[pd.DataFrame]) -> None:
+        table = pd.concat(of_layers, ignore_index=True)
+        arrays = {name: pa.array(table[name], kind) for name, kind in COLUMNS.items()}
+        write_table(recording / "readability.parquet", pa.table(arrays))
+
+    group.share(score, info.layers, write)
 
 
 def layer_readability(recording: Path, info: RecordingInfo, layer: int, text: RowText, strata: Strata) -> pd.DataFrame:

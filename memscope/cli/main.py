@@ -14,7 +14,7 @@ import typer
 from memscope.base.errors import InputError
 from memscope.base.lock import one_writer
 from memscope.base.words import command_line
-from memscope.base.work import SPINS, yield_to_neighbours
+from memscope.base.work import ALONE, SPINS, yield_to_neighbours
 from memscope.cli import causal as cli_causal
 from memscope.cli import demo as cli_demo
 from memscope.cli import doctor as cli_doctor
@@ -245,7 +245,10 @@ def record(
 
 @app.command()
 def census(recording: RecordingArgument) -> None:
-    """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours."""
+    """Count the parts of a recording again: usage, evenness, preferences, contexts, neighbours.
+
+    Under torchrun processes share the layers.
+    """
     from memscope.recording.info import read_info
 
     info = read_info(recording)
@@ -254,9 +257,15 @@ def census(recording: RecordingArgument) -> None:
 
     from memscope.census.aggregate import write_aggregates
 
+    group = ALONE
+    if "WORLD_SIZE" in os.environ:
+        from memscope.base.runtime import processes
+
+        group = processes()
     with one_writer(recording):
-        write_aggregates(recording, info)
-    show(recording / "census.json")
+        write_aggregates(recording, info, group)
+    if group.is_main:
+        show(recording / "census.json")
 
 
 @app.command("map")

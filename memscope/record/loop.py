@@ -24,7 +24,7 @@ from memscope.base.files import atomic_path
 from memscope.base.lock import one_writer
 from memscope.base.parquet import ENTRY_ROW_GROUP, read_parquet, write_table
 from memscope.base.runtime import processes, return_freed_memory
-from memscope.base.work import progress
+from memscope.base.work import ALONE, Processes, progress
 from memscope.census.aggregate import write_aggregates
 from memscope.record.decode import no_starts, write_decodings
 from memscope.record.rows import RowCollector
@@ -120,21 +120,25 @@ def _record(subject: Subject, corpus_path: Path, recording: Path, options: Recor
             drop_progress(recording)
             write_documents(recording, corpus, windows)
             write_copies(subject, recording, info)
-            finish(subject, recording, lambda: _sample(subject, corpus, windows))
+        group.wait()
+        finish(subject, recording, lambda: _sample(subject, corpus, windows), group)
     return read_info(recording) if group.is_main else None
 
 
-def finish(subject: Subject, recording: Path, sample: Callable[[], Batches]) -> None:
+def finish(subject: Subject, recording: Path, sample: Callable[[], Batches], group: Processes = ALONE) -> None:
     """Make the aggregates and decodings of a recording whose parts are all there, and mark it complete.
 
     Args:
         subject: the recorded model.
         recording: its folder.
         sample: gives text for models whose entries have no value of their own.
+        group: the processes that recorded the parts, and share the layers of the census.
     """
     info = read_info(recording)
     return_freed_memory()  # of the forward passes, before the census takes memory
-    write_aggregates(recording, info)
+    write_aggregates(recording, info, group)
+    if not group.is_main:
+        return
     usage = read_parquet(recording / "usage.parquet", ["layer", "entry"]).to_pandas()
     used = {layer: usage["entry"][usage["layer"] == layer].to_numpy() for layer in info.layers}
     write_decodings(subject, info, recording / "decodings.parquet", used, sample)

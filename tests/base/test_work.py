@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from memscope.base.work import in_threads, watched
+from memscope.base.work import Processes, in_threads, watched
+from tests.processes import threads_as_processes
 
 
 @pytest.mark.parametrize("cores", [1, 3])
@@ -102,3 +103,39 @@ def test_threads_spin_less_beside_a_neighbour_and_as_usual_alone() -> None:
     assert nobody == 0.0 and usual is not None and int(usual) > 1000
     assert spins(60.0, GOMP_SPINCOUNT="77") == (0.0, "77")
     assert spins(60.0, OMP_WAIT_POLICY="ACTIVE")[0] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("items", [0, 1, 5, 6])
+def test_processes_share_work_and_the_first_one_joins_it_in_order(count: int, items: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    def one(group: Processes) -> list[int] | None:
+        def work(item: int) -> int:
+            done.append((group.rank, item))
+            return item * item
+
+        return group.share(work, range(items), list)
+
+    joined = threads_as_processes(count, one)
+    assert joined == [[item * item for item in range(items)], *[None] * (count - 1)]
+    assert sorted(done, key=lambda pair: pair[1]) == [(item % count, item) for item in range(items)]
+
+
+def test_processes_go_on_once_what_the_first_one_joined_is_there() -> None:
+    joined = []
+
+    def one(group: Processes) -> int:
+        group.share(str, range(4), lambda results: time.sleep(0.05) or joined.extend(results))
+        return len(joined)
+
+    assert threads_as_processes(3, one) == [4, 4, 4]
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    for processes, threads in ((1, 6), (2, 3), (4, 1), (9, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        taken: list[int] = []
+        next(in_threads(lambda item: item, (taken.append(item) or item for item in range(20))))
+        assert len(taken) == threads

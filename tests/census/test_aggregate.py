@@ -29,6 +29,7 @@ from memscope.recording.census_file import Census, Evenness, read_census
 from memscope.recording.info import RecordingInfo
 from memscope.recording.token_rows import TokenRows
 from memscope.stats.usage import usage_metrics
+from tests.processes import threads_as_processes
 from tests.synthetic import all_rows, cut, make_rows, selections_of, write_recording
 
 LENGTHS = [40, 25, 60, 33, 50, 20, 45, 30, 28, 39, 41, 22]
@@ -446,3 +447,16 @@ def test_a_bank_without_sentences_has_no_preferences(recording: Path) -> None:
 
 def test_the_recording_comes_back_from_its_parts(rows: TokenRows, recording: Path, info: RecordingInfo) -> None:
     np.testing.assert_array_equal(all_rows(recording, info).indices, rows.indices)  # so that the tests above hold
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_processes_that_share_a_census_write_the_same_bytes_as_one(tmp_path: Path, count: int) -> None:
+    rows, alone, shared = make_rows(LENGTHS, layers=3, entries=N - 16), tmp_path / "alone", tmp_path / "shared"
+    info = [
+        write_recording(path, rows, groups=GROUPS, knowledge_num=N, bounds=[0, 150, 433]) for path in (alone, shared)
+    ]
+    write_aggregates(alone, info[0])
+    threads_as_processes(count, lambda group: write_aggregates(shared, info[1], group))
+    files = {path.name: path.read_bytes() for path in alone.glob("*.*")}
+    assert {"usage.parquet", "firing.parquet", "neighbours.parquet", "census.json"} <= files.keys()
+    assert {path.name: path.read_bytes() for path in shared.glob("*.*")} == files

@@ -6,7 +6,10 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click import Command
@@ -110,6 +113,24 @@ def test_python_blocks_parse_and_import_public_names_alone() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("memscope"):
                 for alias in node.names:
                     assert f"### {alias.name}\n" in api, f"{page.name}: {alias.name} is not in docs/reference/api.md"
+
+
+def test_the_query_of_the_page_on_large_recordings_counts_selections(
+    tiny_recording_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(_, block)] = code_blocks("python", [DOCS / "reference" / "large.md"])
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "demo").symlink_to(tiny_recording_path)
+    monkeypatch.chdir(tmp_path)
+    rows = pd.concat(map(pd.read_parquet, sorted(tiny_recording_path.glob("tokens/*.parquet"))))
+    token = int(rows["token"].mode()[0])
+    assert block.count("token = 262") == 1
+    names: dict[str, Any] = {}
+    exec(block.replace("token = 262", f"token = {token}"), names)
+    found = names["selected"]
+    entries = pd.Series(np.concatenate(rows["l0_indices"][rows["token"] == token].to_numpy())).value_counts()
+    assert found["selections"].tolist() == entries.head(10).tolist()
+    assert entries[found["entry"]].tolist() == found["selections"].tolist()
 
 
 def numbers(census: object) -> set[str]:

@@ -14,7 +14,8 @@ import torch
 
 from memscope.base.errors import InputError
 from memscope.base.files import read_json
-from memscope.base.runtime import Processes, processes
+from memscope.base.runtime import processes
+from memscope.base.work import ALONE
 from memscope.census import aggregate as aggregate_module
 from memscope.query.recording import Recording
 from memscope.record import loop as record_module
@@ -490,7 +491,7 @@ def record_as(rank: int, count: int, patch: pytest.MonkeyPatch, call: Callable[[
         return write_part(recording, number, *rest)
 
     with patch.context() as here, pytest.raises(Killed):
-        here.setattr(record_module, "processes", lambda: Processes(rank, count, wait))
+        here.setattr(record_module, "processes", lambda: ALONE._replace(rank=rank, world_size=count, wait=wait))
         here.setattr(record_module, "write_part", write)
         call()
     return made
@@ -536,7 +537,7 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
     alone = processes()
     alone.wait()  # for nobody
     assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
-    assert not Processes(1, 2, alone.wait).is_main
+    assert not ALONE._replace(rank=1, world_size=2).is_main
 
 
 def test_two_processes_record_the_same_bytes_as_one(

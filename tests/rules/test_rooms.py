@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,13 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): path for name in ("memscope", "app") for path in sorted((ROOT / name).rglob("*.py"))}
-TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 MODULES = [name for name, path in FILES.items() if path.name not in ("__init__.py", "__main__.py")]
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    """The code of a module; not read while tests are collected, which every process does."""
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
 def imported(*trees: ast.AST) -> set[str]:
@@ -71,8 +77,15 @@ def imported(*trees: ast.AST) -> set[str]:
     return names
 
 
-IMPORTS = {name: imported(TREES[name]) for name in MODULES}
-ARROWS = {name: names & FILES.keys() & set(MODULES) for name, names in IMPORTS.items()}
+@cache
+def imports(module: str) -> set[str]:
+    return imported(tree(module))
+
+
+@cache
+def modules_of(module: str) -> set[str]:
+    """Modules of memscope and the app that a module imports."""
+    return imports(module) & set(MODULES)
 
 
 def room(module: str) -> str:
@@ -84,18 +97,18 @@ def reachable(module: str) -> set[str]:
     found: set[str] = set()
     waiting = [module]
     while waiting:
-        new = ARROWS[waiting.pop()] - found
+        new = modules_of(waiting.pop()) - found
         found |= new
         waiting += new
     return found
 
 
 def arrows(package: str) -> Iterator[tuple[str, str]]:
-    yield from ((name, other) for name in MODULES if name.startswith(f"{package}.") for other in ARROWS[name])
+    yield from ((name, other) for name in MODULES if name.startswith(f"{package}.") for other in modules_of(name))
 
 
 def test_the_arrows_are_those_of_the_package() -> None:
-    assert "memscope.model.gate" in ARROWS["memscope.model.layer"]  # else the tests here prove nothing
+    assert "memscope.model.gate" in modules_of("memscope.model.layer")  # else the tests here prove nothing
     assert {"memscope.config.load", "memscope.base.files"} <= reachable("memscope.train.loop")
     assert {room(name) for name in MODULES if name.startswith("memscope.")} == set().union(*RANKS)
 
@@ -121,7 +134,7 @@ def test_torch_stays_out_of_what_the_app_and_the_report_read() -> None:
         for name in MODULES
         if name.split(".")[1] in WITHOUT_TORCH and name.startswith("memscope.")
         for other in {name} | reachable(name)
-        if heavy & {module.partition(".")[0] for module in IMPORTS[other]}
+        if heavy & {module.partition(".")[0] for module in imports(other)}
     ]
     assert not offenders
 
@@ -131,14 +144,14 @@ def test_the_package_imports_no_page_no_analysis_and_no_streamlit() -> None:
     offenders = {
         name: found
         for name in MODULES
-        if name.startswith("memscope.") and (found := outside & {module.partition(".")[0] for module in IMPORTS[name]})
+        if name.startswith("memscope.") and (found := outside & {module.partition(".")[0] for module in imports(name)})
     }
     assert not offenders
 
 
 def test_pages_load_no_model_and_parts_know_no_page() -> None:
     at_once = {
-        name: imported(*(node for node in TREES[name].body if isinstance(node, ast.Import | ast.ImportFrom)))
+        name: imported(*(node for node in tree(name).body if isinstance(node, ast.Import | ast.ImportFrom)))
         for name in MODULES
     }
     offenders = [
@@ -147,7 +160,7 @@ def test_pages_load_no_model_and_parts_know_no_page() -> None:
         if other.startswith("memscope.")
         and (
             (name != "app.live" and other.split(".")[1] not in FOR_THE_APP)
-            or (other in at_once[name] and any("torch" in IMPORTS[part] for part in {other} | reachable(other)))
+            or (other in at_once[name] and any("torch" in imports(part) for part in {other} | reachable(other)))
         )
     ]
     offenders += [f"{name} imports {other}" for name, other in arrows("app") if other.startswith("app.app_pages.")]
@@ -160,7 +173,7 @@ def test_a_folder_holds_few_modules_and_its_init_defines_nothing() -> None:
     assert not crowded
     for name in FILES.keys() - set(MODULES) - {"memscope"}:
         if FILES[name].name == "__init__.py":
-            [docstring] = TREES[name].body
+            [docstring] = tree(name).body
             assert isinstance(docstring, ast.Expr) and str(ast.literal_eval(docstring.value)).count("\n") == 0, name
 
 
@@ -172,13 +185,13 @@ def test_files_stay_short() -> None:
 def test_no_pickle_is_loaded_and_no_raw_html_shown() -> None:
     offenders, safe = [], set()
     for name in MODULES:
-        for node in ast.walk(TREES[name]):
+        for node in ast.walk(tree(name)):
             words = isinstance(node, ast.keyword) and node.arg in ("unsafe_allow_html", "allow_pickle")
             calls = isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.save", "np.load")
             tensors = name == READS_PTH and isinstance(node, ast.Call) and "weights_only=True" in ast.unparse(node)
             safe |= {id(node.func)} if tensors and isinstance(node, ast.Call) else set()
             offenders += [f"{name}:{node.lineno}"] if words or (calls and id(node) not in safe) else []
-        if {module.partition(".")[0] for module in IMPORTS[name]} & {"pickle", "joblib", "dill", "shelve"}:
+        if {module.partition(".")[0] for module in imports(name)} & {"pickle", "joblib", "dill", "shelve"}:
             offenders.append(name)
     assert not offenders
 

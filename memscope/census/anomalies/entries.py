@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from memscope.base.parquet import matrix, read_parquet
+from memscope.base.parquet import matrix, read_parquet, write_table
+from memscope.base.work import ALONE, Processes
 from memscope.census.anomalies.kernels import (
     CLASSES,
     EntryTokens,
@@ -26,7 +28,7 @@ from memscope.census.anomalies.kernels import (
     distinct,
     sum_evenness,
 )
-from memscope.census.anomalies.looks import RowText, first_indices, pick_looks, stretch_length, upper_tail
+from memscope.census.anomalies.looks import RowText, first_indices, pick_looks, row_text, stretch_length, upper_tail
 from memscope.recording.info import RecordingInfo
 from memscope.recording.part_reader import SelectionReader, read_columns
 from memscope.stats.usage import UNREAD_SHARE
@@ -46,6 +48,13 @@ NEGATIVE = 0.95
 """Share of its tokens at which an entry is read with a negative weight."""
 BLOCK = 1 << 21
 """Selections in memory at once."""
+ANOMALIES = pa.schema(
+    [
+        *(("kind", pa.string()), ("layer", pa.int32()), ("entry", pa.int64()), ("other", pa.int64())),
+        *(("label", pa.string()), ("effect", pa.float64()), ("p", pa.float64()), ("tokens", pa.int64())),
+    ]
+)
+"""Columns of ``anomalies.parquet``."""
 
 
 class _Layer(NamedTuple):
@@ -62,6 +71,28 @@ class _Layer(NamedTuple):
         return {"kind": kind, "layer": self.layer, "entry": entry, "label": label, "effect": effect, "p": p} | {
             "tokens": tokens
         }
+
+
+def write_anomalies(recording: Path, info: RecordingInfo, pairs: pd.DataFrame | None, group: Processes = ALONE) -> None:
+    """Write ``anomalies.parquet``: what may stand out, by how far and by what chance; ``report/anomalies.py`` decides.
+
+    Args:
+        recording: its folder.
+        info: its description.
+        pairs: of ``write_neighbours``, in the main process.
+        group: the processes that share the layers.
+    """
+    text, tokenizer = row_text(recording, info), Tokenizer.load(recording / "tokenizer.json")
+
+    def write(of_layers: Iterator[pd.DataFrame]) -> None:
+        found = [*of_layers, *([] if pairs is None else [pairs])]
+        rows = [row for table in found for row in table.to_dict("records")]
+        blank = {"entry": -1, "other": -1, "label": ""}
+        table = pa.Table.from_pylist([blank | row for row in rows], schema=ANOMALIES)
+        order = [(name, "ascending") for name in ANOMALIES.names[:4]]
+        write_table(recording / "anomalies.parquet", table.sort_by(order))
+
+    group.share(lambda layer: layer_anomalies(recording, info, layer, text, tokenizer), info.layers, write)
 
 
 def layer_anomalies(

@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from memscope.base.errors import InputError
 from memscope.base.files import atomic_path
 from memscope.base.parquet import ENTRY_ROW_GROUP, TableWriter, fixed_lists, matrix, read_parquet, write_table
-from memscope.base.work import in_threads
+from memscope.base.work import ALONE, Processes
 from memscope.census.firing.fires_on import RowPairs, Titles, count_firings, headlines
 from memscope.census.firing.kernels import best_of_rows, describe_entries, sort_keys
 from memscope.census.firing.row_words import RowWords, words_of_rows
@@ -68,8 +68,8 @@ class RowTokens(NamedTuple):
     """Position in the window, int32."""
 
 
-def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]:
-    """Write the three files; returns per layer ``INFORMATION`` in nats."""
+def write_firing(recording: Path, info: RecordingInfo, group: Processes = ALONE) -> list[dict[str, float]] | None:
+    """Write the three files; returns per layer ``INFORMATION`` in nats, none in processes other than the main one."""
     first_rows = read_parquet(recording / "documents.parquet", ["first_row"])["first_row"].to_numpy()
     tokenizer = Tokenizer.load(recording / "tokenizer.json")
     rows = _row_tokens(recording, info)
@@ -87,13 +87,19 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         found = [_describe_block(reader, layer, entries, rows, pairs, words) for entries in blocks]
         return _with_read_weights(recording, info, layer, _join(found))
 
+    return group.share(describe, info.layers, lambda found: _write(recording, info, found, words.texts))
+
+
+def _write(
+    recording: Path, info: RecordingInfo, of_layers: Iterator["_LayerFiring"], words: list[str]
+) -> list[dict[str, float]]:
     information, counted, titled = [], [], Titles(info.knowledge_num)
     with (
         atomic_path(recording / "contexts.parquet") as contexts_path,
         atomic_path(recording / "firing.parquet") as firing_path,
     ):
         contexts, firing = TableWriter(contexts_path), TableWriter(firing_path, ENTRY_ROW_GROUP)
-        for layer, found in zip(info.layers, in_threads(describe, info.layers), strict=True):
+        for layer, found in zip(info.layers, of_layers, strict=True):
             contexts.write(found.contexts)
             firing.write(found.firing)
             nats = found.information / np.maximum(found.known, 1)
@@ -103,7 +109,7 @@ def write_firing(recording: Path, info: RecordingInfo) -> list[dict[str, float]]
         contexts.close()
         firing.close()
     named = titled.table()
-    named["words"] = words_apart(np.concatenate(counted), words.texts, named["entry"])
+    named["words"] = words_apart(np.concatenate(counted), words, named["entry"])
     write_table(recording / "titles.parquet", named, ENTRY_ROW_GROUP)
     return information
 

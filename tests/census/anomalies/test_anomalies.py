@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from memscope.base.parquet import read_parquet
-from memscope.census.aggregate import write_anomalies, write_usage
-from memscope.census.anomalies.entries import class_bits
+from memscope.census.aggregate import write_usage
+from memscope.census.anomalies.entries import class_bits, write_anomalies
 from memscope.census.anomalies.kernels import EvennessSum, ReadCount, count_negative, describe_tokens, sum_evenness
 from memscope.census.anomalies.looks import RowText, lower_tail, pick_looks, row_text, stretch_length, upper_tail
 from memscope.census.neighbours import write_neighbours
