@@ -265,6 +265,38 @@ def test_keys_are_made_anew_when_a_weight_changes(
     assert torch.equal(after, logits_of(fresh(model, config, tokenizer, world_bank(tokenizer)), tokens))
 
 
+def test_tokens_are_projected_once_for_passes_without_gradients(model: MemoryTransformer) -> None:
+    slots, table = model.text_layer(1).slots, model.embed.weight
+    with torch.no_grad():
+        first = slots.project(table)
+        assert slots.project(table) is first
+        with torch.autocast("cpu", torch.bfloat16):
+            assert slots.project(table).token.dtype == torch.bfloat16
+    learned = slots.project(table)
+    assert learned.token.requires_grad and torch.equal(learned.token, first.token)
+
+
+def test_training_projects_tokens_anew_although_its_loops_leave_no_trace(model: MemoryTransformer) -> None:
+    slots, table = model.text_layer(1).slots, model.embed.weight
+    with torch.no_grad():
+        before = slots.project(table)
+        model.train()
+        assert slots.project(table) is not slots.project(table)
+        table.data.mul_(2).add_(1)  # as the optimiser's loops: no new version
+        model.eval()
+        assert not torch.equal(slots.project(table).token, before.token)
+
+
+def test_sentences_are_encoded_alike_however_many_there_are(model: MemoryTransformer) -> None:
+    slots = model.text_layer(1).slots
+    bank = torch.randint(3, 300, (700, 12), generator=torch.Generator().manual_seed(0))
+    for count, spare in ((1, 31), (32, 0), (500, 12), (513, 511)):
+        assert slots.spare(count) == spare
+    with torch.no_grad():
+        table, there = slots.project(model.embed.weight), torch.ones(700, 12, dtype=torch.bool)
+        torch.testing.assert_close(slots(bank[:5], there[:5], table), slots(bank, there, table)[:5])
+
+
 @pytest.mark.parametrize("count", [8, 90])
 def test_a_bank_of_another_size_takes_the_place_of_the_first(
     model: MemoryTransformer, config: Config, tokenizer: Tokenizer, tokens: Tensor, count: int

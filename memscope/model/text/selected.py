@@ -11,7 +11,7 @@ from memscope.model.ops.native import native_for
 from memscope.model.ops.softmax_read import can_softmax_read, softmax_read
 from memscope.model.ops.sparse_read import GatheredSlots, OpenTable, Slots, TableSlots
 from memscope.model.text.bank import Lesson, TextBank
-from memscope.model.text.slots import AT_ONCE, Projected, TextSlots
+from memscope.model.text.slots import Projected, TextSlots
 
 
 class Selected:
@@ -38,7 +38,7 @@ class Selected:
         ids, there = bank.read(unique, lesson)
         order = there.sum(1).argsort()  # those of like length are encoded together
         ids, there, self.place = ids[order], there[order], order.argsort()[place]
-        spare = (0, 0, 0, -len(ids) % AT_ONCE)  # rows without a token, so that tensors have few sizes
+        spare = (0, 0, 0, encode.spare(len(ids)))
         self.ids, self.there = F.pad(ids, spare), F.pad(there, spare)
         self.values: Float[Tensor, "sentence slot width"] = encode(self.ids, self.there, table).float()
         self._table = OpenTable(self.values)

@@ -19,6 +19,8 @@ _PLACES = _BEFORE + 1 + _AFTER
 _MIXED = 5
 AT_ONCE = 512
 """Sentences that are encoded together: tensors of one size, whose memory the allocator uses again."""
+_FEW = 32
+"""Fewer sentences than ``AT_ONCE`` are encoded in a multiple of it."""
 _STEP = 8
 """Lengths that sentences are encoded at are multiples of it, for the same reason."""
 
@@ -49,9 +51,31 @@ class TextSlots(nn.Module):
         self.token = nn.Linear(dim, half, bias=False)
         self.around = nn.Linear(dim, _PLACES * half, bias=False)
         self.mix = nn.Conv1d(half, half, _MIXED, bias=False)
+        self._kept: tuple[tuple[object, ...], Projected] | None = None
+        """What was projected last in a pass that does not train, behind the state of what it was made of."""
+
+    def train(self, mode: bool = True) -> "TextSlots":
+        """Training forgets what was projected: the optimiser's loops change weights without a new version of them."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
 
     def project(self, table: Float[Tensor, "vocab dim"]) -> Projected:
-        """Project the model's token embeddings: every token once, not once for every place where it stands."""
+        """Project the model's token embeddings: every token once, not once for every place where it stands.
+
+        Outside training, weights that have not changed are not projected again: a model that writes passes few tokens
+        many times.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self._project(table)
+        weights = (table, self.token.weight, self.around.weight)
+        state = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in weights)
+        made_of = (*state, torch.is_autocast_enabled(table.device.type))
+        if self._kept is None or self._kept[0] != made_of:
+            self._kept = made_of, self._project(table)
+        return self._kept[1]
+
+    def _project(self, table: Float[Tensor, "vocab dim"]) -> Projected:
         unit = F.rms_norm(table, table.shape[-1:])  # embeddings grow in training, slots should not
         around = self.around(unit).unflatten(-1, (_PLACES, -1)).float()
         return Projected(self.token(unit), around, None if native_for(around) is None else OpenTable(around))
@@ -68,6 +92,11 @@ class TextSlots(nn.Module):
         """
         parts = zip(ids.split(AT_ONCE), there.split(AT_ONCE), strict=True)
         return torch.cat([self._encode_no_longer(*part, table) for part in parts])
+
+    @staticmethod
+    def spare(sentences: int) -> int:
+        """Rows without a token to add to so many sentences, so that tensors have few sizes."""
+        return -sentences % (AT_ONCE if sentences > AT_ONCE else _FEW)
 
     def _encode_no_longer(self, ids: Tensor, there: Tensor, table: Projected) -> Tensor:
         """Only as far as the longest of these sentences goes, but for a few sizes of tensors."""
