@@ -104,8 +104,8 @@ elif part == AGAINST:
         say(
             "Selections by their share of the token's gate scores and their share of the token's read. On the diagonal "
             "the attention follows the gate. Selections below the orange line are unread. Shares under 0.1% lie on the "
-            f"edges. The rank correlation of gate score and read weight is {row['gate_read_rank_correlation']:+.2f}, "
-            f"that of gate score and read weight / gate score {row['gate_attention_rank_correlation']:+.2f}. The "
+            f"edges. The rank correlation of gate score and read weight is {row['gate_read_rank_correlation']:+z.2f}, "
+            f"that of gate score and read weight / gate score {row['gate_attention_rank_correlation']:+z.2f}. The "
             f"sample has {sample.tokens:,} tokens spread through the recording, with {sample.gate.size:,} selections. "
         )
         + d

@@ -118,9 +118,9 @@ if st.toggle("Read recorded text with this change", key="what_if.contexts"):
         windows = "windows from all parts of the recording"
     loss = changed.loss
     spread = (
-        "One text: no interval." if np.isnan(loss.low) else f"95% {loss.low:+.4f} to {loss.high:+.4f}, by document."
+        "One text: no interval." if np.isnan(loss.low) else f"95% {loss.low:+z.4f} to {loss.high:+z.4f}, by document."
     )
-    st.metric("Loss", f"{loss.estimate:+.4f} nats per token", help=spread)
+    st.metric("Loss", f"{loss.estimate:+z.4f} nats per token", help=spread)
     causal.context_table(changed.contexts)
     st.caption(
         f"The tokens whose next-token distribution changed most, of {changed.tokens:,} in {windows}. Loss is their "

@@ -103,7 +103,7 @@ def _show_trace(rows: list[dict[str, Any]], top: int) -> None:
         show(f"{token['pos']:>4}  {said}{loss}  next: {likely}")
         for layer in token["layers"]:
             for fired in layer["entries"][:top]:
-                weights = "".join(f"  {name} {fired[name]:+.4f}" for name in ("gate", "read") if name in fired)
+                weights = "".join(f"  {name} {fired[name]:+z.4f}" for name in ("gate", "read") if name in fired)
                 sentence = one_line(fired["sentence"] or "(started random)")[:90] if "sentence" in fired else ""
                 label = fired["label"] if "layer" in fired["label"] else f"layer {layer['layer']}  {fired['label']}"
                 show(f"      {label}{weights}  {sentence}".rstrip())

@@ -161,4 +161,4 @@ def make_trace(
 def _fired(selection: Any) -> str:
     """An entry as a tip names it, with its read weight, or its score where nothing reads."""
     weight = selection.gate if np.isnan(selection.read) else selection.read
-    return f"entry {selection.entry}" + ("" if np.isnan(weight) else f" {weight:+.3f}")
+    return f"entry {selection.entry}" + ("" if np.isnan(weight) else f" {weight:+z.3f}")

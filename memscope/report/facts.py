@@ -113,11 +113,11 @@ def _effect(difference: list[Any] | None, summary: dict[str, Any]) -> str:
         # Above a control that raises the logit is not yet needed: the drop itself must be clear as well.
         needed = low > 0 and summary["drop_own"][1] > 0
         word = "more than" if needed else "less than" if high < 0 else "not clearly more or less than"
-        interval = f"95% {low:+.4f} to {high:+.4f}"
+        interval = f"95% {low:+z.4f} to {high:+z.4f}"
     return (
         f"{ranks}Ablating the stating entries ({summary['ablated']:,} facts that select them somewhere) lowers the "
-        f"answer's logit {word} ablating other entries of the question: by {summary['drop_own'][0]:+.4f}, "
-        f"difference {estimate:+.4f} ({interval})."
+        f"answer's logit {word} ablating other entries of the question: by {summary['drop_own'][0]:+z.4f}, "
+        f"difference {estimate:+z.4f} ({interval})."
     )
 
 
@@ -215,7 +215,7 @@ def sentence_table(summary: pd.DataFrame) -> pd.DataFrame:
     def said(row: Any) -> str:
         if not row.facts:
             return "–"
-        form = "{:.1%}" if row.measure in _SHARES else "{:+.2f}"
+        form = "{:.1%}" if row.measure in _SHARES else "{:+z.2f}"
         mean, low, high = (form.format(value).replace("-0.00", "+0.00") for value in (row.mean, row.low, row.high))
         return f"{mean}  ({low} to {high})"
 

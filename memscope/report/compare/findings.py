@@ -99,7 +99,7 @@ def _evenness(a: Recording, b: Recording, changes: Changes) -> Finding:
     error = f" ± {far.change_se:.3f}" if far.change_se is not None else ""
     covered = [row for row in changes.evenness if row.metric == "coverage" and row.layer is not None]
     answer = (
-        f"Most in layer {far.layer}: from {far.a:.3f} to {far.b:.3f} nats ({far.change:+.3f}{error}). Coverage per "
+        f"Most in layer {far.layer}: from {far.a:.3f} to {far.b:.3f} nats ({far.change:+z.3f}{error}). Coverage per "
         f"layer is {span([row.a for row in covered], '.1%')} in A and {span([row.b for row in covered], '.1%')} in B, "
         f"over D = {selections(a)} and {selections(b)} selections a layer."
     )
@@ -131,7 +131,7 @@ def _predicates(a: Recording, b: Recording, changes: Changes) -> Finding:
 def _loss(a: Recording, b: Recording, loss: LossChange) -> Finding:
     error = f" ± {loss.change_se:.4f}" if loss.change_se is not None else ""
     short = (
-        f"Loss on the recorded text: {loss.a:.4f} in A, {loss.b:.4f} in B ({loss.change:+.4f}{error} nats per token)."
+        f"Loss on the recorded text: {loss.a:.4f} in A, {loss.b:.4f} in B ({loss.change:+z.4f}{error} nats per token)."
     )
     answer = f"Over {a.info.rows:,} and {b.info.rows:,} tokens. "
     if loss.paired:
