@@ -319,6 +319,8 @@ def test_entries_can_be_searched_sorted_opened_and_followed(page, address: str, 
     settle(page)
     visit(page, f"{address}/entries?recording=tiny", "Entries")
     choose_first_row(page)
+    page.locator("button.context").first.wait_for()
+    settle(page)  # while the page is drawn its buttons are replaced
     page.locator("button.context").first.click()
     heading(page, "Prompts")
     expect_address(page, r"prompts\?.*recording=tiny")
