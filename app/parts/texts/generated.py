@@ -1,5 +1,6 @@
 """Let the recorded model go on from a text: how it samples, and its tokens while it writes."""
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 MOST = 500
 """Most tokens that a page lets a model write."""
+_SHOWN_EVERY = 0.1
+"""Seconds between two looks at what was written so far: a page that is drawn for every token holds the model up."""
 NOTE = (
     " The model wrote the underlined tokens. What fired at a token fired when the model read it, and helps to predict "
     "the next one."
@@ -55,9 +58,13 @@ def continued(text: str, asked: Asked, change: "Change | None" = None) -> "live.
         temperature = float(asked.temperature)
     except ValueError as error:
         raise InputError(f"the temperature is '{asked.temperature}'; give a number, such as 0.8") from error
-    place = st.empty()
+    place, shown = st.empty(), 0.0
 
     def watch(written: str) -> None:
+        nonlocal shown
+        if time.monotonic() - shown < _SHOWN_EVERY:
+            return
+        shown = time.monotonic()
         with place:
             outside.text(f"{text[-200:]}{written} …")
 
