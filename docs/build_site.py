@@ -24,7 +24,7 @@ CONTENTS = {
         "Tutorials": ["docs/tutorials/first_recording", "docs/tutorials/text_to_picture", "docs/tutorials/*"],
         "Reference": ["docs/reference/*", "docs/glossary"],
         "Explanation": ["docs/explanation/*"],
-        "Lab book": ["docs/log/README", "analyses/README", "benchmarks/README"],
+        "Lab book": ["docs/log/README", "docs/results", "analyses/README", "benchmarks/README"],
         "Project": ["CONTRIBUTING", "CHANGELOG"],
     },
     "docs/log/README.md": {"Entries": ["*"]},
