@@ -258,7 +258,7 @@ def census(recording: RecordingArgument) -> None:
     from memscope.census.aggregate import write_aggregates
 
     group = ALONE
-    if "WORLD_SIZE" in os.environ:
+    if "WORLD_SIZE" in os.environ:  # else nothing here needs torch, which this import brings
         from memscope.base.runtime import processes
 
         group = processes()
