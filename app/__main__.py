@@ -13,6 +13,10 @@ from memscope.base.stop import leave, stop_on_signals, stopped, tidy_up
 code = 0
 try:
     stop_on_signals()
+    from app import ahead, garbage
+
+    garbage.search_later()
+    ahead.begin_model()  # beside what the server imports
     from app.server import serve
 
     serve(sys.argv[1], int(sys.argv[2]))

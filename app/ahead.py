@@ -1,9 +1,8 @@
-"""Do before a reader asks what takes long at first: import what pages need; ``live`` loads the model that they may ask.
+"""Do before a reader asks what takes long at first: import what pages and models need; ``live`` loads the model.
 
 The server starts it. Nothing here may fail for a reader: what goes wrong is said when it is asked for.
 """
 
-import gc
 import logging
 import os
 import sys
@@ -11,8 +10,9 @@ import threading
 from contextlib import suppress
 from importlib import import_module
 
-OFF = "MEMSCOPE_NOT_AHEAD"
-"""Environment variable under which nothing is done ahead."""
+from app.garbage import search_from_here
+from app.model.process import OFF, serve_apart
+
 _FIRST = (
     "app.recordings",
     "app.parts.overview",
@@ -29,9 +29,18 @@ _NO_SESSION = "streamlit.runtime.scriptrunner_utils.script_run_context"
 _started = False
 
 
+def begin_model() -> None:
+    """Have models run in a process of their own, which begins at once with what it imports."""
+    apart = serve_apart()
+    if not os.environ.get(OFF):
+        apart.begin()
+
+
 def start() -> None:
     """Import what pages need, in the background; once for each server."""
     global _started
+    if os.environ.get(OFF):
+        search_from_here()
     if os.environ.get(OFF) or _started:
         return
     _started = True
@@ -45,19 +54,8 @@ def works() -> bool:
     return _started
 
 
-def settle() -> None:
-    """Take all objects that live now out of Python's search for garbage.
-
-    Streamlit has Python search after every run of a page, before the browser hears that the run is over: 0.08 s of CPU
-    among the objects of imported modules, 0.23 s once torch is among them.
-    """
-    if _started:
-        gc.collect()
-        gc.freeze()
-
-
 def _import() -> None:
     with suppress(Exception):
         for name in _FIRST:
             import_module(name)
-    settle()
+    search_from_here()

@@ -1,12 +1,11 @@
 """Run the recorded model on texts that a reader types; one model serves all readers.
 
-torch and the model are loaded in the background, before a reader types.
+The model is loaded before a reader has typed. ``model/`` says where it runs.
 """
 
 import threading
-import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -14,36 +13,24 @@ import pandas as pd
 import streamlit as st
 
 from app import ahead
+from app.model import asked
+from app.model.process import ask
 from app.state import RECORD, recording
 from memscope.base.errors import InputError
 from memscope.base.words import command_line
 from memscope.recording.info import RecordingInfo
 
 if TYPE_CHECKING:
-    from memscope.causal.what_if import Change, Changed
-    from memscope.record.continuation import Continued as Continued
-    from memscope.record.trace import TextTrace
-    from memscope.run.subject import Subject
+    from memscope.causal.what_if.change import Change, Changed
+    from memscope.record.traced import Continued, Sampling, TextTrace
 
 SMALL = 500_000_000
 """Most bytes of weights that are loaded before a reader asks."""
-QUIET = 1.0
-"""Seconds between the end of a page and the start of work that makes the next one slower."""
 _REMEMBERED = 16
 """Answers of ``_remembered`` that a session keeps."""
 Answer = TypeVar("Answer")
 _TYPED = {"memory", "text", "experts", "neurons"}
 """Kinds of layers whose models a folder gives back; others were recorded from Python or imported."""
-
-
-class How(NamedTuple):
-    """How a recorded model is opened again."""
-
-    window: int
-    neurons: int | None
-    """Neurons that were recorded of each layer, if it was neurons."""
-    step: int | None
-    """Training step, where a checkpoint was recorded."""
 
 
 def can_type(info: RecordingInfo) -> bool:
@@ -61,76 +48,70 @@ def record_again(info: RecordingInfo, out: str) -> str:
     return command_line("memscope", "record", info.run, "--corpus", info.corpus, "--out", out, *neurons, *window)
 
 
-def recorded_subject(name: str | None = None) -> "Subject":
-    """Load the model that was recorded, of the open recording or another one. Hold ``model_lock`` while it runs.
+class Model(NamedTuple):
+    """A recorded model that can be asked: where it is, and the hash of its weights."""
+
+    where: asked.Where
+    fingerprint: str
+
+
+def recorded_model(name: str | None = None) -> Model:
+    """The model that was recorded, of the open recording or another one, loaded.
 
     Raises:
         InputError: the model is missing, was trained further, or its folder gives other layers than were recorded.
     """
     info = recording(name).info
-    run = Path(info.run)
-    if not (weights := _weights(run)):
+    if not (where := _where(info)):
         raise InputError(
-            f"{run}: the recorded model is missing. Recorded documents can still be read. To run it, restore the "
+            f"{info.run}: the recorded model is missing. Recorded documents can still be read. To run it, restore the "
             f"model, or record again: {record_again(info, 'recordings/NAME') or RECORD}"
         )
-    with st.spinner("Loading the model ..."):
-        loaded = _load(run, max(weights), _how(info))
+    loaded = _opened(where)
     if loaded.fingerprint != info.fingerprint:
         raise InputError(
-            f"{run}: the model was trained further after it was recorded, so its answers would not match this "
+            f"{info.run}: the model was trained further after it was recorded, so its answers would not match this "
             f"recording. Record it again: {record_again(info, 'recordings/NEW')}"
         )
     if loaded.sites != info.sites:
         raise InputError(
-            f"{run}: other layers of the model were recorded than its folder gives, from Python. The page can only run "
-            "what memscope record records"
+            f"{info.run}: other layers of the model were recorded than its folder gives, from Python. The page can "
+            "only run what memscope record records"
         )
-    return loaded
+    return Model(where, loaded.fingerprint)
 
 
 def trace_typed(text: str, name: str | None = None) -> "TextTrace":
     """Trace a text with the recorded model of the open recording or another one.
 
     Raises:
-        InputError: see ``recorded_subject``; or the text does not fit.
+        InputError: see ``recorded_model``; or the text does not fit.
     """
-    subject = recorded_subject(name)
-    return _trace_typed(subject.fingerprint, _how(recording(name).info), text, subject)
+    return _trace_typed(recorded_model(name), text)
 
 
 def compare_typed(text: str, change: "Change") -> pd.DataFrame:
-    """``what_if.compare_text`` of the recorded model: a text before and after a change.
+    """``compare.compare_text`` of the recorded model: a text before and after a change.
 
     Raises:
-        InputError: see ``recorded_subject``; or the text does not fit, or the change cannot be made.
+        InputError: see ``recorded_model``; or the text does not fit, or the change cannot be made.
     """
-    subject = recorded_subject()
-    return _compare_typed(subject.fingerprint, _how(recording().info), text, change, subject)
+    return _compare_typed(recorded_model(), text, change)
 
 
 def changed_contexts(change: "Change", watch: Callable[[int, int], None]) -> "Changed":
-    """``what_if.changed_contexts`` of the open recording: recorded text that a change alters most.
+    """``compare.changed_contexts`` of the open recording: recorded text that a change alters most.
 
     Raises:
-        InputError: see ``recorded_subject``; or the change alters nothing that was recorded.
+        InputError: see ``recorded_model``; or the change alters nothing that was recorded.
     """
-    from memscope.causal import what_if
-
-    subject = recorded_subject()
-
-    def read() -> "Changed":
-        with model_lock():
-            return what_if.changed_contexts(subject, recording(), change, watch=watch)
-
-    return _remembered(("changed", recording().path, subject.fingerprint, change), read)
+    model, path = recorded_model(), recording().path
+    return _remembered((model, path, change), lambda: ask(asked.changed, model.where, path, change, watch=watch))
 
 
 def continue_typed(
     text: str,
-    new_tokens: int,
-    temperature: float,
-    seed: int,
+    sampling: "Sampling",
     change: "Change | None" = None,
     watch: Callable[[str], None] = lambda written: None,
 ) -> "Continued":
@@ -138,138 +119,91 @@ def continue_typed(
 
     Args:
         text: what it goes on from.
-        new_tokens: most tokens to write.
-        temperature: 0 takes the likeliest token each time.
-        seed: of what is drawn.
+        sampling: how it goes on.
         change: what holds while it writes and reads.
         watch: called with what was written so far, after every token.
 
     Raises:
-        InputError: see ``recorded_subject``; or the text cannot be continued, or the change cannot be made.
+        InputError: see ``recorded_model``; or the text cannot be continued, or the change cannot be made.
     """
-    from memscope.causal.what_if import open_change
-    from memscope.record.continuation import Continued, Sampling, continue_ids
-    from memscope.record.trace import text_ids, trace_ids
+    model = recorded_model()
 
-    subject, sampling = recorded_subject(), Sampling(new_tokens, temperature, seed)
+    def write() -> "Continued":
+        return ask(asked.continued, model.where, text, sampling, change, watch=watch)
 
-    def write() -> Continued:
-        with model_lock(), nullcontext() if change is None else open_change(subject, change):
-            prompt = text_ids(subject.tokenizer, text)
-            ids = list(prompt)
-            for token in continue_ids(subject, prompt, sampling):
-                ids.append(token)
-                watch(subject.tokenizer.decode(ids[len(prompt) :], after=prompt, partial="ignore"))
-            return Continued(trace_ids(subject, ids), len(prompt))
-
-    return _remembered((subject.fingerprint, _how(recording().info), text, sampling, change), write)
+    return _remembered((model, text, sampling, change), write)
 
 
 def document_predictions(doc: int, pos: int) -> pd.DataFrame:
     """The most likely next tokens after a token of a recorded document, as ``TextTrace.predictions``.
 
     Raises:
-        InputError: see ``recorded_subject``.
+        InputError: see ``recorded_model``.
     """
-    subject, here = recorded_subject(), recording()
+    model, here = recorded_model(), recording()
     window = here.info.window
     start, rows = (int(here.documents[name][doc]) for name in ("first_row", "rows"))
     begin = pos // window * window
     ids = tuple(here.token_ids[start + begin : start + min(begin + window, rows)].tolist())
-    found = _trace_ids(subject.fingerprint, _how(here.info), ids, subject).predictions
+    found = _trace_ids(model, ids).predictions
     return found.assign(pos=found["pos"] + begin)
 
 
 def expect_text() -> None:
     """Load the model of the open recording in the background: it is there when the reader has typed a text."""
-    info = recording().info
-    if weights := _weights(Path(info.run)):
-        _loading(Path(info.run), max(weights), _how(info))
+    if where := _where(recording().info):
+        _loading(where)
 
 
-def expect_later() -> None:
-    """``expect_text`` when a page stands, of a model that is small enough to be loaded although nobody asked for it."""
-    if not ahead.works():
-        return
+def expect_small() -> None:
+    """``expect_text``, of a model that is small enough to be loaded although nobody asked for it."""
     info = recording().info
+    small = sum(path.stat().st_size for path in Path(info.run).glob("*.safetensors")) <= SMALL
+    if ahead.works() and can_type(info) and small:
+        expect_text()
+
+
+def _where(info: RecordingInfo) -> asked.Where | None:
+    """How the model of a recording is opened again; none if its weights are gone."""
     run = Path(info.run)
-    weights = _weights(run)
-    if weights and can_type(info) and sum(path.stat().st_size for path in run.glob("*.safetensors")) <= SMALL:
-        _loading(run, max(weights), _how(info), _wait=QUIET)
-
-
-def _weights(run: Path) -> list[int]:
-    """Times at which the files of a model's weights, and of the sentences that it reads, were written."""
     files = [path for path in run.glob("*.safetensors") if path.stem != "bank_init"]
-    return [path.stat().st_mtime_ns for path in files + [*run.glob("text_bank.parquet")] * bool(files)]
+    if not files:
+        return None
+    modified = max(path.stat().st_mtime_ns for path in (*files, *run.glob("text_bank.parquet")))
+    return asked.Where(run, modified, info.window, info.selected if info.kind == "neurons" else None, info.step)
 
 
-def _how(info: RecordingInfo) -> How:
-    return How(info.window, info.selected if info.kind == "neurons" else None, info.step)
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _load(run: Path, modified: int, how: How) -> "Subject":
-    from memscope.run.adapters.load import open_subject
-    from memscope.run.adapters.own import OwnRun
-    from memscope.run.checkpoint import load_run
-    from memscope.run.folder import is_hugging_face, list_checkpoints
-
-    if how.step is None:
-        return open_subject(run, window=how.window if is_hugging_face(run) else None, neurons=how.neurons)
-    for checkpoint in list_checkpoints(run):
-        if checkpoint.name == f"step-{how.step:08d}":
-            return OwnRun(load_run(run, checkpoint=checkpoint))
-    raise InputError(f"{run}: the checkpoint of step {how.step:,} is gone. Recorded documents can still be read")
+@st.cache_data(max_entries=8, show_spinner="Loading the model ...")
+def _opened(where: asked.Where) -> asked.Opened:
+    return ask(asked.opened, where)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _loading(run: Path, modified: int, how: How, _wait: float = 0) -> threading.Thread:
-    """The thread that loads a model, and reads a first text, which makes what later texts are read by."""
+def _loading(where: asked.Where) -> threading.Thread:
+    """The thread that has a model loaded, and read a first text."""
 
     def load() -> None:
-        time.sleep(_wait)
         with suppress(Exception):  # the error is shown when a text is sent
-            subject = _load(run, modified, how)
-            from memscope.record.trace import trace_text
-
-            with model_lock():
-                trace_text(subject, ".")
-        ahead.settle()
+            ask(asked.warmed, where)
 
     thread = threading.Thread(target=load, name="memscope-ahead", daemon=True)
     thread.start()
     return thread
 
 
-@st.cache_resource
-def model_lock() -> threading.Lock:
-    """A lock on the shared model, whose hooks allow one reader at a time."""
-    return threading.Lock()
+@st.cache_data(max_entries=32, show_spinner="Running the model ...")
+def _trace_typed(model: Model, text: str) -> "TextTrace":
+    return ask(asked.traced, model.where, text)
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_typed(fingerprint: str, how: How, text: str, _subject: "Subject") -> "TextTrace":
-    from memscope.record.trace import trace_text
-
-    with model_lock():
-        return trace_text(_subject, text)
+def _trace_ids(model: Model, ids: tuple[int, ...]) -> "TextTrace":
+    return ask(asked.traced_ids, model.where, ids)
 
 
 @st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _trace_ids(fingerprint: str, how: How, ids: tuple[int, ...], _subject: "Subject") -> "TextTrace":
-    from memscope.record.trace import trace_ids
-
-    with model_lock():
-        return trace_ids(_subject, ids)
-
-
-@st.cache_data(max_entries=32, show_spinner="Running the model ...")
-def _compare_typed(fingerprint: str, how: How, text: str, change: "Change", _subject: "Subject") -> pd.DataFrame:
-    from memscope.causal.what_if import compare_text
-
-    with model_lock():
-        return compare_text(_subject, text, change)
+def _compare_typed(model: Model, text: str, change: "Change") -> pd.DataFrame:
+    return ask(asked.compared, model.where, text, change)
 
 
 def _remembered(asked: tuple[Any, ...], answer: Callable[[], Answer]) -> Answer:

@@ -48,5 +48,5 @@ page = st.navigation(
 recordings.choose_recording()
 place_line(recordings.place())
 with recordings.say_what_is_wrong():
+    live.expect_small()
     page.run()
-live.expect_later()

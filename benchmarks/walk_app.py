@@ -7,11 +7,11 @@
 Opens the app in headless Chromium and does what a reader does: goes through all pages, clicks a token, types texts,
 lets the model write, sorts, filters and opens entries, draws a lasso, changes layers, asks what if. Every round has
 other texts, tokens, layers and entries. An action takes from the click until its answer stands, figures and all.
-Prints medians and the worst of all rounds, and the CPU time of the server beside them, which tells what is slow on a
-busy machine. Before the walk it starts the app twice anew: from the command to the first page, and from there to the
-first typed answer, for a reader who types at once and for one who looks at the page first (``--look``). The recording
-is of a run that memscope trained, whose entries started from sentences; that of the demo with 246,154 tokens has 12.8
-million selections.
+Prints medians and the worst of all rounds, and the CPU time of the server and the model's process beside them, which
+tells what is slow on a busy machine. It starts the app three times anew: from the command to the first page, and from
+there to the first answer, for a reader who pastes a text at once, for one who types it at once, and for one who looks
+at the page first (``--look``), and who then walks. The recording is of a run that memscope trained, whose entries
+started from sentences; that of the demo with 246,154 tokens has 12.8 million selections.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -42,6 +43,8 @@ TEXTS = (
     "Anarchism is a political",
 )
 STARTED = "from the command to the first page"
+_KEY = 100
+"""Milliseconds from key to key of a reader who types."""
 
 
 class Walk:
@@ -220,8 +223,12 @@ def show(reader: Walk, recording: Recording) -> None:
     print(f"\n{'all actions':<34}{1e3 * median(every):>11,.0f}{1e3 * max(every):>10,.0f}{1e3 * median(cpu):>15,.0f}")
 
 
-def start(reader: Walk, recordings: Path, name: str, look: int) -> None:
-    """Start the app, open its first page, look at it for some seconds, then have a text read."""
+@contextmanager
+def started(reader: Walk, recordings: Path, name: str, look: int, key: int = 0) -> Iterator[str]:
+    """Start the app, open its first page, look at it for some seconds, then have a text read; gives the address.
+
+    The text is typed, with ``key`` milliseconds from key to key, or pasted.
+    """
     page, began = reader.page, time.perf_counter()
     with running_app(recordings) as address:
         reader.server = _server()
@@ -234,7 +241,11 @@ def start(reader: Walk, recordings: Path, name: str, look: int) -> None:
         page.goto(f"{address}/prompts?recording={name}&source=your+text")
         page.get_by_label("Text to read").wait_for()
         page.wait_for_function(STANDS)
-        read(reader, TEXTS[0], f"first typed answer, {f'{look} s later' if look else 'at once'}")
+        if key:
+            page.get_by_label("Text to read").press_sequentially(TEXTS[0], delay=key)
+        when = f"{look} s later" if look else "at once"
+        read(reader, TEXTS[0], f"first answer, {'typed' if key else 'pasted'} {when}")
+        yield f"{address}/?recording={name}"
         page.goto("about:blank")
 
 
@@ -256,12 +267,13 @@ def main() -> None:
         page = context.new_page()
         page.set_default_timeout(120_000)  # a busy machine is no failure
         reader = Walk(page, psutil.Process())
-        for look in (0, arguments.look):
-            start(reader, arguments.recordings, name, look)
-        with running_app(arguments.recordings) as address:
-            reader.server = _server()
+        with started(reader, arguments.recordings, name, 0):
+            pass
+        with started(reader, arguments.recordings, name, 0, _KEY):
+            pass
+        with started(reader, arguments.recordings, name, arguments.look) as address:
             for turn in range(arguments.rounds):
-                walk(reader, f"{address}/?recording={name}", recording, turn, len(found) > 1)
+                walk(reader, address, recording, turn, len(found) > 1)
         browser.close()
     show(reader, recording)
 
@@ -272,9 +284,10 @@ def _server() -> psutil.Process:
     return server
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _cpu(server: psutil.Process) -> float:
+    """Seconds of the server, and of the process in which the model runs."""
+    all_times = [one.cpu_times() for one in (server, *server.children())]
+    return sum(times.user + times.system for times in all_times)
 
 
 if __name__ == "__main__":

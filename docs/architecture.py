@@ -67,6 +67,7 @@ COLUMNS = (
             ("routing/", "load, domains, paths"),
             ("causal/", "change, then measure"),
             ("causal/sentences/", "facts, typed edits"),
+            ("causal/what_if/", "a text, changed"),
         ),
     ),
     Column(

@@ -16,7 +16,7 @@ from memscope.recording.sites import Kind, read_entries
 from memscope.recording.token_table import token_label
 
 if TYPE_CHECKING:
-    from memscope.causal.what_if import Change
+    from memscope.causal.what_if.change import Change
 
 _NUMBER = st.column_config.NumberColumn
 
@@ -170,7 +170,7 @@ def read_change(view: View, kind: str, info: RecordingInfo) -> "Change":
     Raises:
         InputError: an entry is not named, the amount is not a number, or no layer is chosen.
     """
-    from memscope.causal.what_if import Change
+    from memscope.causal.what_if.change import Change
 
     values = {name: st.session_state[view.key(name)] for name in ("entries", "layers", "amount", "sentence")}
     if not values["layers"]:
@@ -192,7 +192,7 @@ def can_retype(info: RecordingInfo, entry: int) -> bool:
 
 def retype(entry: int, sentence: str) -> None:
     """A form in which a sentence can read otherwise, and what a typed text then makes of it."""
-    from memscope.causal.what_if import Change
+    from memscope.causal.what_if.change import Change
 
     expect_text()
     with st.form("retype", border=False):

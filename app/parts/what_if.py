@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import address, live, outside
+from app import address, outside
 from app.address import View, choice, integer
 from app.components.fired import fired_view
 from app.components.tokens import token_view
@@ -21,7 +21,8 @@ from memscope.recording.token_table import Trace
 from memscope.report.words import entry_name
 
 if TYPE_CHECKING:
-    from memscope.causal.what_if import Change
+    from memscope.causal.what_if.change import Change
+    from memscope.record.traced import Continued
 
 SHOWN = 100
 """Most entries that are offered as choices."""
@@ -172,7 +173,7 @@ def two_continuations(view: View, recording: Recording, text: str, asked: genera
     )
 
 
-def _first_difference(both: "list[live.Continued]") -> int | None:
+def _first_difference(both: "list[Continued]") -> int | None:
     """The first token in which two continuations differ."""
     ids = [one.traced.trace.tokens["token"].tolist() for one in both]
     if ids[0] == ids[1]:

@@ -42,18 +42,22 @@ def yield_to_neighbours() -> float:
     return used
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def in_threads(work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
     """Results of ``work`` in the order of ``items``, as many at a time as there are cores, none far ahead.
 
     Processes that torchrun started on one machine share its cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) == cores:
+            if len(waiting) == threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from memscope.base.work import cores
 from memscope.cli.options import DeviceOption, show
 
 _PACKAGES = ["memscope", "torch", "transformer-lens", "transformers", "tokenizers", "numpy", "numba", "duckdb"]
@@ -103,17 +104,17 @@ def _triton(notes: list[str]) -> str:
 
 
 def _threads(used: int, notes: list[str]) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = cores()
     busy = os.getloadavg()[0]
     limits = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ]
-    if used < cores:
-        notes.append(f"torch uses {used} of {cores} cores{f', as {limits[0]} says' if limits else ''}")
-    if busy > cores:
+    if used < there:
+        notes.append(f"torch uses {used} of {there} cores{f', as {limits[0]} says' if limits else ''}")
+    if busy > there:
         notes.append(
-            f"other processes want the {cores} cores: the load of the last minute was {busy:.1f}; several threads "
+            f"other processes want the {there} cores: the load of the last minute was {busy:.1f}; several threads "
             "are far faster then with GOMP_SPINCOUNT=1000, which memscope train sets if it sees that at its start"
         )
-    return f"{used} of {cores} cores{''.join(f', {limit}' for limit in limits)}; load {busy:.1f}"
+    return f"{used} of {there} cores{''.join(f', {limit}' for limit in limits)}; load {busy:.1f}"
 
 
 def _memory() -> str:

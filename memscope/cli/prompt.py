@@ -85,8 +85,9 @@ def trace(
 
 def _watch(subject: Any, text: str, sampling: tuple[int, float, int], top: int) -> None:
     """Print a continued text, and the entries that fired from the last token of the text on."""
-    from memscope.record.continuation import Sampling, continue_text
+    from memscope.record.continuation import continue_text
     from memscope.record.trace import describe_trace
+    from memscope.record.traced import Sampling
 
     continued = continue_text(subject, text, Sampling(*sampling))
     new = continued.traced.trace.tokens[continued.prompt :]

@@ -8,33 +8,14 @@ Open an intervention around either, and it holds while the model writes.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 
 from memscope.base.errors import InputError
-from memscope.record.trace import TextTrace, text_ids, trace_ids
+from memscope.record.trace import text_ids, trace_ids
+from memscope.record.traced import Continued, Sampling
 from memscope.run.generate import sample
 from memscope.run.subject import Subject, evaluating
-
-
-class Sampling(NamedTuple):
-    """How a text is continued."""
-
-    new_tokens: int = 40
-    """Most tokens to write; the model stops earlier at a token that ends documents."""
-    temperature: float = 0.8
-    """0 takes the most likely token; above, the sample is a function of the seed."""
-    seed: int = 0
-
-
-class Continued(NamedTuple):
-    """A text and how a model went on with it."""
-
-    traced: TextTrace
-    """Of the whole text; the entries of a token fired when it was read, and help to predict the next one."""
-    prompt: int
-    """Tokens of the text that was given: those of ``traced`` from here on are the model's."""
 
 
 def continue_ids(subject: Subject, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:

@@ -6,7 +6,7 @@ trace_ids(subject, [*subject.tokenizer.opening, 17, 4])    # the same of token i
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from memscope.base.errors import InputError
-from memscope.base.printable import brief
-from memscope.base.words import visible
-from memscope.notebook import markup
 from memscope.record.rows import RowCollector
+from memscope.record.traced import TextTrace
 from memscope.recording.sites import Site, entry_label
-from memscope.recording.token_table import Trace, make_trace, token_label
+from memscope.recording.token_table import make_trace, token_label
 from memscope.run.subject import Subject, WindowPass, run_windows
 from memscope.text.corpus import PackedCorpus, document_windows
 from memscope.text.tokenizer import Tokenizer
@@ -27,28 +25,6 @@ from memscope.text.tokenizer import Tokenizer
 N_PREDICTED = 5
 MOST_TOKENS = 65536
 """Tokens of a text that is traced, at most: the trace of all is in memory."""
-
-
-class TextTrace(NamedTuple):
-    """Selections and predictions of a model on a text."""
-
-    trace: Trace
-    """Tokens and selections, as from a recording; the tokens that open a text come first."""
-    predictions: pd.DataFrame
-    """``pos rank text probability``: the most likely next tokens after every token."""
-    slots: dict[int, np.ndarray]
-    """Read weight of every slot, mean over read heads, float32 ``[token, K, L]``, of each layer whose entries have
-    several; column ``k`` of the selections is the K axis."""
-
-    def __repr__(self) -> str:
-        return brief(self)
-
-    def _repr_html_(self) -> str:
-        likely = {
-            pos: "next: " + ", ".join(f"{visible(row.text)} {row.probability:.1%}" for row in rows.itertuples())
-            for pos, rows in self.predictions.groupby("pos")
-        }
-        return markup.card("Trace", self.trace.html(likely))
 
 
 def text_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -8,6 +8,8 @@ import pytest
 import streamlit as st
 
 from app import ahead, live
+from app.model import asked
+from app.model.process import OFF
 from tests.app.open_page import open_page
 from tests.app_folder import make_folder
 
@@ -20,9 +22,8 @@ def folder(tiny_recording_path: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ahead, "_started", False)
-    monkeypatch.setattr(live, "QUIET", 0)
     monkeypatch.setattr(ahead, "_SWITCH", 0.005)
-    monkeypatch.delenv(ahead.OFF, raising=False)
+    monkeypatch.delenv(OFF, raising=False)
     st.cache_resource.clear()
     yield
     st.cache_resource.clear()
@@ -30,9 +31,9 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def frozen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One number for every time that garbage was left to later searches; nothing is."""
+    """One number for every time that what lives was taken out of the search for garbage; nothing is."""
     times: list[int] = []
-    monkeypatch.setattr(ahead.gc, "freeze", lambda: times.append(1))
+    monkeypatch.setattr(ahead, "search_from_here", lambda: times.append(1))
     return times
 
 
@@ -41,11 +42,11 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Runs whose models were loaded; none can be."""
     runs: list[Path] = []
 
-    def load(run: Path, *how: object) -> None:
-        runs.append(run)
+    def load(where: asked.Where) -> None:
+        runs.append(where.run)
         raise MemoryError("there is no room for it")
 
-    monkeypatch.setattr(live, "_load", load)
+    monkeypatch.setattr(asked, "warmed", load)
     return runs
 
 
@@ -70,26 +71,24 @@ def test_modules_are_imported_once_and_one_that_fails_is_no_error(monkeypatch: p
     assert names == ["app.recordings"]
 
 
-def test_what_is_loaded_is_not_searched_for_garbage_again(frozen: list[int], loaded: list[Path]) -> None:
-    ahead.settle()
+def test_what_is_imported_is_not_searched_for_garbage_again(frozen: list[int]) -> None:
     assert frozen == []
     ahead.start()
     wait()
     assert len(frozen) == 1
-    assert not open_page("overview").exception
-    wait()
-    assert len(loaded) == 1 and len(frozen) == 2
 
 
-def test_nothing_is_done_ahead_where_that_is_off(monkeypatch: pytest.MonkeyPatch, loaded: list[Path]) -> None:
-    monkeypatch.setenv(ahead.OFF, "1")
+def test_nothing_is_done_ahead_where_that_is_off(
+    monkeypatch: pytest.MonkeyPatch, loaded: list[Path], frozen: list[int]
+) -> None:
+    monkeypatch.setenv(OFF, "1")
     names: list[str] = []
     monkeypatch.setattr(ahead, "import_module", names.append)
     ahead.start()
     wait()
     assert not open_page("overview").exception
     wait()
-    assert names == [] and loaded == []
+    assert names == [] and loaded == [] and len(frozen) == 1
 
 
 def test_the_first_page_loads_the_model_once_and_shows_no_error(

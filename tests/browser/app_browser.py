@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from app import ahead
+from app.model.process import OFF
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 # WebGL comes from software here, so the GPU is not switched off.
@@ -41,7 +41,7 @@ def served(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "memscope", "app", str(folder), "--port", str(port)]
-    environment = os.environ | {ahead.OFF: "1"}  # most tests ask no model, which takes seconds to load
+    environment = os.environ | {OFF: "1"}  # most tests ask no model, which takes seconds to load
     server = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(240):

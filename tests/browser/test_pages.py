@@ -434,7 +434,8 @@ def test_another_recording_is_chosen_and_compared(page, address: str) -> None:
     expect(page.get_by_role("heading", name="Compare", exact=True)).to_be_visible()
 
 
-def test_an_entry_is_ablated_in_a_typed_text(page, address: str, hostile_entry: int) -> None:
+def test_an_entry_is_ablated_in_a_typed_text(page, server, hostile_entry: int) -> None:
+    address, process = server
     visit(page, f"{address}/what_if?recording=tiny", "What if")
     page.get_by_label("Text to read").fill("Ada <b>Holm</b> was born in")
     page.get_by_role("button", name="Read it").click()
@@ -449,6 +450,9 @@ def test_an_entry_is_ablated_in_a_typed_text(page, address: str, hostile_entry: 
     settle(page)
     expect(page.get_by_role("heading", name="What changes")).to_be_visible()
     check(page)
+    [model] = process.children()
+    torch = [any("libtorch" in part.path for part in one.memory_maps()) for one in (process, model)]
+    assert torch == [False, True]  # the pages' process stays free of it
 
 
 def test_a_bad_address_gets_a_sentence(page, address: str) -> None:

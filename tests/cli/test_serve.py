@@ -82,7 +82,8 @@ def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_o
     assert _answers(port)
     listening = [c.laddr for c in psutil.Process(process.pid).net_connections("inet") if c.status == "LISTEN"]
     assert [tuple(address) for address in listening] == [("127.0.0.1", port)]
-    assert psutil.Process(process.pid).children(recursive=True) == []
+    [model] = psutil.Process(process.pid).children(recursive=True)
+    assert "app.model" in model.cmdline() and not model.net_connections("inet")
     own = f"127.0.0.1:{port}"
     assert _open_session(port, own, f"http://{own}") == 101
     assert _open_session(port, f"localhost:{port}", f"http://localhost:{port}") == 101
@@ -100,6 +101,7 @@ def test_the_server_listens_on_this_machine_alone_refuses_other_sites_and_ends_o
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert psutil.wait_procs([model], 20)[1] == []
     assert f"http://127.0.0.1:{port}" in errors.splitlines()[0]
     assert errors.splitlines()[-1] == "memscope: stopped"
     assert "Traceback" not in errors

@@ -11,7 +11,8 @@ from memscope.base.errors import InputError
 from memscope.model.transformer import next_token_loss
 from memscope.query.recording import Recording
 from memscope.record.loop import RecordOptions, record
-from memscope.record.trace import TextTrace, describe_trace, text_ids, trace_ids, trace_text
+from memscope.record.trace import describe_trace, text_ids, trace_ids, trace_text
+from memscope.record.traced import TextTrace
 from memscope.run.adapters.load import open_subject
 from memscope.run.adapters.own import OwnRun, capture_memory
 from memscope.run.checkpoint import LoadedRun

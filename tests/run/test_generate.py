@@ -9,8 +9,9 @@ import torch
 from memscope.base.errors import InputError
 from memscope.causal.intervene import scale
 from memscope.model.transformer import MemoryTransformer
-from memscope.record.continuation import Sampling, continue_ids, continue_text
+from memscope.record.continuation import continue_ids, continue_text
 from memscope.record.trace import text_ids
+from memscope.record.traced import Sampling
 from memscope.run import generate as generate_module
 from memscope.run.adapters.own import OwnRun
 from memscope.run.checkpoint import LoadedRun, load_run

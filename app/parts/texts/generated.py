@@ -10,7 +10,8 @@ from app.address import View, integer, words
 from memscope.base.errors import InputError
 
 if TYPE_CHECKING:
-    from memscope.causal.what_if import Change
+    from memscope.causal.what_if.change import Change
+    from memscope.record.traced import Continued
 
 MOST = 500
 """Most tokens that a page lets a model write."""
@@ -48,14 +49,16 @@ def boxes(view: View) -> None:
         st.number_input("Seed", 0, 2**31 - 1, help="Another seed draws other tokens.", width=140, **view.widget("seed"))
 
 
-def continued(text: str, asked: Asked, change: "Change | None" = None) -> "live.Continued":
+def continued(text: str, asked: Asked, change: "Change | None" = None) -> "Continued":
     """The text and what the model writes behind it; shows the tokens as they come.
 
     Raises:
         InputError: the temperature is not a number, or the text cannot be continued.
     """
+    from memscope.record.traced import Sampling
+
     try:
-        temperature = float(asked.temperature)
+        sampling = Sampling(asked.new, float(asked.temperature), asked.seed)
     except ValueError as error:
         raise InputError(f"the temperature is '{asked.temperature}'; give a number, such as 0.8") from error
     place, shown = st.empty(), 0.0
@@ -69,6 +72,6 @@ def continued(text: str, asked: Asked, change: "Change | None" = None) -> "live.
             outside.text(f"{text[-200:]}{written} …")
 
     try:
-        return live.continue_typed(text, asked.new, temperature, asked.seed, change, watch)
+        return live.continue_typed(text, sampling, change, watch)
     finally:
         place.empty()

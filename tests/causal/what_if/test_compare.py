@@ -13,7 +13,8 @@ from memscope.base.errors import InputError
 from memscope.causal import selections
 from memscope.causal.edit import encode_sentence
 from memscope.causal.intervene import rewrite, scale
-from memscope.causal.what_if import Change, changed_contexts, compare_text, open_change
+from memscope.causal.what_if.change import Change
+from memscope.causal.what_if.compare import changed_contexts, compare_text, open_change
 from memscope.query.recording import Recording
 from memscope.record.loop import record
 from memscope.run.adapters.experts import HuggingFaceExperts

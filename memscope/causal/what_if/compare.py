@@ -4,13 +4,13 @@
     compare_text(subject, "Ada Lovelace was born in", change)    # one row per token: loss, KL, the next token
     changed_contexts(subject, recording, change)                 # the recorded tokens that changed most
 
-The app shows these tables; ``causal/selections.py`` makes the changes.
+The app shows these tables; ``causal/selections.py`` makes the changes. ``change.py`` has the values that are passed.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,42 +22,16 @@ from memscope.causal.edit import encode_sentence
 from memscope.causal.effects import Trial, mean_change, measure_effects, most_changed, run_once
 from memscope.causal.intervene import rewrite
 from memscope.causal.selections import ablate, force, scale, swap
+from memscope.causal.what_if.change import NEEDS, Change, Changed
 from memscope.query.recording import Recording
 from memscope.record.trace import one_document, text_ids
 from memscope.recording.token_table import token_columns
 from memscope.run.adapters.own import OwnRun
 from memscope.run.subject import Subject, WindowPass
 from memscope.run.text_bank import typed_sentences
-from memscope.stats.jackknife import Interval
 from memscope.text.corpus import DocumentWindow, document_windows
 
-Kind = Literal["ablate", "zero", "force", "swap", "rewrite", "scale"]
-NEEDS = {"ablate": None, "zero": None, "force": 1, "swap": 2, "rewrite": 1, "scale": 0}
-"""Number of entries that each kind of change takes; none = one or more."""
 _WINDOW, _WINDOWS, _AT_ONCE = 128, 16, 4
-
-
-class Change(NamedTuple):
-    """An intervention in plain values."""
-
-    kind: Kind
-    entries: tuple[int, ...] = ()
-    layers: tuple[int, ...] | None = None
-    """Layers that select; none = all."""
-    amount: float = 0.0
-    """Score of ``force``, factor of ``scale``."""
-    sentence: str = ""
-    """Sentence of ``rewrite``, which needs a run of memscope: what an entry starts from, or what a sentence reads."""
-
-
-class Changed(NamedTuple):
-    """Effects of a change on recorded text."""
-
-    loss: Interval
-    """Mean change per token in nats, over the tokens that were read."""
-    tokens: int
-    contexts: pd.DataFrame
-    """The tokens that changed most, see ``effects.most_changed``."""
 
 
 def open_change(subject: Subject, change: Change) -> AbstractContextManager[None]:
