@@ -41,7 +41,8 @@ def start() -> None:
     global _started
     if os.environ.get(OFF):
         search_from_here()
-    if os.environ.get(OFF) or _started:
+        return
+    if _started:
         return
     _started = True
     sys.setswitchinterval(_SWITCH)
